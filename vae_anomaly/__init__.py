@@ -1,0 +1,50 @@
+"""Variational autoencoders that find anomalies in tables and images, as scikit-learn estimators."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Names are imported when first read (PEP 562), so that
+# `import vae_anomaly` costs nothing and TensorFlow is loaded by the first `fit`.
+_ADDRESS = {
+    "VAEDetector": "detector",
+    "DenseNetwork": "networks",
+    "ConvNetwork": "networks",
+    "KerasNetwork": "networks",
+}
+_SUBMODULES = ("datasets", "layers", "likelihoods", "model", "networks", "scorers", "thresholds")
+
+__all__ = [
+    "ConvNetwork",
+    "DenseNetwork",
+    "KerasNetwork",
+    "VAEDetector",
+    "__version__",
+    "datasets",
+    "layers",
+    "likelihoods",
+    "model",
+    "networks",
+    "scorers",
+    "thresholds",
+]
+
+if TYPE_CHECKING:
+    from vae_anomaly import datasets, layers, likelihoods, model, networks, scorers, thresholds
+    from vae_anomaly.detector import VAEDetector
+    from vae_anomaly.networks import ConvNetwork, DenseNetwork, KerasNetwork
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ADDRESS:
+        return getattr(importlib.import_module(f"{__name__}.{_ADDRESS[name]}"), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,101 @@
+"""The one door to Keras and TensorFlow: opened at first use, quietly, and never at import.
+
+`keras` and `tf` are modules that load themselves when an attribute of theirs is first read, so
+that every other module can be imported, configured, cloned and printed without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["keras", "tf"]
+
+# How TensorFlow's C++ side formats its log lines, which ignore every Python-level log setting.
+_LOG_LINE = re.compile(rb"^(WARNING: All log messages before absl|[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] )")
+_opening = threading.RLock()
+_opened: set[str] = set()
+
+
+class _LazyModule(ModuleType):
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(_load(self.__name__), attribute)
+
+
+def _load(name: str) -> ModuleType:
+    with _opening:
+        if not _opened:
+            _open()
+            _opened.add("tensorflow")
+        return importlib.import_module(name)
+
+
+def _open() -> None:
+    with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_start():
+        tensorflow = importlib.import_module("tensorflow")
+        backend = importlib.import_module("keras").config.backend()
+    if backend != "tensorflow":
+        raise ImportError(
+            f"vae_anomaly trains with TensorFlow, but Keras is configured for {backend!r}. Set the "
+            "environment variable KERAS_BACKEND=tensorflow before Keras is first imported."
+        )
+    _leave_gpu_memory_to_others(tensorflow)
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keep TensorFlow's start-up lines off the terminal, unless the user chose a log level."""
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    try:
+        with _without_log_lines():
+            yield
+    finally:
+        del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+
+
+@contextlib.contextmanager
+def _without_log_lines() -> Iterator[None]:
+    """Hold back file descriptor 2, then pass on every line that is not a TensorFlow log line."""
+    try:
+        terminal = os.dup(2)
+    except OSError:  # a process without a standard error has nothing to keep quiet
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            kept = b"".join(line for line in held if not _LOG_LINE.match(line))
+            if kept:
+                os.write(2, kept)
+
+
+def _leave_gpu_memory_to_others(tensorflow: Any) -> None:
+    """Let a GPU's memory grow on demand, unless the user has configured TensorFlow already."""
+    for gpu in tensorflow.config.list_physical_devices("GPU"):
+        # An initialized runtime refuses the setting: then the user came first, and their choice holds.
+        with contextlib.suppress(RuntimeError, ValueError):
+            tensorflow.config.experimental.set_memory_growth(gpu, True)
+
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+else:
+    keras = _LazyModule("keras")
+    tf = _LazyModule("tensorflow")

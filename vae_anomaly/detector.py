@@ -1,0 +1,555 @@
+"""`VAEDetector`: the scikit-learn contract and the order of steps; no formula."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from vae_anomaly import likelihoods, networks, programs, scoring, thresholds, training
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.networks import Network
+from vae_anomaly.programs import ModelState, Rows, Specification
+
+__all__ = ["VAEDetector"]
+
+# Far enough to be any anomaly, near enough for its square to be a float32.
+_FARTHEST = 1e14
+_NUMBERS_AT_ONCE = 2**22
+
+
+class _MethodNamedAsParameter:
+    """Lets ``score`` be both: a constructor parameter, kept in ``vars(self)``, and a public method.
+
+    scikit-learn fixes the method's name and this library's users know the parameter by it. Attribute
+    access gives the method; `get_params` gives the parameter.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        self.__doc__ = method.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self._method if instance is None else self._method.__get__(instance, owner)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        vars(instance)[self._name] = value
+
+
+class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+    r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
+
+    Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural
+    networks, by maximizing the evidence lower bound (Kingma & Welling 2014)
+
+    .. math:: \mathrm{E}_{q(z|x)} \log p(x|z) - \beta\,\mathrm{KL}(q(z|x) \,\|\, p(z))
+
+    and calls those rows anomalies that the model finds improbable.
+
+    Parameters
+    ----------
+    network : {"auto", "dense", "conv"} or Network, default="auto"
+        Encoder and decoder: `DenseNetwork`, `ConvNetwork`, `KerasNetwork` or a subclass of `Network`.
+        "auto" is dense for tables and convolutional for images.
+    latent_dim : "auto" or int, default="auto"
+        Latent dimensions. "auto" asks the network: min(n_features, 8) for a dense one.
+    likelihood : "auto", name or Likelihood, default="auto"
+        p(x|z): "gaussian", "laplace", "student_t" for real values, "bernoulli", "continuous_bernoulli"
+        for values in [0, 1], or an instance from `vae_anomaly.likelihoods`. "auto" is "gaussian" for
+        tables and "continuous_bernoulli" for images.
+    score : "auto", name or Score, default="auto"
+        What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
+        the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
+        "reconstruction_probability": -E_q log p(x|z) (An & Cho 2015). "reconstruction_error": E_q of
+        the squared error, or of the cross-entropy for data in [0, 1]. All but the last in nats.
+        "auto" is "elbo". A `scoring.Score` of your own works too.
+    n_draws : int, default=10
+        Draws of z that a score averages over. They are made once in `fit` and shared by all rows.
+    objective : {"elbo", "iwae"}, default="elbo"
+        The bound that training maximizes.
+    n_training_draws : int, default=1
+        Draws of z for each row in a training step.
+    beta : float, default=1.0
+        Weight of the KL in training; 1 is the true evidence lower bound.
+    kl_warm_up : float, default=0.0
+        Share of the training, in [0, 1], over which the weight of the KL rises linearly to ``beta``.
+    free_bits : float, default=0.0
+        Nats of KL that each latent dimension may use unpenalized. Only for ``objective="elbo"``.
+    epochs : int, default=50
+        Passes over the training rows.
+    batch_size : int, default=128
+        Rows in a training step. Fewer training rows than that are repeated to fill it.
+    learning_rate : float, default=1e-3
+        Step size of Adam.
+    learning_rate_schedule : {"cosine", "linear"}, callable or None, default=None
+        A factor on the learning rate that falls to 0 over the training, or a function from progress
+        (array in [0, 1]) to such a factor. None keeps it constant.
+    gradient_clip_norm : float or None, default=None
+        Longest gradient (Euclidean norm over all weights) that is not shortened.
+    validation_fraction : float, default=0.0
+        Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`.
+    early_stopping : bool, default=False
+        Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
+        Needs ``validation_fraction > 0``.
+    patience : int, default=10
+        Epochs to wait.
+    contamination : "auto" or float, default="auto"
+        Where the threshold lies. A float in (0, 0.5] calls that share of the training rows anomalies.
+        "auto" is `thresholds.TukeyFence`: rows beyond Q3 + 1.5 (Q3 - Q1) of the training scores, and at
+        least 1 % of them.
+    threshold : object or None, default=None
+        A rule with ``cut(scores) -> float`` that takes the place of ``contamination``; see
+        `vae_anomaly.thresholds`.
+    scaler : "auto", transformer or None, default="auto"
+        Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
+        likelihood: `StandardScaler` for real values, nothing for values in [0, 1].
+    warm_start : bool, default=False
+        Whether `fit` goes on from the weights, scaler and draws of the earlier fit.
+    callbacks : list of keras.callbacks.Callback or None, default=None
+        Called at the beginning and the end of the training and of each epoch, with a `VAE` that holds
+        the present weights.
+    jit_compile : "auto" or bool, default="auto"
+        Whether XLA compiles the training. "auto" does for long trainings of small networks, where the
+        faster steps pay for the compilation.
+    device : str or None, default=None
+        Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
+        the CPU. A fitted detector is tied to no device.
+    random_state : int, RandomState instance or None, default=None
+        Seeds initial weights, shuffling, training noise and scoring draws. The same int gives the same
+        scores, bit for bit, on the same machine. None draws from numpy's global generator.
+    verbose : int, default=0
+        0 is silent, 1 shows a progress bar with the parts of the loss and the time left, 2 prints a
+        line for each epoch.
+
+    Attributes
+    ----------
+    offset_ : float
+        ``decision_function = score_samples - offset_``.
+    history_ : dict of list of float
+        For each epoch, per row and in nats: "loss" = "reconstruction" + beta * "kl" (for
+        ``objective="elbo"``), and with validation rows "val_loss", "val_reconstruction", "val_kl".
+    scaler_ : transformer or None
+        The fitted clone of ``scaler``.
+    latent_dim_ : int
+        Latent dimensions.
+    noise_ : float32 array of shape (n_draws, latent_dim_)
+        The draws that scores average over.
+    state_ : ModelState
+        The trained model as arrays and configuration.
+    n_features_in_ : int
+        Features in a row; for images, pixels times channels.
+    feature_names_in_ : array of str
+        Column names, if X was a DataFrame.
+
+    Raises
+    ------
+    ValueError, TypeError
+        In `fit`, for parameters and data that don't fit; an earlier fit stays usable.
+    FloatingPointError
+        In `fit`, if the training diverges; an earlier fit stays usable.
+
+    Notes
+    -----
+    Scores are computed in float32 over tiles of a fixed number of rows, and are bit-identical whether
+    rows are scored alone, together or in another order.
+
+    References
+    ----------
+    Kingma & Welling 2014, "Auto-encoding variational Bayes".
+    An & Cho 2015, "Variational autoencoder based anomaly detection using reconstruction probability".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from vae_anomaly import VAEDetector
+    >>> X = np.random.RandomState(0).normal(size=(200, 3))
+    >>> detector = VAEDetector(epochs=5, random_state=0).fit(X)
+    >>> detector.predict([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
+    array([ 1, -1])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        # Names are checked where they are looked up, so that ones registered later are known too.
+        "network": [str, Network],
+        "latent_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "likelihood": [str, Likelihood],
+        "score": [str, scoring.Score],
+        "n_draws": [Interval(Integral, 1, None, closed="left")],
+        "objective": [StrOptions({"elbo", "iwae"})],
+        "n_training_draws": [Interval(Integral, 1, None, closed="left")],
+        "beta": [Interval(Real, 0, None, closed="left")],
+        "kl_warm_up": [Interval(Real, 0, 1, closed="both")],
+        "free_bits": [Interval(Real, 0, None, closed="left")],
+        "epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_schedule": [StrOptions({*training.SCHEDULES}), callable, None],
+        "gradient_clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+        "early_stopping": ["boolean"],
+        "patience": [Interval(Integral, 1, None, closed="left")],
+        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "threshold": [HasMethods("cut"), None],
+        "scaler": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
+        "warm_start": ["boolean"],
+        "callbacks": [list, tuple, None],
+        "jit_compile": [StrOptions({"auto"}), "boolean"],
+        "device": [str, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        network: str | Network = "auto",
+        latent_dim: str | int = "auto",
+        likelihood: str | Likelihood = "auto",
+        score: str = "auto",
+        n_draws: int = 10,
+        *,
+        objective: str = "elbo",
+        n_training_draws: int = 1,
+        beta: float = 1.0,
+        kl_warm_up: float = 0.0,
+        free_bits: float = 0.0,
+        epochs: int = 50,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        learning_rate_schedule: str | Callable[[Any], Any] | None = None,
+        gradient_clip_norm: float | None = None,
+        validation_fraction: float = 0.0,
+        early_stopping: bool = False,
+        patience: int = 10,
+        contamination: str | float = "auto",
+        threshold: Any = None,
+        scaler: Any = "auto",
+        warm_start: bool = False,
+        callbacks: Sequence[Any] | None = None,
+        jit_compile: str | bool = "auto",
+        device: str | None = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.network = network
+        self.latent_dim = latent_dim
+        self.likelihood = likelihood
+        self.score = score
+        self.n_draws = n_draws
+        self.objective = objective
+        self.n_training_draws = n_training_draws
+        self.beta = beta
+        self.kl_warm_up = kl_warm_up
+        self.free_bits = free_bits
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.gradient_clip_norm = gradient_clip_norm
+        self.validation_fraction = validation_fraction
+        self.early_stopping = early_stopping
+        self.patience = patience
+        self.contamination = contamination
+        self.threshold = threshold
+        self.scaler = scaler
+        self.warm_start = warm_start
+        self.callbacks = callbacks
+        self.jit_compile = jit_compile
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name, as everywhere in scikit-learn; ``deep`` adds those of nested objects."""
+        return {**super().get_params(deep=deep), "score": vars(self)["score"]}
+
+    # -- fitting --------------------------------------------------------------------------------------
+    def fit(self, X: Any, y: Any = None) -> VAEDetector:
+        """Fit scaler, VAE and threshold.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images of shape (n, height, width) or
+            (n, height, width, channels)
+            At least 2 rows of finite numbers.
+        y : ignored
+            For scikit-learn's conventions.
+
+        Returns
+        -------
+        self
+        """
+        with self._all_or_nothing():
+            self._validate_params()
+            if self.early_stopping and not self.validation_fraction:
+                raise ValueError(
+                    "early_stopping=True watches rows that are held out of training: set validation_fraction, "
+                    "for example to 0.1; received validation_fraction=0."
+                )
+            if self.objective == "iwae" and self.free_bits:
+                raise ValueError(
+                    "free_bits limits the closed-form KL, which objective='iwae' does not have; set "
+                    f"free_bits=0 or objective='elbo'. Received free_bits={self.free_bits}."
+                )
+            continuing = self.warm_start and hasattr(self, "state_")
+            X, image_shape = self._checked(X, reset=not continuing)
+            rng = check_random_state(self.random_state)
+            seeds = rng.randint(np.iinfo(np.int32).max, size=5)
+            specification = self._specify(X.shape[1], image_shape)
+            if not continuing:
+                self._start(X, specification, image_shape, draws_seed=seeds[0])
+            elif specification.key != self.state_.specification.key:
+                raise ValueError(
+                    "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
+                    "latent_dim or the width of X have changed since; set warm_start=False to start anew."
+                )
+            rows = self._scaled(X)
+            specification.likelihood.check_support(rows, getattr(self, "feature_names_in_", None))
+            self._train(rows, specification, continuing, seeds[1:])
+            self.offset_ = -float(self._threshold_rule().cut(self._anomaly_scores(X)))
+        return self
+
+    def _specify(self, n_features: int, image_shape: tuple[int, ...] | None) -> Specification:
+        network, likelihood = self.network, self.likelihood
+        if network == "auto":
+            network = "dense" if image_shape is None else "conv"
+        if likelihood == "auto":
+            likelihood = "gaussian" if image_shape is None else "continuous_bernoulli"
+        # Copies, so that set_params after fit does not reach into the fitted model.
+        network = _copy(networks.resolve(network).for_images(image_shape))
+        likelihood = _copy(likelihoods.resolve(likelihood))
+        network._validate_params()
+        likelihood._validate_params()
+        scoring.resolve(vars(self)["score"])
+        latent_dim = network.default_latent_dim(n_features) if self.latent_dim == "auto" else self.latent_dim
+        return Specification(network, likelihood, n_features, int(latent_dim))
+
+    def _start(
+        self, X: Rows, specification: Specification, image_shape: tuple[int, ...] | None, draws_seed: int
+    ) -> None:
+        if isinstance(self.scaler, str):
+            scaler = specification.likelihood.default_scaler()
+        else:
+            scaler = None if self.scaler is None else clone(self.scaler)
+        self.scaler_ = None if scaler is None else scaler.fit(X)
+        self.image_shape_ = image_shape
+        self.latent_dim_ = specification.latent_dim
+        draws = np.random.RandomState(draws_seed).standard_normal((self.n_draws, specification.latent_dim))
+        self.noise_ = draws.astype(np.float32)
+        self.history_: dict[str, list[float]] = {}
+
+    def _train(
+        self, rows: Rows, specification: Specification, continuing: bool, seeds: npt.NDArray[np.int64]
+    ) -> None:
+        initial_seed, split_seed, shuffle_seed, noise_seed = map(int, seeds)
+        held_out = None
+        if self.validation_fraction:
+            rows, held_out = train_test_split(
+                rows, test_size=self.validation_fraction, random_state=split_seed
+            )
+        input_range = np.stack([rows.min(axis=0), rows.max(axis=0)])
+        with programs.placed(self.device):
+            if continuing:
+                state = programs.architecture_of(self.state_).with_input_range(self.state_, input_range)
+            else:
+                state = programs.architecture(specification).initial_state(initial_seed, input_range)
+        result = training.train(
+            state,
+            rows,
+            training.Plan(**{name: getattr(self, name) for name in training.Plan.__dataclass_fields__}),
+            shuffle_seed=shuffle_seed,
+            noise_seed=noise_seed,
+            validation=None if held_out is None else training.Validation(held_out, self.noise_),
+            callbacks=self.callbacks or (),
+            verbose=int(self.verbose),
+        )
+        self.state_ = result.state
+        self.history_ = {
+            name: self.history_.get(name, []) + values for name, values in result.history.items()
+        }
+
+    def _threshold_rule(self) -> Any:
+        return thresholds.resolve(self.threshold, self.contamination)
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A fit that fails leaves the detector as it was."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    # -- scoring --------------------------------------------------------------------------------------
+    def score_samples(self, X: Any) -> npt.NDArray[np.float64]:
+        """Normality of each row: the negative of the score named by ``score``.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows,)
+            Higher = more normal; in nats, except for "reconstruction_error". Densities are those of
+            the scaled rows.
+        """
+        return -self._anomaly_scores(self._validated(X))
+
+    def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
+        """``score_samples(X) - offset_``: negative for anomalies; float64 of shape (n_rows,)."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> npt.NDArray[np.int64]:
+        """-1 for anomalies, +1 for the others; an array of shape (n_rows,)."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    @_MethodNamedAsParameter
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean evidence lower bound of the rows, in nats: what GridSearchCV maximizes by default.
+
+        Always the ELBO (beta = 1) of the scaled rows, whatever ``score`` and ``beta`` are, so that it
+        compares networks, likelihoods, betas and training settings; not scalers, which change the
+        units of the density.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        y : ignored
+
+        Returns
+        -------
+        float
+        """
+        X = self._validated(X)
+        terms = self._map(X, lambda rows: scoring.elbo_terms(self.state_, rows, self.noise_, self.device))
+        return -float(terms.sum(axis=1).mean())
+
+    def encode(self, X: Any) -> npt.NDArray[np.float64]:
+        """Posterior means of z; an array of shape (n_rows, latent_dim_)."""
+        X = self._validated(X)
+        return self._map(X, lambda rows: scoring.encode(self.state_, rows, self.noise_, self.device))
+
+    def reconstruct(self, X: Any) -> npt.NDArray[np.float64]:
+        """Expected x given z, averaged over the draws of z, in the units and the shape of X."""
+        X = self._validated(X)
+        rows = self._map(X, lambda rows: scoring.reconstruct(self.state_, rows, self.noise_, self.device))
+        return self._unscaled(rows)
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> npt.NDArray[np.float64]:
+        """New rows: z from the prior, x from p(x|z), in the units of X.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        random_state : int, RandomState instance or None, default=None
+
+        Returns
+        -------
+        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape)
+        """
+        check_is_fitted(self)
+        seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+        with programs.placed(self.device):
+            return self._unscaled(self.model_.sample(n_samples, seed).astype(np.float64))
+
+    @property
+    def model_(self) -> Any:
+        """The trained `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
+        check_is_fitted(self)
+        architecture = programs.architecture_of(self.state_)
+        model = architecture.new_model()
+        architecture.load_into(model, self.state_)
+        return model
+
+    def _anomaly_scores(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        score = scoring.resolve(vars(self)["score"])
+
+        def scores(rows: Rows) -> npt.NDArray[np.float64]:
+            self.state_.specification.likelihood.check_support(
+                rows, getattr(self, "feature_names_in_", None)
+            )
+            return scoring.score_rows(self.state_, rows, self.noise_, score, self.device)
+
+        return self._map(X, scores)
+
+    def _map(
+        self, X: npt.NDArray[Any], function: Callable[[Rows], npt.NDArray[np.float64]]
+    ) -> npt.NDArray[np.float64]:
+        """Scale and process X in blocks, so that memory does not grow with the number of rows."""
+        block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
+        parts = [function(self._scaled(X[start : start + block])) for start in range(0, len(X), block)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    # -- the door -------------------------------------------------------------------------------------
+    def _validated(self, X: Any) -> npt.NDArray[Any]:
+        check_is_fitted(self)
+        return self._checked(X, reset=False)[0]
+
+    def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
+        """X as a 2-D float array, and the shape of an image if it held images."""
+        image_shape = None
+        if getattr(X, "ndim", 2) in (3, 4):
+            X = np.asarray(X)
+            image_shape = (*X.shape[1:], 1) if X.ndim == 3 else X.shape[1:]
+            expected = None if reset else self.image_shape_
+            if expected is not None and expected != image_shape:
+                raise ValueError(
+                    f"the detector was fitted on images of shape {expected}; received images of shape "
+                    f"{image_shape}."
+                )
+            X = X.reshape(len(X), -1)
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            ensure_min_samples=2 if reset else 1,
+        )
+        return X, image_shape
+
+    def _scaled(self, X: npt.NDArray[Any]) -> Rows:
+        """What the model sees: scaled, within the range whose squares fit a float32."""
+        scaled = X if self.scaler_ is None else np.asarray(self.scaler_.transform(X))
+        if not np.isfinite(scaled).all():
+            self._raise_not_finite(X, scaled)
+        return np.clip(scaled, -_FARTHEST, _FARTHEST).astype(np.float32, copy=False)
+
+    def _raise_not_finite(self, X: npt.NDArray[Any], scaled: npt.NDArray[Any]) -> None:
+        row, column = np.argwhere(~np.isfinite(scaled))[0]
+        label = f"output column {column}"
+        if scaled.shape == X.shape:
+            names = getattr(self, "feature_names_in_", np.arange(X.shape[1]))
+            label = f"column {names[column]!r} (row {row} holds {X[row, column]:g})"
+        raise ValueError(
+            f"{type(self.scaler_).__name__} turns {label} into {scaled[row, column]}; rescale or transform "
+            "the column first, or pass another scaler."
+        )
+
+    def _unscaled(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        if self.scaler_ is not None:
+            if not hasattr(self.scaler_, "inverse_transform"):
+                raise TypeError(
+                    f"rows in the units of X need a scaler with inverse_transform; "
+                    f"{type(self.scaler_).__name__} has none."
+                )
+            rows = np.asarray(self.scaler_.inverse_transform(rows))
+        return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
+
+
+def _copy(specification: Any) -> Any:
+    return type(specification)(**specification.get_params(deep=False))
+

@@ -1,0 +1,224 @@
+"""The VAE: where encoder, noise, decoder and likelihood meet, as a real `keras.Model`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly import likelihoods
+from vae_anomaly.backend import keras
+from vae_anomaly.layers import Sampling
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.objective import loss_terms
+
+__all__ = ["VAE", "Inference"]
+
+# exp(±10) bounds the posterior's variance: outside, float32 loses the KL or the draw.
+_LOG_VAR_BOUND = 10.0
+# Adam moves a weight by about the learning rate in a step, whatever the gradient. A scale has to travel
+# several nats, a hundred times a network weight's way, and gets a longer stride.
+_SHARED_STRIDE = 10.0
+_UNBOUNDED = 3.0e38
+
+
+class Inference(NamedTuple):
+    """Everything that one pass through the VAE knows about a block of rows.
+
+    Attributes
+    ----------
+    z_mean, z_log_var : tensors of shape (n_rows, latent_dim)
+    noise, z : tensors of shape (n_draws, n_rows, latent_dim)
+    parameters : the likelihood's parameters, tensors that broadcast to (n_draws, n_rows, n_features)
+    """
+
+    z_mean: Any
+    z_log_var: Any
+    noise: Any
+    z: Any
+    parameters: tuple[Any, ...]
+
+
+@keras.saving.register_keras_serializable(package="vae_anomaly")
+class VAE(keras.Model):  # type: ignore[misc]
+    r"""Variational autoencoder p(x|z) p(z) with the posterior q(z|x), over flat rows.
+
+    The posterior's log-variance is bounded to (-10, 10) by :math:`10\tanh(\cdot/10)`. The encoder sees
+    each feature clipped to ``input_range``, the range it was trained on: far outside, a piecewise
+    linear network would extrapolate without limit and can reconstruct the farthest anomaly (Bouman &
+    Heskes 2025, "Autoencoders for anomaly detection are unreliable"). The likelihood always sees x
+    itself, and the bound holds for any encoder.
+
+    Parameters
+    ----------
+    encoder : keras.Model, (n_rows, n_features) -> [z_mean, z_log_var] or one tensor with both
+    decoder : keras.Model, (n_rows, latent_dim) -> (n_rows, n_features * likelihood.n_params)
+    likelihood : Likelihood
+    n_features : int
+    latent_dim : int
+    **kwargs
+        Passed to `keras.Model`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from vae_anomaly.likelihoods import Gaussian
+    >>> from vae_anomaly.model import VAE
+    >>> from vae_anomaly.networks import DenseNetwork
+    >>> vae = VAE(*DenseNetwork((8,)).build(3, 2, 1), Gaussian(), n_features=3, latent_dim=2)
+    >>> z_mean, z_log_var = vae.encode(np.zeros((5, 3), "float32"))
+    >>> tuple(z_mean.shape)
+    (5, 2)
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        decoder: Any,
+        likelihood: Likelihood,
+        n_features: int,
+        latent_dim: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.n_features = n_features
+        self.latent_dim = latent_dim
+        # The engine hands in its noise; the layer's own generator serves `call` and Keras' `fit`.
+        self.sampling = Sampling(seed=0, name="sampling")
+        self.input_range = self.add_weight(
+            shape=(2, n_features), initializer=_unbounded, trainable=False, name="input_range"
+        )
+        # A variable without elements would be one that never gets a gradient.
+        self.shared = (
+            self.add_weight(shape=(likelihood.n_shared, n_features), initializer="zeros", name="shared")
+            if likelihood.n_shared
+            else ()
+        )
+        self.built = True
+
+    def encode(self, x: Any, training: bool = False) -> tuple[Any, Any]:
+        """Posterior of each row: z_mean and z_log_var, both of shape (n_rows, latent_dim)."""
+        x = keras.ops.clip(x, self.input_range[0], self.input_range[1])
+        outputs = self.encoder(x, training=training)
+        if isinstance(outputs, (list, tuple)):
+            z_mean, z_log_var = outputs[:2]
+        else:
+            z_mean, z_log_var = keras.ops.split(outputs, 2, axis=-1)
+        return z_mean, _LOG_VAR_BOUND * keras.ops.tanh(z_log_var / _LOG_VAR_BOUND)
+
+    def decode(self, z: Any, training: bool = False) -> tuple[Any, ...]:
+        """Parameters of p(x|z) for `likelihood`, from z of shape (..., latent_dim).
+
+        Returns a tuple: ``n_params`` tensors of shape (..., n_features), then ``n_shared`` tensors of
+        shape (n_features,).
+        """
+        leading = keras.ops.shape(z)[:-1]
+        outputs = self.decoder(keras.ops.reshape(z, (-1, self.latent_dim)), training=training)
+        n_params = self.likelihood.n_params
+        outputs = keras.ops.reshape(outputs, (*leading, self.n_features, n_params))
+        decoded = tuple(outputs[..., position] for position in range(n_params))
+        shared = tuple(
+            _SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared)
+        )
+        return decoded + shared
+
+    def infer(self, x: Any, noise: Any, training: bool = False) -> Inference:
+        """Encode rows, draw z with the given noise, decode.
+
+        Parameters
+        ----------
+        x : tensor of shape (n_rows, n_features)
+        noise : tensor of shape (n_draws, n_rows, latent_dim) or (n_draws, 1, latent_dim)
+            Standard normal draws; a middle axis of 1 shares them among the rows.
+        training : bool, default=False
+            Whether dropout and batch normalization act as in training.
+        """
+        z_mean, z_log_var = self.encode(x, training)
+        z = self.sampling([z_mean, z_log_var], noise=noise)
+        return Inference(z_mean, z_log_var, noise, z, self.decode(z, training))
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        """Expected x at one draw of z from each row's posterior, of shape (n_rows, n_features)."""
+        z = self.sampling(list(self.encode(x, training)))
+        return self.likelihood.mean(self.decode(z, training))
+
+    def sample(self, n_samples: int, seed: int) -> npt.NDArray[np.float32]:
+        """New rows: z from the prior, then x from p(x|z); an array of shape (n_samples, n_features)."""
+        prior_seed, likelihood_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2) // 2)
+        z = keras.random.normal((n_samples, self.latent_dim), seed=prior_seed)
+        drawn = self.likelihood.sample(self.decode(z), likelihood_seed)
+        return np.asarray(keras.ops.convert_to_numpy(drawn), dtype=np.float32)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """Mean negative ELBO of the rows, so that ``compile(optimizer)`` and ``fit(X)`` train the VAE."""
+        noise = keras.random.normal(
+            (1, keras.ops.shape(x)[0], self.latent_dim), seed=self.sampling.seed_generator
+        )
+        inferred = self.infer(x, noise, training)
+        log_prob = keras.ops.sum(self.likelihood.log_prob(x, inferred.parameters), axis=-1)
+        return keras.ops.mean(
+            loss_terms(log_prob, inferred.z, noise, inferred.z_mean, inferred.z_log_var).loss
+        )
+
+    def initial_values(self, seed: int) -> list[npt.NDArray[Any]]:
+        """New values for ``self.variables``, in their order, as their own initializers would draw them.
+
+        Each random initializer is used with a seed derived from ``seed``, so that nothing depends on a
+        global generator. A variable whose layer has no initializer for it keeps its present value.
+        """
+        rng = np.random.RandomState(seed)
+        drawn: dict[int, Any] = {}
+        for layer in self._flatten_layers():
+            for variable in layer.weights:
+                initializer = getattr(layer, f"{variable.name}_initializer", None)
+                if initializer is not None and id(variable) not in drawn:
+                    drawn[id(variable)] = _reseeded(initializer, rng)(variable.shape, variable.dtype)
+        weights = {id(variable) for variable in self.weights}
+        values = []
+        for variable in self.variables:
+            if id(variable) in drawn:
+                value = drawn[id(variable)]
+            elif id(variable) not in weights:  # the state of a seed generator: (seed, counter)
+                value = np.array([rng.randint(2**31 - 1), 0], dtype=variable.dtype)
+            else:
+                value = variable
+            values.append(np.array(keras.ops.convert_to_numpy(value)))
+        return values
+
+    def get_config(self) -> dict[str, Any]:
+        """The model's settings, from which `from_config` makes an equal untrained model."""
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "decoder": keras.saving.serialize_keras_object(self.decoder),
+            "likelihood": {"name": self.likelihood.name, **self.likelihood.get_params(deep=False)},
+            "n_features": self.n_features,
+            "latent_dim": self.latent_dim,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
+        """The untrained model that `get_config` describes."""
+        config = dict(config)
+        for role in ("encoder", "decoder"):
+            config[role] = keras.saving.deserialize_keras_object(config[role], custom_objects)
+        parameters = dict(config["likelihood"])
+        likelihood = likelihoods.LIKELIHOODS[parameters.pop("name")](**parameters)
+        return cls(**{**config, "likelihood": likelihood})
+
+
+def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:
+    return np.broadcast_to(np.array([[-_UNBOUNDED], [_UNBOUNDED]], dtype=np.float32), shape)
+
+
+def _reseeded(initializer: Any, rng: np.random.RandomState) -> Any:
+    config = initializer.get_config() if hasattr(initializer, "get_config") else {}
+    if "seed" not in config:
+        return initializer
+    return type(initializer).from_config({**config, "seed": int(rng.randint(2**31 - 1))})

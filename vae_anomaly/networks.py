@@ -1,0 +1,436 @@
+"""Networks: specifications that build an encoder and a decoder.
+
+A network is a scikit-learn style parameter object: it holds hyperparameters, can be cloned, printed
+and grid-searched (``network__hidden_units``), and builds its Keras models only when asked. It knows
+layers and shapes; it does not know what its raw outputs mean (the likelihood does).
+
+Rows in, rows out: an encoder takes ``(n_rows, n_features)`` and returns ``[z_mean, z_log_var]``, both
+``(n_rows, latent_dim)``; a decoder takes ``(n_rows, latent_dim)`` and returns
+``(n_rows, n_features * n_params)``, the parameters of a feature next to each other.
+
+To add one: subclass `Network`, write ``build``, and pass an instance as ``network=``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Hashable
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple
+
+import joblib
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval
+
+from vae_anomaly.backend import keras
+
+__all__ = ["ConvNetwork", "DenseNetwork", "KerasNetwork", "Network"]
+
+
+class Network(BaseEstimator):  # type: ignore[misc]
+    """Base class of the networks."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
+
+    def for_images(self, image_shape: tuple[int, ...] | None) -> Network:
+        """The network to use for images of this shape, or for rows of a table (None)."""
+        return self
+
+    def architecture_key(self) -> Hashable:
+        """What two networks must share to share compiled programs: their class and parameters."""
+        return type(self), repr(sorted(self.get_params(deep=False).items()))
+
+    def default_latent_dim(self, n_features: int) -> int:
+        """What ``latent_dim="auto"`` means: as many latents as features, at most 8."""
+        return min(n_features, 8)
+
+    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+        """Return a new Keras encoder and decoder.
+
+        Parameters
+        ----------
+        n_features : int
+            The width of a row.
+        latent_dim : int
+            The number of latent dimensions.
+        n_params : int
+            How many numbers the likelihood wants for each feature.
+
+        Returns
+        -------
+        encoder : keras.Model, (n_rows, n_features) -> [z_mean, z_log_var]
+        decoder : keras.Model, (n_rows, latent_dim) -> (n_rows, n_features * n_params)
+        """
+        raise NotImplementedError
+
+
+class DenseNetwork(Network):
+    """Fully connected encoder and mirrored decoder.
+
+    Parameters
+    ----------
+    hidden_units : tuple of int, default=(64, 32)
+        Widths of the encoder's hidden layers; the decoder has the same in reverse. ``()`` is the
+        linear model: probabilistic PCA with a Gaussian likelihood of one fixed scale, factor analysis
+        with a scale for each feature, logistic factor analysis with a Bernoulli likelihood.
+    activation : str or callable, default="relu"
+        Any Keras activation.
+    batch_normalization : bool, default=False
+        Normalize before each activation.
+    dropout : float, default=0.0
+        Share of hidden units dropped in each training step, in [0, 1).
+
+    Examples
+    --------
+    >>> from vae_anomaly import DenseNetwork
+    >>> DenseNetwork(hidden_units=(128, 64), dropout=0.1)
+    DenseNetwork(dropout=0.1, hidden_units=(128, 64))
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_units": [tuple, list],
+        "activation": [str, callable],
+        "batch_normalization": ["boolean"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+    }
+
+    def __init__(
+        self,
+        hidden_units: tuple[int, ...] = (64, 32),
+        activation: str | Callable[[Any], Any] = "relu",
+        batch_normalization: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        self.hidden_units = hidden_units
+        self.activation = activation
+        self.batch_normalization = batch_normalization
+        self.dropout = dropout
+
+    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+        _check_sizes("hidden_units", self.hidden_units)
+        _check_activation(self.activation)
+        rows = hidden = keras.Input((n_features,), name="x")
+        for position, units in enumerate(self.hidden_units):
+            hidden = self._hidden(hidden, units, f"encoder_{position}")
+        encoder = keras.Model(rows, _posterior(hidden, latent_dim), name="encoder")
+
+        latents = hidden = keras.Input((latent_dim,), name="z")
+        for position, units in enumerate(reversed(self.hidden_units)):
+            hidden = self._hidden(hidden, units, f"decoder_{position}")
+        outputs = keras.layers.Dense(n_features * n_params, kernel_initializer=_glorot(), name="parameters")
+        return encoder, keras.Model(latents, outputs(hidden), name="decoder")
+
+    def _hidden(self, x: Any, units: int, name: str) -> Any:
+        x = keras.layers.Dense(
+            units, use_bias=not self.batch_normalization, kernel_initializer=_glorot(), name=name
+        )(x)
+        return _after(self, x, name)
+
+
+class ConvNetwork(Network):
+    """Convolutional encoder and mirrored transposed-convolution decoder, for images.
+
+    Rows are flat images of ``image_shape``, so the network works behind any scikit-learn step. Each
+    strided convolution with "same" padding maps a side s to ceil(s / stride); the decoder undoes it
+    and crops to the exact side, so that odd sizes and any stride come back in their own shape.
+
+    Parameters
+    ----------
+    image_shape : tuple (height, width, channels) or None, default=None
+        None takes the shape of the images that the detector is fitted on.
+    filters : tuple of int, default=(32, 64)
+        Channels of the encoder's convolutions; the decoder has the same in reverse.
+    kernel_size : int, default=3
+        Side of every convolution's kernel.
+    strides : int or tuple of int, default=2
+        One stride for all convolutions, or one for each.
+    dense_units : tuple of int, default=(128,)
+        Widths of the dense layers between the convolutions and the latents.
+    activation : str or callable, default="relu"
+        Any Keras activation.
+    batch_normalization : bool, default=False
+        Normalize before each activation.
+    dropout : float, default=0.0
+        Share of units dropped after each layer in each training step, in [0, 1).
+
+    Examples
+    --------
+    >>> from vae_anomaly import ConvNetwork
+    >>> ConvNetwork(image_shape=(28, 28, 1), filters=(16, 32)).default_latent_dim(784)
+    16
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "image_shape": [tuple, list, None],
+        "filters": [tuple, list],
+        "kernel_size": [Interval(Integral, 1, None, closed="left")],
+        "strides": [Interval(Integral, 1, None, closed="left"), tuple, list],
+        "dense_units": [tuple, list],
+        "activation": [str, callable],
+        "batch_normalization": ["boolean"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+    }
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | None = None,
+        filters: tuple[int, ...] = (32, 64),
+        kernel_size: int = 3,
+        strides: int | tuple[int, ...] = 2,
+        dense_units: tuple[int, ...] = (128,),
+        activation: str | Callable[[Any], Any] = "relu",
+        batch_normalization: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        self.image_shape = image_shape
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.dense_units = dense_units
+        self.activation = activation
+        self.batch_normalization = batch_normalization
+        self.dropout = dropout
+
+    def for_images(self, image_shape: tuple[int, ...] | None) -> ConvNetwork:
+        """This network, with the images' shape if it has none of its own."""
+        if self.image_shape is not None or image_shape is None:
+            return self
+        return ConvNetwork(**{**self.get_params(deep=False), "image_shape": image_shape})
+
+    def default_latent_dim(self, n_features: int) -> int:
+        """What ``latent_dim="auto"`` means: as many latents as pixels, at most 16."""
+        return min(n_features, 16)
+
+    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+        _check_sizes("filters", self.filters)
+        _check_sizes("dense_units", self.dense_units)
+        _check_activation(self.activation)
+        height, width, channels = self._image_shape(n_features)
+        strides = self._strides()
+
+        rows = keras.Input((n_features,), name="x")
+        hidden = keras.layers.Reshape((height, width, channels), name="image")(rows)
+        sides = [(height, width)]
+        for position, (filters, stride) in enumerate(zip(self.filters, strides, strict=True)):
+            hidden = self._convolution(keras.layers.Conv2D, filters, stride, f"encoder_conv_{position}")(hidden)
+            hidden = _after(self, hidden, f"encoder_conv_{position}")
+            sides.append((math.ceil(sides[-1][0] / stride), math.ceil(sides[-1][1] / stride)))
+        hidden = keras.layers.Flatten(name="flat")(hidden)
+        for position, units in enumerate(self.dense_units):
+            hidden = self._dense(hidden, units, f"encoder_dense_{position}")
+        encoder = keras.Model(rows, _posterior(hidden, latent_dim), name="encoder")
+
+        latents = hidden = keras.Input((latent_dim,), name="z")
+        for position, units in enumerate(reversed(self.dense_units)):
+            hidden = self._dense(hidden, units, f"decoder_dense_{position}")
+        depth = self.filters[-1] if self.filters else channels
+        hidden = self._dense(hidden, sides[-1][0] * sides[-1][1] * depth, "decoder_map")
+        hidden = keras.layers.Reshape((*sides[-1], depth), name="decoder_image")(hidden)
+        for position in reversed(range(len(self.filters))):
+            name = f"decoder_conv_{position}"
+            layer = self._convolution(
+                keras.layers.Conv2DTranspose, self.filters[position], strides[position], name
+            )
+            hidden = _after(self, layer(hidden), name)
+            excess = [grown * strides[position] - side for grown, side in zip(sides[position + 1], sides[position], strict=True)]
+            if any(excess):
+                crop = ((0, excess[0]), (0, excess[1]))
+                hidden = keras.layers.Cropping2D(crop, name=f"decoder_crop_{position}")(hidden)
+        layer = self._convolution(keras.layers.Conv2D, channels * n_params, 1, "parameters")
+        outputs = keras.layers.Reshape((n_features * n_params,), name="rows")(layer(hidden))
+        return encoder, keras.Model(latents, outputs, name="decoder")
+
+    def _image_shape(self, n_features: int) -> tuple[int, int, int]:
+        shape = self.image_shape
+        if shape is None or len(shape) != 3 or math.prod(shape) != n_features:
+            raise ValueError(
+                f"ConvNetwork needs image_shape=(height, width, channels) with a product of {n_features}, "
+                f"the number of features in a row; received image_shape={shape!r}."
+            )
+        return shape
+
+    def _strides(self) -> tuple[int, ...]:
+        if isinstance(self.strides, Integral):
+            return (int(self.strides),) * len(self.filters)
+        _check_sizes("strides", self.strides)
+        if len(self.strides) != len(self.filters):
+            raise ValueError(
+                f"ConvNetwork needs one stride for each of its {len(self.filters)} filters {self.filters!r}, "
+                f"or one for all; received strides={self.strides!r}."
+            )
+        return tuple(self.strides)
+
+    def _convolution(self, layer: Any, filters: int, stride: int, name: str) -> Any:
+        return layer(
+            filters, self.kernel_size, strides=stride, padding="same", kernel_initializer=_glorot(), name=name
+        )
+
+    def _dense(self, x: Any, units: int, name: str) -> Any:
+        return _after(self, keras.layers.Dense(units, kernel_initializer=_glorot(), name=name)(x), name)
+
+
+class KerasNetwork(Network):
+    """A user's own Keras models as encoder and decoder.
+
+    The models are taken as a blueprint: `fit` trains a copy that starts from new weights, drawn by
+    each layer's own initializers from the detector's ``random_state``, and leaves the given models as
+    they are.
+
+    Parameters
+    ----------
+    encoder : keras.Model
+        Takes rows of shape (n_rows, n_features). Returns ``[z_mean, z_log_var]``, or one tensor of
+        width 2 * latent_dim that holds both in this order. A third output (a draw z) is ignored.
+    decoder : keras.Model
+        Takes (n_rows, latent_dim). Returns (n_rows, n_features * n_params) *without* an output
+        activation: the likelihood has the link.
+    pretrained : bool, default=False
+        Start from the models' present weights instead of new ones.
+
+    Examples
+    --------
+    >>> import keras
+    >>> from vae_anomaly import KerasNetwork, VAEDetector
+    >>> x = keras.Input((4,))
+    >>> hidden = keras.layers.Dense(16, activation="gelu")(x)
+    >>> encoder = keras.Model(x, [keras.layers.Dense(2)(hidden), keras.layers.Dense(2)(hidden)])
+    >>> decoder = keras.Sequential([keras.Input((2,)), keras.layers.Dense(16), keras.layers.Dense(4)])
+    >>> detector = VAEDetector(network=KerasNetwork(encoder, decoder))
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"pretrained": ["boolean"]}
+
+    def __init__(self, encoder: Any, decoder: Any, pretrained: bool = False) -> None:
+        self.encoder = encoder
+        self.decoder = decoder
+        self.pretrained = pretrained
+
+    def default_latent_dim(self, n_features: int) -> int:
+        """What ``latent_dim="auto"`` means: the width of the decoder's input."""
+        self._check_models()
+        return int(self.decoder.input_shape[-1])
+
+    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+        self._check_models()
+        self._expect("encoder", "input", self.encoder.input_shape, [(None, n_features)])
+        pair = [(None, latent_dim)] * 2
+        outputs = self.encoder.output_shape
+        if not isinstance(outputs, list):
+            self._expect("encoder", "output", outputs, [(None, 2 * latent_dim)])
+        elif list(map(tuple, outputs[:2])) != pair:
+            self._expect("encoder", "output", outputs, pair)
+        self._expect("decoder", "input", self.decoder.input_shape, [(None, latent_dim)])
+        self._expect("decoder", "output", self.decoder.output_shape, [(None, n_features * n_params)])
+        return self.encoder, self.decoder
+
+    def _check_models(self) -> None:
+        for role in ("encoder", "decoder"):
+            model = getattr(self, role)
+            if not isinstance(model, keras.Model):
+                raise TypeError(
+                    f"KerasNetwork needs a keras.Model as {role}; received {type(model).__name__}."
+                )
+            if not model.built:
+                raise ValueError(
+                    f"KerasNetwork's {role} {model.name!r} has no shapes yet: give it a keras.Input."
+                )
+
+    @staticmethod
+    def _expect(role: str, side: str, received: Any, expected: list[tuple[int | None, int]]) -> None:
+        if received != (expected if len(expected) > 1 else expected[0]):
+            wanted = " and ".join(map(str, expected))
+            raise ValueError(
+                f"KerasNetwork's {role} must have {side} shape {wanted} (n_features, latent_dim and the "
+                f"likelihood's n_params decide it); received {received}."
+            )
+
+    def architecture_key(self) -> Hashable:
+        """What two specifications must share to share compiled programs: all but unused weights."""
+        self._check_models()
+        weights = joblib.hash([self.encoder.get_weights(), self.decoder.get_weights()])
+        return type(self), _json(self.encoder), _json(self.decoder), self.pretrained and weights
+
+    # Pickles hold configuration and arrays, never a live Keras model.
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        for role in ("encoder", "decoder"):
+            if isinstance(state[role], keras.Model):
+                state[role] = _PackedModel(_json(state[role]), state[role].get_weights())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for role in ("encoder", "decoder"):
+            if isinstance(state[role], _PackedModel):
+                # The pickle that this stands in can run code anyway; a Lambda layer adds no risk to it.
+                model = keras.saving.deserialize_keras_object(json.loads(state[role].config), safe_mode=False)
+                model.set_weights(state[role].weights)
+                state = {**state, role: model}
+        super().__setstate__(state)
+
+
+class _PackedModel(NamedTuple):
+    config: str
+    weights: list[Any]
+
+
+def _json(model: Any) -> str:
+    return json.dumps(keras.saving.serialize_keras_object(model), sort_keys=True)
+
+
+def _glorot() -> Any:
+    """An initializer with a seed of its own: Keras' default draws one from Python's global generator.
+
+    Every fit replaces the seed by one derived from ``random_state``.
+    """
+    return keras.initializers.GlorotUniform(seed=0)
+
+
+def _posterior(hidden: Any, latent_dim: int) -> list[Any]:
+    return [
+        keras.layers.Dense(latent_dim, kernel_initializer=_glorot(), name=name)(hidden)
+        for name in ("z_mean", "z_log_var")
+    ]
+
+
+def _after(spec: DenseNetwork | ConvNetwork, x: Any, name: str) -> Any:
+    """What follows a layer's weights: normalization, activation, dropout."""
+    if spec.batch_normalization:
+        # Keras' momentum of 0.99 needs hundreds of steps to forget its start; a short fit has fewer.
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_normalization")(x)
+    x = keras.layers.Activation(spec.activation, name=f"{name}_activation")(x)
+    if spec.dropout:
+        x = keras.layers.Dropout(spec.dropout, seed=0, name=f"{name}_dropout")(x)
+    return x
+
+
+def _check_sizes(name: str, sizes: Any) -> None:
+    for size in sizes:
+        if not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"{name} must hold positive integers; received {name}={sizes!r}.")
+
+
+def _check_activation(activation: Any) -> None:
+    if isinstance(activation, str):
+        try:
+            keras.activations.get(activation)
+        except ValueError:
+            known = sorted(name for name in dir(keras.activations) if name.islower() and name[0] != "_")
+            choices = [name for name in known if name not in {"deserialize", "get", "serialize"}]
+            raise ValueError(
+                f"activation must be a Keras activation, one of {choices}, or a callable; "
+                f"received {activation!r}."
+            ) from None
+
+
+#: Every network that has a name.
+NETWORKS: dict[str, type[Network]] = {"dense": DenseNetwork, "conv": ConvNetwork}
+
+
+def resolve(network: str | Network) -> Network:
+    """The network with this name, or the instance itself."""
+    if not isinstance(network, str):
+        return network
+    if network not in NETWORKS:
+        raise ValueError(f"network must be one of {['auto', *NETWORKS]} or a Network; received {network!r}.")
+    return NETWORKS[network]()

@@ -1,0 +1,411 @@
+r"""Compiled TensorFlow programs, one set for each architecture, shared by every detector in the process.
+
+A program is a pure function: weights, optimizer moments and seeds go in as tensors, new ones come out.
+Nothing lives in a `tf.Variable`, so a program can serve any number of fits, one after another or in
+several threads at once, without being traced or compiled again. All trainable weights travel as one
+flat vector: the optimizer's update is then a handful of operations whatever the number of layers.
+
+Shapes never depend on the number of rows. Training takes blocks of ``block_steps`` batches, of which it
+uses the first ``n_steps``; scoring takes tiles of a fixed number of rows. A fixed tile is also what
+makes scores independent of how rows are batched: float32 matrix products of one shape treat every row
+alike, those of different shapes do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.backend import keras, tf
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.networks import Network
+from vae_anomaly.objective import loss_terms
+
+__all__ = ["Architecture", "BlockOptions", "ModelState", "Specification", "TrainingState", "architecture", "architecture_of", "placed"]
+
+# Adam's constants: Kingma & Ba 2015, with Keras' epsilon.
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
+_CACHED_ARCHITECTURES = 16
+# A block of batches is gathered at once: large enough to hide the call, small enough for the cache.
+_BLOCK_NUMBERS = 2**20
+_BLOCK_STEPS = 64
+_BLOCK_OF_TILES_NUMBERS = 2**22
+# About 0.1 ms of arithmetic on one core: a smaller tile pays more for its calls, a larger one makes a
+# single row dear.
+_TILE_FLOPS = 8e6
+_TILE_ROWS = (16, 256)
+
+Rows = npt.NDArray[np.float32]
+
+
+class Specification(NamedTuple):
+    """Everything that decides a VAE's architecture."""
+
+    network: Network
+    likelihood: Likelihood
+    n_features: int
+    latent_dim: int
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for specifications that can share compiled programs."""
+        network, likelihood, n_features, latent_dim = self
+        return network.architecture_key(), likelihood.architecture_key(), n_features, latent_dim
+
+
+@dataclass(frozen=True, eq=False)
+class ModelState:
+    """A trained VAE as plain configuration and arrays: what is pickled and copied.
+
+    Attributes
+    ----------
+    specification : Specification
+    trainable : float32 array, all trainable weights flattened in the model's order
+    non_trainable : the model's other variables, in its order
+    """
+
+    specification: Specification
+    trainable: Rows
+    non_trainable: tuple[npt.NDArray[Any], ...]
+
+
+class TrainingState(NamedTuple):
+    """A model and its optimizer in the middle of training, as tensors."""
+
+    trainable: Any
+    first_moment: Any
+    second_moment: Any
+    step: Any
+    non_trainable: list[Any]
+
+
+class BlockOptions(NamedTuple):
+    """What a training program is compiled for, besides its architecture."""
+
+    batch_size: int
+    objective: str = "elbo"
+    n_training_draws: int = 1
+    free_bits: float = 0.0
+    gradient_clip_norm: float | None = None
+    jit_compile: bool = False
+    device: str | None = None
+
+
+class Architecture:
+    """A template VAE and the programs compiled over it.
+
+    The template's own variables are never trained: they say how many there are, of which shape, and
+    how to draw new values.
+    """
+
+    def __init__(self, specification: Specification) -> None:
+        self.specification = specification
+        self.n_features, self.latent_dim = specification.n_features, specification.latent_dim
+        self.template = self.new_model()
+        self._shapes = [tuple(v.shape) for v in self.template.trainable_variables]
+        self._sizes = [int(np.prod(shape)) for shape in self._shapes]
+        self._programs: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def n_weights(self) -> int:
+        """Number of trainable weights."""
+        return sum(self._sizes)
+
+    def block_steps(self, batch_size: int) -> int:
+        """How many training steps one call of a training program can take."""
+        return int(np.clip(_BLOCK_NUMBERS // (batch_size * self.n_features), 1, _BLOCK_STEPS))
+
+    def tile_rows(self, n_draws: int) -> int:
+        """How many rows one scoring step takes: a power of two that depends on the model alone."""
+        encoder = 2 * self.template.encoder.count_params()
+        decoder = 2 * self.template.decoder.count_params()
+        rows = _TILE_FLOPS / max(1, encoder + n_draws * decoder)
+        return int(np.clip(2 ** int(np.log2(max(rows, 1))), *_TILE_ROWS))
+
+    # -- states ---------------------------------------------------------------------------------------
+    def new_model(self) -> Any:
+        """A new `VAE` of this architecture."""
+        from vae_anomaly.model import VAE  # a Keras class: importing it loads TensorFlow
+
+        network, likelihood, n_features, latent_dim = self.specification
+        encoder, decoder = network.build(n_features, latent_dim, likelihood.n_params)
+        return VAE(encoder, decoder, likelihood, n_features, latent_dim, name="vae")
+
+    def initial_state(self, seed: int, input_range: Rows) -> ModelState:
+        """New weights drawn from ``seed``, for an encoder that is to see values in ``input_range``."""
+        values = dict(
+            zip(map(id, self.template.variables), self.template.initial_values(seed), strict=True)
+        )
+        values[id(self.template.input_range)] = input_range
+        trainable = [values[id(v)].ravel() for v in self.template.trainable_variables]
+        return ModelState(
+            self.specification,
+            np.concatenate(trainable).astype(np.float32),
+            tuple(values[id(v)] for v in self.template.non_trainable_variables),
+        )
+
+    def with_input_range(self, state: ModelState, input_range: Rows) -> ModelState:
+        """The same weights, for an encoder that is to see values in ``input_range`` as well."""
+        non_trainable = list(state.non_trainable)
+        (position,) = (
+            position
+            for position, variable in enumerate(self.template.non_trainable_variables)
+            if variable is self.template.input_range
+        )
+        low, high = non_trainable[position]
+        non_trainable[position] = np.stack([np.minimum(low, input_range[0]), np.maximum(high, input_range[1])])
+        return replace(state, non_trainable=tuple(non_trainable))
+
+    def load_into(self, model: Any, state: ModelState) -> None:
+        """Assign a state's arrays to a model's variables."""
+        pieces = np.split(np.asarray(state.trainable), np.cumsum(self._sizes)[:-1])
+        for variable, piece, shape in zip(model.trainable_variables, pieces, self._shapes, strict=True):
+            variable.assign(piece.reshape(shape))
+        for variable, value in zip(model.non_trainable_variables, state.non_trainable, strict=True):
+            variable.assign(value)
+
+    def state_of(self, model: Any) -> ModelState:
+        """A model's variables as arrays."""
+        trainable = [variable.numpy().ravel() for variable in model.trainable_variables]
+        non_trainable = tuple(np.asarray(variable.numpy()) for variable in model.non_trainable_variables)
+        return ModelState(self.specification, np.concatenate(trainable), non_trainable)
+
+    def training_state(self, state: ModelState) -> TrainingState:
+        """A model as tensors, with an optimizer that has not seen a step."""
+        trainable = tf.convert_to_tensor(np.asarray(state.trainable))
+        non_trainable = [tf.convert_to_tensor(np.asarray(value)) for value in state.non_trainable]
+        nothing = tf.zeros_like(trainable)
+        return TrainingState(trainable, nothing, nothing, tf.constant(0), non_trainable)
+
+    def model_state(self, training: TrainingState) -> ModelState:
+        """The model of a training state as arrays."""
+        non_trainable = tuple(value.numpy() for value in training.non_trainable)
+        return ModelState(self.specification, training.trainable.numpy(), non_trainable)
+
+    @contextlib.contextmanager
+    def _holding(self, trainable: Any, non_trainable: Sequence[Any]) -> Iterator[Any]:
+        """The template, computing with these tensors in the place of its variables."""
+        pieces = tf.split(trainable, self._sizes)
+        values = [tf.reshape(piece, shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        mapping = [
+            *zip(self.template.trainable_variables, values, strict=True),
+            *zip(self.template.non_trainable_variables, non_trainable, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            yield scope
+
+    # -- training -------------------------------------------------------------------------------------
+    def training_program(self, options: BlockOptions) -> Callable[..., Any]:
+        """The compiled ``(state, batches, n_steps, rates, betas, seed) -> (state, loss sums)``.
+
+        ``batches`` has shape (block_steps, batch_size, n_features); the first ``n_steps`` are used,
+        each with its learning rate and its beta. The sums are over the steps' mean loss,
+        reconstruction and KL.
+        """
+        with self._lock:
+            if options not in self._programs:
+                self._programs[options] = self._compile_training(options)
+            return self._programs[options]  # type: ignore[no-any-return]
+
+    def _compile_training(self, options: BlockOptions) -> Callable[..., Any]:
+        steps = self.block_steps(options.batch_size)
+        float32, int32 = tf.float32, tf.int32
+        vector = tf.TensorSpec((self.n_weights,), float32)
+        non_trainable = [tf.TensorSpec(v.shape, v.dtype) for v in self.template.non_trainable_variables]
+        function = tf.function(self._training_block(options), autograph=False, jit_compile=options.jit_compile)
+        with placed(options.device):
+            return function.get_concrete_function(
+                TrainingState(vector, vector, vector, tf.TensorSpec((), int32), non_trainable),
+                tf.TensorSpec((steps, options.batch_size, self.n_features), float32),
+                tf.TensorSpec((), int32),
+                tf.TensorSpec((steps,), float32),
+                tf.TensorSpec((steps,), float32),
+                tf.TensorSpec((), int32),
+            )
+
+    def _training_block(self, options: BlockOptions) -> Callable[..., Any]:
+        def block(
+            state: TrainingState, batches: Any, n_steps: Any, rates: Any, betas: Any, seed: Any
+        ) -> tuple[TrainingState, Any]:
+            def step(position: Any, state: TrainingState, sums: Any) -> tuple[Any, TrainingState, Any]:
+                gradient, non_trainable, terms = self._gradient(
+                    state, batches[position], betas[position], seed, options
+                )
+                state = _adam(state, gradient, rates[position], options.gradient_clip_norm)
+                return position + 1, state._replace(non_trainable=non_trainable), sums + terms
+
+            loop = (tf.constant(0), state, tf.zeros(3))
+            _, state, sums = tf.while_loop(
+                lambda position, *_: position < n_steps, step, loop, parallel_iterations=1
+            )
+            return state, sums
+
+        return block
+
+    def _gradient(
+        self, state: TrainingState, x: Any, beta: Any, seed: Any, options: BlockOptions
+    ) -> tuple[Any, list[Any], Any]:
+        noise = tf.random.stateless_normal(
+            (options.n_training_draws, options.batch_size, self.latent_dim),
+            seed=tf.stack([seed, state.step]),
+            alg="philox",
+        )
+        with tf.GradientTape() as tape:
+            tape.watch(state.trainable)
+            with self._holding(state.trainable, state.non_trainable) as scope:
+                inferred = self.template.infer(x, noise, training=True)
+                log_prob = self.template.likelihood.log_prob(x, inferred.parameters)
+                terms = loss_terms(
+                    tf.reduce_sum(log_prob, axis=-1),
+                    inferred.z,
+                    noise,
+                    inferred.z_mean,
+                    inferred.z_log_var,
+                    objective=options.objective,
+                    beta=beta,
+                    free_bits=options.free_bits,
+                )
+                non_trainable = [
+                    scope.get_current_value(v) for v in self.template.non_trainable_variables
+                ]
+            means = [tf.reduce_mean(term) for term in terms]
+        return tape.gradient(means[0], state.trainable), non_trainable, tf.stack(means)
+
+    # -- row by row -----------------------------------------------------------------------------------
+    def map_rows(
+        self,
+        function: Callable[[Any, Any, Any], Any],
+        key: Hashable,
+        state: ModelState,
+        rows: Rows,
+        noise: Rows,
+        device: str | None = None,
+    ) -> npt.NDArray[Any]:
+        """Apply ``function(vae, x, noise)`` to all rows in tiles of a fixed size.
+
+        Parameters
+        ----------
+        function : callable
+            Takes the VAE, rows of shape (tile, n_features) and noise of shape (n_draws, 1, latent_dim);
+            returns one tensor whose first axis is the tile's.
+        key : hashable
+            Names what ``function`` computes; it is traced once for each key.
+        state : ModelState
+        rows : array of shape (n_rows, n_features)
+        noise : array of shape (n_draws, latent_dim), shared by all rows
+        device : str or None
+
+        Returns
+        -------
+        float64 array of shape (n_rows, ...)
+        """
+        n_draws = len(noise)
+        tile = self.tile_rows(n_draws)
+        program = self._row_program(function, (key, n_draws, device), tile, n_draws, device)
+        trainable, non_trainable = _on_device(state, device)
+        block = max(1, _BLOCK_OF_TILES_NUMBERS // (tile * self.n_features)) * tile
+        results = []
+        with placed(device):
+            noise_tensor = tf.convert_to_tensor(np.asarray(noise, dtype=np.float32))
+            for start in range(0, max(len(rows), 1), block):
+                part = rows[start : start + block]
+                tiles = np.zeros((-(-len(part) // tile), tile, self.n_features), dtype=np.float32)
+                tiles.reshape(-1, self.n_features)[: len(part)] = part
+                result = program(trainable, non_trainable, tf.convert_to_tensor(tiles), noise_tensor).numpy()
+                results.append(result.reshape(-1, *result.shape[2:])[: len(part)])
+        return results[0] if len(results) == 1 else np.concatenate(results)
+
+    def _row_program(
+        self, function: Callable[..., Any], key: Hashable, tile: int, n_draws: int, device: str | None
+    ) -> Callable[..., Any]:
+        with self._lock:
+            if key not in self._programs:
+
+                def run(trainable: Any, non_trainable: Any, tiles: Any, noise: Any) -> Any:
+                    with self._holding(trainable, non_trainable):
+                        return tf.map_fn(
+                            lambda x: tf.cast(function(self.template, x, noise[:, None]), tf.float64),
+                            tiles,
+                            fn_output_signature=tf.float64,
+                        )
+
+                with placed(device):
+                    self._programs[key] = tf.function(run, autograph=False).get_concrete_function(
+                        tf.TensorSpec((self.n_weights,), tf.float32),
+                        [tf.TensorSpec(v.shape, v.dtype) for v in self.template.non_trainable_variables],
+                        tf.TensorSpec((None, tile, self.n_features), tf.float32),
+                        tf.TensorSpec((n_draws, self.latent_dim), tf.float32),
+                    )
+            return self._programs[key]  # type: ignore[no-any-return]
+
+
+def architecture(specification: Specification) -> Architecture:
+    """The process-wide `Architecture` for this specification; the least recently used are dropped."""
+    key = specification.key
+    with _cache_lock:
+        if key not in _cache:
+            _cache[key] = Architecture(specification)
+            if len(_cache) > _CACHED_ARCHITECTURES:
+                _cache.popitem(last=False)
+        _cache.move_to_end(key)
+        return _cache[key]
+
+
+def architecture_of(state: ModelState) -> Architecture:
+    """The process-wide `Architecture` of a trained model."""
+    known = _architectures.get(state)
+    found = known() if known is not None else None
+    if found is None:
+        found = architecture(state.specification)
+        _architectures[state] = weakref.ref(found)
+    return found
+
+
+_cache: OrderedDict[Hashable, Architecture] = OrderedDict()
+_cache_lock = threading.RLock()
+# Spares a call on one row the key's making; weak on both sides, so it keeps nothing alive.
+_architectures: weakref.WeakKeyDictionary[ModelState, weakref.ref[Architecture]] = (
+    weakref.WeakKeyDictionary()
+)
+
+# A state's arrays as tensors, for as long as somebody holds the state: copying them at every call would
+# cost more than scoring a row.
+_tensors: weakref.WeakKeyDictionary[ModelState, dict[str | None, Any]] = weakref.WeakKeyDictionary()
+_tensors_lock = threading.Lock()
+
+
+def _on_device(state: ModelState, device: str | None) -> tuple[Any, list[Any]]:
+    with _tensors_lock:
+        tensors = _tensors.setdefault(state, {})
+    if device not in tensors:
+        with placed(device):
+            non_trainable = [tf.convert_to_tensor(value) for value in state.non_trainable]
+            tensors[device] = (tf.convert_to_tensor(state.trainable), non_trainable)
+    return tensors[device]  # type: ignore[no-any-return]
+
+
+def placed(device: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Put TensorFlow's operations on this device; None leaves the choice to TensorFlow."""
+    return contextlib.nullcontext() if device is None else tf.device(device)  # type: ignore[no-any-return]
+
+
+def _adam(state: TrainingState, gradient: Any, rate: Any, clip_norm: float | None) -> TrainingState:
+    """One step of Adam on the flat weight vector, after clipping the gradient's norm."""
+    if clip_norm is not None:
+        gradient *= clip_norm / tf.maximum(tf.norm(gradient), clip_norm)
+    step = state.step + 1
+    count = tf.cast(step, tf.float32)
+    first = state.first_moment + (1 - _BETA_1) * (gradient - state.first_moment)
+    second = state.second_moment + (1 - _BETA_2) * (tf.square(gradient) - state.second_moment)
+    rate = rate * tf.sqrt(1 - _BETA_2**count) / (1 - _BETA_1**count)
+    trainable = state.trainable - rate * first / (tf.sqrt(second) + _EPSILON)
+    return TrainingState(trainable, first, second, step, state.non_trainable)

@@ -1,0 +1,142 @@
+"""Scores: (model, rows, noise) -> one float64 number a row, larger = more anomalous, in nats.
+
+A score is two steps. ``per_draw`` turns one pass through the VAE into a number for each draw and row;
+``combine`` turns the numbers of all draws into one for each row. Draws are processed in chunks, rows in
+tiles, so memory is bounded whatever their product.
+
+To add one: write the two functions and add a row to `SCORES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.backend import keras, tf
+from vae_anomaly.objective import importance_weighted_bound, kl_divergence, log_weight
+from vae_anomaly.programs import ModelState, Rows, architecture_of
+
+__all__ = ["SCORES", "Score", "elbo_terms", "encode", "reconstruct", "score_rows"]
+
+_DRAWS_AT_ONCE = 64
+
+
+class Score(NamedTuple):
+    """How a score is computed.
+
+    Attributes
+    ----------
+    per_draw : callable ``(vae, x, inferred) -> (n_draws, n_rows)``
+    combine : callable ``(values, kl) -> (n_rows,)``
+        Takes the values of all draws, (n_draws, n_rows), and the closed-form KL of each row.
+    """
+
+    per_draw: Callable[[Any, Any, Any], Any]
+    combine: Callable[[Any, Any], Any]
+
+
+def _log_likelihood(vae: Any, x: Any, inferred: Any) -> Any:
+    return keras.ops.sum(vae.likelihood.log_prob(x, inferred.parameters), axis=-1)
+
+
+def _log_weight(vae: Any, x: Any, inferred: Any) -> Any:
+    log_prob = _log_likelihood(vae, x, inferred)
+    return log_weight(log_prob, inferred.z, inferred.noise, inferred.z_log_var)
+
+
+def _error(vae: Any, x: Any, inferred: Any) -> Any:
+    return keras.ops.sum(vae.likelihood.error(x, inferred.parameters), axis=-1)
+
+
+#: Every score by name. "elbo": the negative evidence lower bound, KL - E_q log p(x|z). "iwae": the
+#: negative importance-weighted bound, closer to -log p(x). "reconstruction_probability": -E_q log p(x|z)
+#: (An & Cho 2015). "reconstruction_error": E_q of the squared error, or of the binary cross-entropy.
+SCORES: dict[str, Score] = {
+    "elbo": Score(_log_likelihood, lambda values, kl: kl - keras.ops.mean(values, axis=0)),
+    "iwae": Score(_log_weight, lambda values, kl: -importance_weighted_bound(values)),
+    "reconstruction_probability": Score(_log_likelihood, lambda values, kl: -keras.ops.mean(values, axis=0)),
+    "reconstruction_error": Score(_error, lambda values, kl: keras.ops.mean(values, axis=0)),
+}
+
+
+def resolve(score: str | Score) -> Score:
+    """The score with this name, or the instance itself; "auto" is "elbo"."""
+    if isinstance(score, Score):
+        return score
+    if score != "auto" and score not in SCORES:
+        raise ValueError(f"score must be one of {['auto', *SCORES]} or a Score; received {score!r}.")
+    return SCORES["elbo" if score == "auto" else score]
+
+
+def score_rows(
+    state: ModelState, rows: Rows, noise: Rows, score: Score, device: str | None
+) -> npt.NDArray[np.float64]:
+    """The score of each row: shape (n_rows,), larger = more anomalous."""
+    per_draw, combine = score
+
+    def tile_scores(vae: Any, x: Any, noise: Any) -> Any:
+        values, kl = _over_draws(vae, x, noise, per_draw)
+        return combine(keras.ops.cast(values, "float64"), keras.ops.cast(kl, "float64"))
+
+    return architecture_of(state).map_rows(tile_scores, ("score", score), state, rows, noise, device)
+
+
+def elbo_terms(
+    state: ModelState, rows: Rows, noise: Rows, device: str | None
+) -> npt.NDArray[np.float64]:
+    """-E_q log p(x|z) and KL of each row: shape (n_rows, 2). Their sum is the negative ELBO."""
+
+    def tile_terms(vae: Any, x: Any, noise: Any) -> Any:
+        values, kl = _over_draws(vae, x, noise, _log_likelihood)
+        return keras.ops.stack([-keras.ops.mean(values, axis=0), kl], axis=-1)
+
+    return architecture_of(state).map_rows(tile_terms, "elbo_terms", state, rows, noise, device)
+
+
+def encode(
+    state: ModelState, rows: Rows, noise: Rows, device: str | None
+) -> npt.NDArray[np.float64]:
+    """Posterior means: shape (n_rows, latent_dim)."""
+
+    def tile_means(vae: Any, x: Any, noise: Any) -> Any:
+        return vae.encode(x)[0]
+
+    return architecture_of(state).map_rows(tile_means, "encode", state, rows, noise, device)
+
+
+def reconstruct(
+    state: ModelState, rows: Rows, noise: Rows, device: str | None
+) -> npt.NDArray[np.float64]:
+    """Expected x, averaged over the draws: shape (n_rows, n_features)."""
+
+    def tile_expectations(vae: Any, x: Any, noise: Any) -> Any:
+        def weighted_sum(chunk: Any, weights: Any) -> Any:
+            return tf.tensordot(weights, vae.likelihood.mean(vae.infer(x, chunk).parameters), 1)
+
+        return tf.reduce_sum(_map_chunks(weighted_sum, noise), axis=0) / noise.shape[0]
+
+    return architecture_of(state).map_rows(tile_expectations, "reconstruct", state, rows, noise, device)
+
+
+def _over_draws(vae: Any, x: Any, noise: Any, per_draw: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:
+    """``per_draw`` of all draws, (n_draws, n_rows), and the KL of each row, (n_rows,)."""
+    kl = keras.ops.sum(kl_divergence(*vae.encode(x)), axis=-1)
+    values = _map_chunks(lambda chunk, weights: per_draw(vae, x, vae.infer(x, chunk)), noise)
+    return tf.reshape(values, (-1, x.shape[0]))[: noise.shape[0]], kl
+
+
+def _map_chunks(function: Callable[[Any, Any], Any], noise: Any) -> Any:
+    """``function(chunk, weights)`` of each chunk of draws, stacked; draws that only pad have weight 0."""
+    n_draws, _, latent_dim = noise.shape
+    if n_draws <= _DRAWS_AT_ONCE:
+        return function(noise, tf.ones(n_draws))[None]
+    n_chunks = -(-n_draws // _DRAWS_AT_ONCE)
+    n_padding = n_chunks * _DRAWS_AT_ONCE - n_draws
+    chunks = tf.reshape(tf.pad(noise, [[0, n_padding], [0, 0], [0, 0]]), (n_chunks, -1, 1, latent_dim))
+    weights = tf.reshape(tf.pad(tf.ones(n_draws), [[0, n_padding]]), (n_chunks, -1))
+    return tf.map_fn(
+        lambda pair: function(*pair), (chunks, weights), fn_output_signature=tf.float32, parallel_iterations=1
+    )
