@@ -87,11 +87,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Share of the training, in [0, 1], over which the weight of the KL rises linearly to ``beta``.
     free_bits : float, default=0.0
         Nats of KL that each latent dimension may use unpenalized. Only for ``objective="elbo"``.
-    epochs : int, default=50
-        Passes over the training rows.
+    epochs : "auto" or int, default="auto"
+        Passes over the training rows. "auto" makes about 1,000 training steps of them, and at least 5.
     batch_size : int, default=128
         Rows in a training step. Fewer training rows than that are repeated to fill it.
-    learning_rate : float, default=1e-3
+    learning_rate : float, default=3e-3
         Step size of Adam.
     learning_rate_schedule : {"cosine", "linear"}, callable or None, default=None
         A factor on the learning rate that falls to 0 over the training, or a function from progress
@@ -180,6 +180,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     array([ 1, -1])
     """
 
+    state_: ModelState
+    noise_: Rows
+    history_: dict[str, list[float]]
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         # Names are checked where they are looked up, so that ones registered later are known too.
         "network": [str, Network],
@@ -192,7 +196,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "beta": [Interval(Real, 0, None, closed="left")],
         "kl_warm_up": [Interval(Real, 0, 1, closed="both")],
         "free_bits": [Interval(Real, 0, None, closed="left")],
-        "epochs": [Interval(Integral, 1, None, closed="left")],
+        "epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions({*training.SCHEDULES}), callable, None],
@@ -224,9 +228,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         beta: float = 1.0,
         kl_warm_up: float = 0.0,
         free_bits: float = 0.0,
-        epochs: int = 50,
+        epochs: str | int = "auto",
         batch_size: int = 128,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         learning_rate_schedule: str | Callable[[Any], Any] | None = None,
         gradient_clip_norm: float | None = None,
         validation_fraction: float = 0.0,
@@ -294,8 +298,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self._validate_params()
             if self.early_stopping and not self.validation_fraction:
                 raise ValueError(
-                    "early_stopping=True watches rows that are held out of training: set validation_fraction, "
-                    "for example to 0.1; received validation_fraction=0."
+                    "early_stopping=True watches rows that are held out of training: set "
+                    "validation_fraction, for example to 0.1; received validation_fraction=0."
                 )
             if self.objective == "iwae" and self.free_bits:
                 raise ValueError(
@@ -347,7 +351,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.latent_dim_ = specification.latent_dim
         draws = np.random.RandomState(draws_seed).standard_normal((self.n_draws, specification.latent_dim))
         self.noise_ = draws.astype(np.float32)
-        self.history_: dict[str, list[float]] = {}
+        self.history_ = {}
 
     def _train(
         self, rows: Rows, specification: Specification, continuing: bool, seeds: npt.NDArray[np.int64]
@@ -385,12 +389,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """A fit that fails leaves the detector as it was."""
-        before = dict(vars(self))
+        before = dict(self.__dict__)
         try:
             yield
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__ = before
             raise
 
     # -- scoring --------------------------------------------------------------------------------------
@@ -479,9 +482,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         score = scoring.resolve(vars(self)["score"])
 
         def scores(rows: Rows) -> npt.NDArray[np.float64]:
-            self.state_.specification.likelihood.check_support(
-                rows, getattr(self, "feature_names_in_", None)
-            )
+            self.state_.specification.likelihood.check_support(rows, getattr(self, "feature_names_in_", None))
             return scoring.score_rows(self.state_, rows, self.noise_, score, self.device)
 
         return self._map(X, scores)
@@ -526,7 +527,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         scaled = X if self.scaler_ is None else np.asarray(self.scaler_.transform(X))
         if not np.isfinite(scaled).all():
             self._raise_not_finite(X, scaled)
-        return np.clip(scaled, -_FARTHEST, _FARTHEST).astype(np.float32, copy=False)
+        within: Rows = np.clip(scaled, -_FARTHEST, _FARTHEST).astype(np.float32, copy=False)
+        return within
 
     def _raise_not_finite(self, X: npt.NDArray[Any], scaled: npt.NDArray[Any]) -> None:
         row, column = np.argwhere(~np.isfinite(scaled))[0]
@@ -552,4 +554,3 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _copy(specification: Any) -> Any:
     return type(specification)(**specification.get_params(deep=False))
-

@@ -143,14 +143,14 @@ class LocationScale(Likelihood):
         return 1 if self.scale == "per_feature" else 0
 
     def log_scale(self, parameters: Parameters) -> Any:
-        """log s, broadcastable to (n_rows, n_features)."""
+        """Log s, broadcastable to (n_rows, n_features)."""
         if not isinstance(self.scale, str):
             return math.log(self.scale)
         log_minimum = math.log(self.minimum_scale)
         return log_minimum + keras.ops.softplus(parameters[1] - log_minimum)
 
     def standard_log_prob(self, residual: Any) -> Any:
-        """log f(residual), the log-density at location 0 and scale 1."""
+        """Log f(residual), the log-density at location 0 and scale 1."""
         raise NotImplementedError
 
     def standard_sample(self, shape: tuple[int, ...], seed: int) -> Any:

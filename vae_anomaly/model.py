@@ -121,9 +121,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         n_params = self.likelihood.n_params
         outputs = keras.ops.reshape(outputs, (*leading, self.n_features, n_params))
         decoded = tuple(outputs[..., position] for position in range(n_params))
-        shared = tuple(
-            _SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared)
-        )
+        shared = tuple(_SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared))
         return decoded + shared
 
     def infer(self, x: Any, noise: Any, training: bool = False) -> Inference:
@@ -154,7 +152,12 @@ class VAE(keras.Model):  # type: ignore[misc]
         return np.asarray(keras.ops.convert_to_numpy(drawn), dtype=np.float32)
 
     def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
     ) -> Any:
         """Mean negative ELBO of the rows, so that ``compile(optimizer)`` and ``fit(X)`` train the VAE."""
         noise = keras.random.normal(
@@ -214,7 +217,7 @@ class VAE(keras.Model):  # type: ignore[misc]
 
 
 def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:
-    return np.broadcast_to(np.array([[-_UNBOUNDED], [_UNBOUNDED]], dtype=np.float32), shape)
+    return np.broadcast_to(np.array([[-_UNBOUNDED], [_UNBOUNDED]], dtype=dtype or np.float32), shape)
 
 
 def _reseeded(initializer: Any, rng: np.random.RandomState) -> Any:

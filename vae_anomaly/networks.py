@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -193,7 +193,7 @@ class ConvNetwork(Network):
         self.dropout = dropout
 
     def for_images(self, image_shape: tuple[int, ...] | None) -> ConvNetwork:
-        """This network, with the images' shape if it has none of its own."""
+        """The network itself, with the images' shape if it has none of its own."""
         if self.image_shape is not None or image_shape is None:
             return self
         return ConvNetwork(**{**self.get_params(deep=False), "image_shape": image_shape})
@@ -213,7 +213,9 @@ class ConvNetwork(Network):
         hidden = keras.layers.Reshape((height, width, channels), name="image")(rows)
         sides = [(height, width)]
         for position, (filters, stride) in enumerate(zip(self.filters, strides, strict=True)):
-            hidden = self._convolution(keras.layers.Conv2D, filters, stride, f"encoder_conv_{position}")(hidden)
+            hidden = self._convolution(keras.layers.Conv2D, filters, stride, f"encoder_conv_{position}")(
+                hidden
+            )
             hidden = _after(self, hidden, f"encoder_conv_{position}")
             sides.append((math.ceil(sides[-1][0] / stride), math.ceil(sides[-1][1] / stride)))
         hidden = keras.layers.Flatten(name="flat")(hidden)
@@ -233,7 +235,10 @@ class ConvNetwork(Network):
                 keras.layers.Conv2DTranspose, self.filters[position], strides[position], name
             )
             hidden = _after(self, layer(hidden), name)
-            excess = [grown * strides[position] - side for grown, side in zip(sides[position + 1], sides[position], strict=True)]
+            excess = [
+                grown * strides[position] - side
+                for grown, side in zip(sides[position + 1], sides[position], strict=True)
+            ]
             if any(excess):
                 crop = ((0, excess[0]), (0, excess[1]))
                 hidden = keras.layers.Cropping2D(crop, name=f"decoder_crop_{position}")(hidden)
@@ -251,8 +256,8 @@ class ConvNetwork(Network):
         return shape
 
     def _strides(self) -> tuple[int, ...]:
-        if isinstance(self.strides, Integral):
-            return (int(self.strides),) * len(self.filters)
+        if isinstance(self.strides, int):
+            return (self.strides,) * len(self.filters)
         _check_sizes("strides", self.strides)
         if len(self.strides) != len(self.filters):
             raise ValueError(
@@ -337,8 +342,8 @@ class KerasNetwork(Network):
                 )
 
     @staticmethod
-    def _expect(role: str, side: str, received: Any, expected: list[tuple[int | None, int]]) -> None:
-        if received != (expected if len(expected) > 1 else expected[0]):
+    def _expect(role: str, side: str, received: Any, expected: Sequence[tuple[int | None, int]]) -> None:
+        if received != (list(expected) if len(expected) > 1 else expected[0]):
             wanted = " and ".join(map(str, expected))
             raise ValueError(
                 f"KerasNetwork's {role} must have {side} shape {wanted} (n_features, latent_dim and the "

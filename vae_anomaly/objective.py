@@ -43,7 +43,7 @@ class LossTerms(NamedTuple):
 
 
 def reparameterize(z_mean: Any, z_log_var: Any, noise: Any) -> Any:
-    """z = z_mean + exp(z_log_var / 2) * noise: a draw from the posterior, differentiable in both."""
+    """Z = z_mean + exp(z_log_var / 2) * noise: a draw from the posterior, differentiable in both."""
     return z_mean + keras.ops.exp(0.5 * z_log_var) * noise
 
 
@@ -53,7 +53,7 @@ def kl_divergence(z_mean: Any, z_log_var: Any) -> Any:
 
 
 def log_weight(log_prob: Any, z: Any, noise: Any, z_log_var: Any, beta: Any = 1.0) -> Any:
-    """log p(x|z) + beta (log p(z) - log q(z|x)) of each draw and row.
+    """Log p(x|z) + beta (log p(z) - log q(z|x)) of each draw and row.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def log_weight(log_prob: Any, z: Any, noise: Any, z_log_var: Any, beta: Any = 1.
 
 
 def importance_weighted_bound(log_weights: Any) -> Any:
-    """log of the mean weight over the draws: (n_draws, n_rows) -> (n_rows,).
+    """Log of the mean weight over the draws: (n_draws, n_rows) -> (n_rows,).
 
     At least the ELBO, at most log p(x), and tighter with every draw (Burda, Grosse & Salakhutdinov
     2016, "Importance weighted autoencoders").

@@ -29,7 +29,16 @@ from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
 from vae_anomaly.objective import loss_terms
 
-__all__ = ["Architecture", "BlockOptions", "ModelState", "Specification", "TrainingState", "architecture", "architecture_of", "placed"]
+__all__ = [
+    "Architecture",
+    "BlockOptions",
+    "ModelState",
+    "Specification",
+    "TrainingState",
+    "architecture",
+    "architecture_of",
+    "placed",
+]
 
 # Adam's constants: Kingma & Ba 2015, with Keras' epsilon.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
@@ -142,9 +151,7 @@ class Architecture:
 
     def initial_state(self, seed: int, input_range: Rows) -> ModelState:
         """New weights drawn from ``seed``, for an encoder that is to see values in ``input_range``."""
-        values = dict(
-            zip(map(id, self.template.variables), self.template.initial_values(seed), strict=True)
-        )
+        values = dict(zip(map(id, self.template.variables), self.template.initial_values(seed), strict=True))
         values[id(self.template.input_range)] = input_range
         trainable = [values[id(v)].ravel() for v in self.template.trainable_variables]
         return ModelState(
@@ -162,7 +169,9 @@ class Architecture:
             if variable is self.template.input_range
         )
         low, high = non_trainable[position]
-        non_trainable[position] = np.stack([np.minimum(low, input_range[0]), np.maximum(high, input_range[1])])
+        non_trainable[position] = np.stack(
+            [np.minimum(low, input_range[0]), np.maximum(high, input_range[1])]
+        )
         return replace(state, non_trainable=tuple(non_trainable))
 
     def load_into(self, model: Any, state: ModelState) -> None:
@@ -221,9 +230,11 @@ class Architecture:
         float32, int32 = tf.float32, tf.int32
         vector = tf.TensorSpec((self.n_weights,), float32)
         non_trainable = [tf.TensorSpec(v.shape, v.dtype) for v in self.template.non_trainable_variables]
-        function = tf.function(self._training_block(options), autograph=False, jit_compile=options.jit_compile)
+        function = tf.function(
+            self._training_block(options), autograph=False, jit_compile=options.jit_compile
+        )
         with placed(options.device):
-            return function.get_concrete_function(
+            return function.get_concrete_function(  # type: ignore[no-any-return]
                 TrainingState(vector, vector, vector, tf.TensorSpec((), int32), non_trainable),
                 tf.TensorSpec((steps, options.batch_size, self.n_features), float32),
                 tf.TensorSpec((), int32),
@@ -274,9 +285,7 @@ class Architecture:
                     beta=beta,
                     free_bits=options.free_bits,
                 )
-                non_trainable = [
-                    scope.get_current_value(v) for v in self.template.non_trainable_variables
-                ]
+                non_trainable = [scope.get_current_value(v) for v in self.template.non_trainable_variables]
             means = [tf.reduce_mean(term) for term in terms]
         return tape.gradient(means[0], state.trainable), non_trainable, tf.stack(means)
 
@@ -373,9 +382,7 @@ def architecture_of(state: ModelState) -> Architecture:
 _cache: OrderedDict[Hashable, Architecture] = OrderedDict()
 _cache_lock = threading.RLock()
 # Spares a call on one row the key's making; weak on both sides, so it keeps nothing alive.
-_architectures: weakref.WeakKeyDictionary[ModelState, weakref.ref[Architecture]] = (
-    weakref.WeakKeyDictionary()
-)
+_architectures: weakref.WeakKeyDictionary[ModelState, weakref.ref[Architecture]] = weakref.WeakKeyDictionary()
 
 # A state's arrays as tensors, for as long as somebody holds the state: copying them at every call would
 # cost more than scoring a row.
@@ -395,7 +402,7 @@ def _on_device(state: ModelState, device: str | None) -> tuple[Any, list[Any]]:
 
 def placed(device: str | None) -> contextlib.AbstractContextManager[Any]:
     """Put TensorFlow's operations on this device; None leaves the choice to TensorFlow."""
-    return contextlib.nullcontext() if device is None else tf.device(device)  # type: ignore[no-any-return]
+    return contextlib.nullcontext() if device is None else tf.device(device)
 
 
 def _adam(state: TrainingState, gradient: Any, rate: Any, clip_norm: float | None) -> TrainingState:

@@ -56,9 +56,9 @@ def _error(vae: Any, x: Any, inferred: Any) -> Any:
 #: (An & Cho 2015). "reconstruction_error": E_q of the squared error, or of the binary cross-entropy.
 SCORES: dict[str, Score] = {
     "elbo": Score(_log_likelihood, lambda values, kl: kl - keras.ops.mean(values, axis=0)),
-    "iwae": Score(_log_weight, lambda values, kl: -importance_weighted_bound(values)),
-    "reconstruction_probability": Score(_log_likelihood, lambda values, kl: -keras.ops.mean(values, axis=0)),
-    "reconstruction_error": Score(_error, lambda values, kl: keras.ops.mean(values, axis=0)),
+    "iwae": Score(_log_weight, lambda values, _: -importance_weighted_bound(values)),
+    "reconstruction_probability": Score(_log_likelihood, lambda values, _: -keras.ops.mean(values, axis=0)),
+    "reconstruction_error": Score(_error, lambda values, _: keras.ops.mean(values, axis=0)),
 }
 
 
@@ -84,9 +84,7 @@ def score_rows(
     return architecture_of(state).map_rows(tile_scores, ("score", score), state, rows, noise, device)
 
 
-def elbo_terms(
-    state: ModelState, rows: Rows, noise: Rows, device: str | None
-) -> npt.NDArray[np.float64]:
+def elbo_terms(state: ModelState, rows: Rows, noise: Rows, device: str | None) -> npt.NDArray[np.float64]:
     """-E_q log p(x|z) and KL of each row: shape (n_rows, 2). Their sum is the negative ELBO."""
 
     def tile_terms(vae: Any, x: Any, noise: Any) -> Any:
@@ -96,20 +94,16 @@ def elbo_terms(
     return architecture_of(state).map_rows(tile_terms, "elbo_terms", state, rows, noise, device)
 
 
-def encode(
-    state: ModelState, rows: Rows, noise: Rows, device: str | None
-) -> npt.NDArray[np.float64]:
+def encode(state: ModelState, rows: Rows, noise: Rows, device: str | None) -> npt.NDArray[np.float64]:
     """Posterior means: shape (n_rows, latent_dim)."""
 
-    def tile_means(vae: Any, x: Any, noise: Any) -> Any:
+    def tile_means(vae: Any, x: Any, _: Any) -> Any:
         return vae.encode(x)[0]
 
     return architecture_of(state).map_rows(tile_means, "encode", state, rows, noise, device)
 
 
-def reconstruct(
-    state: ModelState, rows: Rows, noise: Rows, device: str | None
-) -> npt.NDArray[np.float64]:
+def reconstruct(state: ModelState, rows: Rows, noise: Rows, device: str | None) -> npt.NDArray[np.float64]:
     """Expected x, averaged over the draws: shape (n_rows, n_features)."""
 
     def tile_expectations(vae: Any, x: Any, noise: Any) -> Any:
@@ -124,7 +118,7 @@ def reconstruct(
 def _over_draws(vae: Any, x: Any, noise: Any, per_draw: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:
     """``per_draw`` of all draws, (n_draws, n_rows), and the KL of each row, (n_rows,)."""
     kl = keras.ops.sum(kl_divergence(*vae.encode(x)), axis=-1)
-    values = _map_chunks(lambda chunk, weights: per_draw(vae, x, vae.infer(x, chunk)), noise)
+    values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.infer(x, chunk)), noise)
     return tf.reshape(values, (-1, x.shape[0]))[: noise.shape[0]], kl
 
 

@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
-from vae_anomaly.programs import Architecture, BlockOptions, ModelState, Rows, TrainingState, architecture_of, placed
+from vae_anomaly.programs import (
+    Architecture,
+    BlockOptions,
+    ModelState,
+    Rows,
+    TrainingState,
+    architecture_of,
+    placed,
+)
 from vae_anomaly.scoring import elbo_terms
 
 __all__ = ["Plan", "TrainingResult", "Validation", "train"]
@@ -25,6 +33,8 @@ __all__ = ["Plan", "TrainingResult", "Validation", "train"]
 _XLA_PAYS_FROM_STEPS = 20_000
 _XLA_PAYS_TO_WEIGHTS = 100_000
 
+_AUTO_STEPS, _AUTO_EPOCHS = 1000, 5
+
 Schedule = str | Callable[[npt.NDArray[np.float64]], Any] | None
 
 
@@ -32,7 +42,7 @@ Schedule = str | Callable[[npt.NDArray[np.float64]], Any] | None
 class Plan:
     """How to train: the detector's parameters of the same names."""
 
-    epochs: int
+    epochs: int | str
     batch_size: int
     learning_rate: float
     learning_rate_schedule: Schedule = None
@@ -50,6 +60,12 @@ class Plan:
     def steps_per_epoch(self, n_rows: int) -> int:
         """Batches it takes to use every row at least once."""
         return -(-n_rows // self.batch_size)
+
+    def n_epochs(self, n_rows: int) -> int:
+        """Passes over the rows; "auto" makes about 1,000 steps of them, and at least 5."""
+        if isinstance(self.epochs, int):
+            return self.epochs
+        return max(_AUTO_EPOCHS, -(-_AUTO_STEPS // self.steps_per_epoch(n_rows)))
 
     def rates(self, progress: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Learning rate at each point of the training, where progress runs from 0 to 1."""
@@ -115,7 +131,8 @@ def train(
     """
     architecture = architecture_of(state)
     steps_per_epoch = plan.steps_per_epoch(len(rows))
-    n_steps = steps_per_epoch * plan.epochs
+    n_epochs = plan.n_epochs(len(rows))
+    n_steps = steps_per_epoch * n_epochs
     program = architecture.training_program(
         BlockOptions(
             plan.batch_size,
@@ -128,14 +145,14 @@ def train(
         )
     )
     feeder = _Feeder(rows, plan, architecture.block_steps(plan.batch_size), shuffle_seed)
-    listeners = _Listeners(architecture, plan, callbacks, verbose)
+    listeners = _Listeners(architecture, plan, n_epochs, callbacks, verbose)
     history: dict[str, list[float]] = {}
     best: tuple[float, int, ModelState] | None = None
     with placed(plan.device):
         training = architecture.training_state(state)
         seed = tf.constant(noise_seed, tf.int32)
         listeners.begin()
-        for epoch in range(plan.epochs):
+        for epoch in range(n_epochs):
             listeners.begin_epoch(epoch)
             sums = np.zeros(3)
             for batches, n_batches, progress in feeder.blocks(epoch):
@@ -157,9 +174,7 @@ def train(
                     best = (figures["val_loss"], epoch, present)
             for name, value in figures.items():
                 history.setdefault(name, []).append(float(value))
-            out_of_patience = (
-                plan.early_stopping and best is not None and epoch - best[1] >= plan.patience
-            )
+            out_of_patience = plan.early_stopping and best is not None and epoch - best[1] >= plan.patience
             if listeners.end_epoch(epoch, figures, training) or out_of_patience:
                 break
         final = best[2] if plan.early_stopping and best is not None else architecture.model_state(training)
@@ -172,7 +187,7 @@ class _Feeder:
     def __init__(self, rows: Rows, plan: Plan, block_steps: int, seed: int) -> None:
         self._batch_size, self._block_steps = plan.batch_size, block_steps
         self._steps_per_epoch = plan.steps_per_epoch(len(rows))
-        self._n_steps = self._steps_per_epoch * plan.epochs
+        self._n_steps = self._steps_per_epoch * plan.n_epochs(len(rows))
         self._n_rows = len(rows)
         self._rng = np.random.RandomState(seed)
         with placed(plan.device):
@@ -194,17 +209,19 @@ class _Feeder:
 class _Listeners:
     """Whoever watches the training: Keras callbacks and a progress bar."""
 
-    def __init__(self, architecture: Architecture, plan: Plan, callbacks: Sequence[Any], verbose: int) -> None:
-        self._architecture, self._plan = architecture, plan
+    def __init__(
+        self, architecture: Architecture, plan: Plan, n_epochs: int, callbacks: Sequence[Any], verbose: int
+    ) -> None:
+        self._architecture, self._plan, self._n_epochs = architecture, plan, n_epochs
         self._model = architecture.new_model() if callbacks else None
         if self._model is not None:
             # Callbacks that steer the learning rate read and set it here.
             self._model.compile(optimizer=keras.optimizers.Adam(plan.learning_rate))
             self._model.stop_training = False
             self._callbacks = keras.callbacks.CallbackList(
-                list(callbacks), model=self._model, epochs=plan.epochs
+                list(callbacks), model=self._model, epochs=n_epochs
             )
-        self._bar = keras.utils.Progbar(plan.epochs, verbose=verbose, unit_name="epoch") if verbose else None
+        self._bar = keras.utils.Progbar(n_epochs, verbose=verbose, unit_name="epoch") if verbose else None
 
     def rate_factor(self) -> np.float32:
         if self._model is None:
@@ -227,10 +244,12 @@ class _Listeners:
             self._callbacks.on_epoch_end(epoch, {name: float(value) for name, value in figures.items()})
             stop = bool(self._model.stop_training)
         if self._bar is not None:
-            last = stop or epoch + 1 == self._plan.epochs
+            last = stop or epoch + 1 == self._n_epochs
             # Each figure is already an epoch's mean; the bar would average it over epochs again.
             self._bar.stateful_metrics = set(figures)
-            self._bar.update(epoch + 1, [(name, float(value)) for name, value in figures.items()], finalize=last)
+            self._bar.update(
+                epoch + 1, [(name, float(value)) for name, value in figures.items()], finalize=last
+            )
         return stop
 
     def end(self, final: ModelState) -> ModelState:
