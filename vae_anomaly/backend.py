@@ -31,10 +31,17 @@ class _LazyModule(ModuleType):
 
 
 def _load(name: str) -> ModuleType:
+    if "forked" in _opened:
+        raise RuntimeError(
+            "TensorFlow was started before this process was forked, and would hang here: its threads stay "
+            "in the parent. Start workers with joblib's default (loky) or "
+            "multiprocessing.get_context('spawn')."
+        )
     with _opening:
         if not _opened:
             _open()
             _opened.add("tensorflow")
+            os.register_at_fork(after_in_child=lambda: _opened.add("forked"))
         return importlib.import_module(name)
 
 

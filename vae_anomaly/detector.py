@@ -24,6 +24,7 @@ __all__ = ["VAEDetector"]
 
 # Far enough to be any anomaly, near enough for its square to be a float32.
 _FARTHEST = 1e14
+_LARGEST = 1e150
 _NUMBERS_AT_ONCE = 2**22
 
 
@@ -310,48 +311,46 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             X, image_shape = self._checked(X, reset=not continuing)
             rng = check_random_state(self.random_state)
             seeds = rng.randint(np.iinfo(np.int32).max, size=5)
-            specification = self._specify(X.shape[1], image_shape)
+            network, likelihood = self._specifications(image_shape)
             if not continuing:
-                self._start(X, specification, image_shape, draws_seed=seeds[0])
+                _check_magnitude(X, self._column_names())
+                scaler = likelihood.default_scaler() if isinstance(self.scaler, str) else self.scaler
+                self.scaler_ = None if scaler is None else clone(scaler).fit(X)
+                self.image_shape_ = image_shape
+            rows = self._scaled(X)
+            likelihood.check_support(rows, self._column_names())
+            latent_dim = self.latent_dim
+            if latent_dim == "auto":
+                latent_dim = network.default_latent_dim(rows.shape[1])
+            specification = Specification(network, likelihood, rows.shape[1], int(latent_dim))
+            if not continuing:
+                self.latent_dim_ = specification.latent_dim
+                draws = np.random.RandomState(seeds[0]).standard_normal((self.n_draws, self.latent_dim_))
+                self.noise_ = draws.astype(np.float32)
+                self.history_ = {}
             elif specification.key != self.state_.specification.key:
                 raise ValueError(
                     "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
                     "latent_dim or the width of X have changed since; set warm_start=False to start anew."
                 )
-            rows = self._scaled(X)
-            specification.likelihood.check_support(rows, getattr(self, "feature_names_in_", None))
             self._train(rows, specification, continuing, seeds[1:])
-            self.offset_ = -float(self._threshold_rule().cut(self._anomaly_scores(X)))
+            rule = thresholds.resolve(self.threshold, self.contamination)
+            self.offset_ = -float(rule.cut(self._anomaly_scores(X)))
         return self
 
-    def _specify(self, n_features: int, image_shape: tuple[int, ...] | None) -> Specification:
+    def _specifications(self, image_shape: tuple[int, ...] | None) -> tuple[Network, Likelihood]:
+        """The network and the likelihood to use: checked copies, out of reach of a later set_params."""
         network, likelihood = self.network, self.likelihood
         if network == "auto":
             network = "dense" if image_shape is None else "conv"
         if likelihood == "auto":
             likelihood = "gaussian" if image_shape is None else "continuous_bernoulli"
-        # Copies, so that set_params after fit does not reach into the fitted model.
         network = _copy(networks.resolve(network).for_images(image_shape))
         likelihood = _copy(likelihoods.resolve(likelihood))
         network._validate_params()
         likelihood._validate_params()
         scoring.resolve(vars(self)["score"])
-        latent_dim = network.default_latent_dim(n_features) if self.latent_dim == "auto" else self.latent_dim
-        return Specification(network, likelihood, n_features, int(latent_dim))
-
-    def _start(
-        self, X: Rows, specification: Specification, image_shape: tuple[int, ...] | None, draws_seed: int
-    ) -> None:
-        if isinstance(self.scaler, str):
-            scaler = specification.likelihood.default_scaler()
-        else:
-            scaler = None if self.scaler is None else clone(self.scaler)
-        self.scaler_ = None if scaler is None else scaler.fit(X)
-        self.image_shape_ = image_shape
-        self.latent_dim_ = specification.latent_dim
-        draws = np.random.RandomState(draws_seed).standard_normal((self.n_draws, specification.latent_dim))
-        self.noise_ = draws.astype(np.float32)
-        self.history_ = {}
+        return network, likelihood
 
     def _train(
         self, rows: Rows, specification: Specification, continuing: bool, seeds: npt.NDArray[np.int64]
@@ -382,9 +381,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.history_ = {
             name: self.history_.get(name, []) + values for name, values in result.history.items()
         }
-
-    def _threshold_rule(self) -> Any:
-        return thresholds.resolve(self.threshold, self.contamination)
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -530,6 +526,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         within: Rows = np.clip(scaled, -_FARTHEST, _FARTHEST).astype(np.float32, copy=False)
         return within
 
+    def _column_names(self) -> npt.NDArray[Any] | None:
+        """Names of the model's columns, where they are those of X."""
+        names = getattr(self, "feature_names_in_", None)
+        scaler_keeps_columns = getattr(self, "scaler_", None) is None or hasattr(self.scaler_, "scale_")
+        return names if scaler_keeps_columns else None
+
     def _raise_not_finite(self, X: npt.NDArray[Any], scaled: npt.NDArray[Any]) -> None:
         row, column = np.argwhere(~np.isfinite(scaled))[0]
         label = f"output column {column}"
@@ -550,6 +552,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 )
             rows = np.asarray(self.scaler_.inverse_transform(rows))
         return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
+
+
+def _check_magnitude(X: npt.NDArray[Any], names: npt.NDArray[Any] | None) -> None:
+    """Refuse values whose variance overflows: a scaler would turn their column into zeros, silently."""
+    row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
+    if np.abs(X[row, column]) > _LARGEST:
+        label = repr(names[column]) if names is not None else column
+        raise ValueError(
+            f"column {label} holds {X[row, column]:g} in row {row}: the square of such a value is no float64. "
+            "Rescale the column, or take its logarithm."
+        )
 
 
 def _copy(specification: Any) -> Any:

@@ -256,8 +256,8 @@ class ConvNetwork(Network):
         return shape
 
     def _strides(self) -> tuple[int, ...]:
-        if isinstance(self.strides, int):
-            return (self.strides,) * len(self.filters)
+        if not isinstance(self.strides, (tuple, list)):
+            return (int(self.strides),) * len(self.filters)
         _check_sizes("strides", self.strides)
         if len(self.strides) != len(self.filters):
             raise ValueError(

@@ -85,6 +85,9 @@ class ModelState:
     trainable: Rows
     non_trainable: tuple[npt.NDArray[Any], ...]
 
+    def __repr__(self) -> str:
+        return f"ModelState({self.specification}, {self.trainable.size} weights)"
+
 
 class TrainingState(NamedTuple):
     """A model and its optimizer in the middle of training, as tensors."""

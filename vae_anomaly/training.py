@@ -63,8 +63,8 @@ class Plan:
 
     def n_epochs(self, n_rows: int) -> int:
         """Passes over the rows; "auto" makes about 1,000 steps of them, and at least 5."""
-        if isinstance(self.epochs, int):
-            return self.epochs
+        if self.epochs != "auto":
+            return int(self.epochs)
         return max(_AUTO_EPOCHS, -(-_AUTO_STEPS // self.steps_per_epoch(n_rows)))
 
     def rates(self, progress: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -166,7 +166,7 @@ def train(
                 )
                 sums += block_sums.numpy()
             figures = dict(zip(("loss", "reconstruction", "kl"), sums / steps_per_epoch, strict=True))
-            _check_finite(figures["loss"], epoch, plan)
+            _check_finite(figures["loss"], epoch, plan, rows)
             if validation is not None:
                 present = architecture.model_state(training)
                 figures |= _validate(present, validation, plan)
@@ -267,9 +267,11 @@ def _validate(state: ModelState, validation: Validation, plan: Plan) -> dict[str
     return {"val_loss": reconstruction + plan.beta * kl, "val_reconstruction": reconstruction, "val_kl": kl}
 
 
-def _check_finite(loss: float, epoch: int, plan: Plan) -> None:
+def _check_finite(loss: float, epoch: int, plan: Plan, rows: Rows) -> None:
     if not np.isfinite(loss):
+        largest = np.abs(rows).max(axis=0)
         raise FloatingPointError(
             f"training diverged: the loss of epoch {epoch + 1} is {loss}. Lower learning_rate (now "
-            f"{plan.learning_rate:g}) or set gradient_clip_norm (now {plan.gradient_clip_norm})."
+            f"{plan.learning_rate:g}), set gradient_clip_norm (now {plan.gradient_clip_norm}), or bring the data "
+            f"nearer to 1: column {largest.argmax()} of the scaled rows holds values up to {largest.max():g}."
         )

@@ -1,0 +1,105 @@
+"""The door to TensorFlow: lazy, quiet, honest about what it cannot do."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+from vae_anomaly import backend
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_another_keras_backend_is_refused_with_the_remedy():
+    ran = run(
+        """
+        import sys, types
+        import vae_anomaly.backend as backend
+        fake = types.ModuleType("keras"); fake.config = types.SimpleNamespace(backend=lambda: "torch")
+        sys.modules["keras"] = fake
+        try:
+            backend.keras.ops
+        except ImportError as error:
+            print(error)
+        """
+    )
+    assert "KERAS_BACKEND=tensorflow" in ran.stdout
+    assert "'torch'" in ran.stdout
+
+
+def test_a_log_level_of_the_users_is_respected():
+    ran = run("from vae_anomaly.backend import tf; tf.constant(1)", TF_CPP_MIN_LOG_LEVEL="0")
+    assert "oneDNN" in ran.stderr or "cpu_feature_guard" in ran.stderr
+
+
+def test_loading_leaves_the_environment_as_it_was():
+    ran = run(
+        """
+        import os
+        before = dict(os.environ)
+        from vae_anomaly.backend import tf
+        tf.constant(1)
+        print(set(os.environ.items()) ^ set(before.items()))
+        """
+    )
+    assert "TF_CPP_MIN_LOG_LEVEL" not in ran.stdout
+
+
+def test_only_tensorflows_log_lines_are_held_back(capfd):
+    with backend._without_log_lines():
+        os.write(2, b"I0000 00:00:1.2   1 port.cc:153] oneDNN custom operations are on.\n")
+        os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called\n")
+        os.write(2, b"a line of the user's own\n")
+    assert capfd.readouterr().err == "a line of the user's own\n"
+
+
+def test_a_process_without_standard_error_is_no_obstacle():
+    ran = run("import os; os.close(2)\nfrom vae_anomaly.backend import tf; print(int(tf.constant(3)))")
+    assert ran.stdout.strip() == "3"
+
+
+def test_gpu_memory_growth_is_asked_for_and_a_refusal_accepted():
+    class Refusing:
+        asked = 0
+
+        class config:  # noqa: N801
+            @staticmethod
+            def list_physical_devices(kind):
+                return [f"{kind}:0", f"{kind}:1"]
+
+            class experimental:  # noqa: N801
+                @staticmethod
+                def set_memory_growth(gpu, enable):
+                    assert enable
+                    Refusing.asked += 1
+                    raise RuntimeError("already initialized")
+
+    backend._leave_gpu_memory_to_others(Refusing)
+    assert Refusing.asked == 2
+
+
+def test_a_forked_process_is_told_to_spawn_instead_of_hanging():
+    ran = run(
+        """
+        import os
+        from vae_anomaly.backend import tf
+        tf.constant(1)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                tf.constant(1)
+            except RuntimeError as error:
+                print(error, flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        """
+    )
+    assert "fork" in ran.stdout
+    assert "spawn" in ran.stdout

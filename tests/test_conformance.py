@@ -1,0 +1,85 @@
+"""VAEDetector passes every check of scikit-learn's `check_estimator`; none is skipped or excused."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import MinMaxScaler
+from sklearn.utils.estimator_checks import (
+    check_dataframe_column_names_consistency,
+    estimator_checks_generator,
+)
+
+from vae_anomaly import DenseNetwork, VAEDetector
+
+DETECTORS = {
+    "default": VAEDetector(epochs=5),
+    "bernoulli": VAEDetector(epochs=5, likelihood="bernoulli", scaler=MinMaxScaler(clip=True)),
+    "continuous_bernoulli": VAEDetector(
+        epochs=5, likelihood="continuous_bernoulli", scaler=MinMaxScaler(clip=True)
+    ),
+    "student_t": VAEDetector(epochs=5, likelihood="student_t"),
+    "iwae": VAEDetector(epochs=5, score="iwae"),
+    "reconstruction_probability": VAEDetector(epochs=5, score="reconstruction_probability"),
+    "reconstruction_error": VAEDetector(epochs=5, score="reconstruction_error"),
+    "one_draw": VAEDetector(epochs=5, n_draws=1),
+    "32_draws": VAEDetector(epochs=5, n_draws=32),
+    "linear": VAEDetector(epochs=5, network=DenseNetwork(hidden_units=())),
+    "batch_normalization": VAEDetector(epochs=5, network=DenseNetwork(batch_normalization=True)),
+    "dropout": VAEDetector(epochs=5, network=DenseNetwork(dropout=0.2)),
+    "iwae_objective": VAEDetector(epochs=5, objective="iwae", n_training_draws=5),
+    "held_out": VAEDetector(epochs=5, validation_fraction=0.2, early_stopping=True),
+    "no_scaler": VAEDetector(epochs=5, scaler=None),
+}
+# scikit-learn runs this check only where the array API is switched on before scipy is imported.
+NEEDS_A_PROCESS_OF_ITS_OWN = "check_array_api_input"
+
+
+def _checks():
+    for name, detector in DETECTORS.items():
+        for estimator, check in estimator_checks_generator(detector, mark=None):
+            check_name = getattr(check, "func", check).__name__
+            if check_name != NEEDS_A_PROCESS_OF_ITS_OWN:
+                yield pytest.param(estimator, check, id=f"{name}-{check_name}")
+
+
+@pytest.mark.parametrize(("estimator", "check"), list(_checks()))
+def test_passes_the_estimator_check(estimator, check):
+    check(estimator)
+
+
+def test_passes_the_array_api_check_where_it_is_switched_on():
+    code = (
+        "from sklearn.utils.estimator_checks import check_estimator\n"
+        "from vae_anomaly import VAEDetector\n"
+        "results = check_estimator(VAEDetector(epochs=2), on_fail=None)\n"
+        "statuses = {result['check_name']: result['status'] for result in results}\n"
+        "assert set(statuses.values()) == {'passed'}, statuses\n"
+        "print(len(statuses))\n"
+    )
+    environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) > 40
+
+
+def test_column_names_are_consistent():
+    check_dataframe_column_names_consistency("VAEDetector", VAEDetector(epochs=2))
+
+
+def test_no_check_is_skipped_by_a_tag():
+    tags = VAEDetector().__sklearn_tags__()
+    assert tags.estimator_type == "outlier_detector"
+    assert tags.input_tags.two_d_array
+    assert not tags.no_validation
+    assert not tags.non_deterministic
+    assert not tags._skip_test
+
+
+@pytest.mark.parametrize("contamination", [0.01, 0.1, 0.25, 0.5])
+def test_a_float_contamination_flags_exactly_that_share(contamination):
+    X = np.random.RandomState(0).normal(size=(400, 3))
+    detector = VAEDetector(epochs=2, contamination=contamination, random_state=0)
+    assert (detector.fit_predict(X) == -1).sum() == round(400 * contamination)

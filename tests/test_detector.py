@@ -1,0 +1,495 @@
+"""VAEDetector: parameters, results, and what it says about input that cannot work."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, QuantileTransformer, StandardScaler
+
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
+from vae_anomaly.backend import keras
+from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.scoring import Score
+
+
+@pytest.fixture(scope="module")
+def fitted(table):
+    return VAEDetector(random_state=0, epochs=30).fit(table[0])
+
+
+# -- results ------------------------------------------------------------------------------------------
+def test_anomalies_score_lower_than_normal_rows(table):
+    X, y = table
+    detector = VAEDetector(random_state=0).fit(X)
+    assert roc_auc_score(y, -detector.score_samples(X)) > 0.9
+
+
+def test_training_changes_the_scores(table):
+    X, y = table
+    untrained = VAEDetector(epochs=1, learning_rate=1e-12, random_state=0).fit(X)
+    trained = VAEDetector(random_state=0).fit(X)
+    assert trained.score(X) > untrained.score(X) + 1
+    assert roc_auc_score(y, -trained.score_samples(X)) > roc_auc_score(y, -untrained.score_samples(X)) + 0.1
+
+
+@pytest.mark.parametrize("likelihood", ["auto", "laplace", "student_t", Gaussian(scale="per_row")])
+@pytest.mark.parametrize("distance", [1e3, 1e9, 1e30])
+def test_a_far_row_is_always_flagged(table, likelihood, distance):
+    X, _ = table
+    detector = VAEDetector(likelihood=likelihood, epochs=20, random_state=0).fit(X)
+    for feature in range(X.shape[1]):
+        for sign in (-1, 1):
+            row = X[:1].copy()
+            row[0, feature] += sign * distance * X[:, feature].std()
+            assert np.isfinite(detector.score_samples(row)).all()
+            assert detector.predict(row) == -1
+
+
+@pytest.mark.parametrize("score", ["elbo", "iwae", "reconstruction_probability", "reconstruction_error"])
+def test_farther_is_more_anomalous(table, score):
+    X, _ = table
+    detector = VAEDetector(score=score, epochs=20, random_state=0).fit(X)
+    distances = np.array([10.0, 100, 1e3, 1e4, 1e6])
+    rows = np.repeat(X.mean(axis=0)[None], len(distances), axis=0)
+    rows[:, 0] += distances * X[:, 0].std()
+    assert (np.diff(detector.score_samples(rows)) < 0).all()
+
+
+def test_decision_and_prediction_follow_from_the_scores(fitted, table):
+    X, _ = table
+    scores = fitted.score_samples(X)
+    assert scores.dtype == np.float64
+    np.testing.assert_array_equal(fitted.decision_function(X), scores - fitted.offset_)
+    np.testing.assert_array_equal(fitted.predict(X), np.where(scores - fitted.offset_ < 0, -1, 1))
+
+
+def test_score_is_the_mean_elbo_whatever_score_and_beta_are(table):
+    X, _ = table
+    common = {"epochs": 5, "random_state": 0}
+    elbo = VAEDetector(**common).fit(X)
+    assert elbo.score(X) == pytest.approx(elbo.score_samples(X).mean(), rel=1e-6)
+    error = VAEDetector(score="reconstruction_error", **common).fit(X)
+    assert error.score(X) == elbo.score(X)
+    assert type(elbo.score(X)) is float
+    weighted = VAEDetector(beta=0.2, **common).fit(X)
+    assert weighted.score(X) == pytest.approx(weighted.score_samples(X).mean(), rel=1e-6)
+
+
+def test_beta_presses_the_posterior_towards_the_prior(table):
+    kl = [
+        VAEDetector(beta=b, epochs=40, random_state=0).fit(table[0]).history_["kl"][-1] for b in (0.1, 1, 10)
+    ]
+    assert kl[0] > 1.3 * kl[1] > 1.3 * kl[2]
+
+
+def test_encode_gives_posterior_means_that_the_model_has(fitted, table):
+    X, _ = table
+    codes = fitted.encode(X)
+    assert codes.shape == (500, fitted.latent_dim_)
+    z_mean, _ = fitted.model_.encode(fitted.scaler_.transform(X).astype("f4"))
+    np.testing.assert_allclose(codes, z_mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_draws", [3, 100])
+def test_reconstructions_are_expected_rows_in_the_units_of_x(table, n_draws):
+    X = table[0] * [1, 10, 100, 1000, 1, 1] + [0, 5, 0, 0, -50, 1e4]
+    detector = VAEDetector(n_draws=n_draws, random_state=0).fit(X)
+    reconstructed = detector.reconstruct(X)
+    assert reconstructed.shape == X.shape
+    explained = 1 - ((X - reconstructed) ** 2).mean(axis=0) / X.var(axis=0)
+    assert (explained > 0.3).all()
+    # The mean over the shared draws, as the model computes it.
+    model, rows = detector.model_, detector.scaler_.transform(X[:5]).astype("f4")
+    location = model.infer(rows, detector.noise_[:, None]).parameters[0]
+    expected = detector.scaler_.inverse_transform(np.mean(location, axis=0))
+    np.testing.assert_allclose(reconstructed[:5], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_samples_look_like_the_training_rows(table):
+    X, y = table
+    X = X[y == 0] * [1, 10, 100, 1, 1, 1] + [0, 5, 0, 0, 0, 1e3]
+    detector = VAEDetector(random_state=0).fit(X)
+    drawn = detector.sample(4000, random_state=0)
+    assert drawn.shape == (4000, 6)
+    assert (np.abs(drawn.mean(axis=0) - X.mean(axis=0)) < 0.5 * X.std(axis=0)).all()
+    np.testing.assert_allclose(drawn.std(axis=0), X.std(axis=0), rtol=0.4)
+    np.testing.assert_array_equal(drawn, detector.sample(4000, random_state=0))
+    assert not np.array_equal(drawn, detector.sample(4000, random_state=1))
+
+
+def test_history_holds_the_parts_of_the_loss_epoch_by_epoch(table):
+    detector = VAEDetector(epochs=7, beta=0.5, validation_fraction=0.2, random_state=0).fit(table[0])
+    history = detector.history_
+    assert {len(values) for values in history.values()} == {7}
+    np.testing.assert_allclose(
+        history["loss"], np.add(history["reconstruction"], 0.5 * np.array(history["kl"])), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        history["val_loss"],
+        np.add(history["val_reconstruction"], 0.5 * np.array(history["val_kl"])),
+        rtol=1e-5,
+    )
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_the_model_is_a_keras_model_that_can_be_saved(fitted, table, tmp_path):
+    model = fitted.model_
+    assert isinstance(model, keras.Model)
+    model.save(tmp_path / "vae.keras")
+    loaded = keras.models.load_model(tmp_path / "vae.keras")
+    rows = table[0][:4].astype("f4")
+    np.testing.assert_array_equal(model.encode(rows)[0], loaded.encode(rows)[0])
+
+
+def test_automatic_settings(fitted, table):
+    assert fitted.latent_dim_ == 6
+    assert isinstance(fitted.scaler_, StandardScaler)
+    wide = VAEDetector(epochs=1, random_state=0).fit(np.random.RandomState(0).normal(size=(50, 20)))
+    assert wide.latent_dim_ == 8
+    binary = VAEDetector(likelihood="bernoulli", epochs=1).fit(np.eye(5))
+    assert binary.scaler_ is None
+
+
+def test_automatic_epochs_make_about_a_thousand_steps(table):
+    assert len(VAEDetector(random_state=0).fit(table[0]).history_["loss"]) == 250
+
+
+# -- scalers ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "scaler",
+    [StandardScaler(), MinMaxScaler(), QuantileTransformer(n_quantiles=50), PCA(3), None],
+    ids=lambda scaler: type(scaler).__name__,
+)
+def test_any_transformer_can_scale(table, scaler):
+    X, _ = table
+    detector = VAEDetector(scaler=scaler, epochs=3, random_state=0).fit(X)
+    assert detector.scaler is scaler
+    assert scaler is None or not hasattr(scaler, "n_features_in_")
+    assert detector.score_samples(X).shape == (500,)
+    assert detector.reconstruct(X).shape == X.shape
+
+
+def test_a_scaler_without_inverse_says_so_when_one_is_needed(table):
+    class OneWay(FunctionTransformer):
+        inverse_transform = property()
+
+    detector = VAEDetector(scaler=OneWay(), epochs=1, random_state=0).fit(table[0])
+    with pytest.raises(TypeError, match="OneWay has none"):
+        detector.reconstruct(table[0])
+
+
+def test_a_scaler_that_makes_infinities_is_named_with_the_column():
+    X = pd.DataFrame({"a": [1.0, 2, 3, 4], "b": [1.0, 0, 3, 4]})
+    detector = VAEDetector(scaler=FunctionTransformer(lambda X: 1 / X), epochs=1)
+    with (
+        np.errstate(divide="ignore"),
+        pytest.raises(ValueError, match=r"FunctionTransformer turns column 'b' \(row 1 holds 0\) into inf"),
+    ):
+        detector.fit(X)
+
+
+# -- images -------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def digits():
+    bunch = load_digits()
+    return bunch.images[bunch.target == 3] / 16
+
+
+def test_images_and_flat_rows_give_the_identical_model(digits):
+    settings = {"epochs": 3, "random_state": 0, "likelihood": "continuous_bernoulli"}
+    images = VAEDetector(**settings).fit(digits)
+    with_channel = VAEDetector(**settings).fit(digits[..., None])
+    flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), **settings)
+    flat.fit(digits.reshape(-1, 64))
+    expected = images.score_samples(digits)
+    np.testing.assert_array_equal(with_channel.score_samples(digits[..., None]), expected)
+    np.testing.assert_array_equal(flat.score_samples(digits.reshape(-1, 64)), expected)
+
+
+def test_images_come_back_as_images(digits):
+    detector = VAEDetector(epochs=3, random_state=0).fit(digits)
+    assert detector.reconstruct(digits[:5]).shape == (5, 8, 8, 1)
+    assert detector.sample(2, random_state=0).shape == (2, 8, 8, 1)
+    assert detector.encode(digits).shape == (len(digits), 16)
+
+
+def test_other_digits_score_lower(digits):
+    bunch = load_digits()
+    others = bunch.images[bunch.target != 3] / 16
+    detector = VAEDetector(epochs=60, random_state=0).fit(digits[:120])
+    scores = np.r_[detector.score_samples(digits[120:]), detector.score_samples(others)]
+    assert roc_auc_score(np.arange(len(scores)) >= len(digits) - 120, -scores) > 0.9
+
+
+def test_images_of_another_shape_are_refused(digits):
+    detector = VAEDetector(epochs=1).fit(digits)
+    with pytest.raises(ValueError, match=r"fitted on images of shape \(8, 8, 1\); received .*\(4, 16, 1\)"):
+        detector.predict(digits.reshape(-1, 4, 16))
+
+
+# -- DataFrames ---------------------------------------------------------------------------------------
+def test_a_data_frame_is_scored_like_its_array(table):
+    X, _ = table
+    frame = pd.DataFrame(X, columns=list("abcdef"))
+    detector = VAEDetector(epochs=2, random_state=0).fit(frame)
+    assert list(detector.feature_names_in_) == list("abcdef")
+    assert detector.n_features_in_ == 6
+    same = VAEDetector(epochs=2, random_state=0).fit(X)
+    np.testing.assert_array_equal(detector.score_samples(frame), same.score_samples(X))
+
+
+def test_other_column_names_are_refused(table):
+    frame = pd.DataFrame(table[0], columns=list("abcdef"))
+    detector = VAEDetector(epochs=1, random_state=0).fit(frame)
+    with pytest.raises(ValueError, match="(?s)feature names should match.*- g"):
+        detector.predict(frame.rename(columns={"f": "g"}))
+    with pytest.raises(ValueError, match="same order"):
+        detector.predict(frame[list("bacdef")])
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.int64, np.int8, np.uint8, bool, np.float16, "Float64", "Int32", "boolean"]
+)
+def test_integers_and_booleans_are_numbers(dtype):
+    values = np.random.RandomState(0).randint(0, 2, size=(40, 3))
+    X = pd.DataFrame(values).astype(dtype) if isinstance(dtype, str) else values.astype(dtype)
+    detector = VAEDetector(epochs=1, random_state=0).fit(X)
+    assert np.isfinite(detector.score_samples(X)).all()
+
+
+# -- the repr -----------------------------------------------------------------------------------------
+def test_the_repr_names_what_differs_from_the_defaults():
+    detector = VAEDetector(network=DenseNetwork(hidden_units=(8,)), score="iwae", beta=0.5)
+    assert repr(detector) == "VAEDetector(beta=0.5, network=DenseNetwork(hidden_units=(8,)), score='iwae')"
+
+
+def test_the_score_parameter_and_the_score_method_live_side_by_side(fitted, table):
+    assert fitted.get_params()["score"] == "auto"
+    changed = VAEDetector().set_params(score="iwae")
+    assert changed.get_params()["score"] == "iwae"
+    assert callable(changed.score)
+    assert callable(VAEDetector.score)
+    assert isinstance(fitted.score(table[0]), float)
+
+
+# -- bad input ----------------------------------------------------------------------------------------
+def frame_with(value):
+    frame = pd.DataFrame(np.random.RandomState(0).normal(size=(20, 3)), columns=["a", "b", "c"])
+    frame = frame.astype(object) if isinstance(value, str) else frame
+    frame.loc[3, "b"] = value
+    return frame
+
+
+BAD_INPUT = {
+    "NaN": (frame_with(np.nan), ValueError, "NaN"),
+    "infinity": (frame_with(np.inf), ValueError, "infinity"),
+    "minus infinity": (frame_with(-np.inf), ValueError, "infinity"),
+    "complex": (np.ones((20, 3)) * 1j, ValueError, "Complex data not supported"),
+    "strings": (frame_with("red"), ValueError, "could not convert string to float: 'red'"),
+    "sparse": (sparse.csr_array(np.eye(20)), TypeError, "(?i)sparse"),
+    "no rows": (np.empty((0, 3)), ValueError, r"0 sample\(s\)"),
+    "no columns": (np.empty((5, 0)), ValueError, r"0 feature\(s\)"),
+    "one dimension": (np.arange(10.0), ValueError, "Expected 2D array, got 1D array"),
+    "one row": (np.ones((1, 3)), ValueError, r"1 sample\(s\)"),
+    "overflowing": (np.array([[1e300], [-1e300], [0.0]]), ValueError, "column 0 holds 1e[+]300 in row 0"),
+}
+
+
+@pytest.mark.parametrize(("X", "error", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_rows_are_refused_and_an_earlier_fit_stays_usable(table, X, error, message):
+    detector = VAEDetector(epochs=2, random_state=0).fit(table[0])
+    before, attributes = detector.score_samples(table[0]), set(vars(detector))
+    with pytest.raises(error, match=message):
+        detector.fit(X)
+    assert set(vars(detector)) == attributes
+    np.testing.assert_array_equal(detector.score_samples(table[0]), before)
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (np.ones((3, 5)), ValueError, "X has 5 features, but VAEDetector is expecting 6"),
+        (np.full((3, 6), np.nan), ValueError, "NaN"),
+        (np.ones(6), ValueError, "Expected 2D array"),
+        (np.empty((0, 6)), ValueError, r"0 sample\(s\)"),
+        (sparse.csr_array(np.eye(6)), TypeError, "(?i)sparse"),
+    ],
+)
+def test_bad_rows_are_refused_at_scoring(fitted, X, error, message):
+    for method in ("score_samples", "predict", "decision_function", "score", "encode", "reconstruct"):
+        with pytest.raises(error, match=message):
+            getattr(fitted, method)(X)
+
+
+@pytest.mark.parametrize(
+    "method", ["score_samples", "predict", "decision_function", "score", "encode", "reconstruct"]
+)
+def test_an_unfitted_detector_says_so(method):
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        getattr(VAEDetector(), method)(np.ones((3, 2)))
+
+
+def test_an_unfitted_detector_has_neither_samples_nor_a_model():
+    with pytest.raises(NotFittedError):
+        VAEDetector().sample(3)
+    with pytest.raises(NotFittedError):
+        VAEDetector().model_  # noqa: B018
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous_bernoulli"])
+def test_values_outside_the_support_are_named_with_their_column(likelihood):
+    X = pd.DataFrame({"a": [0.0, 1, 1], "b": [0.5, 0.5, 1.5]})
+    with pytest.raises(ValueError, match=r"column 'b' holds 1.5 in row 2.*MinMaxScaler\(clip=True\)"):
+        VAEDetector(likelihood=likelihood).fit(X)
+    detector = VAEDetector(likelihood=likelihood, epochs=1).fit(X / 2)
+    with pytest.raises(ValueError, match="column 'a' holds -0.2 in row 1"):
+        detector.predict(pd.DataFrame({"a": [0.1, -0.2], "b": [0.1, 0.1]}))
+
+
+WRONG = {
+    "network": ("densee", r"network must be one of \['auto', 'dense', 'conv'\].*'densee'"),
+    "likelihood": ("normal", "likelihood must be one of .*'gaussian'.*'student_t'.*'normal'"),
+    "score": ("entropy", "score must be one of .*'elbo', 'iwae', 'reconstruction_probability'.*'entropy'"),
+    "latent_dim": (0, "latent_dim.*Got 0"),
+    "n_draws": (0, r"n_draws.*\[1, inf\).*Got 0"),
+    "objective": ("mse", "objective.*(?=.*'elbo')(?=.*'iwae').*Got 'mse'"),
+    "n_training_draws": (0, "n_training_draws"),
+    "beta": (-1, "beta"),
+    "kl_warm_up": (1.5, "kl_warm_up"),
+    "free_bits": (-0.1, "free_bits"),
+    "epochs": (0, "epochs"),
+    "batch_size": (0, "batch_size"),
+    "learning_rate": (0.0, "learning_rate"),
+    "learning_rate_schedule": ("step", "learning_rate_schedule.*(?=.*'cosine')(?=.*'linear')"),
+    "gradient_clip_norm": (0, "gradient_clip_norm"),
+    "validation_fraction": (1.0, "validation_fraction"),
+    "early_stopping": ("yes", "early_stopping"),
+    "patience": (0, "patience"),
+    "contamination": (0.6, r"contamination.*\(0.0, 0.5\].*Got 0.6"),
+    "threshold": ("gpd", "threshold"),
+    "scaler": ("minmax", "scaler"),
+    "warm_start": ("no", "warm_start"),
+    "callbacks": (print, "callbacks"),
+    "jit_compile": ("always", "jit_compile"),
+    "device": (0, "device"),
+    "random_state": ("seed", "random_state"),
+    "verbose": ("loud", "verbose"),
+}
+
+
+@pytest.mark.parametrize(("parameter", "value", "message"), [(k, *v) for k, v in WRONG.items()], ids=WRONG)
+def test_a_wrong_parameter_is_named_with_what_is_possible(table, parameter, value, message):
+    with pytest.raises(ValueError, match=message):
+        VAEDetector(**{parameter: value}).fit(table[0])
+
+
+def test_every_parameter_is_checked():
+    assert set(WRONG) == set(VAEDetector().get_params())
+
+
+def test_contamination_zero_is_refused(table):
+    with pytest.raises(ValueError, match="contamination"):
+        VAEDetector(contamination=0.0).fit(table[0])
+
+
+def test_early_stopping_without_held_out_rows_is_refused(table):
+    with pytest.raises(ValueError, match="set validation_fraction"):
+        VAEDetector(early_stopping=True).fit(table[0])
+
+
+def test_free_bits_with_importance_weights_are_refused(table):
+    with pytest.raises(ValueError, match="objective='elbo'"):
+        VAEDetector(objective="iwae", free_bits=0.1).fit(table[0])
+
+
+def test_a_keras_model_whose_shapes_do_not_fit_is_refused(table):
+    encoder, decoder = DenseNetwork((8,)).build(5, 2, 1)
+    with pytest.raises(ValueError, match=r"encoder must have input shape \(None, 6\).*received \(None, 5\)"):
+        VAEDetector(network=KerasNetwork(encoder, decoder)).fit(table[0])
+
+
+def test_an_image_shape_that_does_not_fit_is_refused(table):
+    with pytest.raises(ValueError, match="product of 6"):
+        VAEDetector(network=ConvNetwork(image_shape=(2, 2, 1))).fit(table[0])
+
+
+# -- hard but legitimate input ------------------------------------------------------------------------
+def rng():
+    return np.random.RandomState(0)
+
+
+HARD = {
+    "two rows": np.array([[0.0, 1.0], [1.0, 0.0]]),
+    "fewer rows than a batch": rng().normal(size=(20, 3)),
+    "one more row than a batch": rng().normal(size=(129, 3)),
+    "one feature": rng().normal(size=(50, 1)),
+    "more features than rows": rng().normal(size=(10, 200)),
+    "constant columns": np.c_[rng().normal(size=(50, 2)), np.full((50, 2), 7.0)],
+    "only constant columns": np.full((50, 3), 7.0),
+    "duplicate columns": np.repeat(rng().normal(size=(50, 1)), 4, axis=1),
+    "duplicate rows": np.repeat(rng().normal(size=(2, 3)), 50, axis=0),
+    "values of 1e30": rng().normal(size=(50, 3)) * 1e30,
+    "one value of 1e30": np.r_[rng().normal(size=(50, 3)), [[1e30, 0, 0]]],
+    "tiny values": rng().normal(size=(50, 3)) * 1e-30,
+    "heavy tails": rng().standard_cauchy(size=(200, 3)) ** 3,
+}
+
+
+@pytest.mark.parametrize("X", HARD.values(), ids=HARD)
+def test_hard_input_is_scored_finitely(X):
+    detector = VAEDetector(epochs=5, random_state=0).fit(X)
+    assert np.isfinite(detector.score_samples(X)).all()
+    assert np.isfinite(detector.history_["loss"]).all()
+    assert np.isfinite(detector.reconstruct(X)).all()
+
+
+def test_a_training_that_diverges_says_why_and_leaves_the_earlier_fit(table):
+    detector = VAEDetector(epochs=3, random_state=0).fit(table[0])
+    before = detector.score_samples(table[0])
+    with pytest.raises(FloatingPointError, match=r"diverged.*Lower learning_rate.*column 2 .* up to 1e\+14"):
+        detector.set_params(scaler=None).fit(table[0] * [1, 1, 1e30, 1, 1, 1])
+    np.testing.assert_array_equal(detector.score_samples(table[0]), before)
+
+
+def test_a_constant_column_that_changes_is_an_anomaly():
+    X = np.c_[rng().normal(size=(200, 2)), np.full(200, 7.0)]
+    detector = VAEDetector(random_state=0).fit(X)
+    changed = X[:20] + [0, 0, 1]
+    assert (detector.predict(changed) == -1).all()
+
+
+# -- a score, a network, a likelihood of one's own -----------------------------------------------------
+def test_a_score_of_ones_own(table):
+    latent_size = Score(
+        lambda vae, x, inferred: inferred.z[..., 0] * 0, lambda values, kl: keras.ops.sqrt(kl)
+    )
+    detector = VAEDetector(score=latent_size, epochs=5, random_state=0).fit(table[0])
+    scores = detector.score_samples(table[0])
+    assert (scores < 0).all()
+    assert scores.std() > 0
+
+
+def test_a_users_keras_models_train_and_stay_as_they_are(table):
+    x = keras.Input((6,))
+    hidden = keras.layers.Dense(16, activation="gelu")(x)
+    encoder = keras.Model(x, [keras.layers.Dense(2)(hidden), keras.layers.Dense(2)(hidden)])
+    decoder = keras.Sequential([keras.Input((2,)), keras.layers.Dense(16, "gelu"), keras.layers.Dense(6)])
+    given = [w.copy() for w in encoder.get_weights()]
+    detector = VAEDetector(network=KerasNetwork(encoder, decoder), random_state=0).fit(table[0])
+    assert detector.latent_dim_ == 2
+    assert detector.history_["loss"][-1] < detector.history_["loss"][0] - 0.5
+    for before, after in zip(given, encoder.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_pretrained_keras_models_start_from_their_weights(table):
+    encoder, decoder = DenseNetwork((8,)).build(6, 2, 1)
+    settings = {"epochs": 1, "learning_rate": 1e-12, "random_state": 0}
+    pretrained = VAEDetector(network=KerasNetwork(encoder, decoder, pretrained=True), **settings)
+    trained = pretrained.fit(table[0]).model_.encoder.get_weights()
+    for before, after in zip(encoder.get_weights(), trained, strict=True):
+        np.testing.assert_allclose(before, after, atol=1e-9)

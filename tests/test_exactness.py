@@ -1,0 +1,158 @@
+"""The ELBO is an ELBO: held against a model whose likelihood, posterior and optimum are known.
+
+For the linear Gaussian model x = W z + m + s e, p(x) is a Gaussian with covariance W W' + s^2 I
+(probabilistic PCA, Tipping & Bishop 1999) and the posterior of z is Gaussian with covariance
+s^2 (W'W + s^2 I)^-1, which is diagonal when the columns of W are orthogonal: then the model's own
+posterior family contains it.
+"""
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+from vae_anomaly import DenseNetwork, VAEDetector
+from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.programs import Specification, architecture
+from vae_anomaly.scoring import SCORES, elbo_terms, score_rows
+
+D, L, SIGMA = 5, 2, 0.7
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """A linear VAE with the exact posterior in its encoder, rows from the model, and their log p(x)."""
+    rng = np.random.RandomState(0)
+    directions = np.linalg.qr(rng.normal(size=(D, L)))[0]
+    weights, mean = directions * [2.0, 1.2], rng.normal(size=D)
+    rows = (rng.normal(size=(200, L)) @ weights.T + mean + SIGMA * rng.normal(size=(200, D))).astype("f4")
+    evidence = multivariate_normal(mean, weights @ weights.T + SIGMA**2 * np.eye(D)).logpdf(rows)
+
+    precision = weights.T @ weights + SIGMA**2 * np.eye(L)
+    to_mean = np.linalg.solve(precision, weights.T)
+    log_var = np.log(SIGMA**2 / np.diag(precision))
+    # The encoder's log-variance passes through 10 tanh(. / 10).
+    raw_log_var = 10 * np.arctanh(log_var / 10)
+
+    linear = architecture(Specification(DenseNetwork(()), Gaussian(scale=SIGMA), D, L))
+    model = linear.new_model()
+    model.encoder.get_layer("z_mean").set_weights([to_mean.T, -to_mean @ mean])
+    model.encoder.get_layer("z_log_var").set_weights([np.zeros((D, L)), raw_log_var])
+    model.decoder.get_layer("parameters").set_weights([weights.T, mean])
+    return linear.state_of(model), rows, evidence
+
+
+def noise(n_draws, seed=0):
+    return np.random.RandomState(seed).standard_normal((n_draws, L)).astype("f4")
+
+
+def test_at_the_exact_posterior_the_elbo_is_the_evidence(exact):
+    state, rows, evidence = exact
+    elbo = -elbo_terms(state, rows, noise(20_000), None).sum(axis=1)
+    # The Monte-Carlo error of E_q log p(x|z) with 20,000 draws: its standard deviation is about 2.
+    np.testing.assert_allclose(elbo, evidence, atol=5 * 2 / np.sqrt(20_000))
+
+
+def test_at_the_exact_posterior_every_importance_weight_is_the_evidence(exact):
+    state, rows, evidence = exact
+    for n_draws in (1, 7):
+        np.testing.assert_allclose(
+            -score_rows(state, rows, noise(n_draws), SCORES["iwae"], None), evidence, atol=2e-4
+        )
+
+
+def test_elbo_below_iwae_below_evidence_and_rising_with_the_draws(exact):
+    state, rows, evidence = exact
+    wrong = state.__class__(state.specification, state.trainable + np.float32(0.15), state.non_trainable)
+    # The evidence of the changed model, whose decoder moved too.
+    model_evidence = _evidence(wrong, rows)
+    elbo = -elbo_terms(wrong, rows, noise(4000), None).sum(axis=1).mean()
+    bounds = {
+        k: [-score_rows(wrong, rows, noise(k, seed), SCORES["iwae"], None).mean() for seed in range(300)]
+        for k in (1, 5, 25, 125)
+    }
+    # One draw is the ELBO's own estimate: equal up to the standard error over the 300 seeds.
+    assert np.mean(bounds[1]) == pytest.approx(elbo, abs=4 * np.std(bounds[1]) / np.sqrt(300))
+    means = [np.mean(values) for values in bounds.values()]
+    assert elbo < means[1] < means[2] < means[3] < model_evidence.mean()
+
+
+def test_training_reaches_the_maximum_likelihood_of_probabilistic_pca():
+    rng = np.random.RandomState(1)
+    X = rng.normal(size=(3000, L)) @ rng.normal(size=(L, D)) + 0.5 * rng.normal(size=(3000, D))
+    detector = VAEDetector(
+        network=DenseNetwork(()),
+        likelihood=Gaussian(scale=0.5),
+        latent_dim=L,
+        scaler=None,
+        epochs=500,
+        n_training_draws=2,
+        learning_rate=1e-2,
+        learning_rate_schedule="cosine",
+        random_state=0,
+    ).fit(X)
+    # The optimum for a known noise: the L largest eigenvalues beyond it, in closed form.
+    covariance = np.cov(X.T, bias=True)
+    values, vectors = np.linalg.eigh(covariance)
+    top = vectors[:, -L:] * np.sqrt(values[-L:] - 0.25)
+    best = multivariate_normal(X.mean(axis=0), top @ top.T + 0.25 * np.eye(D)).logpdf(X).mean()
+    # Stated tolerance: 0.01 nats a row.
+    assert best - 0.01 < _evidence(detector.state_, X, sigma=0.5).mean() <= best
+    assert best - 0.01 < _closed_form_elbo(detector.state_, X, sigma=0.5).mean() <= best
+
+
+def test_every_score_is_its_formula_in_numpy(exact):
+    state, rows, _ = exact
+    model = _numpy_parts(state)
+    draws = noise(6)
+    z_mean = rows @ model["to_mean"] + model["offset"]
+    z = z_mean + np.exp(model["log_var"] / 2) * draws[:, None]
+    location = z @ model["weights"] + model["mean"]
+    square = ((rows - location) ** 2).sum(axis=-1)
+    log_prob = -0.5 * square / SIGMA**2 - D * np.log(SIGMA) - 0.5 * D * np.log(2 * np.pi)
+    kl = 0.5 * (z_mean**2 + np.exp(model["log_var"]) - 1 - model["log_var"]).sum(axis=1)
+    log_ratio = 0.5 * (draws[:, None] ** 2 + model["log_var"] - z**2).sum(axis=-1)
+    expected = {
+        "elbo": kl - log_prob.mean(axis=0),
+        "reconstruction_probability": -log_prob.mean(axis=0),
+        "reconstruction_error": square.mean(axis=0),
+        "iwae": -np.log(np.exp(log_prob + log_ratio).mean(axis=0)),
+    }
+    assert set(expected) == set(SCORES)
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            score_rows(state, rows, draws, SCORES[name], None), value, rtol=2e-5, atol=2e-5, err_msg=name
+        )
+
+
+def _numpy_parts(state):
+    linear = architecture(state.specification)
+    model = linear.new_model()
+    linear.load_into(model, state)
+    to_mean, offset = model.encoder.get_layer("z_mean").get_weights()
+    to_log_var, raw_log_var = model.encoder.get_layer("z_log_var").get_weights()
+    weights, mean = model.decoder.get_layer("parameters").get_weights()
+    return {
+        "to_mean": to_mean.astype(float),
+        "offset": offset.astype(float),
+        "to_log_var": to_log_var.astype(float),
+        "raw_log_var": raw_log_var.astype(float),
+        "log_var": 10 * np.tanh(raw_log_var.astype(float) / 10),
+        "weights": weights.astype(float),
+        "mean": mean.astype(float),
+    }
+
+
+def _evidence(state, rows, sigma=SIGMA):
+    parts = _numpy_parts(state)
+    covariance = parts["weights"].T @ parts["weights"] + sigma**2 * np.eye(D)
+    return multivariate_normal(parts["mean"], covariance).logpdf(rows)
+
+
+def _closed_form_elbo(state, rows, sigma):
+    parts = _numpy_parts(state)
+    variance = np.exp(10 * np.tanh((rows @ parts["to_log_var"] + parts["raw_log_var"]) / 10))
+    z_mean = rows @ parts["to_mean"] + parts["offset"]
+    square = ((rows - z_mean @ parts["weights"] - parts["mean"]) ** 2).sum(axis=1)
+    square += variance @ (parts["weights"] ** 2).sum(axis=1)
+    log_prob = -0.5 * square / sigma**2 - D * np.log(sigma) - 0.5 * D * np.log(2 * np.pi)
+    return log_prob - 0.5 * (z_mean**2 + variance - 1 - np.log(variance)).sum(axis=1)

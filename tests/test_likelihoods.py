@@ -1,0 +1,604 @@
+"""Likelihoods p(x|z) against scipy's distributions, numerical integrals and the laws of densities."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import integrate, special, stats
+from sklearn.base import clone
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils._param_validation import InvalidParameterError
+
+from vae_anomaly import likelihoods
+from vae_anomaly.backend import keras, tf
+from vae_anomaly.likelihoods import (
+    LIKELIHOODS,
+    Bernoulli,
+    ContinuousBernoulli,
+    Gaussian,
+    Laplace,
+    Likelihood,
+    StudentT,
+)
+
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
+
+LOCATION_SCALE = {"gaussian": Gaussian, "laplace": Laplace, "student_t": StudentT}
+UNIT_INTERVAL = {"bernoulli": Bernoulli, "continuous_bernoulli": ContinuousBernoulli}
+
+# Where `ContinuousBernoulli` changes from the series around 0 to the closed form.
+CUT = 0.05
+AROUND_THE_CUT = [np.nextafter(CUT, 0), CUT, np.nextafter(CUT, 1)]
+LOGITS = sorted({side * size for side in (-1, 1) for size in (0, 1e-6, 0.01, *AROUND_THE_CUT, 0.5, 3, 30)})
+
+
+def continuous_bernoulli_log_density(x: Any, logit: Any, scale: Any = None) -> Any:
+    """log(l e^(l x) / (e^l - 1)), which is 0 for l = 0."""
+    x, logit = np.broadcast_arrays(x, np.asarray(logit, dtype=np.float64))
+    integral = np.divide(np.expm1(logit), logit, out=np.ones_like(logit), where=logit != 0)
+    return x * logit - np.log(integral)
+
+
+def continuous_bernoulli_cdf(x: Any, logit: float) -> Any:
+    return x if logit == 0 else np.expm1(logit * x) / math.expm1(logit)
+
+
+def bernoulli_log_probability(x: Any, logit: Any, scale: Any = None) -> Any:
+    """Log-probability of 0 and 1, from whichever of p and 1 - p is small."""
+    low = stats.bernoulli.logpmf(x, special.expit(logit))
+    high = stats.bernoulli.logpmf(1 - x, special.expit(-logit))
+    return np.where(logit < 0, low, high)
+
+
+class Reference(NamedTuple):
+    """An independent account of a likelihood.
+
+    ``log_density`` takes x, the location or the logit, and the scale where there is one; ``support``
+    holds values of x at which it is defined.
+    """
+
+    log_density: Callable[..., Any]
+    support: tuple[float, ...]
+
+
+REFERENCES = {
+    "gaussian": Reference(stats.norm.logpdf, (-40.0, -1.5, 0.0, 0.25, 3.0, 1e3)),
+    # The Laplace distribution by its other name: far out, scipy.stats.laplace.logpdf underflows to -inf.
+    "laplace": Reference(
+        lambda x, location, scale: stats.gennorm.logpdf(x, 1.0, location, scale),
+        (-40.0, -1.5, 0.0, 0.25, 3.0, 1e3),
+    ),
+    "student_t": Reference(
+        lambda x, location, scale: stats.t.logpdf(x, 4.0, location, scale),
+        (-40.0, -1.5, 0.0, 0.25, 3.0, 1e3),
+    ),
+    "bernoulli": Reference(bernoulli_log_probability, (0.0, 1.0)),
+    "continuous_bernoulli": Reference(continuous_bernoulli_log_density, (0.0, 1e-3, 0.25, 0.5, 1.0)),
+}
+# The unbounded numbers that a decoder may hand to a likelihood: locations or logits, one for each column.
+FIRST = np.array([-30.0, -2.0, -CUT, -1e-3, 0.0, 1e-3, CUT, 2.0, 30.0])
+
+
+def tensor(values: Any, dtype: Any = np.float64) -> Any:
+    return tf.constant(np.asarray(values, dtype=dtype))
+
+
+def as_parameters(likelihood: Likelihood, first: Any, raw_scale: Any, dtype: Any = np.float64) -> Any:
+    """``first`` and ``raw_scale`` of shape (n_rows, n_features) as the tuple that a likelihood takes."""
+    parameters = [first]
+    if getattr(likelihood, "scale", None) == "per_row":
+        parameters.append(raw_scale)
+    if getattr(likelihood, "scale", None) == "per_feature":
+        parameters.append(raw_scale[0])
+    assert len(parameters) == likelihood.n_params + likelihood.n_shared
+    return tuple(tensor(parameter, dtype) for parameter in parameters)
+
+
+def expected_scale(likelihood: Likelihood, raw_scale: Any) -> Any:
+    """The documented link log s_min + softplus(r - log s_min), written as s = s_min + e^r."""
+    scale = getattr(likelihood, "scale", 1.0)
+    if scale == "per_row":
+        return likelihood.minimum_scale + np.exp(raw_scale)
+    if scale == "per_feature":
+        return likelihood.minimum_scale + np.exp(raw_scale[:1])
+    return scale
+
+
+def draws_after(action: Callable[[], Any]) -> tuple[float, ...]:
+    """What every global generator draws next, once ``action`` has run from a known state."""
+    keras.utils.set_random_seed(7)
+    action()
+    return (
+        random.random(),
+        float(np.random.random()),
+        float(keras.random.normal(())),
+        float(tf.random.normal(())),
+    )
+
+
+# -- densities -----------------------------------------------------------------------------------------
+def test_every_named_likelihood_has_a_reference() -> None:
+    """The other tests walk the reference table; a likelihood that is not in it would be untested."""
+    assert set(LIKELIHOODS) == set(REFERENCES)
+    for name, likelihood in LIKELIHOODS.items():
+        assert likelihood.name == name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("scale", ["per_feature", "per_row", 0.3])
+@pytest.mark.parametrize("name", LOCATION_SCALE)
+def test_every_location_scale_log_prob_equals_scipy(name: str, scale: Any, dtype: Any) -> None:
+    likelihood = LOCATION_SCALE[name](scale=scale)
+    log_density, support = REFERENCES[name]
+    x = np.repeat(np.array(support, dtype=dtype)[:, None], len(FIRST), axis=1)
+    location = np.broadcast_to(FIRST.astype(dtype), x.shape)
+    raw_scale = np.random.RandomState(0).uniform(-6, 3, x.shape).astype(dtype)
+
+    log_prob = likelihood.log_prob(
+        tensor(x, dtype), as_parameters(likelihood, location, raw_scale, dtype)
+    ).numpy()
+
+    exact = [values.astype(np.float64) for values in (x, location, raw_scale)]
+    expected = log_density(exact[0], exact[1], expected_scale(likelihood, exact[2]))
+    assert log_prob.dtype == dtype
+    hundred_roundings = 100 * np.finfo(dtype).eps
+    np.testing.assert_allclose(log_prob, expected, rtol=hundred_roundings, atol=hundred_roundings)
+
+
+@pytest.mark.parametrize("name", UNIT_INTERVAL)
+def test_every_unit_interval_log_prob_equals_its_reference(name: str) -> None:
+    log_density, support = REFERENCES[name]
+    x, logits = np.meshgrid(support, FIRST, indexing="ij")
+    log_prob = UNIT_INTERVAL[name]().log_prob(tensor(x), (tensor(logits),)).numpy()
+    # The first term that the continuous Bernoulli's series leaves out: 31 l^6 / 90720.
+    np.testing.assert_allclose(log_prob, log_density(x, logits), rtol=1e-13, atol=2 * 31 * CUT**6 / 90720)
+
+
+@pytest.mark.parametrize("degrees_of_freedom", [0.5, 1.0, 2.5, 30.0, 1e6])
+def test_student_t_log_prob_equals_scipy_for_any_degrees_of_freedom(degrees_of_freedom: float) -> None:
+    x = np.array([[-1e3, -2.0, 0.0, 0.7, 5.0]])
+    likelihood = StudentT(scale="per_row", minimum_scale=1.0, degrees_of_freedom=degrees_of_freedom)
+    # Raw scale 0 is the scale minimum + 1.
+    log_prob = likelihood.log_prob(
+        tensor(x), (tensor(np.full_like(x, 0.5)), tensor(np.zeros_like(x)))
+    ).numpy()
+    # Both sides subtract log-gammas of the size nu log nu.
+    tolerance = 1e-14 * (1 + degrees_of_freedom * math.log(1 + degrees_of_freedom))
+    np.testing.assert_allclose(
+        log_prob, stats.t.logpdf(x, degrees_of_freedom, 0.5, 2.0), rtol=1e-13, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0, 50.0])
+@pytest.mark.parametrize("name", LOCATION_SCALE)
+def test_every_location_scale_density_integrates_to_one(name: str, scale: float) -> None:
+    likelihood = LOCATION_SCALE[name](scale="per_row", minimum_scale=scale / 2)
+    parameters = (tensor([[1.5]]), tensor([[math.log(scale / 2)]]))
+
+    def density(residual: float) -> float:
+        log_prob = likelihood.log_prob(tensor([[1.5 + scale * residual]]), parameters)
+        return scale * math.exp(log_prob.numpy().item())
+
+    below = integrate.quad(density, -np.inf, 0, epsabs=1e-9)[0]
+    above = integrate.quad(density, 0, np.inf, epsabs=1e-9)[0]
+    assert below == pytest.approx(0.5, abs=1e-8)
+    assert above == pytest.approx(0.5, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", UNIT_INTERVAL)
+def test_bernoulli_probabilities_and_continuous_bernoulli_densities_sum_to_one(name: str) -> None:
+    if name == "bernoulli":
+        points, weights = np.array([0.0, 1.0]), np.ones(2)
+    else:  # Gauss-Legendre: exact for these entire functions
+        points, weights = np.polynomial.legendre.leggauss(100)
+        points, weights = (points + 1) / 2, weights / 2
+    x, logits = np.meshgrid(points, LOGITS, indexing="ij")
+    density = np.exp(UNIT_INTERVAL[name]().log_prob(tensor(x), (tensor(logits),)).numpy())
+    np.testing.assert_allclose(weights @ density, 1.0, rtol=1e-11)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_continuous_bernoulli_is_continuous_across_the_cut_of_its_series(sign: int) -> None:
+    cut = np.float32(CUT)
+    logits = sign * np.array([[np.nextafter(cut, np.float32(0)), np.nextafter(cut, np.float32(1))]])
+    below, above = ContinuousBernoulli().log_prob(tensor(0.3, "f4"), (tensor(logits, "f4"),)).numpy()[0]
+    # Four roundings of numbers around log(cut) = -3; the series itself is exact to 1e-11.
+    assert abs(above - below) <= 4 * FLOAT32_EPS * abs(math.log(CUT))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_continuous_bernoulli_mean_equals_the_numeric_mean(dtype: Any) -> None:
+    logits = np.array([LOGITS], dtype=dtype)
+    points, weights = np.polynomial.legendre.leggauss(100)
+    points, weights = (points[:, None] + 1) / 2, weights / 2
+    expected = weights @ (points * np.exp(continuous_bernoulli_log_density(points, logits)))
+    mean = ContinuousBernoulli().mean((tensor(logits, dtype),)).numpy()[0]
+    # The series leaves out l^3 / 720; the closed form subtracts 1 / l from 1 / sinh(l), which costs
+    # about 1 / l^2 roundings.
+    tolerance = CUT**3 / 720 + np.finfo(dtype).eps / CUT**2
+    np.testing.assert_allclose(mean, expected, rtol=0, atol=tolerance)
+
+
+def test_bernoulli_mean_is_the_probability() -> None:
+    mean = Bernoulli().mean((tensor([FIRST]),)).numpy()
+    np.testing.assert_allclose(mean, special.expit([FIRST]), rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", LOCATION_SCALE)
+def test_location_scale_mean_is_the_location(name: str) -> None:
+    likelihood = LOCATION_SCALE[name]()
+    parameters = as_parameters(likelihood, FIRST[None], np.ones((1, len(FIRST))))
+    np.testing.assert_array_equal(likelihood.mean(parameters).numpy(), FIRST[None])
+
+
+# -- the scale -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("scale", "n_params", "n_shared"), [("per_feature", 1, 1), ("per_row", 2, 0), (1.0, 1, 0)]
+)
+@pytest.mark.parametrize("name", LOCATION_SCALE)
+def test_scale_decides_who_computes_it(name: str, scale: Any, n_params: int, n_shared: int) -> None:
+    likelihood = LOCATION_SCALE[name](scale=scale)
+    assert (likelihood.n_params, likelihood.n_shared) == (n_params, n_shared)
+
+
+@pytest.mark.parametrize("name", UNIT_INTERVAL)
+def test_unit_interval_likelihoods_have_one_parameter(name: str) -> None:
+    assert (UNIT_INTERVAL[name]().n_params, UNIT_INTERVAL[name]().n_shared) == (1, 0)
+
+
+@pytest.mark.parametrize("minimum_scale", [1e-4, 0.01, 1.0, 3.0])
+@pytest.mark.parametrize("scale", ["per_feature", "per_row"])
+def test_log_scale_is_the_softplus_link_above_the_floor(scale: str, minimum_scale: float) -> None:
+    likelihood = Gaussian(scale=scale, minimum_scale=minimum_scale)
+    raw_scale = np.array([[-1000.0, -30.0, math.log(minimum_scale), 0.0, 1.0, 30.0, 600.0]])
+    log_scale = likelihood.log_scale(as_parameters(likelihood, np.zeros_like(raw_scale), raw_scale)).numpy()
+    np.testing.assert_allclose(
+        log_scale.reshape(raw_scale.shape), np.log(minimum_scale + np.exp(raw_scale)), rtol=1e-13, atol=1e-13
+    )
+
+
+def test_no_learned_scale_falls_below_the_minimum() -> None:
+    raw_scale = -np.logspace(-3, 30, 200, dtype=np.float32)[None]
+    likelihood = Gaussian(scale="per_row", minimum_scale=0.02)
+    log_scale = likelihood.log_scale(as_parameters(likelihood, raw_scale, raw_scale, np.float32)).numpy()
+    assert (log_scale >= np.float32(math.log(0.02))).all()
+    assert log_scale[0, -1] == np.float32(math.log(0.02))
+
+
+def test_a_fixed_scale_may_lie_below_the_minimum() -> None:
+    log_scale = Gaussian(scale=1e-3, minimum_scale=0.01).log_scale((tensor([[0.0]]),))
+    assert float(log_scale) == math.log(1e-3)
+
+
+def test_a_constant_feature_has_a_finite_density() -> None:
+    likelihood = Gaussian(scale="per_feature", minimum_scale=0.01)
+    parameters = as_parameters(likelihood, np.zeros((1, 1)), np.full((1, 1), -1e9), np.float32)
+    log_prob = likelihood.log_prob(tensor([[0.0]], np.float32), parameters).numpy().item()
+    assert log_prob == pytest.approx(stats.norm.logpdf(0, 0, 0.01), rel=10 * FLOAT32_EPS)
+
+
+# -- gradients -----------------------------------------------------------------------------------------
+EXTREMES = np.array([0.0, 1e-3, -1e-3, CUT, -CUT, 1.0, -1.0, 100.0, -100.0], dtype=np.float32)
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-3, 0.5, 1.0])
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_gradient_is_finite(name: str, x: float) -> None:
+    """At logits and locations around 0 and far out, at residual 0, at tiny and huge scales."""
+    for scale in ("per_feature", "per_row", 0.5) if name in LOCATION_SCALE else (None,):
+        likelihood = LIKELIHOODS[name]() if scale is None else LIKELIHOODS[name](scale=scale)
+        first, raw_scale = np.meshgrid([*EXTREMES, np.float32(x)], EXTREMES, indexing="ij")
+        parameters = as_parameters(likelihood, first, raw_scale, np.float32)
+        rows = tf.fill(first.shape, tf.constant(x))
+        with tf.GradientTape() as tape:
+            tape.watch([rows, *parameters])
+            log_prob = likelihood.log_prob(rows, parameters)
+        assert np.isfinite(log_prob.numpy()).all()
+        for gradient in tape.gradient(log_prob, [rows, *parameters]):
+            assert np.isfinite(gradient.numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["gaussian", "student_t", "laplace"])
+def test_gradient_vanishes_at_the_location(name: str) -> None:
+    x = tensor([[0.0, 0.3, -7.0]], np.float32)
+    location = tf.identity(x)
+    with tf.GradientTape() as tape:
+        tape.watch(location)
+        log_prob = LOCATION_SCALE[name](scale=0.1).log_prob(x, (location,))
+    np.testing.assert_array_equal(tape.gradient(log_prob, location).numpy(), 0.0)
+
+
+@pytest.mark.parametrize("x", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", UNIT_INTERVAL)
+def test_gradient_with_respect_to_the_logit_is_x_minus_the_mean(name: str, x: float) -> None:
+    """The law of exponential families; it holds on both sides of the series' cut."""
+    likelihood = UNIT_INTERVAL[name]()
+    logits = tensor([LOGITS])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        log_prob = likelihood.log_prob(tensor(x), (logits,))
+    expected = x - likelihood.mean((logits,)).numpy()
+    # The series of the mean leaves out l^3 / 720.
+    tolerance = CUT**3 / 720 if name == "continuous_bernoulli" else 1e-15
+    np.testing.assert_allclose(tape.gradient(log_prob, logits).numpy(), expected, rtol=0, atol=tolerance)
+
+
+# -- sampling ------------------------------------------------------------------------------------------
+class Sampled(NamedTuple):
+    """A likelihood of one number, its parameters and its distribution."""
+
+    likelihood: Likelihood
+    parameters: tuple[float, ...]
+    cdf: Callable[[Any], Any]
+
+
+# The floor of the scale is far below these, so that s = minimum + e^r is exact.
+SAMPLED = {
+    "gaussian-fixed": Sampled(Gaussian(scale=0.5), (2.0,), stats.norm(2, 0.5).cdf),
+    "gaussian-per_row": Sampled(Gaussian(scale="per_row"), (-1.0, math.log(3 - 0.01)), stats.norm(-1, 3).cdf),
+    "gaussian-per_feature": Sampled(
+        Gaussian(minimum_scale=1.0), (0.0, math.log(1.5 - 1.0)), stats.norm(0, 1.5).cdf
+    ),
+    "laplace": Sampled(Laplace(scale=2.0), (1.0,), stats.laplace(1, 2).cdf),
+    "student_t": Sampled(StudentT(scale=0.1), (-3.0,), stats.t(4, -3, 0.1).cdf),
+    "student_t-heavy": Sampled(StudentT(scale=1.0, degrees_of_freedom=1.0), (0.0,), stats.cauchy(0, 1).cdf),
+    **{
+        f"continuous_bernoulli-{logit:g}": Sampled(
+            ContinuousBernoulli(), (logit,), lambda x, logit=logit: continuous_bernoulli_cdf(x, logit)
+        )
+        for logit in (-200.0, -30.0, -1.0, -0.06, -0.01, 0.0, 0.01, 0.06, 2.0, 30.0, 200.0)
+    },
+}
+
+
+def many_draws(likelihood: Likelihood, parameters: tuple[float, ...], n: int, seed: int = 0) -> Any:
+    columns = as_parameters(
+        likelihood, np.full((n, 1), parameters[0]), np.full((n, 1), parameters[-1]), np.float32
+    )
+    return likelihood.sample(columns, seed).numpy()
+
+
+@pytest.mark.parametrize("case", SAMPLED.values(), ids=SAMPLED)
+def test_samples_follow_the_density(case: Sampled) -> None:
+    """Kolmogorov-Smirnov with a fixed seed: a right sampler fails one seed in a thousand."""
+    drawn = many_draws(case.likelihood, case.parameters, 20_000)[:, 0]
+    assert stats.kstest(drawn.astype(np.float64), case.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("logit", [-4.0, 0.0, 1.0])
+def test_bernoulli_samples_are_ones_with_the_probability(logit: float) -> None:
+    drawn = many_draws(Bernoulli(), (logit,), 20_000)
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    assert stats.binomtest(int(drawn.sum()), drawn.size, special.expit(logit)).pvalue > 1e-3
+
+
+AVERAGED = {
+    **{name: case for name, case in SAMPLED.items() if name != "student_t-heavy"},
+    **{f"bernoulli-{logit}": Sampled(Bernoulli(), (logit,), None) for logit in (-3.0, 0.0, 2.0)},
+}
+
+
+@pytest.mark.parametrize("case", AVERAGED.values(), ids=AVERAGED)
+def test_samples_average_to_the_mean(case: Sampled) -> None:
+    drawn = many_draws(case.likelihood, case.parameters, 20_000).astype(np.float64)
+    mean = case.likelihood.mean(tuple(tensor([[parameter]]) for parameter in case.parameters)).numpy().item()
+    standard_error = drawn.std() / math.sqrt(drawn.size)
+    assert abs(drawn.mean() - mean) < 4 * standard_error
+
+
+def test_samples_have_the_scale_of_their_row_and_feature() -> None:
+    scales = np.array([[0.1, 1.0], [10.0, 100.0]])
+    likelihood = Gaussian(scale="per_row", minimum_scale=1e-6)
+    parameters = as_parameters(likelihood, np.zeros((2, 2)), np.log(scales), np.float32)
+    drawn = np.stack([likelihood.sample(parameters, seed).numpy() for seed in range(400)])
+    # The standard error of a standard deviation from n draws is s / sqrt(2 n).
+    np.testing.assert_allclose(drawn.std(axis=0) / scales, 1.0, rtol=0, atol=4 / math.sqrt(2 * 400))
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_sample_is_finite_and_in_the_support(name: str) -> None:
+    """Over so many draws that a uniform generator returns its end points."""
+    drawn = many_draws(LIKELIHOODS[name](), (0.5, 0.0), 2**22)
+    assert np.isfinite(drawn).all()
+    LIKELIHOODS[name]().check_support(drawn)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_samples_are_reproducible_by_seed(name: str) -> None:
+    likelihood = LIKELIHOODS[name]()
+    first, again, other = (many_draws(likelihood, (0.5, 0.0), 100, seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_sampling_leaves_global_random_state_alone(name: str) -> None:
+    sample = lambda: many_draws(LIKELIHOODS[name](), (0.5, 0.0), 10)  # noqa: E731
+    assert draws_after(sample) == draws_after(lambda: None)
+
+
+# -- errors and support --------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", LOCATION_SCALE)
+def test_error_of_real_values_is_the_squared_distance_to_the_mean(name: str) -> None:
+    x, location = np.array([[0.0, 3.0, -2.5]]), np.array([[1.0, 3.0, 2.5]])
+    likelihood = LOCATION_SCALE[name]()
+    error = likelihood.error(tensor(x), as_parameters(likelihood, location, np.ones_like(x))).numpy()
+    np.testing.assert_array_equal(error, [[1.0, 0.0, 25.0]])
+
+
+@pytest.mark.parametrize("name", UNIT_INTERVAL)
+def test_error_of_values_in_the_unit_interval_is_the_cross_entropy(name: str) -> None:
+    x, logits = np.meshgrid([0.0, 0.3, 1.0], FIRST)
+    error = UNIT_INTERVAL[name]().error(tensor(x), (tensor(logits),)).numpy()
+    expected = -x * special.log_expit(logits) - (1 - x) * special.log_expit(-logits)
+    np.testing.assert_allclose(error, expected, rtol=1e-13, atol=1e-14)
+
+
+def test_bernoulli_scores_values_in_between_by_the_cross_entropy() -> None:
+    x, logits = np.meshgrid([0.1, 0.5, 0.9], FIRST)
+    log_prob = Bernoulli().log_prob(tensor(x), (tensor(logits),)).numpy()
+    expected = x * special.log_expit(logits) + (1 - x) * special.log_expit(-logits)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("value", [-0.5, 1.5, 255.0])
+@pytest.mark.parametrize("name", UNIT_INTERVAL)
+def test_values_outside_the_unit_interval_are_refused_by_column_and_value(name: str, value: float) -> None:
+    X = np.full((4, 3), 0.5)
+    X[2, 1] = value
+    with pytest.raises(
+        ValueError, match=rf"'{name}' needs values in \[0, 1\].*column 1 holds {value:g} in row 2"
+    ):
+        UNIT_INTERVAL[name]().check_support(X)
+
+
+COLUMN_NAMES = {
+    "scikit-learn's object array": np.array(["red", "green", "blue"], dtype=object),
+    "list": ["red", "green", "blue"],
+    "array of str": np.array(["red", "green", "blue"]),
+    "pandas index": pd.Index(["red", "green", "blue"]),
+}
+
+
+@pytest.mark.parametrize("names", COLUMN_NAMES.values(), ids=COLUMN_NAMES)
+def test_values_outside_the_unit_interval_are_refused_by_the_name_of_the_column(names: Any) -> None:
+    with pytest.raises(ValueError, match="column 'blue' holds -3 in row 0"):
+        Bernoulli().check_support(np.array([[0.0, 1.0, -3.0]]), names)
+
+
+@pytest.mark.parametrize("name", UNIT_INTERVAL)
+def test_the_unit_interval_is_closed_and_accepts_rounding(name: str) -> None:
+    UNIT_INTERVAL[name]().check_support(np.array([[0.0, 1.0, -1e-7, 1 + 1e-7]]))
+
+
+@pytest.mark.parametrize("name", LOCATION_SCALE)
+def test_location_scale_likelihoods_accept_every_real_value(name: str) -> None:
+    LOCATION_SCALE[name]().check_support(np.array([[-1e30, 0.0, 1e30]]))
+
+
+def test_real_values_are_standardized_and_the_unit_interval_is_left_alone() -> None:
+    assert all(
+        isinstance(likelihood().default_scaler(), StandardScaler) for likelihood in LOCATION_SCALE.values()
+    )
+    assert all(likelihood().default_scaler() is None for likelihood in UNIT_INTERVAL.values())
+
+
+# -- names ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_resolve_takes_a_name(name: str) -> None:
+    assert type(likelihoods.resolve(name)) is LIKELIHOODS[name]
+
+
+def test_resolve_returns_an_instance_itself() -> None:
+    likelihood = StudentT(degrees_of_freedom=3.0)
+    assert likelihoods.resolve(likelihood) is likelihood
+
+
+def test_resolve_lists_the_choices_for_an_unknown_name() -> None:
+    with pytest.raises(ValueError, match="received 'normal'") as raised:
+        likelihoods.resolve("normal")
+    assert all(repr(name) in str(raised.value) for name in ["auto", *LIKELIHOODS])
+
+
+def test_a_subclass_with_a_name_registers_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihoods, "LIKELIHOODS", dict(LIKELIHOODS))
+
+    class Cauchy(StudentT):
+        name = "cauchy"
+
+    assert likelihoods.LIKELIHOODS["cauchy"] is Cauchy
+    assert type(likelihoods.resolve("cauchy")) is Cauchy
+
+
+def test_a_subclass_without_a_name_of_its_own_takes_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihoods, "LIKELIHOODS", dict(LIKELIHOODS))
+
+    class Anonymous(Gaussian):
+        pass
+
+    assert likelihoods.LIKELIHOODS == LIKELIHOODS
+    assert Anonymous not in likelihoods.LIKELIHOODS.values()
+
+
+# -- parameter objects ---------------------------------------------------------------------------------
+SPECIFICATIONS = {
+    "Gaussian()": Gaussian(),
+    "Gaussian(scale='per_row')": Gaussian(scale="per_row"),
+    "Laplace(scale=0.5)": Laplace(scale=0.5),
+    "Laplace(minimum_scale=0.1)": Laplace(minimum_scale=0.1),
+    "StudentT(degrees_of_freedom=2.5)": StudentT(degrees_of_freedom=2.5),
+    "Bernoulli()": Bernoulli(),
+    "ContinuousBernoulli()": ContinuousBernoulli(),
+}
+
+
+@pytest.mark.parametrize("written", SPECIFICATIONS)
+def test_a_specification_prints_as_the_call_that_makes_it(written: str) -> None:
+    assert repr(SPECIFICATIONS[written]) == written
+
+
+@pytest.mark.parametrize("specification", SPECIFICATIONS.values(), ids=SPECIFICATIONS)
+def test_a_clone_is_a_new_object_with_equal_parameters(specification: Likelihood) -> None:
+    copy = clone(specification)
+    assert copy is not specification
+    assert type(copy) is type(specification)
+    assert copy.get_params() == specification.get_params()
+    assert copy.architecture_key() == specification.architecture_key()
+
+
+def test_set_params_changes_what_get_params_returns() -> None:
+    likelihood = StudentT().set_params(scale=2.0, degrees_of_freedom=3.0)
+    assert likelihood.get_params() == {"scale": 2.0, "minimum_scale": 0.01, "degrees_of_freedom": 3.0}
+
+
+def test_different_specifications_have_different_architecture_keys() -> None:
+    keys = [specification.architecture_key() for specification in SPECIFICATIONS.values()]
+    assert len(set(keys)) == len(SPECIFICATIONS)
+
+
+@pytest.mark.parametrize(("size", "change"), [(3, 1e-12), (2000, 1.0)], ids=["last digits", "many numbers"])
+def test_every_digit_of_an_array_parameter_counts_in_the_architecture_key(size: int, change: float) -> None:
+    class Weighted(Gaussian):
+        def __init__(self, weights: Any = None) -> None:
+            super().__init__()
+            self.weights = weights
+
+    weights, others = np.ones(size), np.ones(size)
+    others[size // 2] += change
+    key, equal, different = (Weighted(w).architecture_key() for w in (weights, weights.copy(), others))
+    assert key == equal
+    assert key != different
+
+
+INVALID = {
+    "unknown scale": (Gaussian(scale="row"), "scale"),
+    "no scale": (Laplace(scale=None), "scale"),
+    "zero scale": (Gaussian(scale=0.0), "scale"),
+    "negative scale": (StudentT(scale=-1.0), "scale"),
+    "scale that is not a number": (Gaussian(scale=math.nan), "scale"),
+    "infinite scale": (Gaussian(scale=math.inf), "scale"),
+    "zero minimum": (Gaussian(minimum_scale=0.0), "minimum_scale"),
+    "named minimum": (Laplace(minimum_scale="small"), "minimum_scale"),
+    "negative minimum": (StudentT(minimum_scale=-0.1), "minimum_scale"),
+    "no degrees of freedom": (StudentT(degrees_of_freedom=0), "degrees_of_freedom"),
+    "named degrees of freedom": (StudentT(degrees_of_freedom="many"), "degrees_of_freedom"),
+}
+
+
+@pytest.mark.parametrize(("likelihood", "parameter"), INVALID.values(), ids=INVALID)
+def test_invalid_parameters_are_named(likelihood: Likelihood, parameter: str) -> None:
+    with pytest.raises(
+        InvalidParameterError, match=f"'{parameter}' parameter of {type(likelihood).__name__}"
+    ):
+        likelihood._validate_params()
+
+
+@pytest.mark.parametrize("specification", SPECIFICATIONS.values(), ids=SPECIFICATIONS)
+def test_valid_parameters_pass(specification: Likelihood) -> None:
+    specification._validate_params()

@@ -1,0 +1,69 @@
+"""The package's public names, and what importing it costs."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import vae_anomaly
+
+
+def run(code):
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+def test_every_public_name_can_be_imported_and_is_listed():
+    assert set(vae_anomaly.__all__) <= set(dir(vae_anomaly))
+    for name in vae_anomaly.__all__:
+        assert getattr(vae_anomaly, name) is not None
+
+
+@pytest.mark.parametrize("name", [n for n in vae_anomaly.__all__ if n.islower() and n[0] != "_"])
+def test_every_submodules_public_names_exist(name):
+    module = importlib.import_module(f"vae_anomaly.{name}")
+    for public in module.__all__:
+        assert hasattr(module, public)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'VAEDetectr'"):
+        vae_anomaly.VAEDetectr  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import vae_anomaly",
+        "from vae_anomaly import VAEDetector, DenseNetwork; repr(VAEDetector(network=DenseNetwork()))",
+        "from sklearn.base import clone; from vae_anomaly import VAEDetector; clone(VAEDetector())",
+        "from vae_anomaly.likelihoods import Gaussian; Gaussian().n_params",
+        "from vae_anomaly import datasets, scorers, thresholds; datasets.load_tumours()",
+    ],
+)
+def test_tensorflow_is_not_loaded_before_the_first_fit(use):
+    run(f"{use}\nimport sys\nassert not {{'tensorflow', 'keras'}} & set(sys.modules)")
+
+
+def test_importing_costs_under_0_3_seconds_beyond_scikit_learn():
+    code = (
+        "import sklearn.base, sklearn.model_selection, sklearn.preprocessing, sklearn.metrics, pandas, time\n"
+        "start = time.perf_counter()\n"
+        "import vae_anomaly\n"
+        "from vae_anomaly import VAEDetector\n"
+        "print(time.perf_counter() - start)"
+    )
+    assert min(float(run(code).stdout) for _ in range(3)) < 0.3
+
+
+def test_the_first_fit_prints_nothing():
+    code = (
+        "import numpy as np\n"
+        "from vae_anomaly import VAEDetector\n"
+        "VAEDetector(epochs=2).fit(np.random.RandomState(0).normal(size=(50, 3)))\n"
+        "VAEDetector(epochs=2, jit_compile=True).fit(np.random.RandomState(0).normal(size=(50, 3)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
