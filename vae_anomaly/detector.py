@@ -123,7 +123,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         the present weights.
     jit_compile : "auto" or bool, default="auto"
         Whether XLA compiles the training. "auto" does for long trainings of small networks, where the
-        faster steps pay for the compilation.
+        faster steps pay for the compilation. XLA draws other noise from the same seed.
     device : str or None, default=None
         Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
         the CPU. A fitted detector is tied to no device.
@@ -131,8 +131,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Seeds initial weights, shuffling, training noise and scoring draws. The same int gives the same
         scores, bit for bit, on the same machine. None draws from numpy's global generator.
     verbose : int, default=0
-        0 is silent, 1 shows a progress bar with the parts of the loss and the time left, 2 prints a
-        line for each epoch.
+        0 is silent; 1 shows a progress bar with the parts of the loss and the time left.
 
     Attributes
     ----------

@@ -149,7 +149,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         prior_seed, likelihood_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2) // 2)
         z = keras.random.normal((n_samples, self.latent_dim), seed=prior_seed)
         drawn = self.likelihood.sample(self.decode(z), likelihood_seed)
-        return np.asarray(keras.ops.convert_to_numpy(drawn), dtype=np.float32)
+        return np.asarray(_array(drawn), dtype=np.float32)
 
     def compute_loss(
         self,
@@ -191,7 +191,7 @@ class VAE(keras.Model):  # type: ignore[misc]
                 value = np.array([rng.randint(2**31 - 1), 0], dtype=variable.dtype)
             else:
                 value = variable
-            values.append(np.array(keras.ops.convert_to_numpy(value)))
+            values.append(_array(value))
         return values
 
     def get_config(self) -> dict[str, Any]:
@@ -218,6 +218,11 @@ class VAE(keras.Model):  # type: ignore[misc]
 
 def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:
     return np.broadcast_to(np.array([[-_UNBOUNDED], [_UNBOUNDED]], dtype=dtype or np.float32), shape)
+
+
+def _array(value: Any) -> npt.NDArray[Any]:
+    # keras.ops.convert_to_numpy warns of TensorFlow's tensors under numpy 2.
+    return np.array(value.numpy() if hasattr(value, "numpy") else value)
 
 
 def _reseeded(initializer: Any, rng: np.random.RandomState) -> Any:

@@ -175,7 +175,8 @@ def train(
             for name, value in figures.items():
                 history.setdefault(name, []).append(float(value))
             out_of_patience = plan.early_stopping and best is not None and epoch - best[1] >= plan.patience
-            if listeners.end_epoch(epoch, figures, training) or out_of_patience:
+            last = out_of_patience or epoch + 1 == n_epochs
+            if listeners.end_epoch(epoch, figures, training, last):
                 break
         final = best[2] if plan.early_stopping and best is not None else architecture.model_state(training)
     return TrainingResult(listeners.end(final), history)
@@ -212,7 +213,7 @@ class _Listeners:
     def __init__(
         self, architecture: Architecture, plan: Plan, n_epochs: int, callbacks: Sequence[Any], verbose: int
     ) -> None:
-        self._architecture, self._plan, self._n_epochs = architecture, plan, n_epochs
+        self._architecture, self._plan = architecture, plan
         self._model = architecture.new_model() if callbacks else None
         if self._model is not None:
             # Callbacks that steer the learning rate read and set it here.
@@ -221,7 +222,7 @@ class _Listeners:
             self._callbacks = keras.callbacks.CallbackList(
                 list(callbacks), model=self._model, epochs=n_epochs
             )
-        self._bar = keras.utils.Progbar(n_epochs, verbose=verbose, unit_name="epoch") if verbose else None
+        self._bar = keras.utils.Progbar(n_epochs, unit_name="epoch") if verbose else None
 
     def rate_factor(self) -> np.float32:
         if self._model is None:
@@ -236,21 +237,18 @@ class _Listeners:
         if self._model is not None:
             self._callbacks.on_epoch_begin(epoch)
 
-    def end_epoch(self, epoch: int, figures: dict[str, Any], training: TrainingState) -> bool:
-        """Tell everyone; return whether a callback asks to stop."""
-        stop = False
+    def end_epoch(self, epoch: int, figures: dict[str, Any], training: TrainingState, last: bool) -> bool:
+        """Tell everyone; return whether this was the last epoch, by the schedule or by a callback."""
+        figures = {name: float(value) for name, value in figures.items()}
         if self._model is not None:
             self._architecture.load_into(self._model, self._architecture.model_state(training))
-            self._callbacks.on_epoch_end(epoch, {name: float(value) for name, value in figures.items()})
-            stop = bool(self._model.stop_training)
+            self._callbacks.on_epoch_end(epoch, figures)
+            last = last or bool(self._model.stop_training)
         if self._bar is not None:
-            last = stop or epoch + 1 == self._n_epochs
             # Each figure is already an epoch's mean; the bar would average it over epochs again.
             self._bar.stateful_metrics = set(figures)
-            self._bar.update(
-                epoch + 1, [(name, float(value)) for name, value in figures.items()], finalize=last
-            )
-        return stop
+            self._bar.update(epoch + 1, list(figures.items()), finalize=last)
+        return last
 
     def end(self, final: ModelState) -> ModelState:
         """Let callbacks have the last word on the weights, as when one restores its best epoch."""

@@ -1,0 +1,588 @@
+"""Networks: shapes, layers, copies and errors of the specifications that build encoder and decoder."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.utils._param_validation import InvalidParameterError
+
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, networks
+from vae_anomaly.backend import keras, tf
+from vae_anomaly.networks import Network
+
+
+def draws_after(action: Callable[[], Any]) -> tuple[float, ...]:
+    """What every global generator draws next, once ``action`` has run from a known state."""
+    keras.utils.set_random_seed(7)
+    action()
+    return (
+        random.random(),
+        float(np.random.random()),
+        float(keras.random.normal(())),
+        float(tf.random.normal(())),
+    )
+
+
+def layers_of_type(model: Any, name: str) -> list[str]:
+    """Names of the layers of this class, which is named because naming it would load Keras."""
+    return [layer.name for layer in model.layers if type(layer).__name__ == name]
+
+
+# -- dense ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("n_params", [1, 2])
+@pytest.mark.parametrize("hidden_units", [(), (8,), (16, 8), [16, 8]], ids=str)
+def test_dense_network_maps_rows_to_a_posterior_and_latents_to_parameters(
+    hidden_units: Any, n_params: int
+) -> None:
+    encoder, decoder = DenseNetwork(hidden_units).build(5, 3, n_params)
+    z_mean, z_log_var = encoder(np.zeros((7, 5)))
+    assert z_mean.shape == z_log_var.shape == (7, 3)
+    assert decoder(np.zeros((7, 3))).shape == (7, 5 * n_params)
+
+
+def test_dense_decoder_mirrors_the_encoder() -> None:
+    encoder, decoder = DenseNetwork((16, 8)).build(5, 3, 2)
+
+    def widths(model: Any) -> list[int]:
+        return [layer.units for layer in model.layers if type(layer).__name__ == "Dense"]
+
+    assert widths(encoder) == [16, 8, 3, 3]
+    assert widths(decoder) == [8, 16, 10]
+
+
+def departure_from_affine(model: Any, width: int) -> float:
+    """Largest |f(a + b) - f(a) - f(b) + f(0)|, relative to the largest |f|."""
+    a, b = np.random.RandomState(0).normal(0, 3, (2, 50, width)).astype(np.float32)
+
+    def f(x: Any) -> Any:
+        return np.hstack([np.asarray(output) for output in tf.nest.flatten(model(x))])
+
+    difference = f(a + b) - f(a) - f(b) + f(np.zeros_like(a))
+    return float(np.abs(difference).max() / np.abs(f(a + b)).max())
+
+
+def test_without_hidden_units_encoder_and_decoder_are_affine() -> None:
+    encoder, decoder = DenseNetwork(hidden_units=()).build(5, 3, 1)
+    rounding = 32 * float(np.finfo(np.float32).eps)
+    assert departure_from_affine(encoder, 5) < rounding
+    assert departure_from_affine(decoder, 3) < rounding
+
+
+def test_with_hidden_units_encoder_and_decoder_are_not_affine() -> None:
+    encoder, decoder = DenseNetwork(hidden_units=(8,)).build(5, 3, 1)
+    assert departure_from_affine(encoder, 5) > 0.1
+    assert departure_from_affine(decoder, 3) > 0.1
+
+
+def test_the_activation_is_used_in_every_hidden_layer_and_nowhere_else() -> None:
+    """An activation that is constant 0 leaves only the biases of the outputs, which are 0."""
+    encoder, decoder = DenseNetwork((8, 4), activation=lambda x: 0 * x).build(5, 3, 1)
+    for model, width in ((encoder, 5), (decoder, 3)):
+        assert all((np.asarray(output) == 0).all() for output in tf.nest.flatten(model(np.ones((2, width)))))
+    encoder, decoder = DenseNetwork((), activation=lambda x: 0 * x).build(5, 3, 1)
+    for model, width in ((encoder, 5), (decoder, 3)):
+        assert all((np.asarray(output) != 0).any() for output in tf.nest.flatten(model(np.ones((2, width)))))
+
+
+def test_default_latent_dims_are_bounded() -> None:
+    assert [DenseNetwork().default_latent_dim(n) for n in (1, 8, 100)] == [1, 8, 8]
+    assert [ConvNetwork().default_latent_dim(n) for n in (1, 16, 784)] == [1, 16, 16]
+
+
+# -- normalization and dropout -------------------------------------------------------------------------
+WITH_HIDDEN_LAYERS = {
+    "dense": (lambda **options: DenseNetwork((8, 4), **options), 9),
+    "conv": (lambda **options: ConvNetwork((3, 3, 1), (4, 2), dense_units=(), **options), 9),
+}
+with_hidden_layers = pytest.mark.parametrize(
+    ("network", "n_features"), WITH_HIDDEN_LAYERS.values(), ids=WITH_HIDDEN_LAYERS
+)
+
+
+@pytest.mark.parametrize(
+    ("option", "layer"),
+    [({"batch_normalization": True}, "BatchNormalization"), ({"dropout": 0.3}, "Dropout")],
+    ids=["batch_normalization", "dropout"],
+)
+@with_hidden_layers
+def test_an_option_adds_one_layer_after_each_hidden_layer(
+    network: Any, n_features: int, option: dict[str, Any], layer: str
+) -> None:
+    for without, model in zip(
+        network().build(n_features, 2, 1), network(**option).build(n_features, 2, 1), strict=True
+    ):
+        assert layers_of_type(without, layer) == []
+        assert len(layers_of_type(model, layer)) == len(layers_of_type(model, "Activation")) >= 2
+
+
+@with_hidden_layers
+def test_normalization_comes_before_the_activation_and_dropout_after_it(
+    network: Any, n_features: int
+) -> None:
+    for model in network(batch_normalization=True, dropout=0.3).build(n_features, 2, 1):
+        kinds = [type(layer).__name__ for layer in model.layers]
+        for position, kind in enumerate(kinds):
+            if kind == "Activation":
+                assert (kinds[position - 1], kinds[position + 1]) == ("BatchNormalization", "Dropout")
+
+
+@with_hidden_layers
+def test_normalization_takes_the_place_of_the_bias_before_it(network: Any, n_features: int) -> None:
+    """A bias in front of it would be a weight without effect."""
+    for model in network(batch_normalization=True).build(n_features, 2, 1):
+        for layer, following in zip(model.layers, model.layers[1:], strict=False):
+            if type(following).__name__ == "BatchNormalization":
+                assert not layer.use_bias, layer.name
+
+
+@with_hidden_layers
+def test_dropout_acts_in_training_only(network: Any, n_features: int) -> None:
+    encoder, _ = network(dropout=0.5).build(n_features, 2, 1)
+    x = np.random.RandomState(0).normal(size=(20, n_features))
+    np.testing.assert_array_equal(encoder(x, training=False)[0], encoder(x, training=False)[0])
+    assert (np.asarray(encoder(x, training=True)[0]) != np.asarray(encoder(x, training=True)[0])).any()
+
+
+# -- images --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("strides", [1, 2, 3, (2, 3), (3, 1)], ids=str)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("sides", [(1, 1), (5, 7), (28, 28), (65, 33)], ids=str)
+def test_images_of_any_size_come_back_in_their_own_shape(sides: Any, channels: int, strides: Any) -> None:
+    n_features = sides[0] * sides[1] * channels
+    network = ConvNetwork((*sides, channels), filters=(3, 2), strides=strides, dense_units=(4,))
+    encoder, decoder = network.build(n_features, 2, 1)
+    z_mean, z_log_var = encoder(np.zeros((2, n_features)))
+    assert z_mean.shape == z_log_var.shape == (2, 2)
+    assert decoder(z_mean).shape == (2, n_features)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"filters": ()},
+        {"dense_units": ()},
+        {"filters": (), "dense_units": ()},
+        {"kernel_size": 1, "strides": 3},
+        {"kernel_size": 7},
+        {"filters": [2, 3, 4], "dense_units": [5, 4], "strides": [1, 2, 1]},
+    ],
+    ids=str,
+)
+def test_any_depth_and_kernel_works_with_two_parameters_for_each_pixel(options: dict[str, Any]) -> None:
+    network = ConvNetwork(**{"image_shape": (5, 7, 3), "filters": (2, 3), "dense_units": (4,), **options})
+    encoder, decoder = network.build(105, 2, 2)
+    assert decoder(encoder(np.zeros((3, 105)))[0]).shape == (3, 210)
+
+
+def test_each_pixel_is_reconstructed_at_its_own_place() -> None:
+    """With 1x1 kernels and strides, what the decoder makes of one place depends on that place alone."""
+    network = ConvNetwork((3, 4, 2), filters=(5,), kernel_size=1, strides=1, dense_units=())
+    _, decoder = network.build(24, 2, 2)
+    kernel, bias = decoder.get_layer("decoder_map").get_weights()
+    z = np.ones((1, 2))
+    before = np.asarray(decoder(z)).reshape(3, 4, 2 * 2)
+    bias.reshape(3, 4, 5)[1, 3] += 10.0
+    decoder.get_layer("decoder_map").set_weights([kernel, bias])
+    changed = (np.asarray(decoder(z)).reshape(3, 4, 2 * 2) != before).any(axis=-1)
+    assert np.argwhere(changed).tolist() == [[1, 3]]
+
+
+def test_the_encoder_reads_rows_as_flattened_images() -> None:
+    encoder, _ = ConvNetwork((3, 4, 2), filters=(2,)).build(24, 2, 1)
+    images = np.arange(48.0).reshape(2, 3, 4, 2)
+    image = keras.Model(encoder.input, encoder.get_layer("image").output)(images.reshape(2, -1))
+    np.testing.assert_array_equal(image, images)
+
+
+WRONG_IMAGE_SHAPES = {
+    "none": None,
+    "another product": (28, 28, 1),
+    "no channels": (4, 6),
+    "four sides": (2, 2, 3, 2),
+}
+
+
+@pytest.mark.parametrize("image_shape", WRONG_IMAGE_SHAPES.values(), ids=WRONG_IMAGE_SHAPES)
+def test_an_image_shape_that_does_not_fit_the_row_is_named(image_shape: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"image_shape=\(height, width, channels\).* product of 24"
+    ) as raised:
+        ConvNetwork(image_shape).build(24, 2, 1)
+    assert f"received image_shape={image_shape!r}" in str(raised.value)
+
+
+@pytest.mark.parametrize("strides", [(), (2,), (2, 2, 2)], ids=str)
+def test_a_wrong_number_of_strides_is_named(strides: Any) -> None:
+    with pytest.raises(ValueError, match=r"one stride for each of its 2 filters \(3, 4\)") as raised:
+        ConvNetwork((4, 6, 1), filters=(3, 4), strides=strides).build(24, 2, 1)
+    assert f"received strides={strides!r}" in str(raised.value)
+
+
+def test_for_images_fills_in_a_missing_shape_and_nothing_else() -> None:
+    network = ConvNetwork(filters=(3, 4), activation="gelu")
+    filled = network.for_images((28, 28, 1))
+    assert filled.get_params() == {**network.get_params(), "image_shape": (28, 28, 1)}
+    assert network.image_shape is None
+
+
+def test_for_images_keeps_a_shape_that_is_given() -> None:
+    network = ConvNetwork(image_shape=(14, 56, 1))
+    assert network.for_images((28, 28, 1)) is network
+
+
+@pytest.mark.parametrize("network", [ConvNetwork(), DenseNetwork()], ids=str)
+def test_for_images_of_a_table_is_the_network_itself(network: Network) -> None:
+    assert network.for_images(None) is network
+
+
+def test_a_dense_network_takes_images_as_rows() -> None:
+    network = DenseNetwork()
+    assert network.for_images((28, 28, 1)) is network
+
+
+# -- parameters ----------------------------------------------------------------------------------------
+def conv(**options: Any) -> ConvNetwork:
+    return ConvNetwork(image_shape=(4, 6, 1), **options)
+
+
+WRONG_SIZES = {
+    "zero units": (DenseNetwork((8, 0)), "hidden_units=(8, 0)"),
+    "negative units": (DenseNetwork((-1,)), "hidden_units=(-1,)"),
+    "fractional units": (DenseNetwork((8.5,)), "hidden_units=(8.5,)"),
+    "named units": (DenseNetwork(("8",)), "hidden_units=('8',)"),
+    "zero filters": (conv(filters=(0,)), "filters=(0,)"),
+    "zero dense units": (conv(dense_units=(0,)), "dense_units=(0,)"),
+    "zero strides": (conv(strides=(1, 0)), "strides=(1, 0)"),
+    "fractional strides": (conv(strides=(1, 1.5)), "strides=(1, 1.5)"),
+}
+
+
+@pytest.mark.parametrize(("network", "received"), WRONG_SIZES.values(), ids=WRONG_SIZES)
+def test_wrong_sizes_are_named(network: Network, received: str) -> None:
+    with pytest.raises(ValueError, match=r"must hold positive integers") as raised:
+        network.build(24, 2, 1)
+    assert str(raised.value).startswith(received.split("=")[0])
+    assert received in str(raised.value)
+
+
+INVALID = {
+    "units without a tuple": (DenseNetwork(hidden_units=8), "hidden_units"),
+    "activation": (DenseNetwork(activation=None), "activation"),
+    "batch_normalization": (DenseNetwork(batch_normalization="yes"), "batch_normalization"),
+    "all dropped": (DenseNetwork(dropout=1.0), "dropout"),
+    "negative dropout": (ConvNetwork(dropout=-0.1), "dropout"),
+    "filters": (ConvNetwork(filters=8), "filters"),
+    "dense_units": (ConvNetwork(dense_units=None), "dense_units"),
+    "kernel_size": (ConvNetwork(kernel_size=0), "kernel_size"),
+    "zero stride": (ConvNetwork(strides=0), "strides"),
+    "fractional stride": (ConvNetwork(strides=1.5), "strides"),
+    "image_shape": (ConvNetwork(image_shape=28), "image_shape"),
+    "pretrained": (KerasNetwork(None, None, pretrained="yes"), "pretrained"),
+}
+
+
+@pytest.mark.parametrize(("network", "parameter"), INVALID.values(), ids=INVALID)
+def test_invalid_parameters_are_named(network: Network, parameter: str) -> None:
+    with pytest.raises(InvalidParameterError, match=f"'{parameter}' parameter of {type(network).__name__}"):
+        network._validate_params()
+
+
+NUMPY_SIZES = {
+    "hidden_units": DenseNetwork(hidden_units=(np.int64(8), np.int32(4))),
+    "filters": conv(filters=(np.int64(3),), dense_units=(np.int64(4),)),
+    "kernel_size": conv(kernel_size=np.int64(3)),
+    "one stride": conv(strides=np.int64(2)),
+    "strides": conv(strides=(np.int64(2), np.int64(1))),
+}
+
+
+@pytest.mark.parametrize("network", NUMPY_SIZES.values(), ids=NUMPY_SIZES)
+def test_sizes_may_be_numpy_integers(network: Network) -> None:
+    """As grid searches over ``np.arange`` hand them in."""
+    network._validate_params()
+    encoder, decoder = network.build(24, 2, 1)
+    assert decoder(encoder(np.zeros((3, 24)))[0]).shape == (3, 24)
+
+
+@pytest.mark.parametrize("network", [DenseNetwork(activation="rellu"), conv(activation="rellu")], ids=str)
+def test_an_unknown_activation_lists_the_choices(network: Network) -> None:
+    with pytest.raises(ValueError, match=r"received 'rellu'") as raised:
+        network.build(24, 2, 1)
+    assert all(repr(name) in str(raised.value) for name in ("elu", "gelu", "leaky_relu", "relu", "tanh"))
+
+
+def test_every_listed_activation_works() -> None:
+    with pytest.raises(ValueError, match="rellu") as raised:
+        DenseNetwork(activation="rellu").build(4, 2, 1)
+    choices = str(raised.value).partition("[")[2].partition("]")[0].replace("'", "").split(", ")
+    assert len(choices) > 10
+    for name in choices:
+        DenseNetwork((3,), activation=name).build(4, 2, 1)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("dense", DenseNetwork), ("conv", ConvNetwork)])
+def test_resolve_takes_a_name(name: str, expected: type[Network]) -> None:
+    assert type(networks.resolve(name)) is expected
+
+
+def test_resolve_returns_an_instance_itself() -> None:
+    network = DenseNetwork((3,))
+    assert networks.resolve(network) is network
+
+
+def test_resolve_lists_the_choices_for_an_unknown_name() -> None:
+    with pytest.raises(ValueError, match=r"one of \['auto', 'dense', 'conv'\] .* received 'cnn'"):
+        networks.resolve("cnn")
+
+
+@pytest.mark.parametrize(
+    ("network", "n_features"),
+    [
+        (DenseNetwork((8,), batch_normalization=True, dropout=0.1), 9),
+        (ConvNetwork((3, 3, 1), (4,), batch_normalization=True, dropout=0.1), 9),
+    ],
+    ids=["dense", "conv"],
+)
+def test_building_leaves_global_random_state_alone(network: Network, n_features: int) -> None:
+    assert draws_after(lambda: network.build(n_features, 2, 1)) == draws_after(lambda: None)
+
+
+# -- copies and keys -----------------------------------------------------------------------------------
+SPECIFICATIONS = {
+    "dense": DenseNetwork(),
+    "dense, narrower": DenseNetwork((32,)),
+    "dense, linear": DenseNetwork(()),
+    "dense, gelu": DenseNetwork(activation="gelu"),
+    "dense, normalized": DenseNetwork(batch_normalization=True),
+    "dense, dropout": DenseNetwork(dropout=0.1),
+    "dense, more dropout": DenseNetwork(dropout=0.1 + 1e-12),
+    "conv": ConvNetwork(),
+    "conv of a shape": ConvNetwork(image_shape=(28, 28, 1)),
+    "conv of another shape": ConvNetwork(image_shape=(14, 56, 1)),
+    "conv, strides": ConvNetwork(strides=(2, 1)),
+}
+
+
+@pytest.mark.parametrize("network", SPECIFICATIONS.values(), ids=SPECIFICATIONS)
+def test_clones_and_unpickled_specifications_have_equal_parameters_and_keys(network: Network) -> None:
+    for copy in (clone(network), pickle.loads(pickle.dumps(network))):
+        assert copy is not network
+        assert type(copy) is type(network)
+        assert copy.get_params() == network.get_params()
+        assert copy.architecture_key() == network.architecture_key()
+
+
+def test_different_specifications_have_different_architecture_keys() -> None:
+    assert len({network.architecture_key() for network in SPECIFICATIONS.values()}) == len(SPECIFICATIONS)
+
+
+def test_building_does_not_change_the_architecture_key() -> None:
+    network = DenseNetwork((3,))
+    before = network.architecture_key()
+    network.build(4, 2, 1)
+    assert network.architecture_key() == before
+
+
+def test_different_callable_activations_have_different_architecture_keys() -> None:
+    """Keras layers are callables; two of them can print alike and compute differently."""
+    gentle, steep = (keras.layers.LeakyReLU(negative_slope=slope, name="leaky") for slope in (0.01, 0.5))
+    assert repr(gentle) == repr(steep)
+    assert (
+        DenseNetwork(activation=gentle).architecture_key()
+        != DenseNetwork(activation=steep).architecture_key()
+    )
+
+
+# -- a user's own models -------------------------------------------------------------------------------
+def an_encoder(n_features: int = 4, latent_dim: int = 2, outputs: str = "pair", units: int = 3) -> Any:
+    x = keras.Input((n_features,))
+    hidden = keras.layers.Dense(units, activation="gelu")(x)
+    z_mean, z_log_var = keras.layers.Dense(latent_dim)(hidden), keras.layers.Dense(latent_dim)(hidden)
+    forms = {
+        "pair": lambda: [z_mean, z_log_var],
+        "tuple": lambda: (z_mean, z_log_var),
+        "with a draw": lambda: [z_mean, z_log_var, keras.layers.Add()([z_mean, z_log_var])],
+        "one tensor": lambda: keras.layers.Concatenate()([z_mean, z_log_var]),
+    }
+    return keras.Model(x, forms[outputs]())
+
+
+def a_decoder(latent_dim: int = 2, n_outputs: int = 4) -> Any:
+    return keras.Sequential(
+        [keras.Input((latent_dim,)), keras.layers.Dense(3, activation="gelu"), keras.layers.Dense(n_outputs)]
+    )
+
+
+def weights_of(*models: Any) -> list[Any]:
+    return [np.array(weight) for model in models for weight in model.get_weights()]
+
+
+def equal(first: list[Any], second: list[Any]) -> bool:
+    return len(first) == len(second) and all(map(np.array_equal, first, second))
+
+
+@pytest.mark.parametrize("outputs", ["pair", "tuple", "with a draw", "one tensor"])
+def test_keras_network_takes_every_documented_form_of_encoder(outputs: str) -> None:
+    encoder, decoder = KerasNetwork(an_encoder(outputs=outputs), a_decoder()).build(4, 2, 1)
+    assert encoder.input_shape == (None, 4)
+    assert decoder.output_shape == (None, 4)
+
+
+def test_keras_network_takes_two_parameters_for_each_feature() -> None:
+    _, decoder = KerasNetwork(an_encoder(), a_decoder(n_outputs=8)).build(4, 2, 2)
+    assert decoder.output_shape == (None, 8)
+
+
+def test_default_latent_dim_of_a_keras_network_is_its_decoders_width() -> None:
+    assert KerasNetwork(an_encoder(latent_dim=3), a_decoder(latent_dim=3)).default_latent_dim(4) == 3
+
+
+WRONG_SHAPES = {
+    "encoder input": (
+        lambda: (an_encoder(n_features=5), a_decoder()),
+        "encoder must have input shape (None, 4)",
+        "received (None, 5)",
+    ),
+    "encoder pair": (
+        lambda: (an_encoder(latent_dim=3), a_decoder()),
+        "encoder must have output shape (None, 2) and (None, 2)",
+        "received [(None, 3), (None, 3)]",
+    ),
+    "encoder tensor": (
+        lambda: (an_encoder(latent_dim=3, outputs="one tensor"), a_decoder()),
+        "encoder must have output shape (None, 4)",
+        "received (None, 6)",
+    ),
+    "decoder input": (
+        lambda: (an_encoder(), a_decoder(latent_dim=3)),
+        "decoder must have input shape (None, 2)",
+        "received (None, 3)",
+    ),
+    "decoder output": (
+        lambda: (an_encoder(), a_decoder(n_outputs=8)),
+        "decoder must have output shape (None, 4)",
+        "received (None, 8)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("models", "expected", "received"), WRONG_SHAPES.values(), ids=WRONG_SHAPES)
+def test_each_shape_that_does_not_fit_is_named(
+    models: Callable[[], Any], expected: str, received: str
+) -> None:
+    with pytest.raises(ValueError, match="KerasNetwork's") as raised:
+        KerasNetwork(*models()).build(4, 2, 1)
+    assert expected in str(raised.value)
+    assert received in str(raised.value)
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+@pytest.mark.parametrize("use", ["build", "default_latent_dim", "architecture_key"])
+def test_something_that_is_not_a_model_is_named(role: str, use: str) -> None:
+    models = {"encoder": an_encoder(), "decoder": a_decoder(), role: "resnet"}
+    arguments = {"build": (4, 2, 1), "default_latent_dim": (4,), "architecture_key": ()}
+    with pytest.raises(TypeError, match=f"needs a keras.Model as {role}; received str"):
+        getattr(KerasNetwork(**models), use)(*arguments[use])
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+def test_a_model_without_shapes_is_named(role: str) -> None:
+    unbuilt = keras.Sequential([keras.layers.Dense(4)], name="mine")
+    models = {"encoder": an_encoder(), "decoder": a_decoder(), role: unbuilt}
+    with pytest.raises(ValueError, match=f"{role} 'mine' has no shapes yet: give it a keras.Input"):
+        KerasNetwork(**models).build(4, 2, 1)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_pickled_keras_network_keeps_its_weights_and_its_key(pretrained: bool) -> None:
+    network = KerasNetwork(an_encoder(), a_decoder(), pretrained)
+    copy = pickle.loads(pickle.dumps(network))
+    assert equal(weights_of(copy.encoder, copy.decoder), weights_of(network.encoder, network.decoder))
+    assert copy.pretrained is pretrained
+    assert copy.architecture_key() == network.architecture_key()
+    x = np.random.RandomState(0).normal(size=(5, 4))
+    for output, expected in zip(copy.encoder(x), network.encoder(x), strict=True):
+        np.testing.assert_array_equal(output, expected)
+
+
+def test_a_pickled_keras_network_contains_no_live_keras_object() -> None:
+    modules = set()
+
+    class Recorder(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            modules.add(module.split(".")[0])
+            return super().find_class(module, name)
+
+    Recorder(io.BytesIO(pickle.dumps(KerasNetwork(an_encoder(), a_decoder())))).load()
+    assert "vae_anomaly" in modules
+    assert modules <= {"vae_anomaly", "numpy"}
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_cloned_keras_network_is_independent_with_an_equal_key(pretrained: bool) -> None:
+    network = KerasNetwork(an_encoder(), a_decoder(), pretrained)
+    before = weights_of(network.encoder, network.decoder)
+    copy = clone(network)
+    assert copy.architecture_key() == network.architecture_key()
+    assert equal(weights_of(copy.encoder, copy.decoder), before)
+    copy.encoder.set_weights([weight + 1 for weight in copy.encoder.get_weights()])
+    assert equal(weights_of(network.encoder, network.decoder), before)
+
+
+def test_the_key_of_a_keras_network_tells_architectures_apart() -> None:
+    decoder = a_decoder()
+    narrow, wide = KerasNetwork(an_encoder(units=3), decoder), KerasNetwork(an_encoder(units=5), decoder)
+    assert narrow.architecture_key() != wide.architecture_key()
+    assert narrow.architecture_key() != KerasNetwork(narrow.encoder, decoder, True).architecture_key()
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_weights_count_in_the_key_of_a_pretrained_keras_network_only(pretrained: bool) -> None:
+    network = KerasNetwork(an_encoder(), a_decoder(), pretrained)
+    before = network.architecture_key()
+    network.encoder.set_weights([weight + 1 for weight in network.encoder.get_weights()])
+    assert (network.architecture_key() != before) is pretrained
+
+
+ROWS = np.random.RandomState(0).normal(size=(32, 4))
+
+
+def fit(network: KerasNetwork, **options: Any) -> VAEDetector:
+    options = {"epochs": 1, "batch_size": 32, "jit_compile": False, "random_state": 0, **options}
+    return VAEDetector(network=network, **options).fit(ROWS)
+
+
+def test_a_fit_leaves_the_given_models_as_they_are() -> None:
+    network = KerasNetwork(an_encoder(), a_decoder())
+    before = weights_of(network.encoder, network.decoder)
+    detector = fit(network)
+    assert equal(weights_of(network.encoder, network.decoder), before)
+    detector.model_  # noqa: B018 - a copy of the trained model; reading it must not write either
+    assert equal(weights_of(network.encoder, network.decoder), before)
+
+
+def test_two_readings_of_a_trained_model_share_no_weights() -> None:
+    detector = fit(KerasNetwork(an_encoder(), a_decoder()))
+    first, second = detector.model_, detector.model_
+    first.encoder.set_weights([weight + 1 for weight in first.encoder.get_weights()])
+    assert not equal(weights_of(first.encoder), weights_of(second.encoder))
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_fit_starts_from_the_present_weights_if_pretrained_and_from_new_ones_otherwise(
+    pretrained: bool,
+) -> None:
+    """Adam's first step moves a weight by at most the learning rate, here by nothing worth the name."""
+    network = KerasNetwork(an_encoder(), a_decoder(), pretrained)
+    before = weights_of(network.encoder, network.decoder)
+    model = fit(network, learning_rate=1e-30).model_
+    after = weights_of(model.encoder, model.decoder)
+    moved = max(float(np.abs(new - old).max()) for new, old in zip(after, before, strict=True))
+    assert (moved <= 1e-30) is pretrained

@@ -1,0 +1,184 @@
+"""Compiled programs: shared, bounded in number, independent of the rows."""
+
+import gc
+import os
+import time
+import warnings
+
+import numpy as np
+import psutil
+import pytest
+
+from vae_anomaly import DenseNetwork, VAEDetector, programs
+from vae_anomaly.backend import tf
+from vae_anomaly.likelihoods import Bernoulli, Gaussian
+from vae_anomaly.programs import BlockOptions, Specification, architecture
+
+
+def specification(units=(8,), likelihood=None, n_features=3, latent_dim=2):
+    return Specification(DenseNetwork(units), likelihood or Gaussian(), n_features, latent_dim)
+
+
+@pytest.mark.parametrize(
+    ("other", "shared"),
+    [
+        (specification(), True),
+        (specification(units=(9,)), False),
+        (specification(likelihood=Bernoulli()), False),
+        (specification(likelihood=Gaussian(minimum_scale=0.1)), False),
+        (specification(n_features=4), False),
+        (specification(latent_dim=1), False),
+    ],
+)
+def test_equal_specifications_share_an_architecture(other, shared):
+    assert (architecture(specification()) is architecture(other)) is shared
+
+
+def test_a_redefined_class_is_another_architecture():
+    def define():
+        class Mine(Gaussian):
+            name = ""
+
+        return Mine()
+
+    first, second = define(), define()
+    assert architecture(specification(likelihood=first)) is not architecture(specification(likelihood=second))
+
+
+def test_the_least_recently_used_architecture_is_dropped():
+    first = architecture(specification(units=(101,)))
+    for units in range(102, 102 + programs._CACHED_ARCHITECTURES - 1):
+        architecture(specification(units=(units,)))
+    assert architecture(specification(units=(101,))) is first
+    for units in range(202, 202 + programs._CACHED_ARCHITECTURES):
+        architecture(specification(units=(units,)))
+    assert len(programs._cache) == programs._CACHED_ARCHITECTURES
+    assert architecture(specification(units=(101,))) is not first
+
+
+def test_a_detector_whose_architecture_was_dropped_still_scores(table):
+    X, _ = table
+    detector = VAEDetector(network=DenseNetwork((17,)), epochs=2, random_state=0).fit(X)
+    before = detector.score_samples(X)
+    programs._cache.clear()
+    gc.collect()
+    np.testing.assert_array_equal(detector.score_samples(X), before)
+
+
+@pytest.mark.parametrize("n_draws", [1, 10, 1000])
+@pytest.mark.parametrize("units", [(4,), (64, 32), (512, 256)])
+def test_tiles_are_powers_of_two_that_shrink_as_the_model_grows(units, n_draws):
+    rows = architecture(specification(units=units, n_features=30)).tile_rows(n_draws)
+    assert rows in (16, 32, 64, 128, 256)
+    wider = architecture(specification(units=tuple(4 * u for u in units), n_features=30)).tile_rows(n_draws)
+    assert wider <= rows
+
+
+def test_states_survive_the_way_through_a_model():
+    shared = architecture(specification())
+    state = shared.initial_state(3, np.array([[-1, -2, -3], [1, 2, 3]], dtype=np.float32))
+    model = shared.new_model()
+    shared.load_into(model, state)
+    np.testing.assert_array_equal(model.input_range.numpy(), [[-1, -2, -3], [1, 2, 3]])
+    again = shared.state_of(model)
+    np.testing.assert_array_equal(again.trainable, state.trainable)
+    for one, other in zip(again.non_trainable, state.non_trainable, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_block_uses_the_first_steps_only():
+    shared = architecture(specification())
+    program = shared.training_program(BlockOptions(batch_size=4))
+    steps = shared.block_steps(4)
+    state = shared.initial_state(0, np.array([[-9.0] * 3, [9.0] * 3], dtype=np.float32))
+    batches = np.random.RandomState(0).normal(size=(steps, 4, 3)).astype("f4")
+    rates, betas = np.full(steps, 0.01, "f4"), np.ones(steps, "f4")
+
+    def run(batches, n_steps):
+        arguments = map(tf.constant, (batches, n_steps, rates, betas, 1))
+        return program(shared.training_state(state), *arguments)
+
+    first, sums = run(batches, 3)
+    changed = batches.copy()
+    changed[3:] = np.nan
+    second, same_sums = run(changed, 3)
+    np.testing.assert_array_equal(first.trainable, second.trainable)
+    np.testing.assert_array_equal(sums, same_sums)
+    assert int(first.step) == 3
+    nothing, no_sums = run(batches, 0)
+    np.testing.assert_array_equal(nothing.trainable, state.trainable)
+    np.testing.assert_array_equal(no_sums, 0)
+
+
+def test_every_trainable_weight_gets_a_gradient_and_every_term_counts():
+    shared = architecture(specification(units=(8, 8), n_features=5, latent_dim=3))
+    state = shared.training_state(shared.initial_state(0, np.array([[-9.0] * 5, [9.0] * 5], dtype="f4")))
+    x = tf.constant(np.random.RandomState(0).normal(size=(256, 5)).astype("f4"))
+    gradient, _, terms = shared._gradient(state, x, tf.constant(1.0), tf.constant(0), BlockOptions(256))
+    pieces = np.split(gradient.numpy(), np.cumsum(shared._sizes)[:-1])
+    for variable, piece in zip(shared.template.trainable_variables, pieces, strict=True):
+        assert np.abs(piece).max() > 1e-6, variable.path
+    loss, reconstruction, kl = terms.numpy()
+    assert loss == pytest.approx(reconstruction + kl, rel=1e-6)
+    assert min(abs(reconstruction), kl) > 0.01
+    without_kl, _, _ = shared._gradient(state, x, tf.constant(0.0), tf.constant(0), BlockOptions(256))
+    assert np.abs(gradient - without_kl).max() > 1e-3
+
+
+def test_no_row_count_traces_a_program_again(table):
+    X, _ = table
+    detector = VAEDetector(network=DenseNetwork((19,)), epochs=2, random_state=0).fit(X)
+    traced = set(architecture(detector.state_.specification)._programs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n_rows in (2, 3, 31, 128, 129, 300, 499):
+            VAEDetector(network=DenseNetwork((19,)), epochs=1, random_state=0).fit(X[:n_rows])
+            detector.score_samples(X[:n_rows])
+    assert set(architecture(detector.state_.specification)._programs) == traced
+
+
+def test_memory_does_not_grow_with_the_number_of_rows(monkeypatch, table):
+    X, _ = table
+    detector = VAEDetector(epochs=1, random_state=0).fit(X)
+    expected = detector.score_samples(X)
+    monkeypatch.setattr("vae_anomaly.detector._NUMBERS_AT_ONCE", 6 * 150)
+    monkeypatch.setattr("vae_anomaly.programs._BLOCK_OF_TILES_NUMBERS", 6 * 70)
+    np.testing.assert_array_equal(detector.score_samples(X), expected)
+
+
+def test_a_model_is_tied_to_no_device(table):
+    X, _ = table
+    on_cpu = VAEDetector(epochs=2, device="cpu:0", random_state=0).fit(X)
+    anywhere = VAEDetector(epochs=2, random_state=0).fit(X)
+    np.testing.assert_array_equal(on_cpu.score_samples(X), anywhere.score_samples(X))
+    np.testing.assert_array_equal(on_cpu.set_params(device=None).score_samples(X), anywhere.score_samples(X))
+
+
+def _megabytes():
+    gc.collect()
+    return psutil.Process(os.getpid()).memory_info().rss / 1e6
+
+
+def test_a_hundred_refits_cost_neither_memory_nor_speed():
+    rng = np.random.RandomState(0)
+    seconds, memory = [], []
+    for seed in range(100):
+        X = rng.normal(size=(400 + 7 * (seed % 13), 10))
+        start = time.perf_counter()
+        VAEDetector(epochs=4, batch_size=32, random_state=seed).fit(X).score_samples(X)
+        seconds.append(time.perf_counter() - start)
+        memory.append(_megabytes())
+    assert memory[-1] - memory[4] < 50
+    assert np.median(seconds[-20:]) < 1.5 * np.median(seconds[5:25])
+
+
+def test_thirty_architectures_fit_into_bounded_memory():
+    X = np.random.RandomState(0).normal(size=(200, 10))
+    memory = []
+    for width in range(30):
+        VAEDetector(network=DenseNetwork((40 + width, 16)), epochs=2, random_state=0).fit(X)
+        memory.append(_megabytes())
+    # After the cache is full, an architecture that comes in drives one out.
+    full = programs._CACHED_ARCHITECTURES
+    assert len(programs._cache) == full
+    assert memory[-1] - memory[full] < 5 * (30 - full)

@@ -1,0 +1,310 @@
+"""Training: the schedule around a compiled step."""
+
+import numpy as np
+import pytest
+
+from vae_anomaly import DenseNetwork, VAEDetector
+from vae_anomaly.backend import keras
+from vae_anomaly.training import Plan
+
+
+@pytest.fixture(scope="module")
+def X(table):
+    return table[0]
+
+
+def fit(X, **settings):
+    settings = {"network": DenseNetwork((16,)), "latent_dim": 2, "epochs": 6, "random_state": 0, **settings}
+    return VAEDetector(**settings).fit(X)
+
+
+# -- the plan -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("n_rows", "steps", "epochs"),
+    [(1, 1, 1000), (128, 1, 1000), (129, 2, 500), (12_800, 100, 10), (1_000_000, 7813, 5)],
+)
+def test_a_step_for_every_batch_and_about_a_thousand_steps(n_rows, steps, epochs):
+    plan = Plan("auto", 128, 1e-3)
+    assert plan.steps_per_epoch(n_rows) == steps
+    assert plan.n_epochs(n_rows) == epochs
+
+
+def test_learning_rate_schedules_fall_from_the_rate_to_nothing():
+    progress = np.linspace(0, 1, 101)
+    for name in ("cosine", "linear"):
+        rates = Plan(1, 1, 0.5, name).rates(progress)
+        assert rates[0] == pytest.approx(0.5)
+        assert rates[50] == pytest.approx(0.25)
+        assert rates[-1] == pytest.approx(0, abs=1e-7)
+        assert (np.diff(rates) <= 0).all()
+    np.testing.assert_allclose(Plan(1, 1, 0.5).rates(progress), 0.5)
+    np.testing.assert_allclose(Plan(1, 1, 0.5, lambda p: p**2).rates(progress), 0.5 * progress**2, rtol=1e-6)
+    np.testing.assert_allclose(Plan(1, 1, 0.5, lambda _: 0.1).rates(progress), 0.05, rtol=1e-6)
+
+
+def test_kl_warm_up_rises_linearly_to_beta():
+    progress = np.linspace(0, 1, 11)
+    betas = Plan(1, 1, 0.1, beta=2.0, kl_warm_up=0.5).betas(progress)
+    np.testing.assert_allclose(betas, 2 * np.minimum(1, progress / 0.5), rtol=1e-6)
+    np.testing.assert_allclose(Plan(1, 1, 0.1, beta=2.0).betas(progress), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("jit_compile", "n_steps", "n_weights", "expected"),
+    [
+        ("auto", 1_000, 5_000, False),
+        ("auto", 50_000, 5_000, True),
+        ("auto", 50_000, 500_000, False),
+        (True, 1, 10**9, True),
+        (False, 10**9, 1, False),
+    ],
+)
+def test_xla_is_used_where_it_pays_or_where_it_is_asked_for(jit_compile, n_steps, n_weights, expected):
+    assert Plan(1, 1, 0.1, jit_compile=jit_compile).uses_xla(n_steps, n_weights) is expected
+
+
+# -- what the settings do -------------------------------------------------------------------------------
+def test_adam_is_keras_adam(X):
+    """One batch that holds all rows, so that every step sees the same loss up to its noise."""
+    rows = X[:64]
+    common = {"batch_size": 64, "scaler": None, "learning_rate": 0.01, "n_draws": 1}
+    start = fit(rows, epochs=1, **{**common, "learning_rate": 1e-30})
+    one_step = fit(rows, epochs=1, **common)
+    # Adam's first step moves every weight by the learning rate against the sign of its gradient.
+    moved = one_step.state_.trainable - start.state_.trainable
+    touched = np.abs(moved) > 1e-6
+    assert touched.mean() > 0.7
+    np.testing.assert_allclose(np.abs(moved[touched]), 0.01, rtol=0.02)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_many_steps_follow_keras_adam_on_the_same_gradients(clip_norm):
+    from vae_anomaly.backend import tf
+    from vae_anomaly.programs import TrainingState, _adam
+
+    gradients = np.random.RandomState(0).normal(size=(20, 30)).astype("f4") * 3
+    weights = np.random.RandomState(1).normal(size=30).astype("f4")
+    variable = keras.Variable(weights)
+    adam = keras.optimizers.Adam(0.01, global_clipnorm=clip_norm)
+    state = TrainingState(tf.constant(weights), tf.zeros(30), tf.zeros(30), tf.constant(0), [])
+    for gradient in gradients:
+        adam.apply([tf.constant(gradient)], [variable])
+        state = _adam(state, tf.constant(gradient), tf.constant(0.01), clip_norm)
+    np.testing.assert_allclose(state.trainable, variable.numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network": DenseNetwork((16,), batch_normalization=True)},
+        {"likelihood": "student_t"},
+        {"objective": "iwae", "n_training_draws": 5},
+        {"n_training_draws": 4},
+        {"free_bits": 0.5},
+        {"kl_warm_up": 0.5},
+        {"learning_rate_schedule": "cosine"},
+        {"gradient_clip_norm": 1.0},
+        {"jit_compile": True},
+        {"batch_size": 16},
+        {"device": "cpu"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_every_setting_trains_and_changes_the_model(X, settings):
+    changed = fit(X, epochs=30, **settings)
+    plain = fit(X, epochs=30)
+    assert changed.score(X) > fit(X, epochs=1, learning_rate=1e-12, **settings).score(X)
+    if settings not in ({"device": "cpu"},):
+        assert not np.array_equal(changed.score_samples(X), plain.score_samples(X))
+
+
+def test_every_weight_moves(X):
+    start = fit(X, epochs=1, learning_rate=1e-12)
+    moved = np.abs(fit(X, epochs=60).state_.trainable - start.state_.trainable)
+    # Only the weights into a unit that no row activates can stay; with 16 units, none is dead here.
+    assert (moved > 1e-4).all()
+
+
+def test_free_bits_keep_latents_alive_that_the_prior_would_silence(X):
+    noise = np.random.RandomState(0).normal(size=(500, 6))
+    silenced = fit(noise, epochs=60).history_["kl"][-1]
+    alive = fit(noise, epochs=60, free_bits=0.5).history_["kl"][-1]
+    assert silenced < 0.5 < 0.9 < alive
+
+
+def test_xla_trains_as_well(X):
+    """XLA draws other noise from the same seed, so the models agree in quality, not in bits."""
+    with_xla, without = (fit(X, jit_compile=jit, epochs=100) for jit in (True, False))
+    assert with_xla.score(X) == pytest.approx(without.score(X), abs=0.1)
+    assert np.corrcoef(with_xla.score_samples(X), without.score_samples(X))[0, 1] > 0.98
+
+
+def test_every_row_is_used_whatever_the_batch(X):
+    """A row that was left out could not be fitted: here it is the only one that is different."""
+    rows = np.zeros((130, 2))
+    rows[129] = 8.0
+    detector = fit(rows, scaler=None, epochs=300, batch_size=128)
+    assert np.abs(detector.reconstruct(rows[129:]) - 8).max() < 2
+
+
+# -- held-out rows --------------------------------------------------------------------------------------
+def test_early_stopping_stops_and_restores_the_best_weights():
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(80, 10))  # noise: any network overfits it
+    detector = fit(
+        X,
+        network=DenseNetwork((256,)),
+        latent_dim=8,
+        epochs=2000,
+        batch_size=16,
+        learning_rate=1e-2,
+        validation_fraction=0.5,
+        early_stopping=True,
+        patience=5,
+        n_draws=20,
+    )
+    val_loss = detector.history_["val_loss"]
+    best = int(np.argmin(val_loss))
+    assert len(val_loss) == best + 1 + 5 < 2000
+    # The restored model has the best epoch's loss on the held-out rows, which are half of all.
+    stopped_later = fit(
+        X,
+        network=DenseNetwork((256,)),
+        latent_dim=8,
+        epochs=best + 1,
+        batch_size=16,
+        learning_rate=1e-2,
+        validation_fraction=0.5,
+        n_draws=20,
+    )
+    np.testing.assert_array_equal(detector.state_.trainable, stopped_later.state_.trainable)
+
+
+def test_held_out_rows_are_not_trained_on(X):
+    held_out = fit(X, validation_fraction=0.5)
+    assert set(held_out.history_) == {
+        "loss",
+        "reconstruction",
+        "kl",
+        "val_loss",
+        "val_reconstruction",
+        "val_kl",
+    }
+    assert set(fit(X).history_) == {"loss", "reconstruction", "kl"}
+
+
+# -- going on -------------------------------------------------------------------------------------------
+def test_warm_start_goes_on_where_the_earlier_fit_stopped(X):
+    detector = fit(X, warm_start=True, epochs=20)
+    before, noise = detector.score(X), detector.noise_
+    detector.fit(X)
+    assert len(detector.history_["loss"]) == 40
+    assert detector.history_["loss"][20] < detector.history_["loss"][0] - 0.5
+    assert detector.score(X) > before
+    assert detector.noise_ is noise
+
+
+def test_a_cold_start_forgets_the_earlier_fit(X):
+    detector = fit(X, epochs=20)
+    first = detector.score_samples(X)
+    np.testing.assert_array_equal(detector.fit(X).score_samples(X), first)
+    assert len(detector.history_["loss"]) == 20
+
+
+def test_warm_start_lets_the_encoder_see_the_new_range(X):
+    detector = fit(X, warm_start=True).fit(X * 2)
+    low, high = detector.model_.input_range.numpy()
+    scaled = detector.scaler_.transform(X * 2)
+    np.testing.assert_allclose(high, scaled.max(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(low, scaled.min(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"latent_dim": 3}, {"network": DenseNetwork((8,))}, {"likelihood": "laplace"}]
+)
+def test_warm_start_refuses_another_model(X, changed):
+    detector = fit(X, warm_start=True)
+    before = detector.score_samples(X)
+    with pytest.raises(ValueError, match="set warm_start=False"):
+        detector.set_params(**changed).fit(X)
+    np.testing.assert_array_equal(detector.score_samples(X), before)
+
+
+# -- watching -------------------------------------------------------------------------------------------
+class Recorder:
+    """Builds a Keras callback that writes down what it is told."""
+
+    def __new__(cls, log):
+        class Callback(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                log.append("train begins")
+
+            def on_epoch_begin(self, epoch, logs=None):
+                log.append(f"epoch {epoch} begins")
+
+            def on_epoch_end(self, epoch, logs=None):
+                log.append((epoch, sorted(logs), self.model.get_weights()[-2].sum()))
+
+            def on_train_end(self, logs=None):
+                log.append("train ends")
+
+        return Callback()
+
+
+def test_callbacks_hear_of_every_epoch_with_the_present_weights(X):
+    log = []
+    watched = fit(X, epochs=2, validation_fraction=0.1, callbacks=[Recorder(log)])
+    names = sorted(watched.history_)
+    assert [entry if isinstance(entry, str) else entry[:2] for entry in log] == [
+        "train begins",
+        "epoch 0 begins",
+        (0, names),
+        "epoch 1 begins",
+        (1, names),
+        "train ends",
+    ]
+    assert log[2][2] != log[4][2]
+    unwatched = fit(X, epochs=2, validation_fraction=0.1)
+    np.testing.assert_array_equal(watched.score_samples(X), unwatched.score_samples(X))
+
+
+def test_a_callback_can_stop_the_training(X):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 2
+
+    assert len(fit(X, epochs=9, callbacks=[Stop()]).history_["loss"]) == 3
+
+
+def test_keras_early_stopping_restores_its_best_weights():
+    X = np.random.RandomState(0).normal(size=(80, 10))
+    settings = {"validation_fraction": 0.5, "learning_rate": 1e-2, "batch_size": 16, "n_draws": 20}
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=3, restore_best_weights=True)
+    detector = fit(X, epochs=500, callbacks=[stopping], **settings)
+    best = int(np.argmin(detector.history_["val_loss"]))
+    assert len(detector.history_["loss"]) == best + 1 + 3
+    best_epoch = fit(X, epochs=best + 1, **settings)
+    np.testing.assert_array_equal(detector.state_.trainable, best_epoch.state_.trainable)
+
+
+def test_a_callback_can_steer_the_learning_rate(X):
+    frozen_after_one = keras.callbacks.LearningRateScheduler(lambda epoch: 0.003 if epoch == 0 else 0.0)
+    detector = fit(X, epochs=5, callbacks=[frozen_after_one])
+    np.testing.assert_array_equal(detector.state_.trainable, fit(X, epochs=1).state_.trainable)
+
+
+def test_silence_by_default_and_a_bar_with_the_loss_parts_on_request(X, capsys):
+    fit(X)
+    assert capsys.readouterr() == ("", "")
+    fit(X, verbose=1, validation_fraction=0.1)
+    printed = capsys.readouterr().out
+    for part in ("6/6", "loss:", "reconstruction:", "kl:", "val_loss:"):
+        assert part in printed
+
+
+def test_a_stopped_training_closes_its_bar(X, capsys):
+    stop = {"early_stopping": True, "patience": 1, "validation_fraction": 0.3}
+    detector = fit(X, epochs=3000, learning_rate=0.1, verbose=1, **stop)
+    n_epochs = len(detector.history_["loss"])
+    assert n_epochs < 3000
+    assert f"{n_epochs}/3000" in capsys.readouterr().out
