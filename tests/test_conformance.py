@@ -83,3 +83,16 @@ def test_a_float_contamination_flags_exactly_that_share(contamination):
     X = np.random.RandomState(0).normal(size=(400, 3))
     detector = VAEDetector(epochs=2, contamination=contamination, random_state=0)
     assert (detector.fit_predict(X) == -1).sum() == round(400 * contamination)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(check, id=getattr(check, "func", check).__name__)
+        for _, check in estimator_checks_generator(VAEDetector(), mark=None)
+        if getattr(check, "func", check).__name__ != NEEDS_A_PROCESS_OF_ITS_OWN
+    ],
+)
+def test_the_untouched_default_passes_the_estimator_check(check):
+    check(VAEDetector())

@@ -31,6 +31,7 @@ __all__ = [
     "Gaussian",
     "Laplace",
     "Likelihood",
+    "LocationScale",
     "StudentT",
 ]
 

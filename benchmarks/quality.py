@@ -1,0 +1,250 @@
+"""Detection quality: any detectors × a folder of data sets × two settings × seeds, one CSV row a run.
+
+A data set is an ``.npz`` file with ``X`` and ``y`` (1 = anomaly). Protocol, after Livernoche et al. 2024, "On
+diffusion modeling for anomaly detection": tables with more than 10,000 rows are subsampled; in the setting
+"clean" a detector is trained on a random half of the normal rows and tested on the other half and all anomalies;
+in "contaminated" it is trained and tested on all rows. Peers get standardized columns, VAEDetector the rows as they
+are; no detector is told the setting or the share of anomalies. The run goes on where an interrupted one stopped::
+
+    python benchmarks/quality.py run DATASETS --out results.csv --methods VAEDetector
+    python benchmarks/quality.py summary results.csv peers.csv --picture quality.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.metadata
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+SETTINGS = ("clean", "contaminated")
+COLUMNS = ("dataset", "setting", "seed", "method", "auroc", "ap", "fit", "score", "versions")
+MOST_ROWS = 10_000
+TIE = 0.005
+
+
+# -- protocol -----------------------------------------------------------------------------------------
+def load(path: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path) as data:
+        X, y = data["X"].astype(float), data["y"].astype(int)
+    if len(y) <= MOST_ROWS:
+        return X, y
+    rng = np.random.default_rng(1000 + seed)
+    normal, anomalies = np.flatnonzero(y == 0), np.flatnonzero(y == 1)
+    n_anomalies = min(max(10, round(MOST_ROWS * len(anomalies) / len(y))), len(anomalies))
+    kept = np.r_[
+        rng.choice(normal, MOST_ROWS - n_anomalies, False), rng.choice(anomalies, n_anomalies, False)
+    ]
+    return X[kept], y[kept]
+
+
+def split(X: np.ndarray, y: np.ndarray, setting: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training rows, test rows, test labels."""
+    if setting == "contaminated":
+        return X, X, y
+    normal = np.random.default_rng(seed).permutation(np.flatnonzero(y == 0))
+    half = round(0.5 * len(normal))
+    tested = np.r_[normal[half:], np.flatnonzero(y == 1)]
+    return X[normal[:half]], X[tested], y[tested]
+
+
+# -- methods ------------------------------------------------------------------------------------------
+def vae_detector(seed: int, **settings: Any) -> Any:
+    from vae_anomaly import VAEDetector
+
+    return VAEDetector(random_state=seed, **settings)
+
+
+def _pyod(module: str, name: str) -> Callable[[int], Any]:
+    def make(seed: int) -> Any:
+        detector = getattr(importlib.import_module(f"pyod.models.{module}"), name)
+        seeded = "random_state" in detector.__init__.__code__.co_varnames
+        quiet = {"verbose": 0} if module in {"vae", "auto_encoder"} else {}
+        return detector(**({"random_state": seed} if seeded else {}), **quiet)
+
+    return make
+
+
+def _sklearn(module: str, name: str) -> Callable[[int], Any]:
+    def make(seed: int) -> Any:
+        detector = getattr(importlib.import_module(f"sklearn.{module}"), name)
+        return detector(random_state=seed) if name == "IsolationForest" else detector()
+
+    return make
+
+
+METHODS: dict[str, Callable[[int], Any]] = {
+    "VAEDetector": vae_detector,
+    "IForest": _sklearn("ensemble", "IsolationForest"),
+    "OCSVM": _sklearn("svm", "OneClassSVM"),
+    "KNN": _pyod("knn", "KNN"),
+    "LOF": _pyod("lof", "LOF"),
+    "ECOD": _pyod("ecod", "ECOD"),
+    "PCA": _pyod("pca", "PCA"),
+    "PyOD VAE": _pyod("vae", "VAE"),
+    "PyOD AE": _pyod("auto_encoder", "AutoEncoder"),
+}
+
+
+def anomaly_scores(detector: Any, X: np.ndarray) -> np.ndarray:
+    """Larger = more anomalous: scikit-learn's detectors rank the other way round than PyOD's."""
+    if hasattr(detector, "score_samples"):
+        return -detector.score_samples(X)
+    return np.nan_to_num(detector.decision_function(X))
+
+
+def evaluate(
+    make: Callable[[int], Any], scale: bool, path: Path, setting: str, seed: int
+) -> dict[str, float]:
+    X, y = load(path, seed)
+    train, test, labels = split(X, y, setting, seed)
+    if scale:
+        scaler = StandardScaler().fit(train)
+        train, test = scaler.transform(train), scaler.transform(test)
+    detector = make(seed)
+    start = time.perf_counter()
+    detector.fit(train)
+    fitted = time.perf_counter()
+    scores = anomaly_scores(detector, test)
+    end = time.perf_counter()
+    return {
+        "auroc": round(roc_auc_score(labels, scores), 5),
+        "ap": round(average_precision_score(labels, scores), 5),
+        "fit": round(fitted - start, 3),
+        "score": round(end - fitted, 3),
+    }
+
+
+def run(
+    folder: Path,
+    out: Path,
+    methods: dict[str, Callable[[int], Any]],
+    seeds: list[int],
+    settings: tuple[str, ...] = SETTINGS,
+) -> None:
+    """Add the missing rows to ``out``."""
+    done = set()
+    if out.exists():
+        done = set(pd.read_csv(out)[["dataset", "setting", "seed", "method"]].itertuples(index=False, name=None))
+    packages = ("vae-anomaly", "scikit-learn", "tensorflow", "pyod", "torch")
+    versions = " ".join(f"{name}={version}" for name in packages if (version := _version(name)))
+    with out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if not done:
+            writer.writeheader()
+        for path, setting, seed, method in _runs(folder, methods, seeds, settings):
+            key = (path.stem, setting, seed, method)
+            if key in done:
+                continue
+            figures = evaluate(methods[method], not method.startswith("VAEDetector"), path, setting, seed)
+            row = dict(zip(COLUMNS, key, strict=False)) | figures | {"versions": versions}
+            writer.writerow(row)
+            file.flush()
+            print(*key, figures["auroc"], f"{figures['fit']:.1f}s", flush=True)
+
+
+def _runs(
+    folder: Path, methods: dict[str, Any], seeds: list[int], settings: tuple[str, ...]
+) -> Iterator[tuple[Path, str, int, str]]:
+    for path in sorted(folder.glob("*.npz")):
+        for setting in settings:
+            for seed in seeds:
+                for method in methods:
+                    yield path, setting, seed, method
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# -- summary ------------------------------------------------------------------------------------------
+def summarize(results: pd.DataFrame, ours: str = "VAEDetector", metric: str = "auroc") -> pd.DataFrame:
+    """Mean, mean rank, wins / ties / losses of ``ours`` and Wilcoxon's p, for each setting and method."""
+    table = results.groupby(["setting", "dataset", "method"])[metric].mean().unstack()
+    tables = []
+    for setting in SETTINGS:
+        figures = table.loc[setting].dropna(axis=1)
+        ranks = figures.rank(axis=1, ascending=False).mean()
+        summary = pd.DataFrame({"setting": setting, "mean": figures.mean(), "mean rank": ranks})
+        for method in figures.columns.drop(ours):
+            gain = figures[ours] - figures[method]
+            wins, losses = (gain > TIE).sum(), (gain < -TIE).sum()
+            summary.loc[method, "wins/ties/losses"] = f"{wins}/{len(gain) - wins - losses}/{losses}"
+            summary.loc[method, "p"] = wilcoxon(gain).pvalue if gain.any() else 1.0
+        tables.append(summary.sort_values("mean", ascending=False))
+    return pd.concat(tables).reset_index()
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    rows = ["| setting | method | mean | mean rank | wins/ties/losses | p |", "|---|---|---|---|---|---|"]
+    for row in summary.fillna("").itertuples(index=False):
+        p = f"{row.p:.3f}" if row.p != "" else ""
+        rows.append(f"| {row.setting} | {row.method} | {row.mean:.3f} | {row[3]:.2f} | {row[4]} | {p} |")
+    return "\n".join(rows)
+
+
+def draw(results: pd.DataFrame, path: Path, ours: str = "VAEDetector") -> None:
+    """A dot for each data set and method, ours on top, data sets ordered by our figure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    table = results.groupby(["setting", "dataset", "method"])["auroc"].mean().unstack()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 6.5), sharex=True, layout="constrained")
+    for ax, setting in zip(axes, SETTINGS, strict=True):
+        figures = table.loc[setting].dropna(axis=1).sort_values(ours)
+        places = np.arange(len(figures))
+        for method, marker, colour in zip(
+            ("KNN", "IForest", "LOF", "PyOD VAE"), "o^sD", ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True
+        ):
+            if method in figures:
+                ax.scatter(figures[method], places, s=28, marker=marker, color=colour, label=method, alpha=0.8)
+        ax.scatter(figures[ours], places, s=70, marker="|", color="black", linewidths=3, label=ours)
+        ax.set_yticks(places, [name.split("_", 1)[-1] for name in figures.index])
+        ax.set_title(f"{setting} training data")
+        ax.set_xlabel("AUROC, mean of the seeds")
+        ax.grid(axis="x", alpha=0.3)
+    axes[0].legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("datasets", type=Path)
+    running.add_argument("--out", type=Path, required=True)
+    running.add_argument("--methods", nargs="+", choices=METHODS, default=["VAEDetector"])
+    running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    summing = commands.add_parser("summary")
+    summing.add_argument("results", nargs="+", type=Path)
+    summing.add_argument("--metric", choices=("auroc", "ap"), default="auroc")
+    summing.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    if options.command == "run":
+        warnings.simplefilter("ignore")
+        run(options.datasets, options.out, {name: METHODS[name] for name in options.methods}, options.seeds)
+        return
+    results = pd.concat([pd.read_csv(path) for path in options.results])
+    results = results[results["dataset"].isin(results.loc[results["method"] == "VAEDetector", "dataset"])]
+    print(markdown(summarize(results, metric=options.metric)))
+    if options.picture:
+        draw(results, options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Learn what benign tumours look like, then find the malignant ones among new tumours.
+
+A table in, the most unusual rows out. The measurements are real ones that scikit-learn bundles; nothing is
+downloaded. Run it with::
+
+    python examples/quickstart.py
+"""
+
+import time
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PowerTransformer
+
+from vae_anomaly import VAEDetector
+from vae_anomaly.datasets import load_tumours
+
+X, malignant = load_tumours(contamination=0.2, random_state=2)
+known_benign = np.flatnonzero(malignant == 0)[:220]
+X_train = X.iloc[known_benign]
+X_new, y_new = X.drop(X_train.index), malignant.drop(X_train.index)
+print(f"training on {len(X_train)} benign tumours, {X.shape[1]} measurements each")
+print(f"judging {len(X_new)} new tumours, {y_new.sum()} of them malignant (the detector is not told)\n")
+
+pipeline = make_pipeline(PowerTransformer(), VAEDetector(contamination=0.05, random_state=0))
+start = time.perf_counter()
+pipeline.fit(X_train)
+print(f"fitted in {time.perf_counter() - start:.1f} s, of which most is TensorFlow's start")
+
+anomaly_score = pd.Series(-pipeline.score_samples(X_new), index=X_new.index)
+flagged = pipeline.predict(X_new) == -1
+print(f"AUROC             {roc_auc_score(y_new, anomaly_score):.3f}")
+print(f"average precision {average_precision_score(y_new, anomaly_score):.3f}  (chance: {y_new.mean():.3f})")
+print(f"flagged           {flagged.sum()} tumours, {y_new[flagged].sum()} of them malignant\n")
+
+worst = anomaly_score.nlargest(10).index
+print("The ten most unusual new tumours (row of the table, negative ELBO in nats, the truth):")
+report = X_new.loc[worst, ["mean radius", "worst concavity", "area error"]]
+report.insert(0, "anomaly score", anomaly_score[worst].round(1))
+report["truth"] = y_new[worst].map({0: "benign", 1: "malignant"})
+print(report.to_string())

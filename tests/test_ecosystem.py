@@ -1,0 +1,189 @@
+"""VAEDetector where scikit-learn's users use outlier detectors."""
+
+import subprocess
+import sys
+import warnings
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from joblib import parallel_backend
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import BaggingClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
+
+from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector, scorers
+from vae_anomaly.datasets import load_tumours
+from vae_anomaly.programs import ModelState
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """String and numeric columns; an anomaly has the colour of one kind and the size of another."""
+    rng = np.random.RandomState(0)
+    colour = rng.choice(["red", "green", "blue"], size=600)
+    size = pd.Series(colour).map({"red": 1.0, "green": 5.0, "blue": 9.0}) + 0.3 * rng.normal(size=600)
+    y = (np.arange(600) < 30).astype(int)
+    colour[y == 1] = np.roll(colour[y == 1], 1)
+    y = y * (size.round() != pd.Series(colour).map({"red": 1, "green": 5, "blue": 9}).to_numpy()).to_numpy()
+    weight = 2 * size + 0.2 * rng.normal(size=600)
+    return pd.DataFrame({"colour": colour, "size": size, "weight": weight}), y
+
+
+def pipeline(**settings):
+    columns = ColumnTransformer(
+        [
+            ("category", OneHotEncoder(sparse_output=False, handle_unknown="ignore"), ["colour"]),
+            ("number", StandardScaler(), ["size", "weight"]),
+        ]
+    )
+    return Pipeline([("columns", columns), ("detector", VAEDetector(random_state=0, **settings))])
+
+
+def test_a_pipeline_on_a_data_frame_with_strings_and_numbers(mixed):
+    X, y = mixed
+    fitted = pipeline().fit(X)
+    assert roc_auc_score(y, -fitted.score_samples(X)) > 0.9
+    assert set(fitted.predict(X)) == {-1, 1}
+    assert fitted.score(X) == fitted[-1].score(fitted[:-1].transform(X))
+
+
+def test_a_pipeline_with_pandas_output_keeps_column_names(mixed):
+    X, _ = mixed
+    fitted = pipeline(epochs=2).set_output(transform="pandas").fit(X)
+    assert "number__size" in fitted[-1].feature_names_in_
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.predict(X)
+
+
+GRID = {
+    "network": [DenseNetwork((16,)), DenseNetwork((8, 8))],
+    "latent_dim": [1, 3],
+    "beta": [0.5, 1.0],
+    "learning_rate": [1e-3, 1e-2],
+}
+
+
+@pytest.mark.parametrize("n_jobs", [2, -1])
+@pytest.mark.parametrize("scoring", [None, scorers.roc_auc], ids=["elbo", "auroc"])
+def test_grid_searches_in_workers_run_again_and_again(table, n_jobs, scoring):
+    X, y = table
+    detector = VAEDetector(epochs=3, random_state=0)
+    results = []
+    for _ in range(2):
+        search = GridSearchCV(detector, GRID, scoring=scoring, cv=3, n_jobs=n_jobs).fit(X, y)
+        assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+        results.append(search.cv_results_["mean_test_score"])
+    np.testing.assert_array_equal(*results)
+    assert search.best_estimator_.predict(X).shape == (500,)
+
+
+def test_nested_parameters_of_the_network_can_be_searched(table):
+    detector = VAEDetector(network=DenseNetwork(), epochs=3, random_state=0)
+    grid = {"network__hidden_units": [(8,), (16, 8)], "network__activation": ["relu", "tanh"]}
+    search = GridSearchCV(detector, grid, cv=2).fit(table[0])
+    assert len(search.cv_results_["params"]) == 4
+
+
+def test_workers_and_the_parent_score_alike(table):
+    X, _ = table
+    here = cross_val_score(VAEDetector(epochs=3, random_state=0), X, cv=2)
+    for backend in ("loky", "threading"):
+        with parallel_backend(backend):
+            there = cross_val_score(VAEDetector(epochs=3, random_state=0), X, cv=2, n_jobs=2)
+        np.testing.assert_array_equal(here, there)
+
+
+def test_a_dumped_detector_scores_alike_in_a_fresh_process(tmp_path, table):
+    X, _ = table
+    detector = VAEDetector(epochs=3, random_state=0).fit(X)
+    joblib.dump(make_pipeline(MinMaxScaler(), clone(detector)).fit(X), tmp_path / "pipeline.joblib")
+    joblib.dump(detector, tmp_path / "detector.joblib")
+    np.save(tmp_path / "X.npy", X)
+    code = (
+        "import joblib, numpy as np, sys\n"
+        "X = np.load('X.npy')\n"
+        "for name in ('pipeline', 'detector'):\n"
+        "    np.save(name + '.npy', joblib.load(name + '.joblib').score_samples(X))\n"
+        "mapped = joblib.load('detector.joblib', mmap_mode='r')\n"
+        "np.save('mapped.npy', mapped.score_samples(X))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    expected = detector.score_samples(X)
+    np.testing.assert_array_equal(np.load(tmp_path / "detector.npy"), expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "mapped.npy"), expected)
+    in_pipeline = joblib.load(tmp_path / "pipeline.joblib").score_samples(X)
+    np.testing.assert_array_equal(np.load(tmp_path / "pipeline.npy"), in_pipeline)
+
+
+def test_the_state_is_arrays_and_plain_configuration(table):
+    """Loading a dump does not even need TensorFlow, let alone hold anything of it."""
+    import pickle
+
+    detector = VAEDetector(epochs=1, random_state=0).fit(table[0])
+    dumped = pickle.dumps(detector)
+    code = (
+        "import pickle, sys\n"
+        "detector = pickle.loads(sys.stdin.buffer.read())\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
+        "print(detector)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], input=dumped, capture_output=True, check=True)
+    assert b"VAEDetector(epochs=1" in ran.stdout
+    assert isinstance(detector.state_, ModelState)
+    assert all(
+        isinstance(value, np.ndarray) for value in (detector.state_.trainable, *detector.state_.non_trainable)
+    )
+    assert len(dumped) < 3 * detector.state_.trainable.nbytes
+
+
+def test_a_users_keras_models_go_through_clones_pickles_and_workers(table):
+    X, _ = table
+    encoder, decoder = DenseNetwork((8,)).build(6, 2, 1)
+    detector = VAEDetector(network=KerasNetwork(encoder, decoder), epochs=2, random_state=0)
+    expected = detector.fit(X).score_samples(X)
+    np.testing.assert_array_equal(clone(detector).fit(X).score_samples(X), expected)
+    here = cross_val_score(detector, X, cv=2)
+    np.testing.assert_array_equal(cross_val_score(detector, X, cv=2, n_jobs=2), here)
+
+
+def test_labels_are_accepted_and_ignored(table):
+    X, y = table
+    with_labels = VAEDetector(epochs=2, random_state=0).fit(X, y)
+    without = VAEDetector(epochs=2, random_state=0).fit(X)
+    np.testing.assert_array_equal(with_labels.score_samples(X), without.score_samples(X))
+    assert with_labels.score(X, y) == without.score(X)
+
+
+def test_the_html_repr_shows_the_parameters(table):
+    html = VAEDetector(network=DenseNetwork((8,)), score="iwae")._repr_html_()
+    assert "iwae" in html
+    assert "hidden_units" in html
+
+
+def test_no_metadata_is_promised_that_is_not_used():
+    from sklearn import config_context
+
+    with config_context(enable_metadata_routing=True):
+        routing = VAEDetector().get_metadata_routing()
+    assert not routing.fit.requests
+    assert not routing.score.requests
+
+
+def test_real_tumours_are_told_apart():
+    X, y = load_tumours(contamination=0.05)
+    fitted = make_pipeline(StandardScaler(), VAEDetector(random_state=0)).fit(X)
+    assert scorers.roc_auc(fitted, X, y) > 0.85
+
+
+def test_scikit_learns_meta_estimators_can_hold_it(table):
+    """Cloning inside a meta-estimator keeps the parameter `score` apart from the method."""
+    holder = BaggingClassifier(VAEDetector(score="iwae"))
+    assert holder.get_params()["estimator__score"] == "iwae"
+    assert clone(holder).estimator.get_params()["score"] == "iwae"
