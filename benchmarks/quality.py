@@ -1,10 +1,11 @@
 """Detection quality: any detectors × a folder of data sets × two settings × seeds, one CSV row a run.
 
-A data set is an ``.npz`` file with ``X`` and ``y`` (1 = anomaly). Protocol, after Livernoche et al. 2024, "On
-diffusion modeling for anomaly detection": tables with more than 10,000 rows are subsampled; in the setting
-"clean" a detector is trained on a random half of the normal rows and tested on the other half and all anomalies;
-in "contaminated" it is trained and tested on all rows. Peers get standardized columns, VAEDetector the rows as they
-are; no detector is told the setting or the share of anomalies. The run goes on where an interrupted one stopped::
+A data set is an ``.npz`` file with ``X`` and ``y`` (1 = anomaly). Protocol, after Livernoche et al. 2024,
+"On diffusion modeling for anomaly detection": tables with more than 10,000 rows are subsampled; in the
+setting "clean" a detector is trained on a random half of the normal rows and tested on the other half and
+all anomalies; in "contaminated" it is trained and tested on all rows. Peers get standardized columns,
+VAEDetector the rows as they are; no detector is told the setting or the share of anomalies. The run goes on
+where an interrupted one stopped::
 
     python benchmarks/quality.py run DATASETS --out results.csv --methods VAEDetector
     python benchmarks/quality.py summary results.csv peers.csv --picture quality.png
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import importlib.metadata
 import time
 import warnings
@@ -135,7 +137,9 @@ def run(
     """Add the missing rows to ``out``."""
     done = set()
     if out.exists():
-        done = set(pd.read_csv(out)[["dataset", "setting", "seed", "method"]].itertuples(index=False, name=None))
+        done = set(
+            pd.read_csv(out)[["dataset", "setting", "seed", "method"]].itertuples(index=False, name=None)
+        )
     packages = ("vae-anomaly", "scikit-learn", "tensorflow", "pyod", "torch")
     versions = " ".join(f"{name}={version}" for name in packages if (version := _version(name)))
     with out.open("a", newline="") as file:
@@ -190,9 +194,11 @@ def summarize(results: pd.DataFrame, ours: str = "VAEDetector", metric: str = "a
 
 def markdown(summary: pd.DataFrame) -> str:
     rows = ["| setting | method | mean | mean rank | wins/ties/losses | p |", "|---|---|---|---|---|---|"]
-    for row in summary.fillna("").itertuples(index=False):
-        p = f"{row.p:.3f}" if row.p != "" else ""
-        rows.append(f"| {row.setting} | {row.method} | {row.mean:.3f} | {row[3]:.2f} | {row[4]} | {p} |")
+    for method, setting, mean, rank, wins, p in summary[
+        ["method", "setting", "mean", "mean rank", "wins/ties/losses", "p"]
+    ].itertuples(index=False, name=None):
+        compared = f"{wins} | {p:.3f}" if isinstance(wins, str) else " | "
+        rows.append(f"| {setting} | {method} | {mean:.3f} | {rank:.2f} | {compared} |")
     return "\n".join(rows)
 
 
@@ -209,10 +215,15 @@ def draw(results: pd.DataFrame, path: Path, ours: str = "VAEDetector") -> None:
         figures = table.loc[setting].dropna(axis=1).sort_values(ours)
         places = np.arange(len(figures))
         for method, marker, colour in zip(
-            ("KNN", "IForest", "LOF", "PyOD VAE"), "o^sD", ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True
+            ("KNN", "IForest", "LOF", "PyOD VAE"),
+            "o^sD",
+            ("#0072B2", "#E69F00", "#009E73", "#CC79A7"),
+            strict=True,
         ):
             if method in figures:
-                ax.scatter(figures[method], places, s=28, marker=marker, color=colour, label=method, alpha=0.8)
+                ax.scatter(
+                    figures[method], places, s=28, marker=marker, color=colour, label=method, alpha=0.8
+                )
         ax.scatter(figures[ours], places, s=70, marker="|", color="black", linewidths=3, label=ours)
         ax.set_yticks(places, [name.split("_", 1)[-1] for name in figures.index])
         ax.set_title(f"{setting} training data")

@@ -122,8 +122,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Called at the beginning and the end of the training and of each epoch, with a `VAE` that holds
         the present weights.
     jit_compile : "auto" or bool, default="auto"
-        Whether XLA compiles the training. "auto" does for long trainings of small networks, where the
-        faster steps pay for the compilation. XLA draws other noise from the same seed.
+        Whether XLA compiles the training. "auto" does from 3,000 steps on for networks of up to
+        20,000 weights, where the faster steps soon pay for the compilation. XLA draws other noise
+        from the same seed.
     device : str or None, default=None
         Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
         the CPU. A fitted detector is tied to no device.

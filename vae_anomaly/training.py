@@ -28,10 +28,12 @@ from vae_anomaly.scoring import elbo_terms
 
 __all__ = ["Plan", "TrainingResult", "Validation", "train"]
 
-# XLA compiles the training loop in about 1.4 s and then saves about 0.09 ms a step on small networks; on
-# large ones TensorFlow's own matrix products are the faster ones. Measured on one x86 core.
-_XLA_PAYS_FROM_STEPS = 20_000
-_XLA_PAYS_TO_WEIGHTS = 100_000
+# XLA compiles the training loop in about 1.3 s and then saves about 0.1 ms a step, which is most of a small
+# network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights). Paid back by
+# one training of 13,000 steps, or by the fourth of 3,000: compiled programs are kept, and trainings of that
+# length come in cross-validations and searches.
+_XLA_PAYS_FROM_STEPS = 3_000
+_XLA_PAYS_TO_WEIGHTS = 20_000
 
 _AUTO_STEPS, _AUTO_EPOCHS = 1000, 5
 
