@@ -61,7 +61,7 @@ def test_at_the_exact_posterior_every_importance_weight_is_the_evidence(exact):
 
 
 def test_elbo_below_iwae_below_evidence_and_rising_with_the_draws(exact):
-    state, rows, evidence = exact
+    state, rows, _ = exact
     wrong = state.__class__(state.specification, state.trainable + np.float32(0.15), state.non_trainable)
     # The evidence of the changed model, whose decoder moved too.
     model_evidence = _evidence(wrong, rows)

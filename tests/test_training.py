@@ -162,6 +162,7 @@ def test_early_stopping_stops_and_restores_the_best_weights():
         early_stopping=True,
         patience=5,
         n_draws=20,
+        jit_compile=False,
     )
     val_loss = detector.history_["val_loss"]
     best = int(np.argmin(val_loss))
@@ -176,6 +177,7 @@ def test_early_stopping_stops_and_restores_the_best_weights():
         learning_rate=1e-2,
         validation_fraction=0.5,
         n_draws=20,
+        jit_compile=False,
     )
     np.testing.assert_array_equal(detector.state_.trainable, stopped_later.state_.trainable)
 

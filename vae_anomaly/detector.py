@@ -560,7 +560,7 @@ def _check_magnitude(X: npt.NDArray[Any], names: npt.NDArray[Any] | None) -> Non
     if np.abs(X[row, column]) > _LARGEST:
         label = repr(names[column]) if names is not None else column
         raise ValueError(
-            f"column {label} holds {X[row, column]:g} in row {row}: the square of such a value is no float64. "
+            f"column {label} holds {X[row, column]:g} in row {row}: its square is no float64. "
             "Rescale the column, or take its logarithm."
         )
 

@@ -29,9 +29,9 @@ from vae_anomaly.scoring import elbo_terms
 __all__ = ["Plan", "TrainingResult", "Validation", "train"]
 
 # XLA compiles the training loop in about 1.3 s and then saves about 0.1 ms a step, which is most of a small
-# network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights). Paid back by
-# one training of 13,000 steps, or by the fourth of 3,000: compiled programs are kept, and trainings of that
-# length come in cross-validations and searches.
+# network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights). One
+# training of 13,000 steps pays that back, or the fourth of 3,000: compiled programs are kept, and trainings of
+# that length come in cross-validations and searches.
 _XLA_PAYS_FROM_STEPS = 3_000
 _XLA_PAYS_TO_WEIGHTS = 20_000
 
@@ -272,6 +272,7 @@ def _check_finite(loss: float, epoch: int, plan: Plan, rows: Rows) -> None:
         largest = np.abs(rows).max(axis=0)
         raise FloatingPointError(
             f"training diverged: the loss of epoch {epoch + 1} is {loss}. Lower learning_rate (now "
-            f"{plan.learning_rate:g}), set gradient_clip_norm (now {plan.gradient_clip_norm}), or bring the data "
-            f"nearer to 1: column {largest.argmax()} of the scaled rows holds values up to {largest.max():g}."
+            f"{plan.learning_rate:g}), set gradient_clip_norm (now {plan.gradient_clip_norm}), or bring the "
+            f"data nearer to 1: column {largest.argmax()} of the scaled rows holds values up to "
+            f"{largest.max():g}."
         )
