@@ -218,10 +218,11 @@ def test_samples_follow_the_marginal_density() -> None:
     assert stats.kstest(drawn[:, 0].astype(np.float64), stats.norm(1, math.sqrt(4.25)).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("use", ["sample", "call", "compute_loss", "encode"])
+@pytest.mark.parametrize("use", ["construct", "sample", "call", "compute_loss", "encode"])
 def test_a_model_leaves_global_random_state_alone(use: str) -> None:
     vae, x = make(DenseNetwork((8,), dropout=0.5)), rows()
     uses = {
+        "construct": lambda: make(DenseNetwork((8,), dropout=0.5)),
         "sample": lambda: vae.sample(5, seed=0),
         "call": lambda: vae(x, training=True),
         "compute_loss": lambda: vae.compute_loss(x=x),
