@@ -11,6 +11,7 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 # From the ground up: a module imports only modules that stand before it.
 ORDER = [
     "backend",
+    "spec",
     "likelihoods",
     "objective",
     "thresholds",

@@ -33,7 +33,7 @@ LOCATION_SCALE = {"gaussian": Gaussian, "laplace": Laplace, "student_t": Student
 UNIT_INTERVAL = {"bernoulli": Bernoulli, "continuous_bernoulli": ContinuousBernoulli}
 
 # Where `ContinuousBernoulli` changes from the series around 0 to the closed form.
-CUT = 0.05
+CUT = 0.1
 AROUND_THE_CUT = [np.nextafter(CUT, 0), CUT, np.nextafter(CUT, 1)]
 LOGITS = sorted(
     {side * size for side in (-1, 1) for size in (0, 1e-6, 0.01, *AROUND_THE_CUT, 0.1, 0.2, 0.5, 3, 30)}

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import time
 import warnings
 
@@ -152,6 +154,26 @@ def test_a_model_is_tied_to_no_device(table):
     anywhere = VAEDetector(epochs=2, random_state=0).fit(X)
     np.testing.assert_array_equal(on_cpu.score_samples(X), anywhere.score_samples(X))
     np.testing.assert_array_equal(on_cpu.set_params(device=None).score_samples(X), anywhere.score_samples(X))
+
+
+def test_computation_and_state_go_to_the_named_device():
+    """A second logical processor stands in for a GPU, in a process of its own."""
+    code = (
+        "import numpy as np\n"
+        "from vae_anomaly.backend import tf\n"
+        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+        "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
+        "from vae_anomaly import VAEDetector, programs\n"
+        "X = np.random.RandomState(0).normal(size=(300, 4))\n"
+        "there = VAEDetector(epochs=2, device='cpu:1', random_state=0).fit(X)\n"
+        "here = VAEDetector(epochs=2, device='cpu:0', random_state=0).fit(X)\n"
+        "placed = programs._on_device(there.state_, 'cpu:1')\n"
+        "assert all(t.device.endswith('CPU:1') for t in (placed[0], *placed[1])), placed[0].device\n"
+        "assert np.array_equal(there.score_samples(X), here.score_samples(X))\n"
+        "there.set_params(device='cpu:0').predict(X)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def _megabytes():

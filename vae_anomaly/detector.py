@@ -536,7 +536,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         row, column = np.argwhere(~np.isfinite(scaled))[0]
         label = f"output column {column}"
         if scaled.shape == X.shape:
-            names = getattr(self, "feature_names_in_", np.arange(X.shape[1]))
+            names = getattr(self, "feature_names_in_", range(X.shape[1]))
             label = f"column {names[column]!r} (row {row} holds {X[row, column]:g})"
         raise ValueError(
             f"{type(self.scaler_).__name__} turns {label} into {scaled[row, column]}; rescale or transform "
@@ -557,7 +557,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 def _check_magnitude(X: npt.NDArray[Any], names: npt.NDArray[Any] | None) -> None:
     """Refuse values whose variance overflows: a scaler would turn their column into zeros, silently."""
     row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
-    if np.abs(X[row, column]) > _LARGEST:
+    if abs(float(X[row, column])) > _LARGEST:
         label = repr(names[column]) if names is not None else column
         raise ValueError(
             f"column {label} holds {X[row, column]:g} in row {row}: its square is no float64. "

@@ -12,17 +12,16 @@ It can then be passed as ``likelihood=`` by that name or as an instance.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.backend import keras
+from vae_anomaly.spec import Spec
 
 __all__ = [
     "LIKELIHOODS",
@@ -41,7 +40,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {}
 Parameters = tuple[Any, ...]
 
 
-class Likelihood(BaseEstimator):  # type: ignore[misc]
+class Likelihood(Spec):
     """Base class of the likelihoods p(x|z).
 
     Attributes
@@ -55,7 +54,6 @@ class Likelihood(BaseEstimator):  # type: ignore[misc]
     """
 
     name: ClassVar[str] = ""
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -98,10 +96,6 @@ class Likelihood(BaseEstimator):  # type: ignore[misc]
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         """Raise a ValueError that names the column and the value if X lies outside the support."""
-
-    def architecture_key(self) -> Hashable:
-        """What two likelihoods must share to share compiled programs: their class and parameters."""
-        return type(self), repr(sorted(self.get_params(deep=False).items()))
 
     def default_scaler(self) -> Any:
         """The scikit-learn transformer that ``scaler="auto"`` puts before the model, or None."""
@@ -146,7 +140,7 @@ class LocationScale(Likelihood):
     def log_scale(self, parameters: Parameters) -> Any:
         """Log s, broadcastable to (n_rows, n_features)."""
         if not isinstance(self.scale, str):
-            return math.log(self.scale)
+            return keras.ops.convert_to_tensor(math.log(self.scale), dtype=parameters[0].dtype)
         log_minimum = math.log(self.minimum_scale)
         return log_minimum + keras.ops.softplus(parameters[1] - log_minimum)
 
@@ -234,7 +228,9 @@ class Laplace(LocationScale):
 
     def standard_sample(self, shape: tuple[int, ...], seed: int) -> Any:
         uniform = keras.random.uniform(shape, minval=-1.0, maxval=1.0, seed=seed)
-        return -keras.ops.sign(uniform) * keras.ops.log1p(-keras.ops.abs(uniform))
+        # The lower end itself can be drawn; its logarithm is infinite.
+        size = keras.ops.minimum(keras.ops.abs(uniform), 1.0 - 2.0**-24)
+        return -keras.ops.sign(uniform) * keras.ops.log1p(-size)
 
 
 class StudentT(LocationScale):
@@ -301,7 +297,7 @@ class UnitInterval(Likelihood):
         if not outside.any():
             return
         row, column = np.argwhere(outside)[0]
-        label = f"column {column}" if names is None else f"column {np.asarray(names)[column]!r}"
+        label = f"column {column}" if names is None else f"column {np.asarray(names, dtype=object)[column]!r}"
         raise ValueError(
             f"likelihood {self.name!r} needs values in [0, 1], but {label} holds {X[row, column]:g} in row "
             f"{row} (after scaling). Scale the data to [0, 1], for example with "
@@ -361,8 +357,8 @@ class ContinuousBernoulli(UnitInterval):
     """
 
     name = "continuous_bernoulli"
-    # Below this |logit| the closed forms lose their digits and two terms of the series are exact.
-    _near_zero: ClassVar[float] = 0.05
+    # Below this |logit| the closed forms lose their digits, and three terms of the series are exact.
+    _near_zero: ClassVar[float] = 0.1
 
     def log_prob(self, x: Any, parameters: Parameters) -> Any:
         logits = parameters[0]
@@ -371,8 +367,10 @@ class ContinuousBernoulli(UnitInterval):
     def mean(self, parameters: Parameters) -> Any:
         logits = parameters[0]
         near, safe = self._near_and_safe(logits)
+        square = keras.ops.square(logits)
         # 1 / (1 - exp(-l)) - 1 / l, and its series around 0.
-        return keras.ops.where(near, 0.5 + logits / 12, keras.ops.sigmoid(safe) + self._excess(safe))
+        series = 0.5 + logits * (1 / 12 - square * (1 / 720 - square / 30240))
+        return keras.ops.where(near, series, keras.ops.sigmoid(safe) + self._excess(safe))
 
     def sample(self, parameters: Parameters, seed: int) -> Any:
         logits = parameters[0]
@@ -396,10 +394,10 @@ class ContinuousBernoulli(UnitInterval):
         return near, keras.ops.where(near, keras.ops.ones_like(logits), logits)
 
     def _log_normalizer(self, logits: Any) -> Any:
-        """log(l / tanh(l / 2)) = log 2 + l^2 / 12 - 7 l^4 / 1440 + ..."""
+        """log(l / tanh(l / 2)) = log 2 + l^2 / 12 - 7 l^4 / 1440 + 31 l^6 / 90720 - ..."""
         near, safe = self._near_and_safe(logits)
         square = keras.ops.square(logits)
-        series = math.log(2) + square / 12 - 7 * keras.ops.square(square) / 1440
+        series = math.log(2) + square * (1 / 12 - square * (7 / 1440 - 31 * square / 90720))
         exact = keras.ops.log(keras.ops.abs(safe)) - keras.ops.log(keras.ops.tanh(0.5 * keras.ops.abs(safe)))
         return keras.ops.where(near, series, exact)
 

@@ -29,7 +29,8 @@ class Inference(NamedTuple):
     Attributes
     ----------
     z_mean, z_log_var : tensors of shape (n_rows, latent_dim)
-    noise, z : tensors of shape (n_draws, n_rows, latent_dim)
+    noise : tensor of shape (n_draws, n_rows, latent_dim), or (n_draws, 1, latent_dim) if shared by all rows
+    z : tensor of shape (n_draws, n_rows, latent_dim)
     parameters : the likelihood's parameters, tensors that broadcast to (n_draws, n_rows, n_features)
     """
 
@@ -102,6 +103,7 @@ class VAE(keras.Model):  # type: ignore[misc]
 
     def encode(self, x: Any, training: bool = False) -> tuple[Any, Any]:
         """Posterior of each row: z_mean and z_log_var, both of shape (n_rows, latent_dim)."""
+        x = keras.ops.cast(x, self.compute_dtype)
         x = keras.ops.clip(x, self.input_range[0], self.input_range[1])
         outputs = self.encoder(x, training=training)
         if isinstance(outputs, (list, tuple)):
@@ -160,26 +162,27 @@ class VAE(keras.Model):  # type: ignore[misc]
         training: bool = True,
     ) -> Any:
         """Mean negative ELBO of the rows, so that ``compile(optimizer)`` and ``fit(X)`` train the VAE."""
+        x = keras.ops.cast(x, self.compute_dtype)
         noise = keras.random.normal(
             (1, keras.ops.shape(x)[0], self.latent_dim), seed=self.sampling.seed_generator
         )
         inferred = self.infer(x, noise, training)
         log_prob = keras.ops.sum(self.likelihood.log_prob(x, inferred.parameters), axis=-1)
-        return keras.ops.mean(
-            loss_terms(log_prob, inferred.z, noise, inferred.z_mean, inferred.z_log_var).loss
-        )
+        terms = loss_terms(log_prob, inferred.z, noise, inferred.z_mean, inferred.z_log_var)
+        return sum(self.losses, keras.ops.mean(terms.loss))
 
-    def initial_values(self, seed: int) -> list[npt.NDArray[Any]]:
+    def initial_values(self, seed: int, new_weights: bool = True) -> list[npt.NDArray[Any]]:
         """New values for ``self.variables``, in their order, as their own initializers would draw them.
 
         Each random initializer is used with a seed derived from ``seed``, so that nothing depends on a
-        global generator. A variable whose layer has no initializer for it keeps its present value.
+        global generator. A variable whose layer has no initializer for it keeps its present value, and
+        with ``new_weights=False`` every weight does; dropout gets its seed from ``seed`` all the same.
         """
         rng = np.random.RandomState(seed)
         drawn: dict[int, Any] = {}
-        for layer in self._flatten_layers():
+        for layer in self._flatten_layers() if new_weights else ():
             for variable in layer.weights:
-                initializer = getattr(layer, f"{variable.name}_initializer", None)
+                initializer = _initializer(layer, variable.name)
                 if initializer is not None and id(variable) not in drawn:
                     drawn[id(variable)] = _reseeded(initializer, rng)(variable.shape, variable.dtype)
         weights = {id(variable) for variable in self.weights}
@@ -200,10 +203,18 @@ class VAE(keras.Model):  # type: ignore[misc]
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "decoder": keras.saving.serialize_keras_object(self.decoder),
-            "likelihood": {"name": self.likelihood.name, **self.likelihood.get_params(deep=False)},
+            "likelihood": self._likelihood_config(),
             "n_features": self.n_features,
             "latent_dim": self.latent_dim,
         }
+
+    def _likelihood_config(self) -> dict[str, Any]:
+        if likelihoods.LIKELIHOODS.get(self.likelihood.name) is not type(self.likelihood):
+            raise TypeError(
+                f"only a likelihood with a name of its own can be saved and found again; give "
+                f"{type(self.likelihood).__name__} a class attribute `name`."
+            )
+        return {"name": self.likelihood.name, **self.likelihood.get_params(deep=False)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
@@ -223,6 +234,12 @@ def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:
 def _array(value: Any) -> npt.NDArray[Any]:
     # keras.ops.convert_to_numpy warns of TensorFlow's tensors under numpy 2.
     return np.array(value.numpy() if hasattr(value, "numpy") else value)
+
+
+def _initializer(layer: Any, name: str) -> Any:
+    """The layer's initializer for its variable of this name, under any of Keras' names for it."""
+    stems = (name, name.removesuffix("_kernel"), *(["depthwise"] if name == "kernel" else []))
+    return next(filter(None, (getattr(layer, f"{stem}_initializer", None) for stem in stems)), None)
 
 
 def _reseeded(initializer: Any, rng: np.random.RandomState) -> Any:

@@ -15,31 +15,31 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable, Hashable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
 import joblib
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly.backend import keras
+from vae_anomaly.spec import Spec, config_json
 
 __all__ = ["ConvNetwork", "DenseNetwork", "KerasNetwork", "Network"]
 
 
-class Network(BaseEstimator):  # type: ignore[misc]
+class Network(Spec):
     """Base class of the networks."""
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
+    @property
+    def starts_from_new_weights(self) -> bool:
+        """Whether a fit draws new weights, or starts from those that `build` returns."""
+        return True
 
     def for_images(self, image_shape: tuple[int, ...] | None) -> Network:
         """The network to use for images of this shape, or for rows of a table (None)."""
         return self
-
-    def architecture_key(self) -> Hashable:
-        """What two networks must share to share compiled programs: their class and parameters."""
-        return type(self), repr(sorted(self.get_params(deep=False).items()))
 
     def default_latent_dim(self, n_features: int) -> int:
         """What ``latent_dim="auto"`` means: as many latents as features, at most 8."""
@@ -123,7 +123,7 @@ class DenseNetwork(Network):
 
     def _hidden(self, x: Any, units: int, name: str) -> Any:
         x = keras.layers.Dense(
-            units, use_bias=not self.batch_normalization, kernel_initializer=_glorot(), name=name
+            int(units), use_bias=not self.batch_normalization, kernel_initializer=_glorot(), name=name
         )(x)
         return _after(self, x, name)
 
@@ -213,10 +213,9 @@ class ConvNetwork(Network):
         hidden = keras.layers.Reshape((height, width, channels), name="image")(rows)
         sides = [(height, width)]
         for position, (filters, stride) in enumerate(zip(self.filters, strides, strict=True)):
-            hidden = self._convolution(keras.layers.Conv2D, filters, stride, f"encoder_conv_{position}")(
-                hidden
-            )
-            hidden = _after(self, hidden, f"encoder_conv_{position}")
+            name = f"encoder_conv_{position}"
+            layer = self._convolution(keras.layers.Conv2D, filters, stride, name)
+            hidden = _after(self, layer(hidden), name)
             sides.append((math.ceil(sides[-1][0] / stride), math.ceil(sides[-1][1] / stride)))
         hidden = keras.layers.Flatten(name="flat")(hidden)
         for position, units in enumerate(self.dense_units):
@@ -242,7 +241,13 @@ class ConvNetwork(Network):
             if any(excess):
                 crop = ((0, excess[0]), (0, excess[1]))
                 hidden = keras.layers.Cropping2D(crop, name=f"decoder_crop_{position}")(hidden)
-        layer = self._convolution(keras.layers.Conv2D, channels * n_params, 1, "parameters")
+        layer = keras.layers.Conv2D(
+            channels * n_params,
+            int(self.kernel_size),
+            padding="same",
+            kernel_initializer=_glorot(),
+            name="parameters",
+        )
         outputs = keras.layers.Reshape((n_features * n_params,), name="rows")(layer(hidden))
         return encoder, keras.Model(latents, outputs, name="decoder")
 
@@ -264,15 +269,23 @@ class ConvNetwork(Network):
                 f"ConvNetwork needs one stride for each of its {len(self.filters)} filters {self.filters!r}, "
                 f"or one for all; received strides={self.strides!r}."
             )
-        return tuple(self.strides)
+        return tuple(int(stride) for stride in self.strides)
 
     def _convolution(self, layer: Any, filters: int, stride: int, name: str) -> Any:
         return layer(
-            filters, self.kernel_size, strides=stride, padding="same", kernel_initializer=_glorot(), name=name
+            int(filters),
+            int(self.kernel_size),
+            strides=stride,
+            padding="same",
+            use_bias=not self.batch_normalization,
+            kernel_initializer=_glorot(),
+            name=name,
         )
 
     def _dense(self, x: Any, units: int, name: str) -> Any:
-        return _after(self, keras.layers.Dense(units, kernel_initializer=_glorot(), name=name)(x), name)
+        use_bias = not self.batch_normalization
+        layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=_glorot(), name=name)
+        return _after(self, layer(x), name)
 
 
 class KerasNetwork(Network):
@@ -327,7 +340,7 @@ class KerasNetwork(Network):
             self._expect("encoder", "output", outputs, pair)
         self._expect("decoder", "input", self.decoder.input_shape, [(None, latent_dim)])
         self._expect("decoder", "output", self.decoder.output_shape, [(None, n_features * n_params)])
-        return self.encoder, self.decoder
+        return _copy_of(self.encoder), _copy_of(self.decoder)
 
     def _check_models(self) -> None:
         for role in ("encoder", "decoder"):
@@ -350,27 +363,28 @@ class KerasNetwork(Network):
                 f"likelihood's n_params decide it); received {received}."
             )
 
+    @property
+    def starts_from_new_weights(self) -> bool:
+        return not self.pretrained
+
     def architecture_key(self) -> Hashable:
-        """What two specifications must share to share compiled programs: all but unused weights."""
+        """Equal for equal models; their present weights count only if training starts from them."""
         self._check_models()
         weights = joblib.hash([self.encoder.get_weights(), self.decoder.get_weights()])
-        return type(self), _json(self.encoder), _json(self.decoder), self.pretrained and weights
+        return type(self), config_json(self.encoder), config_json(self.decoder), self.pretrained and weights
 
     # Pickles hold configuration and arrays, never a live Keras model.
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         for role in ("encoder", "decoder"):
             if isinstance(state[role], keras.Model):
-                state[role] = _PackedModel(_json(state[role]), state[role].get_weights())
+                state[role] = _PackedModel(config_json(state[role]), state[role].get_weights())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for role in ("encoder", "decoder"):
             if isinstance(state[role], _PackedModel):
-                # The pickle that this stands in can run code anyway; a Lambda layer adds no risk to it.
-                model = keras.saving.deserialize_keras_object(json.loads(state[role].config), safe_mode=False)
-                model.set_weights(state[role].weights)
-                state = {**state, role: model}
+                state = {**state, role: state[role].unpack()}
         super().__setstate__(state)
 
 
@@ -378,9 +392,21 @@ class _PackedModel(NamedTuple):
     config: str
     weights: list[Any]
 
+    def unpack(self) -> Any:
+        # Layers without a seed draw one from Python's global generator when they are made.
+        random_state = random.getstate()
+        try:
+            # The model is the user's own, or comes in a pickle, which can run code anyway: a Lambda layer
+            # adds no risk.
+            model = keras.saving.deserialize_keras_object(json.loads(self.config), safe_mode=False)
+        finally:
+            random.setstate(random_state)
+        model.set_weights(self.weights)
+        return model
 
-def _json(model: Any) -> str:
-    return json.dumps(keras.saving.serialize_keras_object(model), sort_keys=True)
+
+def _copy_of(model: Any) -> Any:
+    return _PackedModel(config_json(model), model.get_weights()).unpack()
 
 
 def _glorot() -> Any:

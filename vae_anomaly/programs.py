@@ -154,7 +154,13 @@ class Architecture:
 
     def initial_state(self, seed: int, input_range: Rows) -> ModelState:
         """New weights drawn from ``seed``, for an encoder that is to see values in ``input_range``."""
-        values = dict(zip(map(id, self.template.variables), self.template.initial_values(seed), strict=True))
+        values = dict(
+            zip(
+                map(id, self.template.variables),
+                self.template.initial_values(seed, self.specification.network.starts_from_new_weights),
+                strict=True,
+            )
+        )
         values[id(self.template.input_range)] = input_range
         trainable = [values[id(v)].ravel() for v in self.template.trainable_variables]
         return ModelState(
@@ -212,7 +218,7 @@ class Architecture:
             *zip(self.template.trainable_variables, values, strict=True),
             *zip(self.template.non_trainable_variables, non_trainable, strict=True),
         ]
-        with keras.StatelessScope(state_mapping=mapping) as scope:
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             yield scope
 
     # -- training -------------------------------------------------------------------------------------
@@ -289,7 +295,10 @@ class Architecture:
                     free_bits=options.free_bits,
                 )
                 non_trainable = [scope.get_current_value(v) for v in self.template.non_trainable_variables]
+                # What layers of a user's own add: weight penalties and the like.
+                added = sum(self.template.losses, tf.zeros(()))
             means = [tf.reduce_mean(term) for term in terms]
+            means[0] += added
         return tape.gradient(means[0], state.trainable), non_trainable, tf.stack(means)
 
     # -- row by row -----------------------------------------------------------------------------------
