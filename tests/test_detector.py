@@ -67,6 +67,17 @@ def test_decision_and_prediction_follow_from_the_scores(fitted, table):
     np.testing.assert_array_equal(fitted.predict(X), np.where(scores - fitted.offset_ < 0, -1, 1))
 
 
+def test_parameters_set_after_a_fit_wait_for_the_next_one(table):
+    X, _ = table
+    detector = VAEDetector(network=DenseNetwork((16,)), epochs=2, random_state=0).fit(X)
+    before = detector.score_samples(X), detector.predict(X), detector.sample(3, random_state=0)
+    changes = {"score": "reconstruction_error", "n_draws": 3, "contamination": 0.4, "scaler": None}
+    detector.set_params(likelihood="laplace", latent_dim=1, beta=7, network__hidden_units=(3,), **changes)
+    after = detector.score_samples(X), detector.predict(X), detector.sample(3, random_state=0)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_score_is_the_mean_elbo_whatever_score_and_beta_are(table):
     X, _ = table
     common = {"epochs": 5, "random_state": 0}

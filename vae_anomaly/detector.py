@@ -141,6 +141,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     history_ : dict of list of float
         For each epoch, per row and in nats: "loss" = "reconstruction" + beta * "kl" (for
         ``objective="elbo"``), and with validation rows "val_loss", "val_reconstruction", "val_kl".
+    score_ : str or Score
+        The ``score`` that `offset_` was set for; setting the parameter anew acts at the next `fit`.
     scaler_ : transformer or None
         The fitted clone of ``scaler``.
     latent_dim_ : int
@@ -334,6 +336,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                     "latent_dim or the width of X have changed since; set warm_start=False to start anew."
                 )
             self._train(rows, specification, continuing, seeds[1:])
+            self.score_ = vars(self)["score"]
             rule = thresholds.resolve(self.threshold, self.contamination)
             self.offset_ = -float(rule.cut(self._anomaly_scores(X)))
         return self
@@ -475,7 +478,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return model
 
     def _anomaly_scores(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        score = scoring.resolve(vars(self)["score"])
+        score = scoring.resolve(self.score_)
 
         def scores(rows: Rows) -> npt.NDArray[np.float64]:
             self.state_.specification.likelihood.check_support(rows, getattr(self, "feature_names_in_", None))
