@@ -122,7 +122,6 @@ def test_memory_layout_and_container_do_not_matter(rows, dtype):
         np.testing.assert_array_equal(fitted.score_samples(same), expected)
 
 
-@pytest.mark.usefixtures("untouched_global_random_state")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -132,12 +131,15 @@ def test_memory_layout_and_container_do_not_matter(rows, dtype):
     ],
     ids=["default", "dropout", "held out"],
 )
-def test_no_global_random_state_is_touched(rows, settings):
-    fitted = detector(**settings).fit(rows)
-    fitted.score_samples(rows)
-    fitted.predict(rows)
-    fitted.sample(3, random_state=0)
-    fitted.model_  # noqa: B018
+def test_no_global_random_state_is_touched(rows, settings, draws_after):
+    def use_everything():
+        fitted = detector(**settings).fit(rows)
+        fitted.score_samples(rows)
+        fitted.predict(rows)
+        fitted.sample(3, random_state=0)
+        fitted.model_  # noqa: B018
+
+    assert draws_after(use_everything) == draws_after(lambda: None)
 
 
 def test_a_random_state_object_is_drawn_from_as_in_scikit_learn(rows):

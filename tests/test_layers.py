@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,6 @@ def closed_form_kl(z_mean: Any, z_log_var: Any) -> float:
     """Summed over latents, averaged over rows, in float64."""
     z_mean, z_log_var = np.asarray(z_mean, dtype=np.float64), np.asarray(z_log_var, dtype=np.float64)
     return float((0.5 * (z_mean**2 + np.exp(z_log_var) - 1 - z_log_var)).sum(axis=-1).mean())
-
-
-def draws_after(action: Callable[[], Any]) -> tuple[float, ...]:
-    """What every global generator draws next, once ``action`` has run from a known state."""
-    keras.utils.set_random_seed(7)
-    action()
-    return (
-        random.random(),
-        float(np.random.random()),
-        float(keras.random.normal(())),
-        float(tf.random.normal(())),
-    )
 
 
 # -- Sampling ------------------------------------------------------------------------------------------
@@ -85,7 +72,7 @@ def test_every_call_draws_anew() -> None:
     assert (np.asarray(layer([Z_MEAN, Z_LOG_VAR])) != np.asarray(layer([Z_MEAN, Z_LOG_VAR]))).all()
 
 
-def test_a_seeded_layer_leaves_global_random_state_alone() -> None:
+def test_a_seeded_layer_leaves_global_random_state_alone(draws_after: Any) -> None:
     assert draws_after(lambda: Sampling(seed=0)([Z_MEAN, Z_LOG_VAR])) == draws_after(lambda: None)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,18 +47,6 @@ def linear_vae(loadings: Any, offset: Any, likelihood: Likelihood) -> Any:
     vae = make(DenseNetwork(()), likelihood, n_outputs // likelihood.n_params, latent_dim)
     vae.decoder.set_weights([np.asarray(loadings, "float32"), np.asarray(offset, "float32")])
     return vae
-
-
-def draws_after(action: Callable[[], Any]) -> tuple[float, ...]:
-    """What every global generator draws next, once ``action`` has run from a known state."""
-    keras.utils.set_random_seed(7)
-    action()
-    return (
-        random.random(),
-        float(np.random.random()),
-        float(keras.random.normal(())),
-        float(tf.random.normal(())),
-    )
 
 
 def assert_all_equal(first: Any, second: Any) -> None:
@@ -219,7 +206,7 @@ def test_samples_follow_the_marginal_density() -> None:
 
 
 @pytest.mark.parametrize("use", ["construct", "sample", "call", "compute_loss", "encode"])
-def test_a_model_leaves_global_random_state_alone(use: str) -> None:
+def test_a_model_leaves_global_random_state_alone(use: str, draws_after: Any) -> None:
     vae, x = make(DenseNetwork((8,), dropout=0.5)), rows()
     uses = {
         "construct": lambda: make(DenseNetwork((8,), dropout=0.5)),
@@ -347,7 +334,7 @@ def test_variables_without_an_initializer_keep_their_values() -> None:
     np.testing.assert_array_equal(values["shared"], vae.shared)
 
 
-def test_drawing_initial_values_changes_neither_the_model_nor_global_random_state() -> None:
+def test_drawing_initial_values_changes_neither_the_model_nor_global_random_state(draws_after: Any) -> None:
     vae = make()
     before = [variable.numpy() for variable in vae.variables]
     assert draws_after(lambda: vae.initial_values(0)) == draws_after(lambda: None)

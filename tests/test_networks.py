@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -16,18 +15,6 @@ from sklearn.utils._param_validation import InvalidParameterError
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, networks
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.networks import Network
-
-
-def draws_after(action: Callable[[], Any]) -> tuple[float, ...]:
-    """What every global generator draws next, once ``action`` has run from a known state."""
-    keras.utils.set_random_seed(7)
-    action()
-    return (
-        random.random(),
-        float(np.random.random()),
-        float(keras.random.normal(())),
-        float(tf.random.normal(())),
-    )
 
 
 def layers_of_type(model: Any, name: str) -> list[str]:
@@ -350,7 +337,9 @@ def test_resolve_lists_the_choices_for_an_unknown_name() -> None:
     ],
     ids=["dense", "conv"],
 )
-def test_building_leaves_global_random_state_alone(network: Network, n_features: int) -> None:
+def test_building_leaves_global_random_state_alone(
+    network: Network, n_features: int, draws_after: Any
+) -> None:
     assert draws_after(lambda: network.build(n_features, 2, 1)) == draws_after(lambda: None)
 
 
