@@ -153,6 +153,26 @@ def test_a_users_keras_models_go_through_clones_pickles_and_workers(table):
     np.testing.assert_array_equal(cross_val_score(detector, X, cv=2, n_jobs=2), here)
 
 
+def test_a_likelihood_defined_in_a_script_reaches_the_workers():
+    code = (
+        "import numpy as np\n"
+        "from sklearn.model_selection import cross_val_score\n"
+        "from vae_anomaly import VAEDetector\n"
+        "from vae_anomaly.backend import keras\n"
+        "from vae_anomaly.likelihoods import LocationScale\n"
+        "class Logistic(LocationScale):\n"
+        "    name = 'logistic'\n"
+        "    def standard_log_prob(self, residual):\n"
+        "        return -residual - 2 * keras.ops.softplus(-residual)\n"
+        "X = np.random.RandomState(0).normal(size=(100, 3))\n"
+        "detector = VAEDetector(likelihood=Logistic(), epochs=2, random_state=0)\n"
+        "here, there = (cross_val_score(detector, X, cv=2, n_jobs=n_jobs) for n_jobs in (1, 2))\n"
+        "assert np.isfinite(here).all() and np.array_equal(here, there), (here, there)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_labels_are_accepted_and_ignored(table):
     X, y = table
     with_labels = VAEDetector(epochs=2, random_state=0).fit(X, y)

@@ -485,7 +485,7 @@ def test_something_that_is_not_a_model_is_named(role: str, use: str) -> None:
 def test_a_model_without_shapes_is_named(role: str) -> None:
     unbuilt = keras.Sequential([keras.layers.Dense(4)], name="mine")
     models = {"encoder": an_encoder(), "decoder": a_decoder(), role: unbuilt}
-    with pytest.raises(ValueError, match=f"{role} 'mine' has no shapes yet: give it a keras.Input"):
+    with pytest.raises(ValueError, match=f"{role} 'mine' has no shapes: give it a keras.Input"):
         KerasNetwork(**models).build(4, 2, 1)
 
 

@@ -29,6 +29,10 @@ class _LazyModule(ModuleType):
     def __getattr__(self, attribute: str) -> Any:
         return getattr(_load(self.__name__), attribute)
 
+    # A class that a user defines in a script travels to workers with the modules that its methods use.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _LazyModule, (self.__name__,)
+
 
 def _load(name: str) -> ModuleType:
     if "forked" in _opened:

@@ -349,9 +349,10 @@ class KerasNetwork(Network):
                 raise TypeError(
                     f"KerasNetwork needs a keras.Model as {role}; received {type(model).__name__}."
                 )
-            if not model.built:
+            if not getattr(model, "inputs", None):
                 raise ValueError(
-                    f"KerasNetwork's {role} {model.name!r} has no shapes yet: give it a keras.Input."
+                    f"KerasNetwork's {role} {model.name!r} has no shapes: give it a keras.Input, as "
+                    "functional and Sequential models have."
                 )
 
     @staticmethod
