@@ -317,7 +317,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             if not continuing:
                 _check_magnitude(X, self._column_names())
                 scaler = likelihood.default_scaler() if isinstance(self.scaler, str) else self.scaler
-                self.scaler_ = None if scaler is None else clone(scaler).fit(X)
+                self.scaler_ = None if scaler is None else clone(scaler).fit(X.copy())
                 self.image_shape_ = image_shape
             rows = self._scaled(X)
             likelihood.check_support(rows, self._column_names())
@@ -523,7 +523,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _scaled(self, X: npt.NDArray[Any]) -> Rows:
         """What the model sees: scaled, within the range whose squares fit a float32."""
-        scaled = X if self.scaler_ is None else np.asarray(self.scaler_.transform(X))
+        scaled = X if self.scaler_ is None else np.asarray(self.scaler_.transform(X.copy()))
         if not np.isfinite(scaled).all():
             self._raise_not_finite(X, scaled)
         within: Rows = np.clip(scaled, -_FARTHEST, _FARTHEST).astype(np.float32, copy=False)

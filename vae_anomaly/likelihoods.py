@@ -381,7 +381,9 @@ class ContinuousBernoulli(UnitInterval):
         size = keras.ops.abs(safe)
         grown = 1 + keras.ops.log(uniform + (1 - uniform) * keras.ops.exp(-size)) / size
         drawn = keras.ops.where(safe > 0, grown, 1 - grown)
-        return keras.ops.clip(keras.ops.where(near, uniform, drawn), 0.0, 1.0)
+        return keras.ops.clip(
+            keras.ops.where(near, uniform + 0.5 * logits * uniform * (1 - uniform), drawn), 0.0, 1.0
+        )
 
     def error(self, x: Any, parameters: Parameters) -> Any:
         """Reconstruction error of each feature: the binary cross-entropy, in nats."""
