@@ -184,6 +184,18 @@ def test_any_transformer_can_scale(table, scaler):
     assert detector.reconstruct(X).shape == X.shape
 
 
+def test_a_scaler_that_works_in_place_leaves_the_callers_rows_alone(table):
+    X = table[0].copy()
+    detector = VAEDetector(scaler=StandardScaler(copy=False), contamination=0.1, epochs=2, random_state=0)
+    assert (detector.fit_predict(X) == -1).sum() == 50
+    np.testing.assert_array_equal(X, table[0])
+
+
+def test_a_divergence_in_the_last_step_is_noticed(table):
+    with pytest.raises(FloatingPointError, match="diverged"):
+        VAEDetector(epochs=1, learning_rate=1e20, batch_size=512, random_state=0).fit(table[0])
+
+
 def test_a_scaler_without_inverse_says_so_when_one_is_needed(table):
     class OneWay(FunctionTransformer):
         inverse_transform = property()

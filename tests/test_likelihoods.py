@@ -571,6 +571,14 @@ def test_every_digit_of_an_array_parameter_counts_in_the_architecture_key(size: 
     assert key != different
 
 
+@pytest.mark.parametrize("logit", [-0.099, 0.05, 0.099])
+def test_continuous_bernoulli_samples_have_their_mean_near_logit_zero_too(logit: float) -> None:
+    likelihood, parameters = ContinuousBernoulli(), (tf.fill((1000, 1000), tf.constant(logit)),)
+    drawn = np.asarray(likelihood.sample(parameters, 0).numpy(), dtype=np.float64)
+    # A million draws with a standard deviation of 0.29.
+    assert drawn.mean() == pytest.approx(0.5 + logit / 12, abs=5 * 0.29 / 1000)
+
+
 INVALID = {
     "unknown scale": (Gaussian(scale="row"), "scale"),
     "no scale": (Laplace(scale=None), "scale"),

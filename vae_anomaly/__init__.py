@@ -15,7 +15,7 @@ _ADDRESS = {
     "ConvNetwork": "networks",
     "KerasNetwork": "networks",
 }
-_SUBMODULES = ("datasets", "layers", "likelihoods", "model", "networks", "scorers", "thresholds")
+_SUBMODULES = ("datasets", "layers", "likelihoods", "model", "networks", "scorers", "scoring", "thresholds")
 
 __all__ = [
     "ConvNetwork",
@@ -29,11 +29,12 @@ __all__ = [
     "model",
     "networks",
     "scorers",
+    "scoring",
     "thresholds",
 ]
 
 if TYPE_CHECKING:
-    from vae_anomaly import datasets, layers, likelihoods, model, networks, scorers, thresholds
+    from vae_anomaly import datasets, layers, likelihoods, model, networks, scorers, scoring, thresholds
     from vae_anomaly.detector import VAEDetector
     from vae_anomaly.networks import ConvNetwork, DenseNetwork, KerasNetwork
 

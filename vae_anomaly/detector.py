@@ -139,8 +139,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     offset_ : float
         ``decision_function = score_samples - offset_``.
     history_ : dict of list of float
-        For each epoch, per row and in nats: "loss" = "reconstruction" + beta * "kl" (for
-        ``objective="elbo"``), and with validation rows "val_loss", "val_reconstruction", "val_kl".
+        For each epoch, means per row, in nats: "loss", "reconstruction", "kl", and with validation rows
+        "val_loss", "val_reconstruction", "val_kl". For ``objective="elbo"`` without warm-up, free bits or
+        layers that add losses, loss = reconstruction + beta * kl; val_loss always is.
     score_ : str or Score
         The ``score`` that `offset_` was set for; setting the parameter anew acts at the next `fit`.
     scaler_ : transformer or None
@@ -338,7 +339,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self._train(rows, specification, continuing, seeds[1:])
             self.score_ = vars(self)["score"]
             rule = thresholds.resolve(self.threshold, self.contamination)
-            self.offset_ = -float(rule.cut(self._anomaly_scores(X)))
+            scores = self._anomaly_scores(X)
+            if not np.isfinite(scores).all():  # the last step's weights have not been through a loss
+                raise FloatingPointError(
+                    "training diverged in its last step: training rows have no finite score. Lower "
+                    f"learning_rate (now {self.learning_rate:g}) or set gradient_clip_norm."
+                )
+            self.offset_ = -float(rule.cut(scores))
         return self
 
     def _specifications(self, image_shape: tuple[int, ...] | None) -> tuple[Network, Likelihood]:
@@ -446,7 +453,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._map(X, lambda rows: scoring.encode(self.state_, rows, self.noise_, self.device))
 
     def reconstruct(self, X: Any) -> npt.NDArray[np.float64]:
-        """Expected x given z, averaged over the draws of z, in the units and the shape of X."""
+        """Expected x given z, averaged over the draws of z, in the units of X.
+
+        An array of shape (n_rows, n_features); for a detector of images, (n_rows, height, width, channels).
+        """
         X = self._validated(X)
         rows = self._map(X, lambda rows: scoring.reconstruct(self.state_, rows, self.noise_, self.device))
         return self._unscaled(rows)

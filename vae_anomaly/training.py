@@ -181,9 +181,6 @@ def train(
             if listeners.end_epoch(epoch, figures, training, last):
                 break
         final = best[2] if plan.early_stopping and best is not None else architecture.model_state(training)
-    # The last step's weights have not been through a loss yet.
-    if not np.isfinite(final.trainable).all():
-        _check_finite(float("nan"), epoch, plan, rows)
     return TrainingResult(listeners.end(final), history)
 
 
