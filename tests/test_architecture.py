@@ -11,6 +11,7 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 # From the ground up: a module imports only modules that stand before it.
 ORDER = [
     "backend",
+    "rows",
     "spec",
     "likelihoods",
     "objective",
@@ -18,6 +19,7 @@ ORDER = [
     "datasets",
     "layers",
     "networks",
+    "keras_network",
     "model",
     "programs",
     "scoring",

@@ -70,3 +70,8 @@ def test_cluster_anomalies_stand_together_outside_the_bulk():
 def test_unknown_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         make_anomalies(**settings)
+
+
+def test_a_table_without_a_normal_row_is_refused():
+    with pytest.raises(ValueError, match="n_samples=4 and contamination=0.9 leave no normal row"):
+        make_anomalies(4, 3, kind="cluster", contamination=0.9)

@@ -1,18 +1,28 @@
 """VAEDetector: parameters, results, and what it says about input that cannot work."""
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, QuantileTransformer, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MinMaxScaler,
+    OneHotEncoder,
+    PolynomialFeatures,
+    QuantileTransformer,
+    StandardScaler,
+)
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
 from vae_anomaly.backend import keras
-from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.likelihoods import ContinuousBernoulli, Gaussian
 from vae_anomaly.scoring import Score
 
 
@@ -233,11 +243,23 @@ def test_images_and_flat_rows_give_the_identical_model(digits):
     np.testing.assert_array_equal(flat.score_samples(digits.reshape(-1, 64)), expected)
 
 
-def test_images_come_back_as_images(digits):
+def test_images_come_back_in_the_form_they_had(digits):
     detector = VAEDetector(epochs=3, random_state=0).fit(digits)
-    assert detector.reconstruct(digits[:5]).shape == (5, 8, 8, 1)
+    grey, with_channel, flat = digits[:5], digits[:5, ..., None], digits[:5].reshape(5, 64)
+    for images in (grey, with_channel, flat):
+        assert detector.reconstruct(images).shape == images.shape
+    assert detector.sample(2, random_state=0).shape == (2, 8, 8)
+    detector.fit(digits[..., None])
     assert detector.sample(2, random_state=0).shape == (2, 8, 8, 1)
     assert detector.encode(digits).shape == (len(digits), 16)
+
+
+def test_images_have_the_continuous_bernoulli_by_default_flat_or_not(digits):
+    flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), epochs=1).fit(digits.reshape(-1, 64))
+    for detector in (flat, VAEDetector(epochs=1).fit(digits), VAEDetector("dense", epochs=1).fit(digits)):
+        assert isinstance(detector.state_.specification.likelihood, ContinuousBernoulli)
+    table = VAEDetector("dense", epochs=1).fit(digits.reshape(-1, 64))
+    assert isinstance(table.state_.specification.likelihood, Gaussian)
 
 
 def test_other_digits_score_lower(digits):
@@ -250,7 +272,7 @@ def test_other_digits_score_lower(digits):
 
 def test_images_of_another_shape_are_refused(digits):
     detector = VAEDetector(epochs=1).fit(digits)
-    with pytest.raises(ValueError, match=r"fitted on images of shape \(8, 8, 1\); received .*\(4, 16, 1\)"):
+    with pytest.raises(ValueError, match=r"fitted on images of shape \(8, 8\); received .*\(4, 16\)"):
         detector.predict(digits.reshape(-1, 4, 16))
 
 
@@ -317,6 +339,7 @@ BAD_INPUT = {
     "no rows": (np.empty((0, 3)), ValueError, r"0 sample\(s\)"),
     "no columns": (np.empty((5, 0)), ValueError, r"0 feature\(s\)"),
     "one dimension": (np.arange(10.0), ValueError, "Expected 2D array, got 1D array"),
+    "no images": (np.empty((0, 8, 8)), ValueError, r"0 sample\(s\)"),
     "one row": (np.ones((1, 3)), ValueError, r"1 sample\(s\)"),
     "overflowing": (np.array([[1e300], [-1e300], [0.0]]), ValueError, "column 0 holds 1e[+]300 in row 0"),
 }
@@ -373,6 +396,47 @@ def test_values_outside_the_support_are_named_with_their_column(likelihood):
         detector.predict(pd.DataFrame({"a": [0.1, -0.2], "b": [0.1, 0.1]}))
 
 
+def test_values_outside_the_support_are_named_as_the_scaler_names_its_columns():
+    X = pd.DataFrame({"a": [0.0, 0.5, 1], "b": [0.0, 2, 0]})
+    swap = ColumnTransformer([("second", "passthrough", [1]), ("first", "passthrough", [0])])
+    with pytest.raises(ValueError, match="column 'second__b' holds 2 in row 1"):
+        VAEDetector(likelihood="bernoulli", scaler=swap).fit(X)
+    powers = PolynomialFeatures(2, include_bias=False)
+    with pytest.raises(ValueError, match=r"column 'b' holds 2 in row 1"):
+        VAEDetector(likelihood="bernoulli", scaler=powers).fit(X)
+    unnamed = FunctionTransformer(lambda X: np.c_[X, -X])
+    with pytest.raises(ValueError, match="column 1 holds 2 in row 1"):
+        VAEDetector(likelihood="bernoulli", scaler=unnamed).fit(X)
+
+
+def test_a_scaler_that_returns_a_sparse_matrix_is_as_good_as_its_dense_twin():
+    X = np.random.RandomState(0).randint(3, size=(40, 2))
+    sparse_codes, dense_codes = (
+        VAEDetector(scaler=OneHotEncoder(sparse_output=s), epochs=1, random_state=0).fit(X)
+        for s in (True, False)
+    )
+    np.testing.assert_array_equal(sparse_codes.score_samples(X), dense_codes.score_samples(X))
+
+
+def test_a_fitted_model_shares_nothing_with_the_users_parameters(table):
+    network = DenseNetwork(hidden_units=[8])
+    detector = VAEDetector(network=network, epochs=1, random_state=0).fit(table[0])
+    before = detector.score_samples(table[0])
+    network.hidden_units.append(4)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(detector)).score_samples(table[0]), before)
+    assert detector.state_.specification.network.hidden_units == [8]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("score", ["elbo", "iwae", "reconstruction_probability", "reconstruction_error"])
+def test_a_far_row_among_the_training_rows_is_flagged(score, seed):
+    X = np.random.RandomState(seed).normal(size=(300, 5))
+    X[0] = [0, 0, -1000, 0, 0]
+    detector = VAEDetector(score=score, random_state=seed).fit(X)
+    assert detector.score_samples(X).argmin() == 0
+    assert detector.predict(X[:1]) == -1
+
+
 WRONG = {
     "network": ("densee", r"network must be one of \['auto', 'dense', 'conv'\].*'densee'"),
     "likelihood": ("normal", "likelihood must be one of .*'gaussian'.*'student_t'.*'normal'"),
@@ -414,6 +478,17 @@ def test_every_parameter_is_checked():
     assert set(WRONG) == set(VAEDetector().get_params())
 
 
+@pytest.mark.parametrize("n_samples", [0, -1, 2.5, "many"])
+def test_a_number_of_samples_that_is_none_is_refused(fitted, n_samples):
+    with pytest.raises(ValueError, match=f"n_samples must be a positive integer; received {n_samples!r}"):
+        fitted.sample(n_samples)
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused():
+    with pytest.raises(ValueError, match="validation_fraction=0.9 leaves none of the 2 rows"):
+        VAEDetector(validation_fraction=0.9).fit([[0.0, 1.0], [1.0, 0.0]])
+
+
 def test_contamination_zero_is_refused(table):
     with pytest.raises(ValueError, match="contamination"):
         VAEDetector(contamination=0.0).fit(table[0])
@@ -437,7 +512,7 @@ def test_a_keras_model_whose_shapes_do_not_fit_is_refused(table):
 
 def test_an_image_shape_that_does_not_fit_is_refused(table):
     with pytest.raises(ValueError, match="product of 6"):
-        VAEDetector(network=ConvNetwork(image_shape=(2, 2, 1))).fit(table[0])
+        VAEDetector(network=ConvNetwork(image_shape=(2, 2, 1)), likelihood="gaussian").fit(table[0])
 
 
 # -- hard but legitimate input ------------------------------------------------------------------------

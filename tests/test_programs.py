@@ -11,10 +11,10 @@ import numpy as np
 import psutil
 import pytest
 
-from vae_anomaly import DenseNetwork, VAEDetector, programs
+from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector, programs
 from vae_anomaly.backend import tf
 from vae_anomaly.likelihoods import Bernoulli, Gaussian
-from vae_anomaly.programs import BlockOptions, Specification, architecture
+from vae_anomaly.programs import BlockOptions, Limits, Specification, architecture, architecture_of
 
 
 def specification(units=(8,), likelihood=None, n_features=3, latent_dim=2):
@@ -62,7 +62,8 @@ def test_a_detector_whose_architecture_was_dropped_still_scores(table):
     X, _ = table
     detector = VAEDetector(network=DenseNetwork((17,)), epochs=2, random_state=0).fit(X)
     before = detector.score_samples(X)
-    programs._cache.clear()
+    programs._cache._values.clear()
+    programs._architectures.clear()
     gc.collect()
     np.testing.assert_array_equal(detector.score_samples(X), before)
 
@@ -97,8 +98,9 @@ def test_a_block_uses_the_first_steps_only():
     rates, betas = np.full(steps, 0.01, "f4"), np.ones(steps, "f4")
 
     def run(batches, n_steps):
-        arguments = map(tf.constant, (batches, n_steps, rates, betas, 1))
-        return program(shared.training_state(state), *arguments)
+        arguments = map(tf.constant, (batches, n_steps, rates, betas))
+        no_limits = Limits(tf.constant(0.0), tf.constant(0.0))
+        return program(shared.training_state(state), *arguments, no_limits, tf.constant(1))
 
     first, sums = run(batches, 3)
     changed = batches.copy()
@@ -116,15 +118,66 @@ def test_every_trainable_weight_gets_a_gradient_and_every_term_counts():
     shared = architecture(specification(units=(8, 8), n_features=5, latent_dim=3))
     state = shared.training_state(shared.initial_state(0, np.array([[-9.0] * 5, [9.0] * 5], dtype="f4")))
     x = tf.constant(np.random.RandomState(0).normal(size=(256, 5)).astype("f4"))
-    gradient, _, terms = shared._gradient(state, x, tf.constant(1.0), tf.constant(0), BlockOptions(256))
+    gradient, _, terms = shared._gradient(state, x, tf.constant(1.0), None, tf.constant(0), BlockOptions(256))
     pieces = np.split(gradient.numpy(), np.cumsum(shared._sizes)[:-1])
     for variable, piece in zip(shared.template.trainable_variables, pieces, strict=True):
         assert np.abs(piece).max() > 1e-6, variable.path
     loss, reconstruction, kl = terms.numpy()
     assert loss == pytest.approx(reconstruction + kl, rel=1e-6)
     assert min(abs(reconstruction), kl) > 0.01
-    without_kl, _, _ = shared._gradient(state, x, tf.constant(0.0), tf.constant(0), BlockOptions(256))
+    without_kl, _, _ = shared._gradient(state, x, tf.constant(0.0), None, tf.constant(0), BlockOptions(256))
     assert np.abs(gradient - without_kl).max() > 1e-3
+
+
+def test_limits_go_in_as_numbers(table):
+    """A search over them compiles nothing anew."""
+    X, _ = table
+    settings = {"network": DenseNetwork((17,)), "epochs": 3, "random_state": 0}
+    first = VAEDetector(gradient_clip_norm=0.5, free_bits=0.1, **settings).fit(X)
+    traced = set(architecture(first.state_.specification)._programs)
+    for clip_norm, free_bits in ((0.01, 0.1), (0.5, 0.3), (1e9, 1e-9)):
+        other = VAEDetector(gradient_clip_norm=clip_norm, free_bits=free_bits, **settings).fit(X)
+        assert not np.array_equal(other.score_samples(X), first.score_samples(X))
+    assert set(architecture(first.state_.specification)._programs) == traced
+
+
+def test_one_architecture_keeps_a_bounded_number_of_programs(table):
+    X, _ = table
+    detector = VAEDetector(network=DenseNetwork((18,)), epochs=1, random_state=0)
+    for batch_size in range(20, 30 + programs._CACHED_PROGRAMS):
+        detector.set_params(batch_size=batch_size).fit(X[:40])
+    assert len(architecture(detector.state_.specification)._programs) == programs._CACHED_PROGRAMS
+
+
+def test_a_model_in_use_keeps_its_programs_whatever_else_is_fitted(table):
+    """A process that serves more models than the cache holds traces none of them twice."""
+    X, _ = table
+    network = DenseNetwork((103,))
+    served = VAEDetector(network=network, epochs=1, random_state=0).fit(X)
+    its_own = architecture_of(served.state_)
+    for units in range(301, 302 + programs._CACHED_ARCHITECTURES):
+        architecture(specification(units=(units,)))
+    assert architecture(served.state_.specification) is not its_own
+    assert architecture_of(served.state_) is its_own
+
+
+def test_a_network_without_trainable_weights_is_refused(table):
+    encoder, decoder = DenseNetwork((4,)).build(6, 2, 1)
+    encoder.trainable = decoder.trainable = False
+    frozen = VAEDetector(network=KerasNetwork(encoder, decoder), likelihood=Gaussian(scale=1.0), epochs=1)
+    with pytest.raises(ValueError, match=r"nothing to train.*trainable = True"):
+        frozen.fit(table[0])
+
+
+def test_keras_in_another_precision_is_refused():
+    code = (
+        "import keras, numpy as np\n"
+        "keras.config.set_dtype_policy('mixed_float16')\n"
+        "from vae_anomaly import VAEDetector\n"
+        "VAEDetector(epochs=1).fit(np.random.RandomState(0).normal(size=(30, 3)))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "computes in float32, but Keras is set to dtype policy 'mixed_float16'" in ran.stderr
 
 
 def test_no_row_count_traces_a_program_again(table):

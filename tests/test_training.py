@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.backend import keras
+from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.rows import usual_range
 from vae_anomaly.training import Plan
 
 
@@ -80,7 +83,7 @@ def test_adam_is_keras_adam(X):
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_many_steps_follow_keras_adam_on_the_same_gradients(clip_norm):
     from vae_anomaly.backend import tf
-    from vae_anomaly.programs import TrainingState, _adam
+    from vae_anomaly.programs import TrainingState, _adam, _clipped
 
     gradients = np.random.RandomState(0).normal(size=(20, 30)).astype("f4") * 3
     weights = np.random.RandomState(1).normal(size=30).astype("f4")
@@ -89,7 +92,8 @@ def test_many_steps_follow_keras_adam_on_the_same_gradients(clip_norm):
     state = TrainingState(tf.constant(weights), tf.zeros(30), tf.zeros(30), tf.constant(0), [])
     for gradient in gradients:
         adam.apply([tf.constant(gradient)], [variable])
-        state = _adam(state, tf.constant(gradient), tf.constant(0.01), clip_norm)
+        gradient = tf.constant(gradient) if clip_norm is None else _clipped(tf.constant(gradient), clip_norm)
+        state = _adam(state, gradient, tf.constant(0.01))
     np.testing.assert_allclose(state.trainable, variable.numpy(), atol=2e-6)
 
 
@@ -215,10 +219,32 @@ def test_a_cold_start_forgets_the_earlier_fit(X):
 
 def test_warm_start_lets_the_encoder_see_the_new_range(X):
     detector = fit(X, warm_start=True).fit(X * 2)
-    low, high = detector.model_.input_range.numpy()
-    scaled = detector.scaler_.transform(X * 2)
-    np.testing.assert_allclose(high, scaled.max(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(low, scaled.min(axis=0), rtol=1e-5)
+    expected = usual_range(detector.scaler_.transform(X * 2).astype("f4"))
+    np.testing.assert_allclose(detector.model_.input_range.numpy(), expected, rtol=1e-5)
+
+
+def test_warm_start_holds_out_the_same_rows_again_even_without_a_seed(X):
+    settings = {"validation_fraction": 0.5, "random_state": None, "warm_start": True}
+    detector = fit(X, **settings, epochs=30)
+    detector.set_params(learning_rate=1e-12, epochs=1).fit(X)
+    # Other rows would be partly trained on and have another loss; these have the loss they had.
+    assert detector.history_["val_loss"][-1] == pytest.approx(detector.history_["val_loss"][-2], rel=1e-5)
+
+
+def test_histories_of_a_warm_start_stay_aligned(X):
+    detector = fit(X, epochs=2, warm_start=True)
+    detector.set_params(validation_fraction=0.2).fit(X)
+    detector.set_params(validation_fraction=0.0).fit(X)
+    assert {len(values) for values in detector.history_.values()} == {6}
+    np.testing.assert_array_equal(
+        np.isnan(detector.history_["val_loss"]), [True] * 2 + [False] * 2 + [True] * 2
+    )
+
+
+def test_warm_start_refuses_another_number_of_draws(X):
+    detector = fit(X, warm_start=True, n_draws=3)
+    with pytest.raises(ValueError, match="keeps the 3 draws of the earlier fit, but n_draws is 4"):
+        detector.set_params(n_draws=4).fit(X)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +259,12 @@ def test_warm_start_refuses_another_model(X, changed):
 
 
 # -- watching -------------------------------------------------------------------------------------------
+class Nameless(Gaussian):
+    """A likelihood that Keras could not save."""
+
+    name = ""
+
+
 class Recorder:
     """Builds a Keras callback that writes down what it is told."""
 
@@ -293,6 +325,46 @@ def test_a_callback_can_steer_the_learning_rate(X):
     frozen_after_one = keras.callbacks.LearningRateScheduler(lambda epoch: 0.003 if epoch == 0 else 0.0)
     detector = fit(X, epochs=5, callbacks=[frozen_after_one])
     np.testing.assert_array_equal(detector.state_.trainable, fit(X, epochs=1).state_.trainable)
+
+
+def test_callbacks_keep_no_model_after_the_training(X):
+    quiet, broken = (
+        keras.callbacks.EarlyStopping("loss"),
+        keras.callbacks.LearningRateScheduler(lambda _: "a"),
+    )
+    detector = fit(X, epochs=1, callbacks=[quiet], likelihood=Nameless())
+    assert quiet.model is None
+    clone(detector)
+    with pytest.raises(ValueError, match="should be a float"):
+        fit(X, epochs=1, callbacks=[broken])
+    assert broken.model is None
+
+
+def test_something_that_is_no_callback_is_named(X):
+    with pytest.raises(
+        TypeError, match=r"callbacks must be keras\.callbacks\.Callback objects; received 'a'"
+    ):
+        fit(X, callbacks=["a"])
+
+
+BAD_SCHEDULES = {
+    "nothing": lambda progress: None,
+    "another length": lambda progress: np.ones(3),
+    "NaN": lambda progress: progress * np.nan,
+    "negative": lambda progress: progress - 1,
+    "text": lambda progress: "fast",
+}
+
+
+@pytest.mark.parametrize("schedule", BAD_SCHEDULES.values(), ids=BAD_SCHEDULES)
+def test_a_schedule_that_returns_no_factors_is_refused(X, schedule):
+    with pytest.raises(ValueError, match="learning_rate_schedule must return a number >= 0 for each"):
+        fit(X, learning_rate_schedule=schedule)
+
+
+def test_a_schedule_may_return_one_factor_for_all(X):
+    twice = fit(X, learning_rate_schedule=lambda progress: 2.0)
+    np.testing.assert_array_equal(twice.score_samples(X), fit(X, learning_rate=6e-3).score_samples(X))
 
 
 def test_silence_by_default_and_a_bar_with_the_loss_parts_on_request(X, capsys):

@@ -13,7 +13,7 @@ _ADDRESS = {
     "VAEDetector": "detector",
     "DenseNetwork": "networks",
     "ConvNetwork": "networks",
-    "KerasNetwork": "networks",
+    "KerasNetwork": "keras_network",
 }
 _SUBMODULES = ("datasets", "layers", "likelihoods", "model", "networks", "scorers", "scoring", "thresholds")
 
@@ -36,7 +36,8 @@ __all__ = [
 if TYPE_CHECKING:
     from vae_anomaly import datasets, layers, likelihoods, model, networks, scorers, scoring, thresholds
     from vae_anomaly.detector import VAEDetector
-    from vae_anomaly.networks import ConvNetwork, DenseNetwork, KerasNetwork
+    from vae_anomaly.keras_network import KerasNetwork
+    from vae_anomaly.networks import ConvNetwork, DenseNetwork
 
 
 def __getattr__(name: str) -> Any:

@@ -101,6 +101,11 @@ def make_anomalies(
         raise ValueError(f"contamination must lie in [0, 1); received {contamination!r}.")
     rng = check_random_state(random_state)
     n_anomalies = round(n_samples * contamination)
+    if n_anomalies >= n_samples:
+        raise ValueError(
+            f"n_samples={n_samples} and contamination={contamination!r} leave no normal row; lower "
+            "contamination."
+        )
     clusters = _Clusters(n_features, rng)
     normal = clusters.draw(n_samples - n_anomalies)
     anomalies = _KINDS[kind](clusters, normal, n_anomalies, rng)

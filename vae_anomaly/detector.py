@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from vae_anomaly import likelihoods, networks, programs, scoring, thresholds, training
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
-from vae_anomaly.programs import ModelState, Rows, Specification
+from vae_anomaly.programs import ModelState, Specification
+from vae_anomaly.rows import Rows, check_magnitude, column_names, flattened, scaled, unscaled, usual_range
+from vae_anomaly.scoring import Score
 
 __all__ = ["VAEDetector"]
 
-# Far enough to be any anomaly, near enough for its square to be a float32.
-_FARTHEST = 1e14
-_LARGEST = 1e150
 _NUMBERS_AT_ONCE = 2**22
 
 
@@ -193,7 +193,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "network": [str, Network],
         "latent_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "likelihood": [str, Likelihood],
-        "score": [str, scoring.Score],
+        "score": [str, Score],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "objective": [StrOptions({"elbo", "iwae"})],
         "n_training_draws": [Interval(Integral, 1, None, closed="left")],
@@ -224,7 +224,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         network: str | Network = "auto",
         latent_dim: str | int = "auto",
         likelihood: str | Likelihood = "auto",
-        score: str = "auto",
+        score: str | Score = "auto",
         n_draws: int = 10,
         *,
         objective: str = "elbo",
@@ -283,7 +283,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return {**super().get_params(deep=deep), "score": vars(self)["score"]}
 
     # -- fitting --------------------------------------------------------------------------------------
-    def fit(self, X: Any, y: Any = None) -> VAEDetector:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit scaler, VAE and threshold.
 
         Parameters
@@ -316,12 +316,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             seeds = rng.randint(np.iinfo(np.int32).max, size=5)
             network, likelihood = self._specifications(image_shape)
             if not continuing:
-                _check_magnitude(X, self._column_names())
+                check_magnitude(X, getattr(self, "feature_names_in_", None))
                 scaler = likelihood.default_scaler() if isinstance(self.scaler, str) else self.scaler
                 self.scaler_ = None if scaler is None else clone(scaler).fit(X.copy())
                 self.image_shape_ = image_shape
             rows = self._scaled(X)
-            likelihood.check_support(rows, self._column_names())
+            self._check_support(rows, likelihood)
             latent_dim = self.latent_dim
             if latent_dim == "auto":
                 latent_dim = network.default_latent_dim(rows.shape[1])
@@ -330,7 +330,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 self.latent_dim_ = specification.latent_dim
                 draws = np.random.RandomState(seeds[0]).standard_normal((self.n_draws, self.latent_dim_))
                 self.noise_ = draws.astype(np.float32)
+                self._split_seed = int(seeds[2])
                 self.history_ = {}
+            elif self.n_draws != len(self.noise_):
+                raise ValueError(
+                    f"warm_start=True keeps the {len(self.noise_)} draws of the earlier fit, but n_draws is "
+                    f"{self.n_draws} now; set warm_start=False to start anew."
+                )
             elif specification.key != self.state_.specification.key:
                 raise ValueError(
                     "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
@@ -339,7 +345,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self._train(rows, specification, continuing, seeds[1:])
             self.score_ = vars(self)["score"]
             rule = thresholds.resolve(self.threshold, self.contamination)
-            scores = self._anomaly_scores(X)
+            scores = self._row_scores(rows)
             if not np.isfinite(scores).all():  # the last step's weights have not been through a loss
                 raise FloatingPointError(
                     "training diverged in its last step: training rows have no finite score. Lower "
@@ -353,10 +359,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         network, likelihood = self.network, self.likelihood
         if network == "auto":
             network = "dense" if image_shape is None else "conv"
+        network = networks.resolve(network).for_images(image_shape and _with_channels(image_shape)).snapshot()
         if likelihood == "auto":
-            likelihood = "gaussian" if image_shape is None else "continuous_bernoulli"
-        network = _copy(networks.resolve(network).for_images(image_shape))
-        likelihood = _copy(likelihoods.resolve(likelihood))
+            likelihood = network.default_likelihood(image_shape)
+        likelihood = likelihoods.resolve(likelihood).snapshot()
         network._validate_params()
         likelihood._validate_params()
         scoring.resolve(vars(self)["score"])
@@ -365,13 +371,18 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _train(
         self, rows: Rows, specification: Specification, continuing: bool, seeds: npt.NDArray[np.int64]
     ) -> None:
-        initial_seed, split_seed, shuffle_seed, noise_seed = map(int, seeds)
+        initial_seed, _, shuffle_seed, noise_seed = map(int, seeds)
         held_out = None
         if self.validation_fraction:
-            rows, held_out = train_test_split(
-                rows, test_size=self.validation_fraction, random_state=split_seed
-            )
-        input_range = np.stack([rows.min(axis=0), rows.max(axis=0)])
+            n_held_out = math.ceil(self.validation_fraction * len(rows))
+            if n_held_out >= len(rows):
+                raise ValueError(
+                    f"validation_fraction={self.validation_fraction:g} leaves none of the {len(rows)} rows "
+                    "to train on; lower it, or fit on more rows."
+                )
+            # The rows of the earlier fit are split as they were then: held-out rows stay unseen.
+            rows, held_out = train_test_split(rows, test_size=n_held_out, random_state=self._split_seed)
+        input_range = usual_range(rows)
         with programs.placed(self.device):
             if continuing:
                 state = programs.architecture_of(self.state_).with_input_range(self.state_, input_range)
@@ -388,9 +399,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             verbose=int(self.verbose),
         )
         self.state_ = result.state
-        self.history_ = {
-            name: self.history_.get(name, []) + values for name, values in result.history.items()
-        }
+        self.history_ = _continued(self.history_, result.history)
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -416,7 +425,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             Higher = more normal; in nats, except for "reconstruction_error". Densities are those of
             the scaled rows.
         """
-        return -self._anomaly_scores(self._validated(X))
+        return -self._map(self._validated(X), self._row_scores)
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
         """``score_samples(X) - offset_``: negative for anomalies; float64 of shape (n_rows,)."""
@@ -457,9 +466,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         An array of shape (n_rows, n_features); for a detector of images, (n_rows, height, width, channels).
         """
+        form = np.shape(X)
         X = self._validated(X)
         rows = self._map(X, lambda rows: scoring.reconstruct(self.state_, rows, self.noise_, self.device))
-        return self._unscaled(rows)
+        return unscaled(rows, self.scaler_).reshape(form)
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> npt.NDArray[np.float64]:
         """New rows: z from the prior, x from p(x|z), in the units of X.
@@ -474,9 +484,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         float64 array of shape (n_samples, n_features), or (n_samples, *image_shape)
         """
         check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
         with programs.placed(self.device):
-            return self._unscaled(self.model_.sample(n_samples, seed).astype(np.float64))
+            rows = unscaled(self.model_.sample(int(n_samples), seed).astype(np.float64), self.scaler_)
+        return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
 
     @property
     def model_(self) -> Any:
@@ -487,14 +500,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         architecture.load_into(model, self.state_)
         return model
 
-    def _anomaly_scores(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def _row_scores(self, rows: Rows) -> npt.NDArray[np.float64]:
+        self._check_support(rows, self.state_.specification.likelihood)
         score = scoring.resolve(self.score_)
-
-        def scores(rows: Rows) -> npt.NDArray[np.float64]:
-            self.state_.specification.likelihood.check_support(rows, getattr(self, "feature_names_in_", None))
-            return scoring.score_rows(self.state_, rows, self.noise_, score, self.device)
-
-        return self._map(X, scores)
+        return scoring.score_rows(self.state_, rows, self.noise_, score, self.device)
 
     def _map(
         self, X: npt.NDArray[Any], function: Callable[[Rows], npt.NDArray[np.float64]]
@@ -511,17 +520,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
         """X as a 2-D float array, and the shape of an image if it held images."""
-        image_shape = None
-        if getattr(X, "ndim", 2) in (3, 4):
-            X = np.asarray(X)
-            image_shape = (*X.shape[1:], 1) if X.ndim == 3 else X.shape[1:]
-            expected = None if reset else self.image_shape_
-            if expected is not None and expected != image_shape:
-                raise ValueError(
-                    f"the detector was fitted on images of shape {expected}; received images of shape "
-                    f"{image_shape}."
-                )
-            X = X.reshape(len(X), -1)
+        X, image_shape = flattened(X)
+        expected = None if reset else self.image_shape_
+        if None not in (expected, image_shape) and _with_channels(expected) != _with_channels(image_shape):
+            raise ValueError(
+                f"the detector was fitted on images of shape {expected}; received images of shape "
+                f"{image_shape}."
+            )
         X = validate_data(
             self,
             X,
@@ -532,51 +537,22 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return X, image_shape
 
     def _scaled(self, X: npt.NDArray[Any]) -> Rows:
-        """What the model sees: scaled, within the range whose squares fit a float32."""
-        scaled = X if self.scaler_ is None else np.asarray(self.scaler_.transform(X.copy()))
-        if not np.isfinite(scaled).all():
-            self._raise_not_finite(X, scaled)
-        within: Rows = np.clip(scaled, -_FARTHEST, _FARTHEST).astype(np.float32, copy=False)
-        return within
+        return scaled(X, self.scaler_, getattr(self, "feature_names_in_", None))
 
-    def _column_names(self) -> npt.NDArray[Any] | None:
-        """Names of the model's columns, where they are those of X."""
-        names = getattr(self, "feature_names_in_", None)
-        scaler_keeps_columns = getattr(self, "scaler_", None) is None or hasattr(self.scaler_, "scale_")
-        return names if scaler_keeps_columns else None
-
-    def _raise_not_finite(self, X: npt.NDArray[Any], scaled: npt.NDArray[Any]) -> None:
-        row, column = np.argwhere(~np.isfinite(scaled))[0]
-        label = f"output column {column}"
-        if scaled.shape == X.shape:
-            names = getattr(self, "feature_names_in_", range(X.shape[1]))
-            label = f"column {names[column]!r} (row {row} holds {X[row, column]:g})"
-        raise ValueError(
-            f"{type(self.scaler_).__name__} turns {label} into {scaled[row, column]}; rescale or transform "
-            "the column first, or pass another scaler."
-        )
-
-    def _unscaled(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        if self.scaler_ is not None:
-            if not hasattr(self.scaler_, "inverse_transform"):
-                raise TypeError(
-                    f"rows in the units of X need a scaler with inverse_transform; "
-                    f"{type(self.scaler_).__name__} has none."
-                )
-            rows = np.asarray(self.scaler_.inverse_transform(rows))
-        return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
+    def _check_support(self, rows: Rows, likelihood: Likelihood) -> None:
+        names = column_names(self.scaler_, getattr(self, "feature_names_in_", None), rows.shape[1])
+        likelihood.check_support(rows, names)
 
 
-def _check_magnitude(X: npt.NDArray[Any], names: npt.NDArray[Any] | None) -> None:
-    """Refuse values whose variance overflows: a scaler would turn their column into zeros, silently."""
-    row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
-    if abs(float(X[row, column])) > _LARGEST:
-        label = repr(names[column]) if names is not None else column
-        raise ValueError(
-            f"column {label} holds {X[row, column]:g} in row {row}: its square is no float64. "
-            "Rescale the column, or take its logarithm."
-        )
+def _continued(history: dict[str, list[float]], new: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Both histories in one; NaN for epochs in which a figure was not measured."""
+    before, after = len(history.get("loss", ())), len(new["loss"])
+    return {
+        name: history.get(name, [math.nan] * before) + new.get(name, [math.nan] * after)
+        for name in {**history, **new}
+    }
 
 
-def _copy(specification: Any) -> Any:
-    return type(specification)(**specification.get_params(deep=False))
+def _with_channels(image_shape: Any) -> tuple[int, ...]:
+    """(height, width, channels): grey images may leave their one channel out."""
+    return tuple(image_shape) if len(image_shape) == 3 else (*image_shape, 1)

@@ -11,6 +11,7 @@ from vae_anomaly import likelihoods
 from vae_anomaly.backend import keras
 from vae_anomaly.layers import Sampling
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.networks import initializer_of
 from vae_anomaly.objective import loss_terms
 
 __all__ = ["VAE", "Inference"]
@@ -182,7 +183,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         drawn: dict[int, Any] = {}
         for layer in self._flatten_layers() if new_weights else ():
             for variable in layer.weights:
-                initializer = _initializer(layer, variable.name)
+                initializer = initializer_of(layer, variable.name)
                 if initializer is not None and id(variable) not in drawn:
                     drawn[id(variable)] = _reseeded(initializer, rng)(variable.shape, variable.dtype)
         weights = {id(variable) for variable in self.weights}
@@ -234,12 +235,6 @@ def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:
 def _array(value: Any) -> npt.NDArray[Any]:
     # keras.ops.convert_to_numpy warns of TensorFlow's tensors under numpy 2.
     return np.array(value.numpy() if hasattr(value, "numpy") else value)
-
-
-def _initializer(layer: Any, name: str) -> Any:
-    """The layer's initializer for its variable of this name, under any of Keras' names for it."""
-    stems = (name, name.removesuffix("_kernel"), *(["depthwise"] if name == "kernel" else []))
-    return next(filter(None, (getattr(layer, f"{stem}_initializer", None) for stem in stems)), None)
 
 
 def _reseeded(initializer: Any, rng: np.random.RandomState) -> Any:

@@ -1,4 +1,4 @@
-"""Networks: specifications that build an encoder and a decoder.
+"""Networks: specifications that build an encoder and a decoder (a user's own models: `keras_network`).
 
 A network is a scikit-learn style parameter object: it holds hyperparameters, can be cloned, printed
 and grid-searched (``network__hidden_units``), and builds its Keras models only when asked. It knows
@@ -13,20 +13,17 @@ To add one: subclass `Network`, write ``build``, and pass an instance as ``netwo
 
 from __future__ import annotations
 
-import json
 import math
-import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import joblib
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly.backend import keras
-from vae_anomaly.spec import Spec, config_json
+from vae_anomaly.spec import Spec
 
-__all__ = ["ConvNetwork", "DenseNetwork", "KerasNetwork", "Network"]
+__all__ = ["ConvNetwork", "DenseNetwork", "Network"]
 
 
 class Network(Spec):
@@ -44,6 +41,10 @@ class Network(Spec):
     def default_latent_dim(self, n_features: int) -> int:
         """What ``latent_dim="auto"`` means: as many latents as features, at most 8."""
         return min(n_features, 8)
+
+    def default_likelihood(self, image_shape: tuple[int, ...] | None) -> str:
+        """What ``likelihood="auto"`` means: Gaussian for tables, continuous Bernoulli for images."""
+        return "gaussian" if image_shape is None else "continuous_bernoulli"
 
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
         """Return a new Keras encoder and decoder.
@@ -202,6 +203,10 @@ class ConvNetwork(Network):
         """What ``latent_dim="auto"`` means: as many latents as pixels, at most 16."""
         return min(n_features, 16)
 
+    def default_likelihood(self, image_shape: tuple[int, ...] | None) -> str:
+        """What ``likelihood="auto"`` means: continuous Bernoulli, for flat images too."""
+        return "continuous_bernoulli"
+
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
         _check_sizes("filters", self.filters)
         _check_sizes("dense_units", self.dense_units)
@@ -217,7 +222,7 @@ class ConvNetwork(Network):
             layer = self._convolution(keras.layers.Conv2D, filters, stride, name)
             hidden = _after(self, layer(hidden), name)
             sides.append((math.ceil(sides[-1][0] / stride), math.ceil(sides[-1][1] / stride)))
-        hidden = keras.layers.Flatten(name="flat")(hidden)
+        hidden = keras.layers.Flatten(data_format="channels_last", name="flat")(hidden)
         for position, units in enumerate(self.dense_units):
             hidden = self._dense(hidden, units, f"encoder_dense_{position}")
         encoder = keras.Model(rows, _posterior(hidden, latent_dim), name="encoder")
@@ -240,11 +245,14 @@ class ConvNetwork(Network):
             ]
             if any(excess):
                 crop = ((0, excess[0]), (0, excess[1]))
-                hidden = keras.layers.Cropping2D(crop, name=f"decoder_crop_{position}")(hidden)
+                hidden = keras.layers.Cropping2D(
+                    crop, data_format="channels_last", name=f"decoder_crop_{position}"
+                )(hidden)
         layer = keras.layers.Conv2D(
             channels * n_params,
             int(self.kernel_size),
             padding="same",
+            data_format="channels_last",
             kernel_initializer=_glorot(),
             name="parameters",
         )
@@ -277,6 +285,7 @@ class ConvNetwork(Network):
             int(self.kernel_size),
             strides=stride,
             padding="same",
+            data_format="channels_last",
             use_bias=not self.batch_normalization,
             kernel_initializer=_glorot(),
             name=name,
@@ -288,134 +297,18 @@ class ConvNetwork(Network):
         return _after(self, layer(x), name)
 
 
-class KerasNetwork(Network):
-    """A user's own Keras models as encoder and decoder.
-
-    The models are taken as a blueprint: `fit` trains a copy that starts from new weights, drawn by
-    each layer's own initializers from the detector's ``random_state``, and leaves the given models as
-    they are.
-
-    Parameters
-    ----------
-    encoder : keras.Model
-        Takes rows of shape (n_rows, n_features). Returns ``[z_mean, z_log_var]``, or one tensor of
-        width 2 * latent_dim that holds both in this order. A third output (a draw z) is ignored.
-    decoder : keras.Model
-        Takes (n_rows, latent_dim). Returns (n_rows, n_features * n_params) *without* an output
-        activation: the likelihood has the link.
-    pretrained : bool, default=False
-        Start from the models' present weights instead of new ones.
-
-    Examples
-    --------
-    >>> import keras
-    >>> from vae_anomaly import KerasNetwork, VAEDetector
-    >>> x = keras.Input((4,))
-    >>> hidden = keras.layers.Dense(16, activation="gelu")(x)
-    >>> encoder = keras.Model(x, [keras.layers.Dense(2)(hidden), keras.layers.Dense(2)(hidden)])
-    >>> decoder = keras.Sequential([keras.Input((2,)), keras.layers.Dense(16), keras.layers.Dense(4)])
-    >>> detector = VAEDetector(network=KerasNetwork(encoder, decoder))
-    """
-
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"pretrained": ["boolean"]}
-
-    def __init__(self, encoder: Any, decoder: Any, pretrained: bool = False) -> None:
-        self.encoder = encoder
-        self.decoder = decoder
-        self.pretrained = pretrained
-
-    def default_latent_dim(self, n_features: int) -> int:
-        """What ``latent_dim="auto"`` means: the width of the decoder's input."""
-        self._check_models()
-        return int(self.decoder.input_shape[-1])
-
-    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
-        self._check_models()
-        self._expect("encoder", "input", self.encoder.input_shape, [(None, n_features)])
-        pair = [(None, latent_dim)] * 2
-        outputs = self.encoder.output_shape
-        if not isinstance(outputs, list):
-            self._expect("encoder", "output", outputs, [(None, 2 * latent_dim)])
-        elif list(map(tuple, outputs[:2])) != pair:
-            self._expect("encoder", "output", outputs, pair)
-        self._expect("decoder", "input", self.decoder.input_shape, [(None, latent_dim)])
-        self._expect("decoder", "output", self.decoder.output_shape, [(None, n_features * n_params)])
-        return _copy_of(self.encoder), _copy_of(self.decoder)
-
-    def _check_models(self) -> None:
-        for role in ("encoder", "decoder"):
-            model = getattr(self, role)
-            if not isinstance(model, keras.Model):
-                raise TypeError(
-                    f"KerasNetwork needs a keras.Model as {role}; received {type(model).__name__}."
-                )
-            if not getattr(model, "inputs", None):
-                raise ValueError(
-                    f"KerasNetwork's {role} {model.name!r} has no shapes: give it a keras.Input, as "
-                    "functional and Sequential models have."
-                )
-
-    @staticmethod
-    def _expect(role: str, side: str, received: Any, expected: Sequence[tuple[int | None, int]]) -> None:
-        if received != (list(expected) if len(expected) > 1 else expected[0]):
-            wanted = " and ".join(map(str, expected))
-            raise ValueError(
-                f"KerasNetwork's {role} must have {side} shape {wanted} (n_features, latent_dim and the "
-                f"likelihood's n_params decide it); received {received}."
-            )
-
-    @property
-    def starts_from_new_weights(self) -> bool:
-        return not self.pretrained
-
-    def architecture_key(self) -> Hashable:
-        """Equal for equal models; their present weights count only if training starts from them."""
-        self._check_models()
-        weights = joblib.hash([self.encoder.get_weights(), self.decoder.get_weights()])
-        return type(self), config_json(self.encoder), config_json(self.decoder), self.pretrained and weights
-
-    # Pickles hold configuration and arrays, never a live Keras model.
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
-        for role in ("encoder", "decoder"):
-            if isinstance(state[role], keras.Model):
-                state[role] = _PackedModel(config_json(state[role]), state[role].get_weights())
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for role in ("encoder", "decoder"):
-            if isinstance(state[role], _PackedModel):
-                state = {**state, role: state[role].unpack()}
-        super().__setstate__(state)
-
-
-class _PackedModel(NamedTuple):
-    config: str
-    weights: list[Any]
-
-    def unpack(self) -> Any:
-        # Layers without a seed draw one from Python's global generator when they are made.
-        random_state = random.getstate()
-        try:
-            # The model is the user's own, or comes in a pickle, which can run code anyway: a Lambda layer
-            # adds no risk.
-            model = keras.saving.deserialize_keras_object(json.loads(self.config), safe_mode=False)
-        finally:
-            random.setstate(random_state)
-        model.set_weights(self.weights)
-        return model
-
-
-def _copy_of(model: Any) -> Any:
-    return _PackedModel(config_json(model), model.get_weights()).unpack()
-
-
 def _glorot() -> Any:
     """An initializer with a seed of its own: Keras' default draws one from Python's global generator.
 
     Every fit replaces the seed by one derived from ``random_state``.
     """
     return keras.initializers.GlorotUniform(seed=0)
+
+
+def initializer_of(layer: Any, name: str) -> Any:
+    """The layer's initializer for its variable of this name, under any of Keras' names for it, or None."""
+    stems = (name, name.removesuffix("_kernel"), *(["depthwise"] if name == "kernel" else []))
+    return next(filter(None, (getattr(layer, f"{stem}_initializer", None) for stem in stems)), None)
 
 
 def _posterior(hidden: Any, latent_dim: int) -> list[Any]:

@@ -86,7 +86,7 @@ def loss_terms(
     *,
     objective: str = "elbo",
     beta: Any = 1.0,
-    free_bits: float = 0.0,
+    free_bits: Any = None,
 ) -> LossTerms:
     """The training objective, row by row.
 
@@ -100,7 +100,7 @@ def loss_terms(
         importance-weighted bound over the draws.
     beta : float, default=1.0
         The weight of the KL (Higgins et al. 2017, "beta-VAE").
-    free_bits : float, default=0.0
+    free_bits : float or None, default=None
         Nats of KL that each latent dimension may use, on average over the batch, without being
         penalized (Kingma et al. 2016, "Improved variational inference with inverse autoregressive
         flow"). Only for "elbo".
@@ -112,7 +112,7 @@ def loss_terms(
         bound = importance_weighted_bound(log_weight(log_prob, z, noise, z_log_var, beta))
         return LossTerms(-bound, reconstruction, kl)
     penalty = kl
-    if free_bits:
+    if free_bits is not None:
         # A latent dimension below its allowance costs the allowance, whatever it does: no gradient.
         batch_mean = keras.ops.mean(kl_per_latent, axis=0)
         below = keras.ops.cast(batch_mean < free_bits, kl.dtype)

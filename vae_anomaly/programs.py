@@ -28,10 +28,12 @@ from vae_anomaly.backend import keras, tf
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
 from vae_anomaly.objective import loss_terms
+from vae_anomaly.rows import Rows
 
 __all__ = [
     "Architecture",
     "BlockOptions",
+    "Limits",
     "ModelState",
     "Specification",
     "TrainingState",
@@ -42,7 +44,7 @@ __all__ = [
 
 # Adam's constants: Kingma & Ba 2015, with Keras' epsilon.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
-_CACHED_ARCHITECTURES = 16
+_CACHED_ARCHITECTURES = _CACHED_PROGRAMS = 16
 # A block of batches is gathered at once: large enough to hide the call, small enough for the cache.
 _BLOCK_NUMBERS = 2**20
 _BLOCK_STEPS = 64
@@ -51,8 +53,6 @@ _BLOCK_OF_TILES_NUMBERS = 2**22
 # single row dear.
 _TILE_FLOPS = 8e6
 _TILE_ROWS = (16, 256)
-
-Rows = npt.NDArray[np.float32]
 
 
 class Specification(NamedTuple):
@@ -100,15 +100,49 @@ class TrainingState(NamedTuple):
 
 
 class BlockOptions(NamedTuple):
-    """What a training program is compiled for, besides its architecture."""
+    """What a training program is compiled for, besides its architecture.
+
+    Whether something is limited is compiled; the limit itself goes in as a number, see `Limits`.
+    """
 
     batch_size: int
     objective: str = "elbo"
     n_training_draws: int = 1
-    free_bits: float = 0.0
-    gradient_clip_norm: float | None = None
+    has_free_bits: bool = False
+    clips_gradient: bool = False
     jit_compile: bool = False
     device: str | None = None
+
+
+class Limits(NamedTuple):
+    """Numbers that a training program takes at each call."""
+
+    free_bits: Any
+    gradient_clip_norm: Any
+
+
+class _Recent:
+    """The most recently used values by key, made when they are missing."""
+
+    def __init__(self, n_kept: int) -> None:
+        self._n_kept = n_kept
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = make()
+                if len(self._values) > self._n_kept:
+                    self._values.popitem(last=False)
+            self._values.move_to_end(key)
+            return self._values[key]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(list(self._values))
 
 
 class Architecture:
@@ -124,8 +158,12 @@ class Architecture:
         self.template = self.new_model()
         self._shapes = [tuple(v.shape) for v in self.template.trainable_variables]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
-        self._programs: dict[Hashable, Any] = {}
-        self._lock = threading.RLock()
+        self._programs = _Recent(_CACHED_PROGRAMS)
+        if not self._sizes:
+            raise ValueError(
+                "there is nothing to train: the network has no trainable weights. Set "
+                "`trainable = True` on some of its layers."
+            )
 
     @property
     def n_weights(self) -> int:
@@ -148,6 +186,12 @@ class Architecture:
         """A new `VAE` of this architecture."""
         from vae_anomaly.model import VAE  # a Keras class: importing it loads TensorFlow
 
+        if {keras.config.floatx(), keras.config.dtype_policy().name} != {"float32"}:
+            raise ValueError(
+                "vae_anomaly computes in float32, but Keras is set to dtype policy "
+                f"{keras.config.dtype_policy().name!r} and floatx {keras.config.floatx()!r}; call "
+                "keras.config.set_floatx('float32') and keras.config.set_dtype_policy('float32') first."
+            )
         network, likelihood, n_features, latent_dim = self.specification
         encoder, decoder = network.build(n_features, latent_dim, likelihood.n_params)
         return VAE(encoder, decoder, likelihood, n_features, latent_dim, name="vae")
@@ -223,16 +267,13 @@ class Architecture:
 
     # -- training -------------------------------------------------------------------------------------
     def training_program(self, options: BlockOptions) -> Callable[..., Any]:
-        """The compiled ``(state, batches, n_steps, rates, betas, seed) -> (state, loss sums)``.
+        """The compiled ``(state, batches, n_steps, rates, betas, limits, seed) -> (state, loss sums)``.
 
         ``batches`` has shape (block_steps, batch_size, n_features); the first ``n_steps`` are used,
         each with its learning rate and its beta. The sums are over the steps' mean loss,
         reconstruction and KL.
         """
-        with self._lock:
-            if options not in self._programs:
-                self._programs[options] = self._compile_training(options)
-            return self._programs[options]  # type: ignore[no-any-return]
+        return self._programs.get(options, lambda: self._compile_training(options))  # type: ignore[no-any-return]
 
     def _compile_training(self, options: BlockOptions) -> Callable[..., Any]:
         steps = self.block_steps(options.batch_size)
@@ -249,18 +290,27 @@ class Architecture:
                 tf.TensorSpec((), int32),
                 tf.TensorSpec((steps,), float32),
                 tf.TensorSpec((steps,), float32),
+                Limits(tf.TensorSpec((), float32), tf.TensorSpec((), float32)),
                 tf.TensorSpec((), int32),
             )
 
     def _training_block(self, options: BlockOptions) -> Callable[..., Any]:
         def block(
-            state: TrainingState, batches: Any, n_steps: Any, rates: Any, betas: Any, seed: Any
+            state: TrainingState,
+            batches: Any,
+            n_steps: Any,
+            rates: Any,
+            betas: Any,
+            limits: Limits,
+            seed: Any,
         ) -> tuple[TrainingState, Any]:
             def step(position: Any, state: TrainingState, sums: Any) -> tuple[Any, TrainingState, Any]:
                 gradient, non_trainable, terms = self._gradient(
-                    state, batches[position], betas[position], seed, options
+                    state, batches[position], betas[position], limits.free_bits, seed, options
                 )
-                state = _adam(state, gradient, rates[position], options.gradient_clip_norm)
+                if options.clips_gradient:
+                    gradient = _clipped(gradient, limits.gradient_clip_norm)
+                state = _adam(state, gradient, rates[position])
                 return position + 1, state._replace(non_trainable=non_trainable), sums + terms
 
             loop = (tf.constant(0), state, tf.zeros(3))
@@ -272,7 +322,7 @@ class Architecture:
         return block
 
     def _gradient(
-        self, state: TrainingState, x: Any, beta: Any, seed: Any, options: BlockOptions
+        self, state: TrainingState, x: Any, beta: Any, free_bits: Any, seed: Any, options: BlockOptions
     ) -> tuple[Any, list[Any], Any]:
         noise = tf.random.stateless_normal(
             (options.n_training_draws, options.batch_size, self.latent_dim),
@@ -292,7 +342,7 @@ class Architecture:
                     inferred.z_log_var,
                     objective=options.objective,
                     beta=beta,
-                    free_bits=options.free_bits,
+                    free_bits=free_bits if options.has_free_bits else None,
                 )
                 non_trainable = [scope.get_current_value(v) for v in self.template.non_trainable_variables]
                 # What layers of a user's own add: weight penalties and the like.
@@ -348,53 +398,42 @@ class Architecture:
     def _row_program(
         self, function: Callable[..., Any], key: Hashable, tile: int, n_draws: int, device: str | None
     ) -> Callable[..., Any]:
-        with self._lock:
-            if key not in self._programs:
+        def run(trainable: Any, non_trainable: Any, tiles: Any, noise: Any) -> Any:
+            with self._holding(trainable, non_trainable):
+                return tf.map_fn(
+                    lambda x: tf.cast(function(self.template, x, noise[:, None]), tf.float64),
+                    tiles,
+                    fn_output_signature=tf.float64,
+                )
 
-                def run(trainable: Any, non_trainable: Any, tiles: Any, noise: Any) -> Any:
-                    with self._holding(trainable, non_trainable):
-                        return tf.map_fn(
-                            lambda x: tf.cast(function(self.template, x, noise[:, None]), tf.float64),
-                            tiles,
-                            fn_output_signature=tf.float64,
-                        )
+        def trace() -> Any:
+            with placed(device):
+                return tf.function(run, autograph=False).get_concrete_function(
+                    tf.TensorSpec((self.n_weights,), tf.float32),
+                    [tf.TensorSpec(v.shape, v.dtype) for v in self.template.non_trainable_variables],
+                    tf.TensorSpec((None, tile, self.n_features), tf.float32),
+                    tf.TensorSpec((n_draws, self.latent_dim), tf.float32),
+                )
 
-                with placed(device):
-                    self._programs[key] = tf.function(run, autograph=False).get_concrete_function(
-                        tf.TensorSpec((self.n_weights,), tf.float32),
-                        [tf.TensorSpec(v.shape, v.dtype) for v in self.template.non_trainable_variables],
-                        tf.TensorSpec((None, tile, self.n_features), tf.float32),
-                        tf.TensorSpec((n_draws, self.latent_dim), tf.float32),
-                    )
-            return self._programs[key]  # type: ignore[no-any-return]
+        return self._programs.get(key, trace)  # type: ignore[no-any-return]
 
 
 def architecture(specification: Specification) -> Architecture:
     """The process-wide `Architecture` for this specification; the least recently used are dropped."""
-    key = specification.key
-    with _cache_lock:
-        if key not in _cache:
-            _cache[key] = Architecture(specification)
-            if len(_cache) > _CACHED_ARCHITECTURES:
-                _cache.popitem(last=False)
-        _cache.move_to_end(key)
-        return _cache[key]
+    return _cache.get(specification.key, lambda: Architecture(specification))  # type: ignore[no-any-return]
 
 
 def architecture_of(state: ModelState) -> Architecture:
-    """The process-wide `Architecture` of a trained model."""
-    known = _architectures.get(state)
-    found = known() if known is not None else None
+    """The `Architecture` of a trained model, which keeps it for as long as it lives."""
+    found = _architectures.get(state)
     if found is None:
-        found = architecture(state.specification)
-        _architectures[state] = weakref.ref(found)
+        found = _architectures.setdefault(state, architecture(state.specification))
     return found
 
 
-_cache: OrderedDict[Hashable, Architecture] = OrderedDict()
-_cache_lock = threading.RLock()
-# Spares a call on one row the key's making; weak on both sides, so it keeps nothing alive.
-_architectures: weakref.WeakKeyDictionary[ModelState, weakref.ref[Architecture]] = weakref.WeakKeyDictionary()
+_cache = _Recent(_CACHED_ARCHITECTURES)
+# A process that serves more models than the cache holds must not trace one anew for each row.
+_architectures: weakref.WeakKeyDictionary[ModelState, Architecture] = weakref.WeakKeyDictionary()
 
 # A state's arrays as tensors, for as long as somebody holds the state: copying them at every call would
 # cost more than scoring a row.
@@ -417,10 +456,13 @@ def placed(device: str | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if device is None else tf.device(device)
 
 
-def _adam(state: TrainingState, gradient: Any, rate: Any, clip_norm: float | None) -> TrainingState:
-    """One step of Adam on the flat weight vector, after clipping the gradient's norm."""
-    if clip_norm is not None:
-        gradient *= clip_norm / tf.maximum(tf.norm(gradient), clip_norm)
+def _clipped(gradient: Any, norm: Any) -> Any:
+    """The gradient, shortened to this norm if it is longer."""
+    return gradient * norm / tf.maximum(tf.norm(gradient), norm)
+
+
+def _adam(state: TrainingState, gradient: Any, rate: Any) -> TrainingState:
+    """One step of Adam on the flat weight vector."""
     step = state.step + 1
     count = tf.cast(step, tf.float32)
     first = state.first_moment + (1 - _BETA_1) * (gradient - state.first_moment)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.objective import importance_weighted_bound, kl_divergence, log_weight
-from vae_anomaly.programs import ModelState, Rows, architecture_of
+from vae_anomaly.programs import ModelState, architecture_of
+from vae_anomaly.rows import Rows
 
 __all__ = ["SCORES", "Score", "elbo_terms", "encode", "reconstruct", "score_rows"]
 

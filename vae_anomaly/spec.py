@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import joblib
 import numpy as np
@@ -30,10 +31,19 @@ class Spec(BaseEstimator):  # type: ignore[misc]
             (name, _key(value)) for name, value in sorted(self.get_params(deep=False).items())
         )
 
+    def snapshot(self) -> Self:
+        """A copy that no later change of this object reaches: what a fitted model keeps."""
+        parameters = self.get_params(deep=False)
+        return type(self)(**{name: _own(value) for name, value in parameters.items()})
+
 
 def config_json(keras_object: Any) -> str:
     """A Keras object's configuration as a string: equal strings, equal architectures."""
     return json.dumps(keras.saving.serialize_keras_object(keras_object), sort_keys=True)
+
+
+def _own(value: Any) -> Any:
+    return copy.deepcopy(value) if isinstance(value, (list, tuple, dict, set, np.ndarray)) else value
 
 
 def _key(value: Any) -> Hashable:

@@ -7,6 +7,7 @@ and no shape depends on how many there are.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,12 +19,13 @@ from vae_anomaly.backend import keras, tf
 from vae_anomaly.programs import (
     Architecture,
     BlockOptions,
+    Limits,
     ModelState,
-    Rows,
     TrainingState,
     architecture_of,
     placed,
 )
+from vae_anomaly.rows import Rows
 from vae_anomaly.scoring import elbo_terms
 
 __all__ = ["Plan", "TrainingResult", "Validation", "train"]
@@ -75,10 +77,24 @@ class Plan:
         if schedule is None:
             factor: Any = np.ones_like(progress)
         elif callable(schedule):
-            factor = np.broadcast_to(schedule(progress), progress.shape)
+            factor = self._called(schedule, progress)
         else:
             factor = SCHEDULES[schedule](progress)
         return np.asarray(self.learning_rate * factor, dtype=np.float32)
+
+    @staticmethod
+    def _called(schedule: Callable[[Any], Any], progress: npt.NDArray[np.float64]) -> Any:
+        received = schedule(progress)
+        try:
+            factor = np.broadcast_to(np.asarray(received, dtype=float), progress.shape)
+        except (TypeError, ValueError):
+            factor = np.array([np.nan])
+        if not (np.isfinite(factor).all() and (factor >= 0).all()):
+            raise ValueError(
+                "learning_rate_schedule must return a number >= 0 for each of the "
+                f"{len(progress)} points of progress it is called with; received {received!r}."
+            )
+        return factor
 
     def betas(self, progress: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Weight of the KL at each point of the training: a linear rise, then ``beta``."""
@@ -140,8 +156,8 @@ def train(
             plan.batch_size,
             plan.objective,
             plan.n_training_draws,
-            plan.free_bits,
-            plan.gradient_clip_norm,
+            plan.free_bits > 0,
+            plan.gradient_clip_norm is not None,
             plan.uses_xla(n_steps, architecture.n_weights),
             plan.device,
         )
@@ -150,9 +166,12 @@ def train(
     listeners = _Listeners(architecture, plan, n_epochs, callbacks, verbose)
     history: dict[str, list[float]] = {}
     best: tuple[float, int, ModelState] | None = None
-    with placed(plan.device):
+    with placed(plan.device), contextlib.closing(listeners):
         training = architecture.training_state(state)
         seed = tf.constant(noise_seed, tf.int32)
+        limits = Limits(
+            tf.constant(plan.free_bits, tf.float32), tf.constant(plan.gradient_clip_norm or 0.0, tf.float32)
+        )
         listeners.begin()
         for epoch in range(n_epochs):
             listeners.begin_epoch(epoch)
@@ -164,6 +183,7 @@ def train(
                     tf.constant(n_batches),
                     tf.constant(plan.rates(progress) * listeners.rate_factor()),
                     tf.constant(plan.betas(progress)),
+                    limits,
                     seed,
                 )
                 sums += block_sums.numpy()
@@ -181,7 +201,7 @@ def train(
             if listeners.end_epoch(epoch, figures, training, last):
                 break
         final = best[2] if plan.early_stopping and best is not None else architecture.model_state(training)
-    return TrainingResult(listeners.end(final), history)
+        return TrainingResult(listeners.end(final), history)
 
 
 class _Feeder:
@@ -216,6 +236,10 @@ class _Listeners:
         self, architecture: Architecture, plan: Plan, n_epochs: int, callbacks: Sequence[Any], verbose: int
     ) -> None:
         self._architecture, self._plan = architecture, plan
+        for callback in callbacks:
+            if not isinstance(callback, keras.callbacks.Callback):
+                raise TypeError(f"callbacks must be keras.callbacks.Callback objects; received {callback!r}.")
+        self._given = callbacks
         self._model = architecture.new_model() if callbacks else None
         if self._model is not None:
             # Callbacks that steer the learning rate read and set it here.
@@ -225,6 +249,11 @@ class _Listeners:
                 list(callbacks), model=self._model, epochs=n_epochs
             )
         self._bar = keras.utils.Progbar(n_epochs, unit_name="epoch") if verbose else None
+
+    def close(self) -> None:
+        """Take the model from the callbacks: they outlive the training, are pickled and cloned."""
+        for callback in self._given:
+            callback._model = None
 
     def rate_factor(self) -> np.float32:
         if self._model is None:

@@ -1,0 +1,292 @@
+"""KerasNetwork: a user's own models as blueprints, their weights, copies and errors."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from vae_anomaly import KerasNetwork, VAEDetector, programs
+from vae_anomaly.backend import keras
+from vae_anomaly.layers import KLDivergence
+
+
+def an_encoder(n_features: int = 4, latent_dim: int = 2, outputs: str = "pair", units: int = 3) -> Any:
+    x = keras.Input((n_features,))
+    hidden = keras.layers.Dense(units, activation="gelu")(x)
+    z_mean, z_log_var = keras.layers.Dense(latent_dim)(hidden), keras.layers.Dense(latent_dim)(hidden)
+    forms = {
+        "pair": lambda: [z_mean, z_log_var],
+        "tuple": lambda: (z_mean, z_log_var),
+        "with a draw": lambda: [z_mean, z_log_var, keras.layers.Add()([z_mean, z_log_var])],
+        "one tensor": lambda: keras.layers.Concatenate()([z_mean, z_log_var]),
+    }
+    return keras.Model(x, forms[outputs]())
+
+
+def a_decoder(latent_dim: int = 2, n_outputs: int = 4) -> Any:
+    return keras.Sequential(
+        [keras.Input((latent_dim,)), keras.layers.Dense(3, activation="gelu"), keras.layers.Dense(n_outputs)]
+    )
+
+
+def weights_of(*models: Any) -> list[Any]:
+    return [np.array(weight) for model in models for weight in model.get_weights()]
+
+
+def equal(first: list[Any], second: list[Any]) -> bool:
+    return len(first) == len(second) and all(map(np.array_equal, first, second))
+
+
+@pytest.mark.parametrize("outputs", ["pair", "tuple", "with a draw", "one tensor"])
+def test_keras_network_takes_every_documented_form_of_encoder(outputs: str) -> None:
+    encoder, decoder = KerasNetwork(an_encoder(outputs=outputs), a_decoder()).build(4, 2, 1)
+    assert encoder.input_shape == (None, 4)
+    assert decoder.output_shape == (None, 4)
+
+
+def test_keras_network_takes_two_parameters_for_each_feature() -> None:
+    _, decoder = KerasNetwork(an_encoder(), a_decoder(n_outputs=8)).build(4, 2, 2)
+    assert decoder.output_shape == (None, 8)
+
+
+def test_default_latent_dim_of_a_keras_network_is_its_decoders_width() -> None:
+    assert KerasNetwork(an_encoder(latent_dim=3), a_decoder(latent_dim=3)).default_latent_dim(4) == 3
+
+
+WRONG_SHAPES = {
+    "encoder input": (
+        lambda: (an_encoder(n_features=5), a_decoder()),
+        "encoder must have input shape (None, 4)",
+        "received (None, 5)",
+    ),
+    "encoder pair": (
+        lambda: (an_encoder(latent_dim=3), a_decoder()),
+        "encoder must have output shape (None, 2) and (None, 2)",
+        "received [(None, 3), (None, 3)]",
+    ),
+    "encoder tensor": (
+        lambda: (an_encoder(latent_dim=3, outputs="one tensor"), a_decoder()),
+        "encoder must have output shape (None, 4)",
+        "received (None, 6)",
+    ),
+    "decoder input": (
+        lambda: (an_encoder(), a_decoder(latent_dim=3)),
+        "decoder must have input shape (None, 2)",
+        "received (None, 3)",
+    ),
+    "decoder output": (
+        lambda: (an_encoder(), a_decoder(n_outputs=8)),
+        "decoder must have output shape (None, 4)",
+        "received (None, 8)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("models", "expected", "received"), WRONG_SHAPES.values(), ids=WRONG_SHAPES)
+def test_each_shape_that_does_not_fit_is_named(
+    models: Callable[[], Any], expected: str, received: str
+) -> None:
+    with pytest.raises(ValueError, match="KerasNetwork's") as raised:
+        KerasNetwork(*models()).build(4, 2, 1)
+    assert expected in str(raised.value)
+    assert received in str(raised.value)
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+@pytest.mark.parametrize("use", ["build", "default_latent_dim", "architecture_key"])
+def test_something_that_is_not_a_model_is_named(role: str, use: str) -> None:
+    models = {"encoder": an_encoder(), "decoder": a_decoder(), role: "resnet"}
+    arguments = {"build": (4, 2, 1), "default_latent_dim": (4,), "architecture_key": ()}
+    with pytest.raises(TypeError, match=f"needs a keras.Model as {role}; received str"):
+        getattr(KerasNetwork(**models), use)(*arguments[use])
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+def test_a_model_without_shapes_is_named(role: str) -> None:
+    unbuilt = keras.Sequential([keras.layers.Dense(4)], name="mine")
+    models = {"encoder": an_encoder(), "decoder": a_decoder(), role: unbuilt}
+    with pytest.raises(ValueError, match=f"{role} 'mine' has no shapes: give it a keras.Input"):
+        KerasNetwork(**models).build(4, 2, 1)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_pickled_keras_network_keeps_its_weights_and_its_key(pretrained: bool) -> None:
+    network = KerasNetwork(an_encoder(), a_decoder(), pretrained)
+    copy = pickle.loads(pickle.dumps(network))
+    assert equal(weights_of(copy.encoder, copy.decoder), weights_of(network.encoder, network.decoder))
+    assert copy.pretrained is pretrained
+    assert copy.architecture_key() == network.architecture_key()
+    x = np.random.RandomState(0).normal(size=(5, 4))
+    for output, expected in zip(copy.encoder(x), network.encoder(x), strict=True):
+        np.testing.assert_array_equal(output, expected)
+
+
+def test_a_pickled_keras_network_contains_no_live_keras_object() -> None:
+    modules = set()
+
+    class Recorder(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            modules.add(module.split(".")[0])
+            return super().find_class(module, name)
+
+    Recorder(io.BytesIO(pickle.dumps(KerasNetwork(an_encoder(), a_decoder())))).load()
+    assert "vae_anomaly" in modules
+    assert modules <= {"vae_anomaly", "numpy"}
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_cloned_keras_network_is_independent_with_an_equal_key(pretrained: bool) -> None:
+    network = KerasNetwork(an_encoder(), a_decoder(), pretrained)
+    before = weights_of(network.encoder, network.decoder)
+    copy = clone(network)
+    assert copy.architecture_key() == network.architecture_key()
+    assert equal(weights_of(copy.encoder, copy.decoder), before)
+    copy.encoder.set_weights([weight + 1 for weight in copy.encoder.get_weights()])
+    assert equal(weights_of(network.encoder, network.decoder), before)
+
+
+def test_the_key_of_a_keras_network_tells_architectures_apart() -> None:
+    decoder = a_decoder()
+    narrow, wide = KerasNetwork(an_encoder(units=3), decoder), KerasNetwork(an_encoder(units=5), decoder)
+    assert narrow.architecture_key() != wide.architecture_key()
+    assert narrow.architecture_key() != KerasNetwork(narrow.encoder, decoder, True).architecture_key()
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_weights_count_in_the_key_of_a_pretrained_keras_network_only(pretrained: bool) -> None:
+    network = KerasNetwork(an_encoder(), a_decoder(), pretrained)
+    before = network.architecture_key()
+    network.encoder.set_weights([weight + 1 for weight in network.encoder.get_weights()])
+    assert (network.architecture_key() != before) is pretrained
+
+
+ROWS = np.random.RandomState(0).normal(size=(32, 4))
+
+
+def fit(network: KerasNetwork, **options: Any) -> VAEDetector:
+    options = {"epochs": 1, "batch_size": 32, "jit_compile": False, "random_state": 0, **options}
+    return VAEDetector(network=network, **options).fit(ROWS)
+
+
+def test_a_fit_leaves_the_given_models_as_they_are() -> None:
+    network = KerasNetwork(an_encoder(), a_decoder())
+    before = weights_of(network.encoder, network.decoder)
+    detector = fit(network)
+    assert equal(weights_of(network.encoder, network.decoder), before)
+    detector.model_  # noqa: B018 - a copy of the trained model; reading it must not write either
+    assert equal(weights_of(network.encoder, network.decoder), before)
+
+
+def test_two_readings_of_a_trained_model_share_no_weights() -> None:
+    detector = fit(KerasNetwork(an_encoder(), a_decoder()))
+    first, second = detector.model_, detector.model_
+    first.encoder.set_weights([weight + 1 for weight in first.encoder.get_weights()])
+    assert not equal(weights_of(first.encoder), weights_of(second.encoder))
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_fit_starts_from_the_present_weights_if_pretrained_and_from_new_ones_otherwise(
+    pretrained: bool,
+) -> None:
+    """Adam's first step moves a weight by at most the learning rate, here by nothing worth the name."""
+    network = KerasNetwork(an_encoder(), a_decoder(), pretrained)
+    before = weights_of(network.encoder, network.decoder)
+    model = fit(network, learning_rate=1e-30).model_
+    after = weights_of(model.encoder, model.decoder)
+    moved = max(float(np.abs(new - old).max()) for new, old in zip(after, before, strict=True))
+    assert (moved <= 1e-30) is pretrained
+
+
+def test_a_fitted_detector_holds_no_live_model_and_nothing_of_the_users() -> None:
+    network = KerasNetwork(an_encoder(), a_decoder(), pretrained=True)
+    detector = fit(network)
+    kept = detector.state_.specification.network
+    assert not isinstance(kept.encoder, keras.Model)
+    assert "Blueprint((None, 4) -> " in repr(kept)
+    before = detector.score_samples(ROWS)
+    network.encoder.set_weights([weight + 1 for weight in network.encoder.get_weights()])
+    programs._cache._values.clear()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(detector)).score_samples(ROWS), before)
+
+
+def test_statistics_that_a_layer_has_adapted_are_kept() -> None:
+    far = (ROWS * 50 + 500).astype("f4")
+
+    def network(data: Any) -> KerasNetwork:
+        x = keras.Input((4,), name="x")
+        normalization = keras.layers.Normalization(name="normalization")
+        normalization.adapt(data)
+        outputs = keras.layers.Dense(4, name="posterior")(normalization(x))
+        return KerasNetwork(keras.Model(x, outputs, name="encoder"), a_decoder(), pretrained=True)
+
+    adapted = network(far)
+    encoder, _ = adapted.build(4, 2, 1)
+    np.testing.assert_allclose(encoder(far[:3]), adapted.encoder(far[:3]), rtol=1e-6)
+    assert adapted.architecture_key() != network(far * 2).architecture_key()
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Centre(keras.layers.Layer):  # type: ignore[misc]
+    """A layer whose weight has no initializer that could be found."""
+
+    def build(self, shape: Any) -> None:
+        self.centre = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False, name="centre")
+
+    def call(self, x: Any) -> Any:
+        return x - self.centre
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+def test_weights_without_an_initializer_come_from_the_given_model() -> None:
+    """Not from a model of the same configuration that was fitted before."""
+
+    def network(centre: float) -> KerasNetwork:
+        x, layer = keras.Input((4,), name="x"), Centre(name="centre")
+        outputs = keras.layers.Dense(4, name="posterior")(layer(x))
+        layer.set_weights([np.full(4, centre, "f4")])
+        decoder = keras.Sequential(
+            [keras.Input((2,), name="z"), keras.layers.Dense(4, name="parameters")], name="decoder"
+        )
+        return KerasNetwork(keras.Model(x, outputs, name="encoder"), decoder)
+
+    near, far = network(0.0), network(30.0)
+    after_another = [fit(near).score(ROWS), fit(far).score(ROWS)][1]
+    programs._cache._values.clear()
+    assert after_another == fit(far).score(ROWS) != fit(near).score(ROWS)
+
+
+def test_a_layer_that_keras_cannot_find_again_is_explained() -> None:
+    class Doubling(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            return 2 * x
+
+    x = keras.Input((4,))
+    encoder = keras.Model(x, keras.layers.Dense(4)(Doubling()(x)))
+    with pytest.raises(ValueError, match=r"(?s)@keras.saving.register_keras_serializable\(\).*Doubling"):
+        fit(KerasNetwork(encoder, a_decoder()))
+
+
+def test_a_kl_layer_in_the_encoder_is_warned_of() -> None:
+    x = keras.Input((4,))
+    outputs = KLDivergence()([keras.layers.Dense(2)(x), keras.layers.Dense(2)(x)])
+    with pytest.warns(UserWarning, match="encoder holds a KLDivergence layer.*counted twice"):
+        fit(KerasNetwork(keras.Model(x, outputs), a_decoder()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(KerasNetwork(an_encoder(), a_decoder()))
+
+
+def test_an_encoder_with_named_outputs_is_refused() -> None:
+    x = keras.Input((4,))
+    outputs = {"mean": keras.layers.Dense(2)(x), "log_var": keras.layers.Dense(2)(x)}
+    with pytest.raises(ValueError, match="returns a dictionary; let it return a list"):
+        fit(KerasNetwork(keras.Model(x, outputs), a_decoder()))

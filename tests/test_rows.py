@@ -1,0 +1,87 @@
+"""Rows: from users' tables and images to what a model sees, and back."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
+
+from vae_anomaly.rows import check_magnitude, column_names, flattened, scaled, unscaled, usual_range
+
+
+@pytest.mark.parametrize("image_shape", [(2, 3), (2, 3, 4)])
+def test_images_become_one_row_each(image_shape):
+    images = np.arange(5 * np.prod(image_shape)).reshape(5, *image_shape)
+    rows, shape = flattened(images)
+    assert shape == image_shape
+    np.testing.assert_array_equal(rows, [image.ravel() for image in images])
+
+
+@pytest.mark.parametrize("X", [[[1, 2]], np.ones((3, 2)), np.ones(3), pd.DataFrame({"a": [1]}), "text"])
+def test_anything_but_images_passes_as_it_is(X):
+    rows, shape = flattened(X)
+    assert rows is X
+    assert shape is None
+
+
+def test_a_value_whose_square_overflows_is_named():
+    X = np.array([[1.0, 2], [3, -1e200]])
+    with pytest.raises(ValueError, match="column 'b' holds -1e[+]200 in row 1.*Rescale"):
+        check_magnitude(X, np.array(["a", "b"], dtype=object))
+    check_magnitude(X / 1e60, None)
+
+
+def test_scaled_rows_are_float32_and_their_squares_are_finite():
+    X = np.array([[1.0, 1e30], [2, -1e30], [3, 0]])
+    rows = scaled(X, None)
+    assert rows.dtype == np.float32
+    assert np.isfinite(np.square(rows)).all()
+    np.testing.assert_array_equal(rows[:, 0], [1, 2, 3])
+
+
+def test_a_scaler_cannot_write_into_the_callers_rows():
+    X = np.random.RandomState(0).normal(5, 3, size=(20, 2))
+    before = X.copy()
+    scaler = StandardScaler(copy=False).fit(X.copy())
+    np.testing.assert_allclose(scaled(X, scaler), StandardScaler().fit_transform(X), rtol=1e-5)
+    np.testing.assert_array_equal(X, before)
+
+
+def test_scaling_and_back_is_the_identity():
+    X = np.random.RandomState(0).normal(5, 3, size=(20, 2))
+    for scaler in (None, StandardScaler().fit(X), MinMaxScaler().fit(X)):
+        np.testing.assert_allclose(unscaled(scaled(X, scaler).astype(float), scaler), X, rtol=1e-5)
+
+
+def test_columns_have_the_names_that_the_scaler_gives_them():
+    X, names = np.eye(2), np.array(["a", "b"], dtype=object)
+    assert column_names(StandardScaler().fit(X), None, 2) is None
+    assert column_names(None, names, 2) is names
+    assert list(column_names(StandardScaler().fit(X), names, 2)) == ["a", "b"]
+    assert list(column_names(PCA(1).fit(X), names, 1)) == ["pca0"]
+
+
+def test_a_scaler_without_names_is_trusted_to_keep_its_columns_only_if_it_keeps_their_number():
+    names = np.array(["a", "b"], dtype=object)
+    assert column_names(FunctionTransformer(), names, 2) is names
+    assert column_names(FunctionTransformer(), names, 3) is None
+
+
+@pytest.mark.parametrize("n_rows", [30, 60, 300, 5000])
+def test_one_far_value_does_not_widen_the_usual_range(n_rows):
+    rows = np.random.RandomState(0).normal(size=(n_rows, 1)).astype("f4")
+    rows[0] = 1e6
+    low, high = usual_range(rows)
+    assert high < 20
+    assert low >= rows.min()
+
+
+def test_the_usual_range_of_bounded_values_is_their_whole_range():
+    rows = np.random.RandomState(0).uniform(size=(500, 3)).astype("f4")
+    np.testing.assert_array_equal(usual_range(rows), [rows.min(axis=0), rows.max(axis=0)])
+
+
+def test_a_rare_flag_and_a_constant_keep_their_whole_range():
+    rows = np.zeros((1000, 2), dtype="f4")
+    rows[3, 0] = 1
+    np.testing.assert_array_equal(usual_range(rows), [[0, 0], [1, 0]])

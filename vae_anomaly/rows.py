@@ -1,0 +1,117 @@
+"""Rows: what users hand in -> the float32 rows that a model sees, and back into the users' units.
+
+The model's rows are flat and scaled. Images are flattened on the way in and take their own shape again on
+the way out; a scaler is any scikit-learn transformer, or None.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Rows", "check_magnitude", "column_names", "flattened", "scaled", "unscaled", "usual_range"]
+
+Rows = npt.NDArray[np.float32]
+
+# Far enough to be any anomaly, near enough for its square to be a float32.
+_FARTHEST = 1e14
+_LARGEST = 1e150
+_OUTERMOST = 0.005
+
+
+def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
+    """X with one row for each image, and the shape of an image; anything but images comes back as it is.
+
+    Images are arrays of shape (n, height, width) or (n, height, width, channels).
+    """
+    if getattr(X, "ndim", 2) not in (3, 4):
+        return X, None
+    X = np.asarray(X)
+    image_shape = X.shape[1:]
+    return X.reshape(len(X), math.prod(image_shape)), image_shape
+
+
+def check_magnitude(X: npt.NDArray[Any], names: npt.NDArray[Any] | None) -> None:
+    """Refuse values whose variance overflows: a scaler would turn their column into zeros, silently."""
+    row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
+    if abs(float(X[row, column])) > _LARGEST:
+        raise ValueError(
+            f"{_label(column, names)} holds {X[row, column]:g} in row {row}: its square is no float64. "
+            "Rescale the column, or take its logarithm."
+        )
+
+
+def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) -> npt.NDArray[Any] | None:
+    """Names of the ``n_columns`` scaled columns, from those of X: the scaler's own word first.
+
+    A scaler that says nothing and keeps the number of columns is taken to keep their order.
+    """
+    if names is None or scaler is None:
+        return names
+    try:
+        return np.asarray(scaler.get_feature_names_out(names), dtype=object)
+    except (AttributeError, TypeError, ValueError):
+        return names if len(names) == n_columns else None
+
+
+def scaled(X: npt.NDArray[Any], scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
+    """What the model sees: scaled rows, within the range whose squares fit a float32.
+
+    Raises
+    ------
+    ValueError
+        If the scaler turns finite values into others; ``names`` are those of X's columns.
+    """
+    if scaler is None:
+        rows = X
+    else:
+        rows = scaler.transform(X.copy())  # some transformers write into their argument
+        rows = np.asarray(rows.toarray() if hasattr(rows, "toarray") else rows)
+    if not np.isfinite(rows).all():
+        row, column = np.argwhere(~np.isfinite(rows))[0]
+        label = _label(column, column_names(scaler, names, rows.shape[1]))
+        held = f" (row {row} holds {X[row, column]:g})" if rows.shape == X.shape else f" in row {row}"
+        raise ValueError(
+            f"{type(scaler).__name__} turns {label}{held} into {rows[row, column]}; rescale "
+            "or transform the column first, or pass another scaler."
+        )
+    within: Rows = np.clip(rows, -_FARTHEST, _FARTHEST).astype(np.float32, copy=False)
+    return within
+
+
+def unscaled(rows: npt.NDArray[np.float64], scaler: Any) -> npt.NDArray[np.float64]:
+    """Rows in the units of X.
+
+    Raises
+    ------
+    TypeError
+        If the scaler has no way back.
+    """
+    if scaler is None:
+        return rows
+    if not hasattr(scaler, "inverse_transform"):
+        raise TypeError(
+            f"rows in the units of X need a scaler with inverse_transform; {type(scaler).__name__} has none."
+        )
+    return np.asarray(scaler.inverse_transform(rows))
+
+
+def usual_range(rows: Rows) -> Rows:
+    """Smallest and largest usual value of each column, shape (2, n_columns).
+
+    The range that holds all but the outermost 0.5 % of the values at either end (and at least one value),
+    as much again on both sides, and nothing beyond the smallest and the largest value. A column that is
+    constant but for so few values keeps its whole range.
+    """
+    ends = np.stack([rows.min(axis=0), rows.max(axis=0)])
+    low = np.quantile(rows, _OUTERMOST, axis=0, method="higher")
+    high = np.quantile(rows, 1 - _OUTERMOST, axis=0, method="lower")
+    usual = np.clip(np.stack([2 * low - high, 2 * high - low]), *ends)
+    return np.where(low < high, usual, ends).astype(np.float32)
+
+
+def _label(column: int, names: npt.NDArray[Any] | None) -> str:
+    return f"column {column}" if names is None else f"column {names[column]!r}"
