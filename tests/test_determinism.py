@@ -27,7 +27,10 @@ SETTINGS = {
     "batch_normalization": {"network": DenseNetwork(batch_normalization=True)},
     "dropout": {"network": DenseNetwork(dropout=0.2)},
     "tanh": {"network": DenseNetwork((33,), activation="tanh"), "latent_dim": 5},
-    "conv": {"network": ConvNetwork(image_shape=(2, 3, 1), filters=(8, 4), dense_units=(16,))},
+    "conv": {
+        "network": ConvNetwork(image_shape=(2, 3, 1), filters=(8, 4), dense_units=(16,)),
+        "likelihood": "gaussian",
+    },
     "one draw": {"n_draws": 1},
     "100 draws": {"n_draws": 100},
     "iwae": {"score": "iwae", "objective": "iwae", "n_training_draws": 3},

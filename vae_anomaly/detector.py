@@ -69,7 +69,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     likelihood : "auto", name or Likelihood, default="auto"
         p(x|z): "gaussian", "laplace", "student_t" for real values, "bernoulli", "continuous_bernoulli"
         for values in [0, 1], or an instance from `vae_anomaly.likelihoods`. "auto" is "gaussian" for
-        tables and "continuous_bernoulli" for images.
+        tables and "continuous_bernoulli" for images, and for flat rows behind a `ConvNetwork`.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -79,7 +79,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     n_draws : int, default=10
         Draws of z that a score averages over. They are made once in `fit` and shared by all rows.
     objective : {"elbo", "iwae"}, default="elbo"
-        The bound that training maximizes.
+        The bound that training maximizes; ``val_loss`` is made of the ELBO's parts in both cases.
     n_training_draws : int, default=1
         Draws of z for each row in a training step.
     beta : float, default=1.0
@@ -115,12 +115,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         `vae_anomaly.thresholds`.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
-        likelihood: `StandardScaler` for real values, nothing for values in [0, 1].
+        likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
+        (``MinMaxScaler(clip=True)``, `QuantileTransformer`) hides how far away a far row is.
     warm_start : bool, default=False
-        Whether `fit` goes on from the weights, scaler and draws of the earlier fit.
+        Whether `fit` goes on from the weights, scaler, draws and held-out rows of the earlier fit. The
+        optimizer starts anew, and an int as ``random_state`` repeats the earlier fit's shuffles and noise.
     callbacks : list of keras.callbacks.Callback or None, default=None
         Called at the beginning and the end of the training and of each epoch, with a `VAE` that holds
-        the present weights.
+        the present weights. After the training their ``model`` is None.
     jit_compile : "auto" or bool, default="auto"
         Whether XLA compiles the training. "auto" does from 3,000 steps on for networks of up to
         20,000 weights, where the faster steps soon pay for the compilation. XLA draws other noise
@@ -141,7 +143,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     history_ : dict of list of float
         For each epoch, means per row, in nats: "loss", "reconstruction", "kl", and with validation rows
         "val_loss", "val_reconstruction", "val_kl". For ``objective="elbo"`` without warm-up, free bits or
-        layers that add losses, loss = reconstruction + beta * kl; val_loss always is.
+        layers that add losses, loss = reconstruction + beta * kl; val_loss always is. After a warm start,
+        NaN marks epochs in which a figure was not measured.
     score_ : str or Score
         The ``score`` that `offset_` was set for; setting the parameter anew acts at the next `fit`.
     scaler_ : transformer or None
@@ -152,10 +155,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         The draws that scores average over.
     state_ : ModelState
         The trained model as arrays and configuration.
+    model_ : VAE
+        The trained model as a `keras.Model` over scaled float32 rows; a new copy at each access.
     n_features_in_ : int
         Features in a row; for images, pixels times channels.
     feature_names_in_ : array of str
         Column names, if X was a DataFrame.
+    image_shape_ : tuple of int or None
+        Shape of an image, if X held images.
 
     Raises
     ------
@@ -168,6 +175,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     -----
     Scores are computed in float32 over tiles of a fixed number of rows, and are bit-identical whether
     rows are scored alone, together or in another order.
+
+    A row that lies far outside the training rows is flagged whatever the network: the encoder sees each
+    feature clipped to `rows.usual_range` of the training rows, so it cannot describe such a row to the
+    decoder.
 
     References
     ----------
@@ -424,15 +435,41 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         float64 array of shape (n_rows,)
             Higher = more normal; in nats, except for "reconstruction_error". Densities are those of
             the scaled rows.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError, TypeError
+            For rows that don't fit the training rows: other width, names or image shape, values that
+            are not finite or lie outside the likelihood's support.
         """
         return -self._map(self._validated(X), self._row_scores)
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
-        """``score_samples(X) - offset_``: negative for anomalies; float64 of shape (n_rows,)."""
+        """``score_samples(X) - offset_``: negative for anomalies.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows,)
+        """
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
-        """-1 for anomalies, +1 for the others; an array of shape (n_rows,)."""
+        """-1 for anomalies, +1 for the others.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        int array of shape (n_rows,)
+        """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     @_MethodNamedAsParameter
@@ -457,14 +494,34 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return -float(terms.sum(axis=1).mean())
 
     def encode(self, X: Any) -> npt.NDArray[np.float64]:
-        """Posterior means of z; an array of shape (n_rows, latent_dim_)."""
+        """Posterior means of z.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows, latent_dim_)
+        """
         X = self._validated(X)
         return self._map(X, lambda rows: scoring.encode(self.state_, rows, self.noise_, self.device))
 
     def reconstruct(self, X: Any) -> npt.NDArray[np.float64]:
         """Expected x given z, averaged over the draws of z, in the units of X.
 
-        An array of shape (n_rows, n_features); for a detector of images, (n_rows, height, width, channels).
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of the shape of X
+
+        Raises
+        ------
+        TypeError
+            If ``scaler_`` has no ``inverse_transform``.
         """
         form = np.shape(X)
         X = self._validated(X)
@@ -477,11 +534,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         n_samples : int, default=1
+            At least 1.
         random_state : int, RandomState instance or None, default=None
 
         Returns
         -------
-        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape)
+        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_)
+
+        Raises
+        ------
+        TypeError
+            If ``scaler_`` has no ``inverse_transform``.
         """
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:

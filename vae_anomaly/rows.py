@@ -20,6 +20,7 @@ Rows = npt.NDArray[np.float32]
 _FARTHEST = 1e14
 _LARGEST = 1e150
 _OUTERMOST = 0.005
+_TAIL_WIDTHS = 10
 
 
 def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
@@ -103,13 +104,14 @@ def usual_range(rows: Rows) -> Rows:
     """Smallest and largest usual value of each column, shape (2, n_columns).
 
     The range that holds all but the outermost 0.5 % of the values at either end (and at least one value),
-    as much again on both sides, and nothing beyond the smallest and the largest value. A column that is
-    constant but for so few values keeps its whole range.
+    ten times as much on both sides, and nothing beyond the smallest and the largest value: heavy tails lie
+    within, gross errors do not. A column that is constant but for so few values keeps its whole range.
     """
     ends = np.stack([rows.min(axis=0), rows.max(axis=0)])
     low = np.quantile(rows, _OUTERMOST, axis=0, method="higher")
     high = np.quantile(rows, 1 - _OUTERMOST, axis=0, method="lower")
-    usual = np.clip(np.stack([2 * low - high, 2 * high - low]), *ends)
+    margin = _TAIL_WIDTHS * (high - low)
+    usual = np.clip(np.stack([low - margin, high + margin]), *ends)
     return np.where(low < high, usual, ends).astype(np.float32)
 
 

@@ -32,7 +32,19 @@ class Score(NamedTuple):
     ----------
     per_draw : callable ``(vae, x, inferred) -> (n_draws, n_rows)``
     combine : callable ``(values, kl) -> (n_rows,)``
-        Takes the values of all draws, (n_draws, n_rows), and the closed-form KL of each row.
+        Takes the values of all draws, (n_draws, n_rows), and the closed-form KL of each row. Both
+        functions are traced by TensorFlow: write them in ``keras.ops``.
+
+    Examples
+    --------
+    The worst explained feature of a row, in nats, averaged over the draws:
+
+    >>> import keras
+    >>> from vae_anomaly import VAEDetector
+    >>> from vae_anomaly.scoring import Score
+    >>> def worst_feature(vae, x, inferred):
+    ...     return -keras.ops.min(vae.likelihood.log_prob(x, inferred.parameters), axis=-1)
+    >>> detector = VAEDetector(score=Score(worst_feature, lambda values, kl: keras.ops.mean(values, axis=0)))
     """
 
     per_draw: Callable[[Any, Any, Any], Any]
