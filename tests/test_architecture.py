@@ -21,9 +21,11 @@ ORDER = [
     "networks",
     "keras_network",
     "model",
+    "states",
     "programs",
     "scoring",
     "training",
+    "ensemble",
     "detector",
     "scorers",
 ]

@@ -13,6 +13,7 @@ from sklearn.utils.estimator_checks import (
 )
 
 from vae_anomaly import DenseNetwork, VAEDetector
+from vae_anomaly.ensemble import Member
 
 DETECTORS = {
     "default": VAEDetector(epochs=5),
@@ -32,6 +33,7 @@ DETECTORS = {
     "iwae_objective": VAEDetector(epochs=5, objective="iwae", n_training_draws=5),
     "held_out": VAEDetector(epochs=5, validation_fraction=0.2, early_stopping=True),
     "no_scaler": VAEDetector(epochs=5, scaler=None),
+    "ensemble": VAEDetector(epochs=5, members=[Member(), Member(trimmed_share=0.2)]),
 }
 # scikit-learn runs this check only where the array API is switched on before scipy is imported.
 NEEDS_A_PROCESS_OF_ITS_OWN = "check_array_api_input"

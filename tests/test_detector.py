@@ -41,7 +41,7 @@ def test_anomalies_score_lower_than_normal_rows(table):
 def test_training_changes_the_scores(table):
     X, y = table
     untrained = VAEDetector(epochs=1, learning_rate=1e-12, random_state=0).fit(X)
-    trained = VAEDetector(random_state=0).fit(X)
+    trained = VAEDetector(epochs=250, random_state=0).fit(X)
     assert trained.score(X) > untrained.score(X) + 1
     assert roc_auc_score(y, -trained.score_samples(X)) > roc_auc_score(y, -untrained.score_samples(X)) + 0.1
 
@@ -118,7 +118,7 @@ def test_encode_gives_posterior_means_that_the_model_has(fitted, table):
 @pytest.mark.parametrize("n_draws", [3, 100])
 def test_reconstructions_are_expected_rows_in_the_units_of_x(table, n_draws):
     X = table[0] * [1, 10, 100, 1000, 1, 1] + [0, 5, 0, 0, -50, 1e4]
-    detector = VAEDetector(n_draws=n_draws, random_state=0).fit(X)
+    detector = VAEDetector(n_draws=n_draws, epochs=250, random_state=0).fit(X)
     reconstructed = detector.reconstruct(X)
     assert reconstructed.shape == X.shape
     explained = 1 - ((X - reconstructed) ** 2).mean(axis=0) / X.var(axis=0)
@@ -175,8 +175,12 @@ def test_automatic_settings(fitted, table):
     assert binary.scaler_ is None
 
 
-def test_automatic_epochs_make_about_a_thousand_steps(table):
-    assert len(VAEDetector(random_state=0).fit(table[0]).history_["loss"]) == 250
+def test_automatic_epochs_make_about_a_thousand_steps_or_two_thousand_that_may_stop(table):
+    one = {"members": 1, "random_state": 0}
+    assert len(VAEDetector(early_stopping=False, **one).fit(table[0]).history_["loss"]) == 250
+    never = VAEDetector(patience=10_000, **one).fit(table[0])
+    assert len(never.history_["loss"]) == 500  # of 400 rows, in 4 batches
+    assert len(VAEDetector(**one).fit(table[0]).history_["loss"]) < 500
 
 
 # -- scalers ------------------------------------------------------------------------------------------
@@ -257,9 +261,9 @@ def test_images_come_back_in_the_form_they_had(digits):
 def test_images_have_the_continuous_bernoulli_by_default_flat_or_not(digits):
     flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), epochs=1).fit(digits.reshape(-1, 64))
     for detector in (flat, VAEDetector(epochs=1).fit(digits), VAEDetector("dense", epochs=1).fit(digits)):
-        assert isinstance(detector.state_.specification.likelihood, ContinuousBernoulli)
+        assert isinstance(detector.members_[0].specification.likelihood, ContinuousBernoulli)
     table = VAEDetector("dense", epochs=1).fit(digits.reshape(-1, 64))
-    assert isinstance(table.state_.specification.likelihood, Gaussian)
+    assert isinstance(table.members_[0].specification.likelihood, Gaussian)
 
 
 def test_other_digits_score_lower(digits):
@@ -424,7 +428,7 @@ def test_a_fitted_model_shares_nothing_with_the_users_parameters(table):
     before = detector.score_samples(table[0])
     network.hidden_units.append(4)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(detector)).score_samples(table[0]), before)
-    assert detector.state_.specification.network.hidden_units == [8]
+    assert detector.members_[0].specification.network.hidden_units == [8]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -453,6 +457,7 @@ WRONG = {
     "learning_rate": (0.0, "learning_rate"),
     "learning_rate_schedule": ("step", "learning_rate_schedule.*(?=.*'cosine')(?=.*'linear')"),
     "gradient_clip_norm": (0, "gradient_clip_norm"),
+    "members": (0, "members"),
     "validation_fraction": (1.0, "validation_fraction"),
     "early_stopping": ("yes", "early_stopping"),
     "patience": (0, "patience"),
@@ -496,7 +501,7 @@ def test_contamination_zero_is_refused(table):
 
 def test_early_stopping_without_held_out_rows_is_refused(table):
     with pytest.raises(ValueError, match="set validation_fraction"):
-        VAEDetector(early_stopping=True).fit(table[0])
+        VAEDetector(early_stopping=True, validation_fraction=0.0).fit(table[0])
 
 
 def test_free_bits_with_importance_weights_are_refused(table):

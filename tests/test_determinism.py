@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.preprocessing import MinMaxScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
+from vae_anomaly.ensemble import Member
 from vae_anomaly.likelihoods import LIKELIHOODS, Gaussian
 
 TO_UNIT_INTERVAL = MinMaxScaler(clip=True)
@@ -36,6 +37,7 @@ SETTINGS = {
     "iwae": {"score": "iwae", "objective": "iwae", "n_training_draws": 3},
     "reconstruction_error": {"score": "reconstruction_error"},
     "xla": {"jit_compile": True},
+    "ensemble": {"members": [Member(), Member(trimmed_share=0.2), Member(beta_factor=0.3)]},
 }
 
 

@@ -19,7 +19,7 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector, scorers
 from vae_anomaly.datasets import load_tumours
-from vae_anomaly.programs import ModelState
+from vae_anomaly.states import ModelState
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +136,12 @@ def test_the_state_is_arrays_and_plain_configuration(table):
     )
     ran = subprocess.run([sys.executable, "-c", code], input=dumped, capture_output=True, check=True)
     assert b"VAEDetector(epochs=1" in ran.stdout
-    assert isinstance(detector.state_, ModelState)
+    assert isinstance(detector.members_[0], ModelState)
     assert all(
-        isinstance(value, np.ndarray) for value in (detector.state_.trainable, *detector.state_.non_trainable)
+        isinstance(value, np.ndarray)
+        for value in (detector.members_[0].trainable, *detector.members_[0].non_trainable)
     )
-    assert len(dumped) < 3 * detector.state_.trainable.nbytes
+    assert len(dumped) < 3 * detector.members_[0].trainable.nbytes
 
 
 def test_a_users_keras_models_go_through_clones_pickles_and_workers(table):

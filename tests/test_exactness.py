@@ -8,12 +8,15 @@ posterior family contains it.
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from vae_anomaly import DenseNetwork, VAEDetector
+from vae_anomaly.ensemble import Member, averaged
 from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.programs import Specification, architecture
+from vae_anomaly.programs import architecture
 from vae_anomaly.scoring import SCORES, elbo_terms, score_rows
+from vae_anomaly.states import Specification
 
 D, L, SIGMA = 5, 2, 0.7
 
@@ -47,7 +50,7 @@ def noise(n_draws, seed=0):
 
 def test_at_the_exact_posterior_the_elbo_is_the_evidence(exact):
     state, rows, evidence = exact
-    elbo = -elbo_terms(state, rows, noise(20_000), None).sum(axis=1)
+    elbo = -elbo_terms([state], rows, noise(20_000), None)[0].sum(axis=1)
     # The Monte-Carlo error of E_q log p(x|z) with 20,000 draws: its standard deviation is about 2.
     np.testing.assert_allclose(elbo, evidence, atol=5 * 2 / np.sqrt(20_000))
 
@@ -56,7 +59,7 @@ def test_at_the_exact_posterior_every_importance_weight_is_the_evidence(exact):
     state, rows, evidence = exact
     for n_draws in (1, 7):
         np.testing.assert_allclose(
-            -score_rows(state, rows, noise(n_draws), SCORES["iwae"], None), evidence, atol=2e-4
+            -score_rows([state], rows, noise(n_draws), SCORES["iwae"], None)[0], evidence, atol=2e-4
         )
 
 
@@ -65,9 +68,9 @@ def test_elbo_below_iwae_below_evidence_and_rising_with_the_draws(exact):
     wrong = state.__class__(state.specification, state.trainable + np.float32(0.15), state.non_trainable)
     # The evidence of the changed model, whose decoder moved too.
     model_evidence = _evidence(wrong, rows)
-    elbo = -elbo_terms(wrong, rows, noise(4000), None).sum(axis=1).mean()
+    elbo = -elbo_terms([wrong], rows, noise(4000), None)[0].sum(axis=1).mean()
     bounds = {
-        k: [-score_rows(wrong, rows, noise(k, seed), SCORES["iwae"], None).mean() for seed in range(300)]
+        k: [-score_rows([wrong], rows, noise(k, seed), SCORES["iwae"], None)[0].mean() for seed in range(300)]
         for k in (1, 5, 25, 125)
     }
     # One draw is the ELBO's own estimate: equal up to the standard error over the 300 seeds.
@@ -96,8 +99,29 @@ def test_training_reaches_the_maximum_likelihood_of_probabilistic_pca():
     top = vectors[:, -L:] * np.sqrt(values[-L:] - 0.25)
     best = multivariate_normal(X.mean(axis=0), top @ top.T + 0.25 * np.eye(D)).logpdf(X).mean()
     # Stated tolerance: 0.01 nats a row.
-    assert best - 0.01 < _evidence(detector.state_, X, sigma=0.5).mean() <= best
-    assert best - 0.01 < _closed_form_elbo(detector.state_, X, sigma=0.5).mean() <= best
+    assert best - 0.01 < _evidence(detector.members_[0], X, sigma=0.5).mean() <= best
+    assert best - 0.01 < _closed_form_elbo(detector.members_[0], X, sigma=0.5).mean() <= best
+
+
+def test_an_ensembles_elbo_is_a_bound_of_its_mixtures_evidence():
+    rng = np.random.RandomState(1)
+    X = (rng.normal(size=(500, L)) @ rng.normal(size=(L, D)) + 0.5 * rng.normal(size=(500, D))).astype("f4")
+    detector = VAEDetector(
+        network=DenseNetwork(()),
+        likelihood=Gaussian(scale=0.5),
+        latent_dim=L,
+        scaler=None,
+        members=[Member(), Member(trimmed_share=0.3), Member(beta_factor=0.2)],
+        epochs=100,
+        n_draws=500,
+        random_state=0,
+    ).fit(X)
+    evidence = np.stack([_evidence(state, X, sigma=0.5) for state in detector.members_])
+    mixture = logsumexp(evidence, axis=0, b=detector.weights_[:, None])
+    elbo = -averaged(elbo_terms(detector.members_, X, detector.noise_, None), detector.weights_).sum(axis=1)
+    # Row by row, up to the error of 500 draws.
+    assert (elbo < mixture + 0.2).all()
+    assert detector.score(X) < mixture.mean()
 
 
 def test_every_score_is_its_formula_in_numpy(exact):
@@ -120,7 +144,7 @@ def test_every_score_is_its_formula_in_numpy(exact):
     assert set(expected) == set(SCORES)
     for name, value in expected.items():
         np.testing.assert_allclose(
-            score_rows(state, rows, draws, SCORES[name], None), value, rtol=2e-5, atol=2e-5, err_msg=name
+            score_rows([state], rows, draws, SCORES[name], None)[0], value, rtol=2e-5, atol=2e-5, err_msg=name
         )
 
 

@@ -207,7 +207,7 @@ def test_a_fit_starts_from_the_present_weights_if_pretrained_and_from_new_ones_o
 def test_a_fitted_detector_holds_no_live_model_and_nothing_of_the_users() -> None:
     network = KerasNetwork(an_encoder(), a_decoder(), pretrained=True)
     detector = fit(network)
-    kept = detector.state_.specification.network
+    kept = detector.members_[0].specification.network
     assert not isinstance(kept.encoder, keras.Model)
     assert "Blueprint((None, 4) -> " in repr(kept)
     before = detector.score_samples(ROWS)

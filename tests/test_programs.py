@@ -14,7 +14,8 @@ import pytest
 from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector, programs
 from vae_anomaly.backend import tf
 from vae_anomaly.likelihoods import Bernoulli, Gaussian
-from vae_anomaly.programs import BlockOptions, Limits, Specification, architecture, architecture_of
+from vae_anomaly.programs import BlockOptions, Limits, architecture, architecture_of
+from vae_anomaly.states import Specification
 
 
 def specification(units=(8,), likelihood=None, n_features=3, latent_dim=2):
@@ -99,7 +100,7 @@ def test_a_block_uses_the_first_steps_only():
 
     def run(batches, n_steps):
         arguments = map(tf.constant, (batches, n_steps, rates, betas))
-        no_limits = Limits(tf.constant(0.0), tf.constant(0.0))
+        no_limits = Limits(tf.constant(0.0), tf.constant(0.0), tf.constant(4))
         return program(shared.training_state(state), *arguments, no_limits, tf.constant(1))
 
     first, sums = run(batches, 3)
@@ -134,11 +135,11 @@ def test_limits_go_in_as_numbers(table):
     X, _ = table
     settings = {"network": DenseNetwork((17,)), "epochs": 3, "random_state": 0}
     first = VAEDetector(gradient_clip_norm=0.5, free_bits=0.1, **settings).fit(X)
-    traced = set(architecture(first.state_.specification)._programs)
+    traced = set(architecture(first.members_[0].specification)._programs)
     for clip_norm, free_bits in ((0.01, 0.1), (0.5, 0.3), (1e9, 1e-9)):
         other = VAEDetector(gradient_clip_norm=clip_norm, free_bits=free_bits, **settings).fit(X)
         assert not np.array_equal(other.score_samples(X), first.score_samples(X))
-    assert set(architecture(first.state_.specification)._programs) == traced
+    assert set(architecture(first.members_[0].specification)._programs) == traced
 
 
 def test_one_architecture_keeps_a_bounded_number_of_programs(table):
@@ -146,7 +147,7 @@ def test_one_architecture_keeps_a_bounded_number_of_programs(table):
     detector = VAEDetector(network=DenseNetwork((18,)), epochs=1, random_state=0)
     for batch_size in range(20, 30 + programs._CACHED_PROGRAMS):
         detector.set_params(batch_size=batch_size).fit(X[:40])
-    assert len(architecture(detector.state_.specification)._programs) == programs._CACHED_PROGRAMS
+    assert len(architecture(detector.members_[0].specification)._programs) == programs._CACHED_PROGRAMS
 
 
 def test_a_model_in_use_keeps_its_programs_whatever_else_is_fitted(table):
@@ -154,11 +155,11 @@ def test_a_model_in_use_keeps_its_programs_whatever_else_is_fitted(table):
     X, _ = table
     network = DenseNetwork((103,))
     served = VAEDetector(network=network, epochs=1, random_state=0).fit(X)
-    its_own = architecture_of(served.state_)
+    its_own = architecture_of(served.members_[0])
     for units in range(301, 302 + programs._CACHED_ARCHITECTURES):
         architecture(specification(units=(units,)))
-    assert architecture(served.state_.specification) is not its_own
-    assert architecture_of(served.state_) is its_own
+    assert architecture(served.members_[0].specification) is not its_own
+    assert architecture_of(served.members_[0]) is its_own
 
 
 def test_a_network_without_trainable_weights_is_refused(table):
@@ -183,13 +184,13 @@ def test_keras_in_another_precision_is_refused():
 def test_no_row_count_traces_a_program_again(table):
     X, _ = table
     detector = VAEDetector(network=DenseNetwork((19,)), epochs=2, random_state=0).fit(X)
-    traced = set(architecture(detector.state_.specification)._programs)
+    traced = set(architecture(detector.members_[0].specification)._programs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for n_rows in (2, 3, 31, 128, 129, 300, 499):
             VAEDetector(network=DenseNetwork((19,)), epochs=1, random_state=0).fit(X[:n_rows])
             detector.score_samples(X[:n_rows])
-    assert set(architecture(detector.state_.specification)._programs) == traced
+    assert set(architecture(detector.members_[0].specification)._programs) == traced
 
 
 def test_memory_does_not_grow_with_the_number_of_rows(monkeypatch, table):
@@ -220,7 +221,7 @@ def test_computation_and_state_go_to_the_named_device():
         "X = np.random.RandomState(0).normal(size=(300, 4))\n"
         "there = VAEDetector(epochs=2, device='cpu:1', random_state=0).fit(X)\n"
         "here = VAEDetector(epochs=2, device='cpu:0', random_state=0).fit(X)\n"
-        "placed = programs._on_device(there.state_, 'cpu:1')\n"
+        "placed = programs._on_device(there.members_[0], 'cpu:1')\n"
         "assert all(t.device.endswith('CPU:1') for t in (placed[0], *placed[1])), placed[0].device\n"
         "assert np.array_equal(there.score_samples(X), here.score_samples(X))\n"
         "there.set_params(device='cpu:0').predict(X)\n"

@@ -74,7 +74,7 @@ def test_adam_is_keras_adam(X):
     start = fit(rows, epochs=1, **{**common, "learning_rate": 1e-30})
     one_step = fit(rows, epochs=1, **common)
     # Adam's first step moves every weight by the learning rate against the sign of its gradient.
-    moved = one_step.state_.trainable - start.state_.trainable
+    moved = one_step.members_[0].trainable - start.members_[0].trainable
     touched = np.abs(moved) > 1e-6
     assert touched.mean() > 0.7
     np.testing.assert_allclose(np.abs(moved[touched]), 0.01, rtol=0.02)
@@ -124,7 +124,7 @@ def test_every_setting_trains_and_changes_the_model(X, settings):
 
 def test_every_weight_moves(X):
     start = fit(X, epochs=1, learning_rate=1e-12)
-    moved = np.abs(fit(X, epochs=60).state_.trainable - start.state_.trainable)
+    moved = np.abs(fit(X, epochs=60).members_[0].trainable - start.members_[0].trainable)
     # Only the weights into a unit that no row activates can stay; with 16 units, none is dead here.
     assert (moved > 1e-4).all()
 
@@ -183,7 +183,7 @@ def test_early_stopping_stops_and_restores_the_best_weights():
         n_draws=20,
         jit_compile=False,
     )
-    np.testing.assert_array_equal(detector.state_.trainable, stopped_later.state_.trainable)
+    np.testing.assert_array_equal(detector.members_[0].trainable, stopped_later.members_[0].trainable)
 
 
 def test_held_out_rows_are_not_trained_on(X):
@@ -318,13 +318,13 @@ def test_keras_early_stopping_restores_its_best_weights():
     best = int(np.argmin(detector.history_["val_loss"]))
     assert len(detector.history_["loss"]) == best + 1 + 3
     best_epoch = fit(X, epochs=best + 1, **settings)
-    np.testing.assert_array_equal(detector.state_.trainable, best_epoch.state_.trainable)
+    np.testing.assert_array_equal(detector.members_[0].trainable, best_epoch.members_[0].trainable)
 
 
 def test_a_callback_can_steer_the_learning_rate(X):
     frozen_after_one = keras.callbacks.LearningRateScheduler(lambda epoch: 0.003 if epoch == 0 else 0.0)
     detector = fit(X, epochs=5, callbacks=[frozen_after_one])
-    np.testing.assert_array_equal(detector.state_.trainable, fit(X, epochs=1).state_.trainable)
+    np.testing.assert_array_equal(detector.members_[0].trainable, fit(X, epochs=1).members_[0].trainable)
 
 
 def test_callbacks_keep_no_model_after_the_training(X):

@@ -15,7 +15,17 @@ _ADDRESS = {
     "ConvNetwork": "networks",
     "KerasNetwork": "keras_network",
 }
-_SUBMODULES = ("datasets", "layers", "likelihoods", "model", "networks", "scorers", "scoring", "thresholds")
+_SUBMODULES = (
+    "datasets",
+    "ensemble",
+    "layers",
+    "likelihoods",
+    "model",
+    "networks",
+    "scorers",
+    "scoring",
+    "thresholds",
+)
 
 __all__ = [
     "ConvNetwork",
@@ -24,6 +34,7 @@ __all__ = [
     "VAEDetector",
     "__version__",
     "datasets",
+    "ensemble",
     "layers",
     "likelihoods",
     "model",
@@ -34,7 +45,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from vae_anomaly import datasets, layers, likelihoods, model, networks, scorers, scoring, thresholds
+    from vae_anomaly import (
+        datasets,
+        ensemble,
+        layers,
+        likelihoods,
+        model,
+        networks,
+        scorers,
+        scoring,
+        thresholds,
+    )
     from vae_anomaly.detector import VAEDetector
     from vae_anomaly.keras_network import KerasNetwork
     from vae_anomaly.networks import ConvNetwork, DenseNetwork

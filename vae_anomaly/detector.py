@@ -11,17 +11,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, OutlierMixin, clone
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from vae_anomaly import likelihoods, networks, programs, scoring, thresholds, training
+from vae_anomaly import ensemble, likelihoods, networks, programs, scoring, thresholds, training
+from vae_anomaly.ensemble import Member
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
-from vae_anomaly.programs import ModelState, Specification
-from vae_anomaly.rows import Rows, check_magnitude, column_names, flattened, scaled, unscaled, usual_range
+from vae_anomaly.rows import Rows, check_magnitude, column_names, flattened, scaled, unscaled
 from vae_anomaly.scoring import Score
+from vae_anomaly.states import ModelState, Specification
 
 __all__ = ["VAEDetector"]
 
@@ -75,7 +75,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
         "reconstruction_probability": -E_q log p(x|z) (An & Cho 2015). "reconstruction_error": E_q of
         the squared error, or of the cross-entropy for data in [0, 1]. All but the last in nats.
-        "auto" is "elbo". A `scoring.Score` of your own works too.
+        "auto" is "elbo" for one model and "reconstruction_probability" for an ensemble, whose score is the
+        members' weighted mean. A `scoring.Score` of your own works too.
     n_draws : int, default=10
         Draws of z that a score averages over. They are made once in `fit` and shared by all rows.
     objective : {"elbo", "iwae"}, default="elbo"
@@ -88,8 +89,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Share of the training, in [0, 1], over which the weight of the KL rises linearly to ``beta``.
     free_bits : float, default=0.0
         Nats of KL that each latent dimension may use unpenalized. Only for ``objective="elbo"``.
+    members : "auto", int or list of Member, default="auto"
+        The models to train and average: so many that differ by their seeds only, or one for each
+        `ensemble.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
+        models, half of them robust against anomalies among the training rows. Otherwise it is one model.
     epochs : "auto" or int, default="auto"
-        Passes over the training rows. "auto" makes about 1,000 training steps of them, and at least 5.
+        Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
+        stopping, and at least 5 passes.
     batch_size : int, default=128
         Rows in a training step. Fewer training rows than that are repeated to fill it.
     learning_rate : float, default=3e-3
@@ -99,12 +105,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         (array in [0, 1]) to such a factor. None keeps it constant.
     gradient_clip_norm : float or None, default=None
         Longest gradient (Euclidean norm over all weights) that is not shortened.
-    validation_fraction : float, default=0.0
-        Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`.
-    early_stopping : bool, default=False
+    validation_fraction : "auto" or float, default="auto"
+        Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each
+        member holds out others. "auto" is 0.2 with early stopping and 0 without.
+    early_stopping : "auto" or bool, default="auto"
         Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
-        Needs ``validation_fraction > 0``.
-    patience : int, default=10
+        "auto" does for tables of at least 10 rows if ``epochs="auto"``: an int trains as long as it says.
+    patience : int, default=30
         Epochs to wait.
     contamination : "auto" or float, default="auto"
         Where the threshold lies. A float in (0, 0.5] calls that share of the training rows anomalies.
@@ -141,10 +148,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     offset_ : float
         ``decision_function = score_samples - offset_``.
     history_ : dict of list of float
-        For each epoch, means per row, in nats: "loss", "reconstruction", "kl", and with validation rows
-        "val_loss", "val_reconstruction", "val_kl". For ``objective="elbo"`` without warm-up, free bits or
-        layers that add losses, loss = reconstruction + beta * kl; val_loss always is. After a warm start,
-        NaN marks epochs in which a figure was not measured.
+        For each epoch, means per row, and over the members that still trained, in nats: "loss",
+        "reconstruction", "kl", and with validation rows "val_loss", "val_reconstruction", "val_kl". For
+        ``objective="elbo"`` without trimming, warm-up, free bits or layers that add losses,
+        loss = reconstruction + beta * kl; val_loss always is. After a warm start, NaN marks epochs in
+        which a figure was not measured.
     score_ : str or Score
         The ``score`` that `offset_` was set for; setting the parameter anew acts at the next `fit`.
     scaler_ : transformer or None
@@ -153,10 +161,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Latent dimensions.
     noise_ : float32 array of shape (n_draws, latent_dim_)
         The draws that scores average over.
-    state_ : ModelState
-        The trained model as arrays and configuration.
+    members_ : tuple of ModelState
+        The trained models as arrays and configuration.
+    weights_ : float64 array of shape (n_members,)
+        The members' weights in every average, inverse to the interquartile range of their training scores.
     model_ : VAE
-        The trained model as a `keras.Model` over scaled float32 rows; a new copy at each access.
+        The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
     n_features_in_ : int
         Features in a row; for images, pixels times channels.
     feature_names_in_ : array of str
@@ -195,7 +205,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     array([ 1, -1])
     """
 
-    state_: ModelState
+    members_: tuple[ModelState, ...]
     noise_: Rows
     history_: dict[str, list[float]]
 
@@ -211,13 +221,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "beta": [Interval(Real, 0, None, closed="left")],
         "kl_warm_up": [Interval(Real, 0, 1, closed="both")],
         "free_bits": [Interval(Real, 0, None, closed="left")],
+        "members": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), list, tuple],
         "epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions({*training.SCHEDULES}), callable, None],
         "gradient_clip_norm": [Interval(Real, 0, None, closed="neither"), None],
-        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
-        "early_stopping": ["boolean"],
+        "validation_fraction": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
+        "early_stopping": [StrOptions({"auto"}), "boolean"],
         "patience": [Interval(Integral, 1, None, closed="left")],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "threshold": [HasMethods("cut"), None],
@@ -243,14 +254,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         beta: float = 1.0,
         kl_warm_up: float = 0.0,
         free_bits: float = 0.0,
+        members: str | int | Sequence[Member] = "auto",
         epochs: str | int = "auto",
         batch_size: int = 128,
         learning_rate: float = 3e-3,
         learning_rate_schedule: str | Callable[[Any], Any] | None = None,
         gradient_clip_norm: float | None = None,
-        validation_fraction: float = 0.0,
-        early_stopping: bool = False,
-        patience: int = 10,
+        validation_fraction: str | float = "auto",
+        early_stopping: str | bool = "auto",
+        patience: int = 30,
         contamination: str | float = "auto",
         threshold: Any = None,
         scaler: Any = "auto",
@@ -271,6 +283,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.beta = beta
         self.kl_warm_up = kl_warm_up
         self.free_bits = free_bits
+        self.members = members
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -311,7 +324,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         with self._all_or_nothing():
             self._validate_params()
-            if self.early_stopping and not self.validation_fraction:
+            if self.early_stopping not in ("auto", False) and self.validation_fraction == 0:
                 raise ValueError(
                     "early_stopping=True watches rows that are held out of training: set "
                     "validation_fraction, for example to 0.1; received validation_fraction=0."
@@ -321,11 +334,18 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                     "free_bits limits the closed-form KL, which objective='iwae' does not have; set "
                     f"free_bits=0 or objective='elbo'. Received free_bits={self.free_bits}."
                 )
-            continuing = self.warm_start and hasattr(self, "state_")
+            continuing = self.warm_start and hasattr(self, "members_")
             X, image_shape = self._checked(X, reset=not continuing)
             rng = check_random_state(self.random_state)
-            seeds = rng.randint(np.iinfo(np.int32).max, size=5)
             network, likelihood = self._specifications(image_shape)
+            recipe = ensemble.recipe(
+                self.members,
+                self.validation_fraction,
+                self.early_stopping,
+                decide=self.epochs == "auto" and not network.takes_images(image_shape),
+                n_rows=len(X),
+            )
+            draws_seed, *seeds = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * len(recipe.members))
             if not continuing:
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
                 scaler = likelihood.default_scaler() if isinstance(self.scaler, str) else self.scaler
@@ -337,26 +357,33 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             if latent_dim == "auto":
                 latent_dim = network.default_latent_dim(rows.shape[1])
             specification = Specification(network, likelihood, rows.shape[1], int(latent_dim))
+            own_seeds = [ensemble.Seeds(*map(int, four)) for four in np.reshape(seeds, (-1, 4))]
             if not continuing:
                 self.latent_dim_ = specification.latent_dim
-                draws = np.random.RandomState(seeds[0]).standard_normal((self.n_draws, self.latent_dim_))
+                draws = np.random.RandomState(draws_seed).standard_normal((self.n_draws, self.latent_dim_))
                 self.noise_ = draws.astype(np.float32)
-                self._split_seed = int(seeds[2])
+                # Held-out rows of this fit stay held out if a warm start goes on with the same rows.
+                self._split_seeds = [seeds.split for seeds in own_seeds]
                 self.history_ = {}
-            elif self.n_draws != len(self.noise_):
-                raise ValueError(
-                    f"warm_start=True keeps the {len(self.noise_)} draws of the earlier fit, but n_draws is "
-                    f"{self.n_draws} now; set warm_start=False to start anew."
-                )
-            elif specification.key != self.state_.specification.key:
-                raise ValueError(
-                    "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
-                    "latent_dim or the width of X have changed since; set warm_start=False to start anew."
-                )
-            self._train(rows, specification, continuing, seeds[1:])
-            self.score_ = vars(self)["score"]
+            else:
+                self._check_continues(specification, len(own_seeds))
+            self.members_, history = ensemble.train_members(
+                specification,
+                rows,
+                training.Plan(**{name: getattr(self, name) for name in training.PARAMETERS}),
+                recipe,
+                [own._replace(split=split) for own, split in zip(own_seeds, self._split_seeds, strict=True)],
+                noise=self.noise_,
+                earlier=self.members_ if continuing else None,
+                callbacks=self.callbacks or (),
+                verbose=int(self.verbose),
+            )
+            self.history_ = _continued(self.history_, history)
+            self.score_ = scoring.resolve_name(vars(self)["score"], len(self.members_))
             rule = thresholds.resolve(self.threshold, self.contamination)
-            scores = self._row_scores(rows)
+            by_member = self._member_scores(rows)
+            self.weights_ = ensemble.weights_for(by_member)
+            scores = ensemble.averaged(by_member, self.weights_)
             if not np.isfinite(scores).all():  # the last step's weights have not been through a loss
                 raise FloatingPointError(
                     "training diverged in its last step: training rows have no finite score. Lower "
@@ -364,6 +391,24 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 )
             self.offset_ = -float(rule.cut(scores))
         return self
+
+    def _check_continues(self, specification: Specification, n_members: int) -> None:
+        """Refuse a warm start that cannot go on from the earlier fit."""
+        if self.n_draws != len(self.noise_):
+            raise ValueError(
+                f"warm_start=True keeps the {len(self.noise_)} draws of the earlier fit, but n_draws is "
+                f"{self.n_draws} now; set warm_start=False to start anew."
+            )
+        if n_members != len(self.members_):
+            raise ValueError(
+                f"warm_start=True goes on with the {len(self.members_)} members of the earlier fit, but now "
+                f"there are to be {n_members}; set warm_start=False to start anew."
+            )
+        if specification.key != self.members_[0].specification.key:
+            raise ValueError(
+                "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
+                "latent_dim or the width of X have changed since; set warm_start=False to start anew."
+            )
 
     def _specifications(self, image_shape: tuple[int, ...] | None) -> tuple[Network, Likelihood]:
         """The network and the likelihood to use: checked copies, out of reach of a later set_params."""
@@ -376,41 +421,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         likelihood = likelihoods.resolve(likelihood).snapshot()
         network._validate_params()
         likelihood._validate_params()
-        scoring.resolve(vars(self)["score"])
+        scoring.resolve_name(vars(self)["score"], 1)
         return network, likelihood
-
-    def _train(
-        self, rows: Rows, specification: Specification, continuing: bool, seeds: npt.NDArray[np.int64]
-    ) -> None:
-        initial_seed, _, shuffle_seed, noise_seed = map(int, seeds)
-        held_out = None
-        if self.validation_fraction:
-            n_held_out = math.ceil(self.validation_fraction * len(rows))
-            if n_held_out >= len(rows):
-                raise ValueError(
-                    f"validation_fraction={self.validation_fraction:g} leaves none of the {len(rows)} rows "
-                    "to train on; lower it, or fit on more rows."
-                )
-            # The rows of the earlier fit are split as they were then: held-out rows stay unseen.
-            rows, held_out = train_test_split(rows, test_size=n_held_out, random_state=self._split_seed)
-        input_range = usual_range(rows)
-        with programs.placed(self.device):
-            if continuing:
-                state = programs.architecture_of(self.state_).with_input_range(self.state_, input_range)
-            else:
-                state = programs.architecture(specification).initial_state(initial_seed, input_range)
-        result = training.train(
-            state,
-            rows,
-            training.Plan(**{name: getattr(self, name) for name in training.Plan.__dataclass_fields__}),
-            shuffle_seed=shuffle_seed,
-            noise_seed=noise_seed,
-            validation=None if held_out is None else training.Validation(held_out, self.noise_),
-            callbacks=self.callbacks or (),
-            verbose=int(self.verbose),
-        )
-        self.state_ = result.state
-        self.history_ = _continued(self.history_, result.history)
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -444,7 +456,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             For rows that don't fit the training rows: other width, names or image shape, values that
             are not finite or lie outside the likelihood's support.
         """
-        return -self._map(self._validated(X), self._row_scores)
+        X = self._validated(X)
+        return -self._map_blocks(X, lambda rows: ensemble.averaged(self._member_scores(rows), self.weights_))
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
         """``score_samples(X) - offset_``: negative for anomalies.
@@ -490,7 +503,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         float
         """
         X = self._validated(X)
-        terms = self._map(X, lambda rows: scoring.elbo_terms(self.state_, rows, self.noise_, self.device))
+        terms = self._map(X, scoring.elbo_terms)
         return -float(terms.sum(axis=1).mean())
 
     def encode(self, X: Any) -> npt.NDArray[np.float64]:
@@ -505,7 +518,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         float64 array of shape (n_rows, latent_dim_)
         """
         X = self._validated(X)
-        return self._map(X, lambda rows: scoring.encode(self.state_, rows, self.noise_, self.device))
+        first = self.members_[:1]
+        return self._map_blocks(X, lambda rows: scoring.encode(first, rows, self.noise_, self.device)[0])
 
     def reconstruct(self, X: Any) -> npt.NDArray[np.float64]:
         """Expected x given z, averaged over the draws of z, in the units of X.
@@ -525,11 +539,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         form = np.shape(X)
         X = self._validated(X)
-        rows = self._map(X, lambda rows: scoring.reconstruct(self.state_, rows, self.noise_, self.device))
-        return unscaled(rows, self.scaler_).reshape(form)
+        return unscaled(self._map(X, scoring.reconstruct), self.scaler_).reshape(form)
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> npt.NDArray[np.float64]:
-        """New rows: z from the prior, x from p(x|z), in the units of X.
+        """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
 
         Parameters
         ----------
@@ -549,26 +562,40 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
-        seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+        rng = check_random_state(random_state)
+        seeds = rng.randint(np.iinfo(np.int32).max, size=len(self.members_))
+        members = rng.choice(len(self.members_), size=int(n_samples), p=self.weights_)
+        rows = np.empty((int(n_samples), self.members_[0].specification.n_features))
         with programs.placed(self.device):
-            rows = unscaled(self.model_.sample(int(n_samples), seed).astype(np.float64), self.scaler_)
+            for position, (state, seed) in enumerate(zip(self.members_, seeds, strict=True)):
+                if chosen := (members == position).sum():
+                    rows[members == position] = programs.model_of(state).sample(int(chosen), int(seed))
+        rows = unscaled(rows, self.scaler_)
         return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
 
     @property
     def model_(self) -> Any:
-        """The trained `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
+        """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
         check_is_fitted(self)
-        architecture = programs.architecture_of(self.state_)
-        model = architecture.new_model()
-        architecture.load_into(model, self.state_)
-        return model
+        return programs.model_of(self.members_[0])
 
-    def _row_scores(self, rows: Rows) -> npt.NDArray[np.float64]:
-        self._check_support(rows, self.state_.specification.likelihood)
-        score = scoring.resolve(self.score_)
-        return scoring.score_rows(self.state_, rows, self.noise_, score, self.device)
+    def _member_scores(self, rows: Rows) -> npt.NDArray[np.float64]:
+        """Scores by each member, shape (n_members, n_rows)."""
+        self._check_support(rows, self.members_[0].specification.likelihood)
+        return scoring.score_rows(self.members_, rows, self.noise_, scoring.resolve(self.score_), self.device)
 
     def _map(
+        self, X: npt.NDArray[Any], function: Callable[..., npt.NDArray[np.float64]]
+    ) -> npt.NDArray[np.float64]:
+        """The members' average of a function of `scoring`."""
+        return self._map_blocks(
+            X,
+            lambda rows: ensemble.averaged(
+                function(self.members_, rows, self.noise_, self.device), self.weights_
+            ),
+        )
+
+    def _map_blocks(
         self, X: npt.NDArray[Any], function: Callable[[Rows], npt.NDArray[np.float64]]
     ) -> npt.NDArray[np.float64]:
         """Scale and process X in blocks, so that memory does not grow with the number of rows."""

@@ -42,9 +42,13 @@ class Network(Spec):
         """What ``latent_dim="auto"`` means: as many latents as features, at most 8."""
         return min(n_features, 8)
 
+    def takes_images(self, image_shape: tuple[int, ...] | None) -> bool:
+        """Whether its rows are images; ``image_shape`` is the shape of those that X held, or None."""
+        return image_shape is not None
+
     def default_likelihood(self, image_shape: tuple[int, ...] | None) -> str:
         """What ``likelihood="auto"`` means: Gaussian for tables, continuous Bernoulli for images."""
-        return "gaussian" if image_shape is None else "continuous_bernoulli"
+        return "continuous_bernoulli" if self.takes_images(image_shape) else "gaussian"
 
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
         """Return a new Keras encoder and decoder.
@@ -203,9 +207,8 @@ class ConvNetwork(Network):
         """What ``latent_dim="auto"`` means: as many latents as pixels, at most 16."""
         return min(n_features, 16)
 
-    def default_likelihood(self, image_shape: tuple[int, ...] | None) -> str:
-        """What ``likelihood="auto"`` means: continuous Bernoulli, for flat images too."""
-        return "continuous_bernoulli"
+    def takes_images(self, image_shape: tuple[int, ...] | None) -> bool:
+        return True
 
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
         _check_sizes("filters", self.filters)

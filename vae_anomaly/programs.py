@@ -18,27 +18,25 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
-from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.networks import Network
 from vae_anomaly.objective import loss_terms
 from vae_anomaly.rows import Rows
+from vae_anomaly.states import ModelState, Specification
 
 __all__ = [
     "Architecture",
     "BlockOptions",
     "Limits",
-    "ModelState",
-    "Specification",
     "TrainingState",
     "architecture",
     "architecture_of",
+    "model_of",
     "placed",
 ]
 
@@ -53,40 +51,6 @@ _BLOCK_OF_TILES_NUMBERS = 2**22
 # single row dear.
 _TILE_FLOPS = 8e6
 _TILE_ROWS = (16, 256)
-
-
-class Specification(NamedTuple):
-    """Everything that decides a VAE's architecture."""
-
-    network: Network
-    likelihood: Likelihood
-    n_features: int
-    latent_dim: int
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for specifications that can share compiled programs."""
-        network, likelihood, n_features, latent_dim = self
-        return network.architecture_key(), likelihood.architecture_key(), n_features, latent_dim
-
-
-@dataclass(frozen=True, eq=False)
-class ModelState:
-    """A trained VAE as plain configuration and arrays: what is pickled and copied.
-
-    Attributes
-    ----------
-    specification : Specification
-    trainable : float32 array, all trainable weights flattened in the model's order
-    non_trainable : the model's other variables, in its order
-    """
-
-    specification: Specification
-    trainable: Rows
-    non_trainable: tuple[npt.NDArray[Any], ...]
-
-    def __repr__(self) -> str:
-        return f"ModelState({self.specification}, {self.trainable.size} weights)"
 
 
 class TrainingState(NamedTuple):
@@ -110,6 +74,7 @@ class BlockOptions(NamedTuple):
     n_training_draws: int = 1
     has_free_bits: bool = False
     clips_gradient: bool = False
+    is_trimmed: bool = False
     jit_compile: bool = False
     device: str | None = None
 
@@ -119,6 +84,7 @@ class Limits(NamedTuple):
 
     free_bits: Any
     gradient_clip_norm: Any
+    n_kept: Any
 
 
 class _Recent:
@@ -290,7 +256,7 @@ class Architecture:
                 tf.TensorSpec((), int32),
                 tf.TensorSpec((steps,), float32),
                 tf.TensorSpec((steps,), float32),
-                Limits(tf.TensorSpec((), float32), tf.TensorSpec((), float32)),
+                Limits(tf.TensorSpec((), float32), tf.TensorSpec((), float32), tf.TensorSpec((), int32)),
                 tf.TensorSpec((), int32),
             )
 
@@ -306,7 +272,7 @@ class Architecture:
         ) -> tuple[TrainingState, Any]:
             def step(position: Any, state: TrainingState, sums: Any) -> tuple[Any, TrainingState, Any]:
                 gradient, non_trainable, terms = self._gradient(
-                    state, batches[position], betas[position], limits.free_bits, seed, options
+                    state, batches[position], betas[position], limits, seed, options
                 )
                 if options.clips_gradient:
                     gradient = _clipped(gradient, limits.gradient_clip_norm)
@@ -322,7 +288,7 @@ class Architecture:
         return block
 
     def _gradient(
-        self, state: TrainingState, x: Any, beta: Any, free_bits: Any, seed: Any, options: BlockOptions
+        self, state: TrainingState, x: Any, beta: Any, limits: Limits, seed: Any, options: BlockOptions
     ) -> tuple[Any, list[Any], Any]:
         noise = tf.random.stateless_normal(
             (options.n_training_draws, options.batch_size, self.latent_dim),
@@ -342,12 +308,14 @@ class Architecture:
                     inferred.z_log_var,
                     objective=options.objective,
                     beta=beta,
-                    free_bits=free_bits if options.has_free_bits else None,
+                    free_bits=limits.free_bits if options.has_free_bits else None,
                 )
                 non_trainable = [scope.get_current_value(v) for v in self.template.non_trainable_variables]
                 # What layers of a user's own add: weight penalties and the like.
                 added = sum(self.template.losses, tf.zeros(()))
             means = [tf.reduce_mean(term) for term in terms]
+            if options.is_trimmed:
+                means[0] = _trimmed_mean(terms.loss, limits.n_kept)
             means[0] += added
         return tape.gradient(means[0], state.trainable), non_trainable, tf.stack(means)
 
@@ -356,12 +324,12 @@ class Architecture:
         self,
         function: Callable[[Any, Any, Any], Any],
         key: Hashable,
-        state: ModelState,
+        states: Sequence[ModelState],
         rows: Rows,
         noise: Rows,
         device: str | None = None,
     ) -> npt.NDArray[Any]:
-        """Apply ``function(vae, x, noise)`` to all rows in tiles of a fixed size.
+        """Apply ``function(vae, x, noise)`` to all rows in tiles of a fixed size, with each model.
 
         Parameters
         ----------
@@ -370,19 +338,19 @@ class Architecture:
             returns one tensor whose first axis is the tile's.
         key : hashable
             Names what ``function`` computes; it is traced once for each key.
-        state : ModelState
+        states : models of this architecture
         rows : array of shape (n_rows, n_features)
         noise : array of shape (n_draws, latent_dim), shared by all rows
         device : str or None
 
         Returns
         -------
-        float64 array of shape (n_rows, ...)
+        float64 array of shape (n_states, n_rows, ...)
         """
         n_draws = len(noise)
         tile = self.tile_rows(n_draws)
-        program = self._row_program(function, (key, n_draws, device), tile, n_draws, device)
-        trainable, non_trainable = _on_device(state, device)
+        program = self._row_program(function, key, len(states), n_draws, device)
+        models = [_on_device(state, device) for state in states]
         block = max(1, _BLOCK_OF_TILES_NUMBERS // (tile * self.n_features)) * tile
         results = []
         with placed(device):
@@ -391,31 +359,37 @@ class Architecture:
                 part = rows[start : start + block]
                 tiles = np.zeros((-(-len(part) // tile), tile, self.n_features), dtype=np.float32)
                 tiles.reshape(-1, self.n_features)[: len(part)] = part
-                result = program(trainable, non_trainable, tf.convert_to_tensor(tiles), noise_tensor).numpy()
-                results.append(result.reshape(-1, *result.shape[2:])[: len(part)])
-        return results[0] if len(results) == 1 else np.concatenate(results)
+                result = program(models, tf.convert_to_tensor(tiles), noise_tensor).numpy()
+                by_model = np.moveaxis(result, 1, 0)
+                results.append(by_model.reshape(len(states), -1, *result.shape[3:])[:, : len(part)])
+        return results[0] if len(results) == 1 else np.concatenate(results, axis=1)
 
     def _row_program(
-        self, function: Callable[..., Any], key: Hashable, tile: int, n_draws: int, device: str | None
+        self, function: Callable[..., Any], key: Hashable, n_states: int, n_draws: int, device: str | None
     ) -> Callable[..., Any]:
-        def run(trainable: Any, non_trainable: Any, tiles: Any, noise: Any) -> Any:
-            with self._holding(trainable, non_trainable):
-                return tf.map_fn(
-                    lambda x: tf.cast(function(self.template, x, noise[:, None]), tf.float64),
-                    tiles,
-                    fn_output_signature=tf.float64,
-                )
+        """The compiled ``(models, tiles, noise) -> (n_tiles, n_states, tile, ...)``."""
+
+        def run(models: Any, tiles: Any, noise: Any) -> Any:
+            def of_tile(x: Any) -> Any:
+                results = []
+                for trainable, non_trainable in models:
+                    with self._holding(trainable, non_trainable):
+                        results.append(tf.cast(function(self.template, x, noise[:, None]), tf.float64))
+                return tf.stack(results)
+
+            return tf.map_fn(of_tile, tiles, fn_output_signature=tf.float64)
 
         def trace() -> Any:
+            vector = tf.TensorSpec((self.n_weights,), tf.float32)
+            non_trainable = [tf.TensorSpec(v.shape, v.dtype) for v in self.template.non_trainable_variables]
             with placed(device):
                 return tf.function(run, autograph=False).get_concrete_function(
-                    tf.TensorSpec((self.n_weights,), tf.float32),
-                    [tf.TensorSpec(v.shape, v.dtype) for v in self.template.non_trainable_variables],
-                    tf.TensorSpec((None, tile, self.n_features), tf.float32),
+                    [(vector, non_trainable)] * n_states,
+                    tf.TensorSpec((None, self.tile_rows(n_draws), self.n_features), tf.float32),
                     tf.TensorSpec((n_draws, self.latent_dim), tf.float32),
                 )
 
-        return self._programs.get(key, trace)  # type: ignore[no-any-return]
+        return self._programs.get((key, n_states, n_draws, device), trace)  # type: ignore[no-any-return]
 
 
 def architecture(specification: Specification) -> Architecture:
@@ -429,6 +403,14 @@ def architecture_of(state: ModelState) -> Architecture:
     if found is None:
         found = _architectures.setdefault(state, architecture(state.specification))
     return found
+
+
+def model_of(state: ModelState) -> Any:
+    """A trained model as a new `VAE`, a `keras.Model`."""
+    its_architecture = architecture_of(state)
+    model = its_architecture.new_model()
+    its_architecture.load_into(model, state)
+    return model
 
 
 _cache = _Recent(_CACHED_ARCHITECTURES)
@@ -454,6 +436,12 @@ def _on_device(state: ModelState, device: str | None) -> tuple[Any, list[Any]]:
 def placed(device: str | None) -> contextlib.AbstractContextManager[Any]:
     """Put TensorFlow's operations on this device; None leaves the choice to TensorFlow."""
     return contextlib.nullcontext() if device is None else tf.device(device)
+
+
+def _trimmed_mean(losses: Any, n_kept: Any) -> Any:
+    """Mean of the ``n_kept`` smallest losses."""
+    counts = tf.range(losses.shape[0]) < n_kept
+    return tf.reduce_sum(tf.where(counts, tf.sort(losses), 0.0)) / tf.cast(n_kept, tf.float32)
 
 
 def _clipped(gradient: Any, norm: Any) -> Any:

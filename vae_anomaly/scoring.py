@@ -1,4 +1,4 @@
-"""Scores: (model, rows, noise) -> one float64 number a row, larger = more anomalous, in nats.
+"""Scores: (models, rows, noise) -> float64 numbers for each model and row, larger = more anomalous, in nats.
 
 A score is two steps. ``per_draw`` turns one pass through the VAE into a number for each draw and row;
 ``combine`` turns the numbers of all draws into one for each row. Draws are processed in chunks, rows in
@@ -9,7 +9,7 @@ To add one: write the two functions and add a row to `SCORES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.objective import importance_weighted_bound, kl_divergence, log_weight
-from vae_anomaly.programs import ModelState, architecture_of
+from vae_anomaly.programs import architecture_of
 from vae_anomaly.rows import Rows
+from vae_anomaly.states import ModelState
 
 __all__ = ["SCORES", "Score", "elbo_terms", "encode", "reconstruct", "score_rows"]
 
@@ -75,49 +76,63 @@ SCORES: dict[str, Score] = {
 }
 
 
-def resolve(score: str | Score) -> Score:
-    """The score with this name, or the instance itself; "auto" is "elbo"."""
-    if isinstance(score, Score):
-        return score
-    if score != "auto" and score not in SCORES:
+def resolve_name(score: str | Score, n_members: int) -> str | Score:
+    """What "auto" means for so many models; any other score is checked and returned."""
+    if score == "auto":
+        return "elbo" if n_members == 1 else "reconstruction_probability"
+    if not isinstance(score, Score) and score not in SCORES:
         raise ValueError(f"score must be one of {['auto', *SCORES]} or a Score; received {score!r}.")
-    return SCORES["elbo" if score == "auto" else score]
+    return score
+
+
+def resolve(score: str | Score) -> Score:
+    """The score with this name, or the instance itself."""
+    return score if isinstance(score, Score) else SCORES[score]
 
 
 def score_rows(
-    state: ModelState, rows: Rows, noise: Rows, score: Score, device: str | None
+    states: Sequence[ModelState], rows: Rows, noise: Rows, score: Score, device: str | None
 ) -> npt.NDArray[np.float64]:
-    """The score of each row: shape (n_rows,), larger = more anomalous."""
+    """The score of each row by each model: shape (n_states, n_rows), larger = more anomalous."""
     per_draw, combine = score
 
     def tile_scores(vae: Any, x: Any, noise: Any) -> Any:
         values, kl = _over_draws(vae, x, noise, per_draw)
         return combine(keras.ops.cast(values, "float64"), keras.ops.cast(kl, "float64"))
 
-    return architecture_of(state).map_rows(tile_scores, ("score", score), state, rows, noise, device)
+    return _by_model(tile_scores, ("score", score), states, rows, noise, device)
 
 
-def elbo_terms(state: ModelState, rows: Rows, noise: Rows, device: str | None) -> npt.NDArray[np.float64]:
-    """-E_q log p(x|z) and KL of each row: shape (n_rows, 2). Their sum is the negative ELBO."""
+def elbo_terms(
+    states: Sequence[ModelState], rows: Rows, noise: Rows, device: str | None
+) -> npt.NDArray[np.float64]:
+    """-E_q log p(x|z) and KL of each row by each model: shape (n_states, n_rows, 2).
+
+    Their sum is the negative ELBO.
+    """
 
     def tile_terms(vae: Any, x: Any, noise: Any) -> Any:
         values, kl = _over_draws(vae, x, noise, _log_likelihood)
         return keras.ops.stack([-keras.ops.mean(values, axis=0), kl], axis=-1)
 
-    return architecture_of(state).map_rows(tile_terms, "elbo_terms", state, rows, noise, device)
+    return _by_model(tile_terms, "elbo_terms", states, rows, noise, device)
 
 
-def encode(state: ModelState, rows: Rows, noise: Rows, device: str | None) -> npt.NDArray[np.float64]:
-    """Posterior means: shape (n_rows, latent_dim)."""
+def encode(
+    states: Sequence[ModelState], rows: Rows, noise: Rows, device: str | None
+) -> npt.NDArray[np.float64]:
+    """Posterior means by each model: shape (n_states, n_rows, latent_dim)."""
 
     def tile_means(vae: Any, x: Any, _: Any) -> Any:
         return vae.encode(x)[0]
 
-    return architecture_of(state).map_rows(tile_means, "encode", state, rows, noise, device)
+    return _by_model(tile_means, "encode", states, rows, noise, device)
 
 
-def reconstruct(state: ModelState, rows: Rows, noise: Rows, device: str | None) -> npt.NDArray[np.float64]:
-    """Expected x, averaged over the draws: shape (n_rows, n_features)."""
+def reconstruct(
+    states: Sequence[ModelState], rows: Rows, noise: Rows, device: str | None
+) -> npt.NDArray[np.float64]:
+    """Expected x by each model, averaged over the draws: shape (n_states, n_rows, n_features)."""
 
     def tile_expectations(vae: Any, x: Any, noise: Any) -> Any:
         def weighted_sum(chunk: Any, weights: Any) -> Any:
@@ -125,7 +140,18 @@ def reconstruct(state: ModelState, rows: Rows, noise: Rows, device: str | None) 
 
         return tf.reduce_sum(_map_chunks(weighted_sum, noise), axis=0) / noise.shape[0]
 
-    return architecture_of(state).map_rows(tile_expectations, "reconstruct", state, rows, noise, device)
+    return _by_model(tile_expectations, "reconstruct", states, rows, noise, device)
+
+
+def _by_model(
+    function: Callable[[Any, Any, Any], Any],
+    key: Hashable,
+    states: Sequence[ModelState],
+    rows: Rows,
+    noise: Rows,
+    device: str | None,
+) -> npt.NDArray[np.float64]:
+    return architecture_of(states[0]).map_rows(function, key, states, rows, noise, device)
 
 
 def _over_draws(vae: Any, x: Any, noise: Any, per_draw: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:

@@ -20,13 +20,13 @@ from vae_anomaly.programs import (
     Architecture,
     BlockOptions,
     Limits,
-    ModelState,
     TrainingState,
     architecture_of,
     placed,
 )
 from vae_anomaly.rows import Rows
 from vae_anomaly.scoring import elbo_terms
+from vae_anomaly.states import ModelState
 
 __all__ = ["Plan", "TrainingResult", "Validation", "train"]
 
@@ -37,14 +37,14 @@ __all__ = ["Plan", "TrainingResult", "Validation", "train"]
 _XLA_PAYS_FROM_STEPS = 3_000
 _XLA_PAYS_TO_WEIGHTS = 20_000
 
-_AUTO_STEPS, _AUTO_EPOCHS = 1000, 5
+_AUTO_STEPS, _AUTO_STEPS_AT_MOST, _AUTO_EPOCHS = 1000, 2000, 5
 
 Schedule = str | Callable[[npt.NDArray[np.float64]], Any] | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: the detector's parameters of the same names."""
+    """How to train: the detector's parameters of the same names, and what a member has of its own."""
 
     epochs: int | str
     batch_size: int
@@ -56,20 +56,26 @@ class Plan:
     beta: float = 1.0
     kl_warm_up: float = 0.0
     free_bits: float = 0.0
-    early_stopping: bool = False
-    patience: int = 10
+    patience: int = 30
     jit_compile: bool | str = "auto"
     device: str | None = None
+    early_stopping: bool = False
+    trimmed_share: float = 0.0
 
     def steps_per_epoch(self, n_rows: int) -> int:
         """Batches it takes to use every row at least once."""
         return -(-n_rows // self.batch_size)
 
     def n_epochs(self, n_rows: int) -> int:
-        """Passes over the rows; "auto" makes about 1,000 steps of them, and at least 5."""
+        """Passes over the rows; "auto" makes about 1,000 steps of them (2,000 that may stop), at least 5."""
         if self.epochs != "auto":
             return int(self.epochs)
-        return max(_AUTO_EPOCHS, -(-_AUTO_STEPS // self.steps_per_epoch(n_rows)))
+        steps = _AUTO_STEPS_AT_MOST if self.early_stopping else _AUTO_STEPS
+        return max(_AUTO_EPOCHS, -(-steps // self.steps_per_epoch(n_rows)))
+
+    def n_kept(self) -> int:
+        """Rows of a batch that count, at least one."""
+        return max(1, self.batch_size - round(self.trimmed_share * self.batch_size))
 
     def rates(self, progress: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Learning rate at each point of the training, where progress runs from 0 to 1."""
@@ -107,6 +113,11 @@ class Plan:
             return n_steps >= _XLA_PAYS_FROM_STEPS and n_weights <= _XLA_PAYS_TO_WEIGHTS
         return bool(self.jit_compile)
 
+
+#: The detector's parameters that a plan is made of.
+PARAMETERS = tuple(
+    name for name in Plan.__dataclass_fields__ if name not in {"early_stopping", "trimmed_share"}
+)
 
 #: Learning-rate schedules by name: progress in [0, 1] -> factor.
 SCHEDULES: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
@@ -158,6 +169,7 @@ def train(
             plan.n_training_draws,
             plan.free_bits > 0,
             plan.gradient_clip_norm is not None,
+            plan.trimmed_share > 0,
             plan.uses_xla(n_steps, architecture.n_weights),
             plan.device,
         )
@@ -170,7 +182,9 @@ def train(
         training = architecture.training_state(state)
         seed = tf.constant(noise_seed, tf.int32)
         limits = Limits(
-            tf.constant(plan.free_bits, tf.float32), tf.constant(plan.gradient_clip_norm or 0.0, tf.float32)
+            tf.constant(plan.free_bits, tf.float32),
+            tf.constant(plan.gradient_clip_norm or 0.0, tf.float32),
+            tf.constant(plan.n_kept()),
         )
         listeners.begin()
         for epoch in range(n_epochs):
@@ -291,8 +305,8 @@ class _Listeners:
 
 
 def _validate(state: ModelState, validation: Validation, plan: Plan) -> dict[str, float]:
-    terms = elbo_terms(state, validation.rows, validation.noise, plan.device)
-    reconstruction, kl = terms.mean(axis=0)
+    terms = elbo_terms([state], validation.rows, validation.noise, plan.device)
+    reconstruction, kl = terms[0].mean(axis=0)
     return {"val_loss": reconstruction + plan.beta * kl, "val_reconstruction": reconstruction, "val_kl": kl}
 
 

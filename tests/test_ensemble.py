@@ -1,0 +1,236 @@
+"""Ensembles: how members differ, how they are trained, and how their scores become one."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+
+from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector, scoring
+from vae_anomaly.datasets import make_anomalies
+from vae_anomaly.ensemble import DEFAULT_MEMBERS, Member, averaged, recipe, weights_for
+from vae_anomaly.programs import architecture_of, model_of
+from vae_anomaly.rows import usual_range
+from vae_anomaly.scoring import SCORES
+
+SMALL = {"network": DenseNetwork((16,)), "latent_dim": 2, "epochs": 8, "batch_size": 64, "random_state": 0}
+
+
+def fit(X, **settings):
+    return VAEDetector(**{**SMALL, **settings}).fit(X)
+
+
+# -- what "auto" means ----------------------------------------------------------------------------------
+def test_automatic_epochs_of_a_table_train_the_ensemble_that_detects_best(table):
+    members, validation_fraction, early_stopping = recipe("auto", "auto", "auto", decide=True, n_rows=500)
+    assert members == DEFAULT_MEMBERS
+    assert validation_fraction == 0.2
+    assert early_stopping is True
+    detector = VAEDetector(network=DenseNetwork((4,)), n_draws=1, random_state=0).fit(table[0][:60])
+    assert len(detector.members_) == len(DEFAULT_MEMBERS)
+    assert "val_loss" in detector.history_
+
+
+def test_given_epochs_train_one_model_on_all_rows_for_so_long(table):
+    detector = fit(table[0])
+    assert len(detector.members_) == 1
+    assert len(detector.history_["loss"]) == 8
+    assert "val_loss" not in detector.history_
+
+
+def test_images_get_one_model():
+    images = np.random.RandomState(0).uniform(size=(20, 4, 4))
+    small = {"filters": (2,), "dense_units": (4,)}
+    network = ConvNetwork(**small)
+    assert len(VAEDetector(network, n_draws=1, random_state=0).fit(images).members_) == 1
+    flat = ConvNetwork((4, 4, 1), **small)
+    assert len(VAEDetector(flat, n_draws=1, random_state=0).fit(images.reshape(20, 16)).members_) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"early_stopping": False}, (0.0, False)),
+        ({"validation_fraction": 0.0}, (0.0, False)),
+        ({"validation_fraction": 0.3}, (0.3, True)),
+        ({"n_rows": 9}, (0.0, False)),
+        ({"decide": False}, (0.0, False)),
+        ({"decide": False, "validation_fraction": 0.3}, (0.3, False)),
+        ({"decide": False, "early_stopping": True}, (0.2, True)),
+    ],
+    ids=str,
+)
+def test_a_given_parameter_wins_over_what_auto_would_choose(given, expected):
+    parameters = {"validation_fraction": "auto", "early_stopping": "auto", "decide": True, "n_rows": 10}
+    assert recipe(1, **{**parameters, **given})[1:] == expected
+
+
+def test_a_number_of_members_differ_by_their_seeds_only():
+    assert [vars(member) for member in recipe(3, 0.0, False, decide=False, n_rows=9).members] == [
+        vars(Member())
+    ] * 3
+
+
+def test_members_that_are_none_are_named(table):
+    with pytest.raises(TypeError, match=r"number or a list of Member objects; received 'robust'"):
+        fit(table[0], members=["robust"])
+    with pytest.raises(ValueError, match=r"members must hold at least one Member; received \[\]"):
+        fit(table[0], members=[])
+    with pytest.raises(ValueError, match="'trimmed_share' parameter of Member"):
+        fit(table[0], members=[Member(trimmed_share=1.0)])
+    with pytest.raises(ValueError, match="'beta_factor' parameter of Member"):
+        fit(table[0], members=[Member(beta_factor=-1.0)])
+
+
+# -- members --------------------------------------------------------------------------------------------
+def test_one_plain_member_is_the_plain_detector(table):
+    X, _ = table
+    expected = fit(X).score_samples(X)
+    np.testing.assert_array_equal(fit(X, members=1).score_samples(X), expected)
+    np.testing.assert_array_equal(fit(X, members=[Member()]).score_samples(X), expected)
+
+
+def test_a_beta_factor_multiplies_beta(table):
+    X, _ = table
+    halved = fit(X, members=[Member(beta_factor=0.5)], beta=0.6)
+    np.testing.assert_array_equal(halved.score_samples(X), fit(X, beta=0.3).score_samples(X))
+
+
+def test_a_trimmed_member_does_not_learn_rare_rows():
+    X, y = make_anomalies(2000, 8, kind="cluster", contamination=0.1, random_state=0)
+    settings = {"network": "dense", "epochs": 60, "batch_size": 128}
+    plain, trimmed = (
+        roc_auc_score(y, -fit(X, members=[Member(share)], **settings).score_samples(X)) for share in (0, 0.2)
+    )
+    assert trimmed > 0.95 > 0.8 > plain
+
+
+def test_trimming_nothing_of_a_small_batch_keeps_every_row(table):
+    X, _ = table
+    nothing = fit(X, members=[Member(trimmed_share=0.001)])  # rounds to no row of 64
+    np.testing.assert_allclose(nothing.score_samples(X), fit(X).score_samples(X), rtol=1e-3)
+
+
+def test_all_but_one_row_can_be_trimmed(table):
+    X, _ = table
+    assert np.isfinite(fit(X, members=[Member(trimmed_share=0.999)]).score_samples(X)).all()
+
+
+def test_members_start_differently_and_hold_out_different_rows(table):
+    X, _ = table
+    first, second = fit(X, members=2, validation_fraction=0.5).members_
+    assert np.abs(first.trainable - second.trainable).max() > 0.1
+    assert not np.array_equal(first.non_trainable[0], second.non_trainable[0])  # ranges of other rows
+
+
+def test_every_member_sees_the_usual_range_of_its_training_rows(table):
+    X, _ = table
+    detector = fit(X, members=2)
+    expected = usual_range(detector.scaler_.transform(X).astype("f4"))
+    for state in detector.members_:
+        np.testing.assert_array_equal(state.non_trainable[0], expected)
+
+
+def test_the_history_is_the_mean_of_the_members_that_still_train(table):
+    X, _ = table
+    stopping = {"validation_fraction": 0.3, "early_stopping": True, "patience": 2, "learning_rate": 0.05}
+    detector = fit(X, members=3, epochs=100, **stopping)
+    alone = []
+
+    class Recorder:  # a member's own history, from what callbacks hear
+        def __new__(cls):
+            from vae_anomaly.backend import keras
+
+            class Callback(keras.callbacks.Callback):
+                def on_train_begin(self, logs=None):
+                    alone.append([])
+
+                def on_epoch_end(self, epoch, logs=None):
+                    alone[-1].append(logs["val_loss"])
+
+            return Callback()
+
+    watched = fit(X, members=3, epochs=100, callbacks=[Recorder()], **stopping)
+    assert watched.history_ == detector.history_
+    lengths = [len(values) for values in alone]
+    assert len(alone) == 3
+    assert len(set(lengths)) > 1
+    assert len(detector.history_["val_loss"]) == max(lengths)
+    for epoch, mean in enumerate(detector.history_["val_loss"]):
+        present = [values[epoch] for values in alone if len(values) > epoch]
+        assert mean == pytest.approx(np.mean(present))
+
+
+def test_a_warm_start_goes_on_with_every_member(table):
+    X, _ = table
+    detector = fit(X, members=2, warm_start=True)
+    before = [state.trainable for state in detector.members_]
+    detector.fit(X)
+    assert len(detector.history_["loss"]) == 16
+    for state, earlier in zip(detector.members_, before, strict=True):
+        assert 0 < np.abs(state.trainable - earlier).mean() < 0.1
+    with pytest.raises(ValueError, match="2 members of the earlier fit, but now there are to be 3"):
+        detector.set_params(members=3).fit(X)
+
+
+def test_a_clone_of_an_ensemble_is_its_equal(table):
+    X, _ = table
+    detector = VAEDetector(members=[Member(0.1), Member(beta_factor=0.3)], **SMALL)
+    expected = detector.fit(X).score_samples(X)
+    np.testing.assert_array_equal(clone(detector).fit(X).score_samples(X), expected)
+
+
+# -- their average --------------------------------------------------------------------------------------
+def test_weights_make_the_members_spread_alike():
+    scores = np.random.RandomState(0).normal(size=(3, 500)) * [[1], [10], [0.1]] + [[5], [0], [-7]]
+    weights = weights_for(scores)
+    assert weights.sum() == pytest.approx(1)
+    spread = np.subtract(*np.percentile(weights[:, None] * scores, [75, 25], axis=1))
+    np.testing.assert_allclose(spread, spread[0])
+
+
+def test_a_member_without_spread_gets_an_equal_say():
+    np.testing.assert_array_equal(weights_for(np.array([[1.0, 1, 1], [1, 2, 3]])), [0.5, 0.5])
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3)])
+def test_the_average_is_weighted_over_the_first_axis(shape):
+    values, weights = np.random.RandomState(0).normal(size=(2, *shape)), np.array([0.25, 0.75])
+    np.testing.assert_allclose(averaged(values, weights), 0.25 * values[0] + 0.75 * values[1])
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_score_is_the_weighted_mean_of_the_members_scores(table, score):
+    X, _ = table
+    detector = fit(X, members=3, score=score)
+    rows = detector.scaler_.transform(X).astype("f4")
+    own = np.stack(
+        [scoring.score_rows([m], rows, detector.noise_, SCORES[score], None)[0] for m in detector.members_]
+    )
+    np.testing.assert_allclose(detector.weights_, weights_for(own), rtol=1e-6)
+    np.testing.assert_allclose(-detector.score_samples(X), detector.weights_ @ own, rtol=1e-5)
+
+
+def test_score_and_reconstruct_average_too_and_encode_is_the_first_members(table):
+    X, _ = table
+    detector = fit(X, members=2)
+    rows = detector.scaler_.transform(X).astype("f4")
+    terms = scoring.elbo_terms(detector.members_, rows, detector.noise_, None)
+    assert detector.score(X) == pytest.approx(-(detector.weights_ @ terms.sum(axis=2)).mean())
+    expected = averaged(
+        scoring.reconstruct(detector.members_, rows, detector.noise_, None), detector.weights_
+    )
+    np.testing.assert_allclose(detector.scaler_.transform(detector.reconstruct(X)), expected, atol=1e-5)
+    z_mean, _ = detector.model_.encode(rows)
+    np.testing.assert_allclose(detector.encode(X), z_mean, atol=1e-5)
+
+
+def test_samples_come_from_every_member():
+    X = np.random.RandomState(0).normal(size=(300, 2))
+    detector = fit(X, members=2)
+    first, second = detector.members_
+    model = model_of(second)
+    model.decoder.layers[-1].bias.assign_add([100.0, 100.0])
+    detector.members_ = first, architecture_of(second).state_of(model)
+    drawn = detector.sample(400, random_state=0)[:, 0]
+    share = (drawn > 50).mean()
+    assert share == pytest.approx(detector.weights_[1], abs=0.1)

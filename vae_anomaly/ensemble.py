@@ -1,0 +1,228 @@
+r"""Ensembles: several models of one architecture, trained on the same rows in different ways.
+
+The members' scores are averaged, with weights that give each the same say. A weighted mean of ELBOs is itself
+a bound: by Jensen's inequality, of the log-density of the members' mixture :math:`\sum_m w_m p_m(x)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils._param_validation import Interval
+
+from vae_anomaly import programs, training
+from vae_anomaly.rows import Rows, usual_range
+from vae_anomaly.states import ModelState, Specification
+
+__all__ = ["Member", "Recipe", "Seeds", "averaged", "recipe", "train_members", "weights_for"]
+
+_FEWEST_ROWS_TO_SPLIT = 10
+_HELD_OUT = 0.2
+
+
+class Member(BaseEstimator):  # type: ignore[misc]
+    r"""How one model of an ensemble is trained, where it differs from the others.
+
+    Parameters
+    ----------
+    trimmed_share : float, default=0.0
+        Share of each training batch, in [0, 1), that has the greatest loss and is left out of the step.
+        A model trained so does not learn rows that it finds improbable, such as anomalies among the
+        training rows (least trimmed squares, Rousseeuw 1984, for the objective of a VAE). Raise it
+        above the share of anomalies that you expect; on clean rows it costs a little.
+    beta_factor : float, default=1.0
+        Multiplies the detector's ``beta``. Below 1 the latent variables carry more of a row, and its
+        reconstruction is sharper.
+
+    Examples
+    --------
+    >>> from vae_anomaly import VAEDetector
+    >>> from vae_anomaly.ensemble import Member
+    >>> robust = VAEDetector(members=[Member(trimmed_share=0.2)] * 3)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "trimmed_share": [Interval(Real, 0, 1, closed="left")],
+        "beta_factor": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(self, trimmed_share: float = 0.0, beta_factor: float = 1.0) -> None:
+        self.trimmed_share = trimmed_share
+        self.beta_factor = beta_factor
+
+
+#: What ``members="auto"`` means for tables. On clean training rows the members with a small beta are better,
+#: on contaminated ones the trimmed; their mean is good on both (`benchmarks/results/ablation.md`).
+DEFAULT_MEMBERS = (
+    Member(beta_factor=0.3),
+    Member(trimmed_share=0.1),
+    Member(beta_factor=0.1),
+    Member(trimmed_share=0.2),
+) * 2
+
+
+class Recipe(NamedTuple):
+    """How a detector is to be trained, with every "auto" decided."""
+
+    members: tuple[Member, ...]
+    validation_fraction: float
+    early_stopping: bool
+
+
+def recipe(
+    members: str | int | Sequence[Member],
+    validation_fraction: str | float,
+    early_stopping: str | bool,
+    *,
+    decide: bool,
+    n_rows: int,
+) -> Recipe:
+    """The recipe that the detector's parameters ask for.
+
+    Parameters
+    ----------
+    members, validation_fraction, early_stopping
+        The detector's parameters.
+    decide : bool
+        Whether "auto" chooses what detects best; otherwise it chooses one model trained on all rows.
+    n_rows : int
+        Of fewer than 10 rows, "auto" holds out none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``members`` holds anything but `Member` objects, or nothing.
+    """
+    if isinstance(members, str):
+        members = DEFAULT_MEMBERS if decide else 1
+    if isinstance(members, Integral):
+        members = (Member(),) * int(members)
+    for member in members:  # type: ignore[union-attr]
+        if not isinstance(member, Member):
+            raise TypeError(f"members must be a number or a list of Member objects; received {member!r}.")
+        member._validate_params()
+    if not members:
+        raise ValueError(f"members must hold at least one Member; received {members!r}.")
+    enough = n_rows >= _FEWEST_ROWS_TO_SPLIT
+    if isinstance(early_stopping, str):
+        early_stopping = decide and validation_fraction != 0 and enough
+    if isinstance(validation_fraction, str):
+        validation_fraction = _HELD_OUT if early_stopping else 0.0
+    return Recipe(tuple(members), validation_fraction, bool(early_stopping))  # type: ignore[arg-type]
+
+
+class Seeds(NamedTuple):
+    """What makes one member's training its own."""
+
+    initial: int
+    split: int
+    shuffle: int
+    noise: int
+
+
+def train_members(
+    specification: Specification,
+    rows: Rows,
+    plan: training.Plan,
+    the_recipe: Recipe,
+    seeds: Sequence[Seeds],
+    *,
+    noise: Rows,
+    earlier: Sequence[ModelState] | None = None,
+    callbacks: Sequence[Any] = (),
+    verbose: int = 0,
+) -> tuple[tuple[ModelState, ...], dict[str, list[float]]]:
+    """Train every member, each on its own split of the rows, and average their histories.
+
+    Parameters
+    ----------
+    specification : Specification, shared by the members
+    rows : float32 array of shape (n_rows, n_features)
+    plan : Plan
+        How to train; each member's own settings are put into it.
+    the_recipe : Recipe
+    seeds : one `Seeds` for each member
+    noise : float32 array of shape (n_draws, latent_dim), for the loss of held-out rows
+    earlier : the members' states to go on from, or None
+    callbacks, verbose : as in `training.train`
+    """
+    states, histories = [], []
+    for position, (member, seed) in enumerate(zip(the_recipe.members, seeds, strict=True)):
+        kept, validation = _split(rows, the_recipe.validation_fraction, seed.split, noise)
+        with programs.placed(plan.device):
+            input_range = usual_range(kept)
+            if earlier is None:
+                start = programs.architecture(specification).initial_state(seed.initial, input_range)
+            else:
+                before = earlier[position]
+                start = programs.architecture_of(before).with_input_range(before, input_range)
+        result = training.train(
+            start,
+            kept,
+            replace(
+                plan,
+                beta=plan.beta * member.beta_factor,
+                trimmed_share=member.trimmed_share,
+                early_stopping=the_recipe.early_stopping,
+            ),
+            shuffle_seed=seed.shuffle,
+            noise_seed=seed.noise,
+            validation=validation,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+        states.append(result.state)
+        histories.append(result.history)
+    return tuple(states), _mean_history(histories)
+
+
+def weights_for(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weights that sum to 1 and make the members' scores spread alike: shape (n_members,).
+
+    They are inverse to the interquartile range of each member's training scores, an array of shape
+    (n_members, n_rows): a member with small scales, whose scores are large, does not drown the others.
+    Equal weights if some range is 0.
+    """
+    spread = np.subtract(*np.percentile(scores, [75, 25], axis=1))
+    weights = 1 / spread if (spread > 0).all() else np.ones(len(scores))
+    return np.asarray(weights / weights.sum())
+
+
+def averaged(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weighted mean over the members, the first axis: bit by bit the same whatever the number of rows."""
+    weighted = values * weights.reshape(-1, *[1] * (values.ndim - 1))
+    return np.asarray(weighted.sum(axis=0))
+
+
+def _split(rows: Rows, fraction: float, seed: int, noise: Rows) -> tuple[Rows, training.Validation | None]:
+    if not fraction:
+        return rows, None
+    n_held_out = math.ceil(fraction * len(rows))
+    if n_held_out >= len(rows):
+        raise ValueError(
+            f"validation_fraction={fraction:g} leaves none of the {len(rows)} rows to train on; lower it, or "
+            "fit on more rows."
+        )
+    kept, held_out = train_test_split(rows, test_size=n_held_out, random_state=seed)
+    return kept, training.Validation(held_out, noise)
+
+
+def _mean_history(histories: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Mean over the members that still trained, epoch by epoch."""
+    n_epochs = max(len(history["loss"]) for history in histories)
+
+    def mean(name: str) -> npt.NDArray[np.float64]:
+        values = np.full((len(histories), n_epochs), np.nan)
+        for row, history in zip(values, histories, strict=True):
+            row[: len(history[name])] = history[name]
+        return np.asarray(np.nanmean(values, axis=0))
+
+    return {name: mean(name).tolist() for name in histories[0]}

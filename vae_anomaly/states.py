@@ -1,0 +1,49 @@
+"""States: a VAE as plain configuration and arrays, before and after its training."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.networks import Network
+from vae_anomaly.rows import Rows
+
+__all__ = ["ModelState", "Specification"]
+
+
+class Specification(NamedTuple):
+    """Everything that decides a VAE's architecture."""
+
+    network: Network
+    likelihood: Likelihood
+    n_features: int
+    latent_dim: int
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for specifications that can share compiled programs."""
+        network, likelihood, n_features, latent_dim = self
+        return network.architecture_key(), likelihood.architecture_key(), n_features, latent_dim
+
+
+@dataclass(frozen=True, eq=False)
+class ModelState:
+    """A trained VAE as plain configuration and arrays: what is pickled and copied.
+
+    Attributes
+    ----------
+    specification : Specification
+    trainable : float32 array, all trainable weights flattened in the model's order
+    non_trainable : the model's other variables, in its order
+    """
+
+    specification: Specification
+    trainable: Rows
+    non_trainable: tuple[npt.NDArray[Any], ...]
+
+    def __repr__(self) -> str:
+        return f"ModelState({self.specification}, {self.trainable.size} weights)"
