@@ -160,6 +160,24 @@ def test_the_history_is_the_mean_of_the_members_that_still_train(table):
         assert mean == pytest.approx(np.mean(present))
 
 
+def test_the_number_of_processors_changes_nothing(table, monkeypatch):
+    X, _ = table
+    trained = []
+    for n_processors in (1, 4):
+        monkeypatch.setattr("joblib.cpu_count", lambda n=n_processors: n)
+        trained.append(fit(X, members=[Member(), Member(0.1), Member(beta_factor=0.5)]).score_samples(X))
+    np.testing.assert_array_equal(*trained)
+
+
+def test_a_member_that_fails_fails_the_fit(table):
+    X, _ = table
+    detector = fit(X, members=2)
+    before = detector.score_samples(X)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        detector.set_params(learning_rate=1e20).fit(X)
+    np.testing.assert_array_equal(detector.score_samples(X), before)
+
+
 def test_a_warm_start_goes_on_with_every_member(table):
     X, _ = table
     detector = fit(X, members=2, warm_start=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
@@ -140,7 +142,9 @@ def train_members(
     callbacks: Sequence[Any] = (),
     verbose: int = 0,
 ) -> tuple[tuple[ModelState, ...], dict[str, list[float]]]:
-    """Train every member, each on its own split of the rows, and average their histories.
+    """Train every member on its own split of the rows, one on each processor, and average their histories.
+
+    The result does not depend on how many are trained at once.
 
     Parameters
     ----------
@@ -154,9 +158,13 @@ def train_members(
     earlier : the members' states to go on from, or None
     callbacks, verbose : as in `training.train`
     """
-    states, histories = [], []
-    for position, (member, seed) in enumerate(zip(the_recipe.members, seeds, strict=True)):
+    n_members = len(the_recipe.members)
+
+    def train_one(position: int) -> training.TrainingResult:
+        member, seed = the_recipe.members[position], seeds[position]
         kept, validation = _split(rows, the_recipe.validation_fraction, seed.split, noise)
+        if verbose and n_members > 1:
+            print(f"Member {position + 1} of {n_members}")
         with programs.placed(plan.device):
             input_range = usual_range(kept)
             if earlier is None:
@@ -164,7 +172,7 @@ def train_members(
             else:
                 before = earlier[position]
                 start = programs.architecture_of(before).with_input_range(before, input_range)
-        result = training.train(
+        return training.train(
             start,
             kept,
             replace(
@@ -179,9 +187,12 @@ def train_members(
             callbacks=callbacks,
             verbose=verbose,
         )
-        states.append(result.state)
-        histories.append(result.history)
-    return tuple(states), _mean_history(histories)
+
+    # Programs are pure functions and run outside Python's lock; a terminal and callbacks take one at a time.
+    n_threads = 1 if callbacks or verbose else min(n_members, joblib.cpu_count())
+    with ThreadPoolExecutor(n_threads) as pool:
+        results = list(pool.map(train_one, range(n_members)))
+    return tuple(result.state for result in results), _mean_history([result.history for result in results])
 
 
 def weights_for(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
