@@ -28,6 +28,8 @@ __all__ = ["Member", "Recipe", "Seeds", "averaged", "recipe", "train_members", "
 
 _FEWEST_ROWS_TO_SPLIT = 10
 _HELD_OUT = 0.2
+# Held-out rows end a training soon enough; one of fixed length has to get somewhere.
+_UNHURRIED, _BRISK = 1e-3, 3e-3
 
 
 class Member(BaseEstimator):  # type: ignore[misc]
@@ -77,12 +79,14 @@ class Recipe(NamedTuple):
     members: tuple[Member, ...]
     validation_fraction: float
     early_stopping: bool
+    learning_rate: float
 
 
 def recipe(
     members: str | int | Sequence[Member],
     validation_fraction: str | float,
     early_stopping: str | bool,
+    learning_rate: str | float,
     *,
     decide: bool,
     n_rows: int,
@@ -91,7 +95,7 @@ def recipe(
 
     Parameters
     ----------
-    members, validation_fraction, early_stopping
+    members, validation_fraction, early_stopping, learning_rate
         The detector's parameters.
     decide : bool
         Whether "auto" chooses what detects best; otherwise it chooses one model trained on all rows.
@@ -118,7 +122,9 @@ def recipe(
         early_stopping = decide and validation_fraction != 0 and enough
     if isinstance(validation_fraction, str):
         validation_fraction = _HELD_OUT if early_stopping else 0.0
-    return Recipe(tuple(members), validation_fraction, bool(early_stopping))  # type: ignore[arg-type]
+    if isinstance(learning_rate, str):
+        learning_rate = _UNHURRIED if early_stopping else _BRISK
+    return Recipe(tuple(members), validation_fraction, bool(early_stopping), learning_rate)  # type: ignore[arg-type]
 
 
 class Seeds(NamedTuple):
@@ -180,6 +186,7 @@ def train_members(
                 beta=plan.beta * member.beta_factor,
                 trimmed_share=member.trimmed_share,
                 early_stopping=the_recipe.early_stopping,
+                learning_rate=the_recipe.learning_rate,
             ),
             shuffle_seed=seed.shuffle,
             noise_seed=seed.noise,
