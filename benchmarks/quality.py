@@ -93,8 +93,8 @@ METHODS: dict[str, Callable[[int], Any]] = {
     "LOF": _pyod("lof", "LOF"),
     "ECOD": _pyod("ecod", "ECOD"),
     "PCA": _pyod("pca", "PCA"),
-    "PyOD VAE": _pyod("vae", "VAE"),
-    "PyOD AE": _pyod("auto_encoder", "AutoEncoder"),
+    "PyOD-VAE": _pyod("vae", "VAE"),
+    "PyOD-AE": _pyod("auto_encoder", "AutoEncoder"),
 }
 
 
@@ -215,7 +215,7 @@ def draw(results: pd.DataFrame, path: Path, ours: str = "VAEDetector") -> None:
         figures = table.loc[setting].dropna(axis=1).sort_values(ours)
         places = np.arange(len(figures))
         for method, marker, colour in zip(
-            ("KNN", "IForest", "LOF", "PyOD VAE"),
+            ("KNN", "IForest", "LOF", "PyOD-VAE"),
             "o^sD",
             ("#0072B2", "#E69F00", "#009E73", "#CC79A7"),
             strict=True,
@@ -229,7 +229,7 @@ def draw(results: pd.DataFrame, path: Path, ours: str = "VAEDetector") -> None:
         ax.set_title(f"{setting} training data")
         ax.set_xlabel("AUROC, mean of the seeds")
         ax.grid(axis="x", alpha=0.3)
-    axes[0].legend(loc="lower right", frameon=False)
+    axes[0].legend(loc="center left", frameon=False)
     figure.savefig(path, dpi=110)
 
 

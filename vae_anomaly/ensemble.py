@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import joblib
@@ -109,14 +109,13 @@ def recipe(
     """
     if isinstance(members, str):
         members = DEFAULT_MEMBERS if decide else 1
-    if isinstance(members, Integral):
-        members = (Member(),) * int(members)
-    for member in members:  # type: ignore[union-attr]
+    members = (Member(),) * int(members) if isinstance(members, (int, np.integer)) else tuple(members)
+    if not members:
+        raise ValueError("members must hold at least one Member; received none.")
+    for member in members:
         if not isinstance(member, Member):
             raise TypeError(f"members must be a number or a list of Member objects; received {member!r}.")
         member._validate_params()
-    if not members:
-        raise ValueError(f"members must hold at least one Member; received {members!r}.")
     enough = n_rows >= _FEWEST_ROWS_TO_SPLIT
     if isinstance(early_stopping, str):
         early_stopping = decide and validation_fraction != 0 and enough
@@ -124,7 +123,7 @@ def recipe(
         validation_fraction = _HELD_OUT if early_stopping else 0.0
     if isinstance(learning_rate, str):
         learning_rate = _UNHURRIED if early_stopping else _BRISK
-    return Recipe(tuple(members), validation_fraction, bool(early_stopping), learning_rate)  # type: ignore[arg-type]
+    return Recipe(members, validation_fraction, bool(early_stopping), learning_rate)
 
 
 class Seeds(NamedTuple):
