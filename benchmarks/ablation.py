@@ -51,7 +51,7 @@ EQUAL_WEIGHTS = "equal weights"
 #: Variants that need a training of their own.
 TRAININGS: dict[str, dict[str, Any]] = {
     "no early stopping": {"early_stopping": False},
-    "learning rate 3e-3": {"learning_rate": 3e-3},
+    "learning rate 1e-3, patience 60": {"learning_rate": 1e-3, "patience": 60},
     "hidden layers of 128 and 128": {"network": DenseNetwork((128, 128))},
 }
 

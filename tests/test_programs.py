@@ -170,12 +170,13 @@ def test_a_network_without_trainable_weights_is_refused(table):
         frozen.fit(table[0])
 
 
-def test_keras_in_another_precision_is_refused():
+@pytest.mark.parametrize("members", [1, 2])
+def test_keras_in_another_precision_is_refused(members):
     code = (
         "import keras, numpy as np\n"
         "keras.config.set_dtype_policy('mixed_float16')\n"
         "from vae_anomaly import VAEDetector\n"
-        "VAEDetector(epochs=1).fit(np.random.RandomState(0).normal(size=(30, 3)))\n"
+        f"VAEDetector(epochs=1, members={members}).fit(np.random.RandomState(0).normal(size=(30, 3)))\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "computes in float32, but Keras is set to dtype policy 'mixed_float16'" in ran.stderr

@@ -98,8 +98,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         stopping, and at least 5 passes.
     batch_size : int, default=128
         Rows in a training step. Fewer training rows than that are repeated to fill it.
-    learning_rate : "auto" or float, default="auto"
-        Step size of Adam. "auto" is 1e-3 with early stopping and 3e-3 without.
+    learning_rate : float, default=3e-3
+        Step size of Adam.
     learning_rate_schedule : {"cosine", "linear"}, callable or None, default=None
         A factor on the learning rate that falls to 0 over the training, or a function from progress
         (array in [0, 1]) to such a factor. None keeps it constant.
@@ -111,7 +111,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     early_stopping : "auto" or bool, default="auto"
         Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
         "auto" does for tables of at least 10 rows if ``epochs="auto"``: an int trains as long as it says.
-    patience : int, default=60
+    patience : int, default=30
         Epochs to wait.
     contamination : "auto" or float, default="auto"
         Where the threshold lies. A float in (0, 0.5] calls that share of the training rows anomalies.
@@ -224,7 +224,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "members": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), list, tuple],
         "epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions({*training.SCHEDULES}), callable, None],
         "gradient_clip_norm": [Interval(Real, 0, None, closed="neither"), None],
         "validation_fraction": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
@@ -257,12 +257,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         members: str | int | Sequence[Member] = "auto",
         epochs: str | int = "auto",
         batch_size: int = 128,
-        learning_rate: str | float = "auto",
+        learning_rate: float = 3e-3,
         learning_rate_schedule: str | Callable[[Any], Any] | None = None,
         gradient_clip_norm: float | None = None,
         validation_fraction: str | float = "auto",
         early_stopping: str | bool = "auto",
-        patience: int = 60,
+        patience: int = 30,
         contamination: str | float = "auto",
         threshold: Any = None,
         scaler: Any = "auto",
@@ -342,7 +342,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 self.members,
                 self.validation_fraction,
                 self.early_stopping,
-                self.learning_rate,
                 decide=self.epochs == "auto" and not network.takes_images(image_shape),
                 n_rows=len(X),
             )
@@ -388,7 +387,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             if not np.isfinite(scores).all():  # the last step's weights have not been through a loss
                 raise FloatingPointError(
                     "training diverged in its last step: training rows have no finite score. Lower "
-                    f"learning_rate (now {recipe.learning_rate:g}) or set gradient_clip_norm."
+                    f"learning_rate (now {self.learning_rate:g}) or set gradient_clip_norm."
                 )
             self.offset_ = -float(rule.cut(scores))
         return self

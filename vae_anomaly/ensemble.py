@@ -28,8 +28,6 @@ __all__ = ["Member", "Recipe", "Seeds", "averaged", "recipe", "train_members", "
 
 _FEWEST_ROWS_TO_SPLIT = 10
 _HELD_OUT = 0.2
-# Held-out rows end a training soon enough; one of fixed length has to get somewhere.
-_UNHURRIED, _BRISK = 1e-3, 3e-3
 
 
 class Member(BaseEstimator):  # type: ignore[misc]
@@ -79,14 +77,12 @@ class Recipe(NamedTuple):
     members: tuple[Member, ...]
     validation_fraction: float
     early_stopping: bool
-    learning_rate: float
 
 
 def recipe(
     members: str | int | Sequence[Member],
     validation_fraction: str | float,
     early_stopping: str | bool,
-    learning_rate: str | float,
     *,
     decide: bool,
     n_rows: int,
@@ -95,7 +91,7 @@ def recipe(
 
     Parameters
     ----------
-    members, validation_fraction, early_stopping, learning_rate
+    members, validation_fraction, early_stopping
         The detector's parameters.
     decide : bool
         Whether "auto" chooses what detects best; otherwise it chooses one model trained on all rows.
@@ -121,9 +117,7 @@ def recipe(
         early_stopping = decide and validation_fraction != 0 and enough
     if isinstance(validation_fraction, str):
         validation_fraction = _HELD_OUT if early_stopping else 0.0
-    if isinstance(learning_rate, str):
-        learning_rate = _UNHURRIED if early_stopping else _BRISK
-    return Recipe(members, validation_fraction, bool(early_stopping), learning_rate)
+    return Recipe(members, validation_fraction, bool(early_stopping))
 
 
 class Seeds(NamedTuple):
@@ -185,7 +179,6 @@ def train_members(
                 beta=plan.beta * member.beta_factor,
                 trimmed_share=member.trimmed_share,
                 early_stopping=the_recipe.early_stopping,
-                learning_rate=the_recipe.learning_rate,
             ),
             shuffle_seed=seed.shuffle,
             noise_seed=seed.noise,
@@ -196,8 +189,13 @@ def train_members(
 
     # Programs are pure functions and run outside Python's lock; a terminal and callbacks take one at a time.
     n_threads = 1 if callbacks or verbose else min(n_members, joblib.cpu_count())
-    with ThreadPoolExecutor(n_threads) as pool:
-        results = list(pool.map(train_one, range(n_members)))
+    if n_threads == 1:
+        results = [train_one(position) for position in range(n_members)]
+    else:
+        # Built before the threads start: Keras' settings and custom objects belong to the caller's thread.
+        programs.architecture(specification)
+        with ThreadPoolExecutor(n_threads) as pool:
+            results = list(pool.map(train_one, range(n_members)))
     return tuple(result.state for result in results), _mean_history([result.history for result in results])
 
 

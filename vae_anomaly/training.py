@@ -48,7 +48,7 @@ class Plan:
 
     epochs: int | str
     batch_size: int
-    learning_rate: float = 1e-3
+    learning_rate: float
     learning_rate_schedule: Schedule = None
     gradient_clip_norm: float | None = None
     objective: str = "elbo"
@@ -56,7 +56,7 @@ class Plan:
     beta: float = 1.0
     kl_warm_up: float = 0.0
     free_bits: float = 0.0
-    patience: int = 60
+    patience: int = 30
     jit_compile: bool | str = "auto"
     device: str | None = None
     early_stopping: bool = False
@@ -114,7 +114,7 @@ class Plan:
         return bool(self.jit_compile)
 
 
-_DECIDED_ELSEWHERE = {"learning_rate", "early_stopping", "trimmed_share"}
+_DECIDED_ELSEWHERE = {"early_stopping", "trimmed_share"}
 #: The detector's parameters that go into a plan as they are.
 PARAMETERS = tuple(name for name in Plan.__dataclass_fields__ if name not in _DECIDED_ELSEWHERE)
 
