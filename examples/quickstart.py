@@ -27,7 +27,7 @@ print(f"judging {len(X_new)} new tumours, {y_new.sum()} of them malignant (the d
 pipeline = make_pipeline(PowerTransformer(), VAEDetector(contamination=0.05, random_state=0))
 start = time.perf_counter()
 pipeline.fit(X_train)
-print(f"fitted in {time.perf_counter() - start:.1f} s, of which most is TensorFlow's start")
+print(f"fitted in {time.perf_counter() - start:.1f} s, TensorFlow's start included")
 
 anomaly_score = pd.Series(-pipeline.score_samples(X_new), index=X_new.index)
 flagged = pipeline.predict(X_new) == -1
