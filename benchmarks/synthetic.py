@@ -141,7 +141,7 @@ def draw(results: pd.DataFrame, path: Path) -> None:
                 ax.plot(curve.index, curve, marker="o", ms=4, color=colours[method], label=method)
             ax.grid(alpha=0.3)
         axes[0, column].set_title(f"{kind} anomalies")
-        axes[0, column].set_xlabel(f"share of anomalies among {USUAL_ROWS:,} training rows")
+        axes[0, column].set_xlabel(f"share of anomalies, {USUAL_ROWS:,} training rows")
         axes[1, column].set_xscale("log")
         axes[1, column].set_xlabel(f"training rows, {USUAL_CONTAMINATION:.0%} of them anomalies")
     for ax in axes[:, 0]:
