@@ -23,6 +23,8 @@ ORDER = [
     "model",
     "states",
     "programs",
+    "steps",
+    "tiles",
     "scoring",
     "training",
     "ensemble",
@@ -30,7 +32,7 @@ ORDER = [
     "scorers",
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-KNOWS_TENSORFLOW = {"backend", "programs", "scoring", "training"}
+KNOWS_TENSORFLOW = {"backend", "programs", "scoring", "steps", "tiles", "training"}
 
 
 def _tree(module):

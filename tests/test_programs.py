@@ -5,16 +5,14 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 
 import numpy as np
 import psutil
 import pytest
 
 from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector, programs
-from vae_anomaly.backend import tf
 from vae_anomaly.likelihoods import Bernoulli, Gaussian
-from vae_anomaly.programs import BlockOptions, Limits, architecture, architecture_of
+from vae_anomaly.programs import architecture, architecture_of
 from vae_anomaly.states import Specification
 
 
@@ -28,7 +26,7 @@ def specification(units=(8,), likelihood=None, n_features=3, latent_dim=2):
         (specification(), True),
         (specification(units=(9,)), False),
         (specification(likelihood=Bernoulli()), False),
-        (specification(likelihood=Gaussian(minimum_scale=0.1)), False),
+        (specification(likelihood=Gaussian(minimum_scale=0.2)), False),
         (specification(n_features=4), False),
         (specification(latent_dim=1), False),
     ],
@@ -69,15 +67,6 @@ def test_a_detector_whose_architecture_was_dropped_still_scores(table):
     np.testing.assert_array_equal(detector.score_samples(X), before)
 
 
-@pytest.mark.parametrize("n_draws", [1, 10, 1000])
-@pytest.mark.parametrize("units", [(4,), (64, 32), (512, 256)])
-def test_tiles_are_powers_of_two_that_shrink_as_the_model_grows(units, n_draws):
-    rows = architecture(specification(units=units, n_features=30)).tile_rows(n_draws)
-    assert rows in (16, 32, 64, 128, 256)
-    wider = architecture(specification(units=tuple(4 * u for u in units), n_features=30)).tile_rows(n_draws)
-    assert wider <= rows
-
-
 def test_states_survive_the_way_through_a_model():
     shared = architecture(specification())
     state = shared.initial_state(3, np.array([[-1, -2, -3], [1, 2, 3]], dtype=np.float32))
@@ -88,46 +77,6 @@ def test_states_survive_the_way_through_a_model():
     np.testing.assert_array_equal(again.trainable, state.trainable)
     for one, other in zip(again.non_trainable, state.non_trainable, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_a_block_uses_the_first_steps_only():
-    shared = architecture(specification())
-    program = shared.training_program(BlockOptions(batch_size=4))
-    steps = shared.block_steps(4)
-    state = shared.initial_state(0, np.array([[-9.0] * 3, [9.0] * 3], dtype=np.float32))
-    batches = np.random.RandomState(0).normal(size=(steps, 4, 3)).astype("f4")
-    rates, betas = np.full(steps, 0.01, "f4"), np.ones(steps, "f4")
-
-    def run(batches, n_steps):
-        arguments = map(tf.constant, (batches, n_steps, rates, betas))
-        no_limits = Limits(tf.constant(0.0), tf.constant(0.0), tf.constant(4))
-        return program(shared.training_state(state), *arguments, no_limits, tf.constant(1))
-
-    first, sums = run(batches, 3)
-    changed = batches.copy()
-    changed[3:] = np.nan
-    second, same_sums = run(changed, 3)
-    np.testing.assert_array_equal(first.trainable, second.trainable)
-    np.testing.assert_array_equal(sums, same_sums)
-    assert int(first.step) == 3
-    nothing, no_sums = run(batches, 0)
-    np.testing.assert_array_equal(nothing.trainable, state.trainable)
-    np.testing.assert_array_equal(no_sums, 0)
-
-
-def test_every_trainable_weight_gets_a_gradient_and_every_term_counts():
-    shared = architecture(specification(units=(8, 8), n_features=5, latent_dim=3))
-    state = shared.training_state(shared.initial_state(0, np.array([[-9.0] * 5, [9.0] * 5], dtype="f4")))
-    x = tf.constant(np.random.RandomState(0).normal(size=(256, 5)).astype("f4"))
-    gradient, _, terms = shared._gradient(state, x, tf.constant(1.0), None, tf.constant(0), BlockOptions(256))
-    pieces = np.split(gradient.numpy(), np.cumsum(shared._sizes)[:-1])
-    for variable, piece in zip(shared.template.trainable_variables, pieces, strict=True):
-        assert np.abs(piece).max() > 1e-6, variable.path
-    loss, reconstruction, kl = terms.numpy()
-    assert loss == pytest.approx(reconstruction + kl, rel=1e-6)
-    assert min(abs(reconstruction), kl) > 0.01
-    without_kl, _, _ = shared._gradient(state, x, tf.constant(0.0), None, tf.constant(0), BlockOptions(256))
-    assert np.abs(gradient - without_kl).max() > 1e-3
 
 
 def test_limits_go_in_as_numbers(table):
@@ -182,27 +131,6 @@ def test_keras_in_another_precision_is_refused(members):
     assert "computes in float32, but Keras is set to dtype policy 'mixed_float16'" in ran.stderr
 
 
-def test_no_row_count_traces_a_program_again(table):
-    X, _ = table
-    detector = VAEDetector(network=DenseNetwork((19,)), epochs=2, random_state=0).fit(X)
-    traced = set(architecture(detector.members_[0].specification)._programs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for n_rows in (2, 3, 31, 128, 129, 300, 499):
-            VAEDetector(network=DenseNetwork((19,)), epochs=1, random_state=0).fit(X[:n_rows])
-            detector.score_samples(X[:n_rows])
-    assert set(architecture(detector.members_[0].specification)._programs) == traced
-
-
-def test_memory_does_not_grow_with_the_number_of_rows(monkeypatch, table):
-    X, _ = table
-    detector = VAEDetector(epochs=1, random_state=0).fit(X)
-    expected = detector.score_samples(X)
-    monkeypatch.setattr("vae_anomaly.detector._NUMBERS_AT_ONCE", 6 * 150)
-    monkeypatch.setattr("vae_anomaly.programs._BLOCK_OF_TILES_NUMBERS", 6 * 70)
-    np.testing.assert_array_equal(detector.score_samples(X), expected)
-
-
 def test_a_model_is_tied_to_no_device(table):
     X, _ = table
     on_cpu = VAEDetector(epochs=2, device="cpu:0", random_state=0).fit(X)
@@ -218,11 +146,11 @@ def test_computation_and_state_go_to_the_named_device():
         "from vae_anomaly.backend import tf\n"
         "cpu = tf.config.list_physical_devices('CPU')[0]\n"
         "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
-        "from vae_anomaly import VAEDetector, programs\n"
+        "from vae_anomaly import VAEDetector, tiles\n"
         "X = np.random.RandomState(0).normal(size=(300, 4))\n"
         "there = VAEDetector(epochs=2, device='cpu:1', random_state=0).fit(X)\n"
         "here = VAEDetector(epochs=2, device='cpu:0', random_state=0).fit(X)\n"
-        "placed = programs._on_device(there.members_[0], 'cpu:1')\n"
+        "placed = tiles._on_device(there.members_[0], 'cpu:1')\n"
         "assert all(t.device.endswith('CPU:1') for t in (placed[0], *placed[1])), placed[0].device\n"
         "assert np.array_equal(there.score_samples(X), here.score_samples(X))\n"
         "there.set_params(device='cpu:0').predict(X)\n"

@@ -138,7 +138,10 @@ class VAE(keras.Model):  # type: ignore[misc]
         training : bool, default=False
             Whether dropout and batch normalization act as in training.
         """
-        z_mean, z_log_var = self.encode(x, training)
+        return self.draw(*self.encode(x, training), noise, training)
+
+    def draw(self, z_mean: Any, z_log_var: Any, noise: Any, training: bool = False) -> Inference:
+        """Draw z from the posteriors of rows with the given noise, as in `infer`, and decode."""
         z = self.sampling([z_mean, z_log_var], noise=noise)
         return Inference(z_mean, z_log_var, noise, z, self.decode(z, training))
 

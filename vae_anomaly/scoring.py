@@ -9,7 +9,7 @@ To add one: write the two functions and add a row to `SCORES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.objective import importance_weighted_bound, kl_divergence, log_weight
-from vae_anomaly.programs import architecture_of
 from vae_anomaly.rows import Rows
 from vae_anomaly.states import ModelState
+from vae_anomaly.tiles import map_rows
 
 __all__ = ["SCORES", "Score", "elbo_terms", "encode", "reconstruct", "score_rows"]
 
@@ -100,7 +100,7 @@ def score_rows(
         values, kl = _over_draws(vae, x, noise, per_draw)
         return combine(keras.ops.cast(values, "float64"), keras.ops.cast(kl, "float64"))
 
-    return _by_model(tile_scores, ("score", score), states, rows, noise, device)
+    return map_rows(tile_scores, ("score", score), states, rows, noise, device)
 
 
 def elbo_terms(
@@ -115,7 +115,7 @@ def elbo_terms(
         values, kl = _over_draws(vae, x, noise, _log_likelihood)
         return keras.ops.stack([-keras.ops.mean(values, axis=0), kl], axis=-1)
 
-    return _by_model(tile_terms, "elbo_terms", states, rows, noise, device)
+    return map_rows(tile_terms, "elbo_terms", states, rows, noise, device)
 
 
 def encode(
@@ -126,7 +126,7 @@ def encode(
     def tile_means(vae: Any, x: Any, _: Any) -> Any:
         return vae.encode(x)[0]
 
-    return _by_model(tile_means, "encode", states, rows, noise, device)
+    return map_rows(tile_means, "encode", states, rows, noise, device)
 
 
 def reconstruct(
@@ -135,29 +135,21 @@ def reconstruct(
     """Expected x by each model, averaged over the draws: shape (n_states, n_rows, n_features)."""
 
     def tile_expectations(vae: Any, x: Any, noise: Any) -> Any:
+        posterior = vae.encode(x)
+
         def weighted_sum(chunk: Any, weights: Any) -> Any:
-            return tf.tensordot(weights, vae.likelihood.mean(vae.infer(x, chunk).parameters), 1)
+            return tf.tensordot(weights, vae.likelihood.mean(vae.draw(*posterior, chunk).parameters), 1)
 
         return tf.reduce_sum(_map_chunks(weighted_sum, noise), axis=0) / noise.shape[0]
 
-    return _by_model(tile_expectations, "reconstruct", states, rows, noise, device)
-
-
-def _by_model(
-    function: Callable[[Any, Any, Any], Any],
-    key: Hashable,
-    states: Sequence[ModelState],
-    rows: Rows,
-    noise: Rows,
-    device: str | None,
-) -> npt.NDArray[np.float64]:
-    return architecture_of(states[0]).map_rows(function, key, states, rows, noise, device)
+    return map_rows(tile_expectations, "reconstruct", states, rows, noise, device)
 
 
 def _over_draws(vae: Any, x: Any, noise: Any, per_draw: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:
     """``per_draw`` of all draws, (n_draws, n_rows), and the KL of each row, (n_rows,)."""
-    kl = keras.ops.sum(kl_divergence(*vae.encode(x)), axis=-1)
-    values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.infer(x, chunk)), noise)
+    posterior = vae.encode(x)
+    kl = keras.ops.sum(kl_divergence(*posterior), axis=-1)
+    values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.draw(*posterior, chunk)), noise)
     return tf.reshape(values, (-1, x.shape[0]))[: noise.shape[0]], kl
 
 

@@ -16,23 +16,25 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
-from vae_anomaly.programs import (
-    Architecture,
-    BlockOptions,
-    Limits,
-    TrainingState,
-    architecture_of,
-    placed,
-)
+from vae_anomaly.programs import Architecture, architecture_of, placed
 from vae_anomaly.rows import Rows
 from vae_anomaly.scoring import elbo_terms
 from vae_anomaly.states import ModelState
+from vae_anomaly.steps import (
+    BlockOptions,
+    Limits,
+    TrainingState,
+    block_steps,
+    model_state,
+    train_block,
+    training_state,
+)
 
 __all__ = ["Plan", "TrainingResult", "Validation", "train"]
 
-# XLA compiles the training loop in about 1.3 s and then saves about 0.1 ms a step, which is most of a small
+# XLA compiles the training loop in about 0.7 s and then saves about 0.1 ms a step, which is most of a small
 # network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights). One
-# training of 13,000 steps pays that back, or the fourth of 3,000: compiled programs are kept, and trainings
+# training of 7,000 steps pays that back, or the third of 3,000: compiled programs are kept, and trainings
 # of that length come in cross-validations and searches.
 _XLA_PAYS_FROM_STEPS = 3_000
 _XLA_PAYS_TO_WEIGHTS = 20_000
@@ -161,25 +163,22 @@ def train(
     steps_per_epoch = plan.steps_per_epoch(len(rows))
     n_epochs = plan.n_epochs(len(rows))
     n_steps = steps_per_epoch * n_epochs
-    program = architecture.training_program(
-        BlockOptions(
-            plan.batch_size,
-            plan.objective,
-            plan.n_training_draws,
-            plan.free_bits > 0,
-            plan.gradient_clip_norm is not None,
-            plan.trimmed_share > 0,
-            plan.uses_xla(n_steps, architecture.n_weights),
-            plan.device,
-        )
+    options = BlockOptions(
+        plan.batch_size,
+        plan.objective,
+        plan.n_training_draws,
+        plan.free_bits > 0,
+        plan.gradient_clip_norm is not None,
+        plan.trimmed_share > 0,
+        plan.uses_xla(n_steps, architecture.n_weights),
+        plan.device,
     )
-    feeder = _Feeder(rows, plan, architecture.block_steps(plan.batch_size), shuffle_seed)
+    feeder = _Feeder(rows, plan, block_steps(architecture, plan.batch_size), shuffle_seed)
     listeners = _Listeners(architecture, plan, n_epochs, callbacks, verbose)
     history: dict[str, list[float]] = {}
     best: tuple[float, int, ModelState] | None = None
     with placed(plan.device), contextlib.closing(listeners):
-        training = architecture.training_state(state)
-        seed = tf.constant(noise_seed, tf.int32)
+        training = training_state(state)
         limits = Limits(
             tf.constant(plan.free_bits, tf.float32),
             tf.constant(plan.gradient_clip_norm or 0.0, tf.float32),
@@ -189,21 +188,25 @@ def train(
         for epoch in range(n_epochs):
             listeners.begin_epoch(epoch)
             sums = np.zeros(3)
-            for batches, n_batches, progress in feeder.blocks(epoch):
-                training, block_sums = program(
+            for order, first_step in feeder.blocks(epoch):
+                progress = (first_step + np.arange(len(order))) / n_steps
+                training, block_sums = train_block(
+                    architecture,
                     training,
-                    batches,
-                    tf.constant(n_batches),
-                    tf.constant(plan.rates(progress) * listeners.rate_factor()),
-                    tf.constant(plan.betas(progress)),
+                    feeder.table,
+                    order,
+                    plan.rates(progress) * listeners.rate_factor(),
+                    plan.betas(progress),
+                    options,
                     limits,
-                    seed,
+                    noise_seed=noise_seed,
+                    first_step=first_step,
                 )
                 sums += block_sums.numpy()
             figures = dict(zip(("loss", "reconstruction", "kl"), sums / steps_per_epoch, strict=True))
             _check_finite(figures["loss"], epoch, plan, rows)
             if validation is not None:
-                present = architecture.model_state(training)
+                present = model_state(architecture, training)
                 figures |= _validate(present, validation, plan)
                 if best is None or figures["val_loss"] < best[0]:
                     best = (figures["val_loss"], epoch, present)
@@ -213,33 +216,28 @@ def train(
             last = out_of_patience or epoch + 1 == n_epochs
             if listeners.end_epoch(epoch, figures, training, last):
                 break
-        final = best[2] if plan.early_stopping and best is not None else architecture.model_state(training)
+        final = best[2] if plan.early_stopping and best is not None else model_state(architecture, training)
         return TrainingResult(listeners.end(final), history)
 
 
 class _Feeder:
-    """The table on the device, in shuffled blocks of batches."""
+    """The table on the device, and the shuffled order of its rows in blocks of batches."""
 
     def __init__(self, rows: Rows, plan: Plan, block_steps: int, seed: int) -> None:
         self._batch_size, self._block_steps = plan.batch_size, block_steps
         self._steps_per_epoch = plan.steps_per_epoch(len(rows))
-        self._n_steps = self._steps_per_epoch * plan.n_epochs(len(rows))
         self._n_rows = len(rows)
         self._rng = np.random.RandomState(seed)
         with placed(plan.device):
-            self._table = tf.convert_to_tensor(rows)
+            self.table = tf.convert_to_tensor(rows)
 
-    def blocks(self, epoch: int) -> Iterator[tuple[Any, int, npt.NDArray[np.float64]]]:
-        """Batches, how many of them count, and the progress of the training at each."""
+    def blocks(self, epoch: int) -> Iterator[tuple[npt.NDArray[np.integer], int]]:
+        """Positions of the rows of each batch, and how many steps come before."""
         # np.resize repeats the order from its beginning until the last batch is full.
         order = self._rng.permutation(self._n_rows)
         order = np.resize(order, (self._steps_per_epoch, self._batch_size)).astype(np.int32)
         for start in range(0, self._steps_per_epoch, self._block_steps):
-            chosen = order[start : start + self._block_steps]
-            first_step = epoch * self._steps_per_epoch + start
-            progress = np.minimum(1.0, (first_step + np.arange(self._block_steps)) / self._n_steps)
-            full_block = np.resize(chosen, (self._block_steps, self._batch_size))
-            yield tf.gather(self._table, full_block), len(chosen), progress
+            yield order[start : start + self._block_steps], epoch * self._steps_per_epoch + start
 
 
 class _Listeners:
@@ -285,7 +283,7 @@ class _Listeners:
         """Tell everyone; return whether this was the last epoch, by the schedule or by a callback."""
         figures = {name: float(value) for name, value in figures.items()}
         if self._model is not None:
-            self._architecture.load_into(self._model, self._architecture.model_state(training))
+            self._architecture.load_into(self._model, model_state(self._architecture, training))
             self._callbacks.on_epoch_end(epoch, figures)
             last = last or bool(self._model.stop_training)
         if self._bar is not None:

@@ -1,0 +1,78 @@
+"""Tiles: whatever the number of rows, the same bits, in bounded memory, traced once."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from vae_anomaly import DenseNetwork, VAEDetector, tiles
+from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.programs import architecture, architecture_of
+from vae_anomaly.states import Specification
+
+
+@pytest.mark.parametrize("n_draws", [1, 10, 1000])
+@pytest.mark.parametrize("units", [(4,), (64, 32), (512, 256)])
+def test_tiles_are_powers_of_two_that_shrink_as_the_model_grows(units, n_draws):
+    def rows(units):
+        return tiles.wide_tile(architecture(Specification(DenseNetwork(units), Gaussian(), 30, 2)), n_draws)
+
+    assert rows(units) in (16, 32, 64, 128, 256, 512)
+    assert rows(tuple(4 * width for width in units)) <= rows(units)
+
+
+def test_no_row_count_traces_a_program_again(table):
+    X, _ = table
+    detector = VAEDetector(network=DenseNetwork((19,)), epochs=2, random_state=0).fit(X)
+    for n_rows in (1, 10, 100, 400):
+        detector.score_samples(X[:n_rows])
+    traced = set(architecture(detector.members_[0].specification)._programs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n_rows in (2, 3, 31, 128, 129, 300, 499):
+            VAEDetector(network=DenseNetwork((19,)), epochs=1, random_state=0).fit(X[:n_rows])
+            detector.score_samples(X[:n_rows])
+    assert set(architecture(detector.members_[0].specification)._programs) == traced
+
+
+def test_memory_does_not_grow_with_the_number_of_rows(monkeypatch, table):
+    X, _ = table
+    detector = VAEDetector(epochs=1, random_state=0).fit(X)
+    expected = detector.score_samples(X)
+    monkeypatch.setattr("vae_anomaly.detector._NUMBERS_AT_ONCE", 6 * 150)
+    monkeypatch.setattr("vae_anomaly.tiles._BLOCK_OF_TILES_NUMBERS", 6 * 70)
+    np.testing.assert_array_equal(detector.score_samples(X), expected)
+
+
+@pytest.fixture
+def scored_before(table):
+    X, _ = table
+    detector = VAEDetector(network=DenseNetwork((23,)), epochs=2, random_state=0).fit(X)
+    programs = architecture_of(detector.members_[0])._programs
+    for key in [key for key in programs if key[0] in tiles._NARROW_TILES]:
+        del programs._values[key]
+    return detector, detector.score_samples(X), programs
+
+
+def test_few_rows_get_a_narrow_tile_from_the_second_call_on(table, scored_before):
+    X, _ = table
+    detector, expected, programs = scored_before
+    for n_rows, tile in ((1, 4), (4, 4), (5, 16), (100, 128)):
+        np.testing.assert_array_equal(detector.score_samples(X[:n_rows]), expected[:n_rows])
+        assert tile in {key[0] for key in programs}
+
+
+def test_a_narrow_tile_that_differs_in_a_bit_is_never_used(table, scored_before, monkeypatch):
+    X, _ = table
+    detector, expected, programs = scored_before
+    exact = tiles._through_narrow_tile
+
+    def one_bit_off(program, *arguments):
+        assert program is not None
+        return np.nextafter(exact(program, *arguments), np.inf)
+
+    monkeypatch.setattr(tiles, "_through_narrow_tile", one_bit_off)
+    np.testing.assert_array_equal(detector.score_samples(X[:1]), expected[:1])
+    narrow = [key for key in programs if key[0] in tiles._NARROW_TILES]
+    assert len(narrow) == len(tiles._NARROW_TILES)
+    assert all(programs._values[key] is None for key in narrow)
