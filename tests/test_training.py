@@ -80,23 +80,6 @@ def test_adam_is_keras_adam(X):
     np.testing.assert_allclose(np.abs(moved[touched]), 0.01, rtol=0.02)
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
-def test_many_steps_follow_keras_adam_on_the_same_gradients(clip_norm):
-    from vae_anomaly.backend import tf
-    from vae_anomaly.programs import TrainingState, _adam, _clipped
-
-    gradients = np.random.RandomState(0).normal(size=(20, 30)).astype("f4") * 3
-    weights = np.random.RandomState(1).normal(size=30).astype("f4")
-    variable = keras.Variable(weights)
-    adam = keras.optimizers.Adam(0.01, global_clipnorm=clip_norm)
-    state = TrainingState(tf.constant(weights), tf.zeros(30), tf.zeros(30), tf.constant(0), [])
-    for gradient in gradients:
-        adam.apply([tf.constant(gradient)], [variable])
-        gradient = tf.constant(gradient) if clip_norm is None else _clipped(tf.constant(gradient), clip_norm)
-        state = _adam(state, gradient, tf.constant(0.01))
-    np.testing.assert_allclose(state.trainable, variable.numpy(), atol=2e-6)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -106,7 +89,7 @@ def test_many_steps_follow_keras_adam_on_the_same_gradients(clip_norm):
         {"n_training_draws": 4},
         {"free_bits": 0.5},
         {"kl_warm_up": 0.5},
-        {"learning_rate_schedule": "cosine"},
+        {"learning_rate_schedule": "linear"},
         {"gradient_clip_norm": 1.0},
         {"jit_compile": True},
         {"batch_size": 16},
@@ -167,6 +150,7 @@ def test_early_stopping_stops_and_restores_the_best_weights():
         patience=5,
         n_draws=20,
         jit_compile=False,
+        learning_rate_schedule=None,
     )
     val_loss = detector.history_["val_loss"]
     best = int(np.argmin(val_loss))
@@ -179,6 +163,7 @@ def test_early_stopping_stops_and_restores_the_best_weights():
         epochs=best + 1,
         batch_size=16,
         learning_rate=1e-2,
+        learning_rate_schedule=None,
         validation_fraction=0.5,
         n_draws=20,
         jit_compile=False,
@@ -313,6 +298,7 @@ def test_a_callback_can_stop_the_training(X):
 def test_keras_early_stopping_restores_its_best_weights():
     X = np.random.RandomState(0).normal(size=(80, 10))
     settings = {"validation_fraction": 0.5, "learning_rate": 1e-2, "batch_size": 16, "n_draws": 20}
+    settings["learning_rate_schedule"] = None  # a schedule is laid over all epochs that are planned
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=3, restore_best_weights=True)
     detector = fit(X, epochs=500, callbacks=[stopping], **settings)
     best = int(np.argmin(detector.history_["val_loss"]))
@@ -323,8 +309,9 @@ def test_keras_early_stopping_restores_its_best_weights():
 
 def test_a_callback_can_steer_the_learning_rate(X):
     frozen_after_one = keras.callbacks.LearningRateScheduler(lambda epoch: 0.003 if epoch == 0 else 0.0)
-    detector = fit(X, epochs=5, callbacks=[frozen_after_one])
-    np.testing.assert_array_equal(detector.members_[0].trainable, fit(X, epochs=1).members_[0].trainable)
+    detector = fit(X, epochs=5, callbacks=[frozen_after_one], learning_rate_schedule=None)
+    once = fit(X, epochs=1, learning_rate_schedule=None)
+    np.testing.assert_array_equal(detector.members_[0].trainable, once.members_[0].trainable)
 
 
 def test_callbacks_keep_no_model_after_the_training(X):
@@ -364,7 +351,8 @@ def test_a_schedule_that_returns_no_factors_is_refused(X, schedule):
 
 def test_a_schedule_may_return_one_factor_for_all(X):
     twice = fit(X, learning_rate_schedule=lambda progress: 2.0)
-    np.testing.assert_array_equal(twice.score_samples(X), fit(X, learning_rate=6e-3).score_samples(X))
+    constant = fit(X, learning_rate=6e-3, learning_rate_schedule=None)
+    np.testing.assert_array_equal(twice.score_samples(X), constant.score_samples(X))
 
 
 def test_silence_by_default_and_a_bar_with_the_loss_parts_on_request(X, capsys):

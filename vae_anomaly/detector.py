@@ -100,9 +100,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Rows in a training step. Fewer training rows than that are repeated to fill it.
     learning_rate : float, default=3e-3
         Step size of Adam.
-    learning_rate_schedule : {"cosine", "linear"}, callable or None, default=None
-        A factor on the learning rate that falls to 0 over the training, or a function from progress
-        (array in [0, 1]) to such a factor. None keeps it constant.
+    learning_rate_schedule : {"cosine", "linear"}, callable or None, default="cosine"
+        A factor on the learning rate that falls to 0 over the training (Loshchilov & Hutter 2017,
+        "SGDR"), or a function from progress (array in [0, 1]) to such a factor. None keeps it constant:
+        for callbacks that steer the rate themselves, or warm starts that go on for an unknown time.
     gradient_clip_norm : float or None, default=None
         Longest gradient (Euclidean norm over all weights) that is not shortened.
     validation_fraction : "auto" or float, default="auto"
@@ -258,7 +259,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         epochs: str | int = "auto",
         batch_size: int = 128,
         learning_rate: float = 3e-3,
-        learning_rate_schedule: str | Callable[[Any], Any] | None = None,
+        learning_rate_schedule: str | Callable[[Any], Any] | None = "cosine",
         gradient_clip_norm: float | None = None,
         validation_fraction: str | float = "auto",
         early_stopping: str | bool = "auto",
