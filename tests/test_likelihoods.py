@@ -526,7 +526,7 @@ SPECIFICATIONS = {
     "Gaussian()": Gaussian(),
     "Gaussian(scale='per_row')": Gaussian(scale="per_row"),
     "Laplace(scale=0.5)": Laplace(scale=0.5),
-    "Laplace(minimum_scale=0.1)": Laplace(minimum_scale=0.1),
+    "Laplace(minimum_scale=0.2)": Laplace(minimum_scale=0.2),
     "StudentT(degrees_of_freedom=2.5)": StudentT(degrees_of_freedom=2.5),
     "Bernoulli()": Bernoulli(),
     "ContinuousBernoulli()": ContinuousBernoulli(),
@@ -549,7 +549,7 @@ def test_a_clone_is_a_new_object_with_equal_parameters(specification: Likelihood
 
 def test_set_params_changes_what_get_params_returns() -> None:
     likelihood = StudentT().set_params(scale=2.0, degrees_of_freedom=3.0)
-    assert likelihood.get_params() == {"scale": 2.0, "minimum_scale": 0.01, "degrees_of_freedom": 3.0}
+    assert likelihood.get_params() == {"scale": 2.0, "minimum_scale": 0.1, "degrees_of_freedom": 3.0}
 
 
 def test_different_specifications_have_different_architecture_keys() -> None:

@@ -116,8 +116,11 @@ class LocationScale(Likelihood):
         decoder compute one for each row and feature (a heteroscedastic model: flexible, but it can
         hide anomalies in rows whose scale it makes large); a float fixes it, in the units of the
         scaled data.
-    minimum_scale : float, default=0.01
-        The smallest scale s_min that can be learned, in the units of the scaled data.
+    minimum_scale : float, default=0.1
+        The smallest scale s_min that can be learned, in the units of the scaled data. With a much
+        smaller one, a feature that is constant in most training rows makes any other value drown all
+        other features. Lower it for features that the others determine to better than a tenth of
+        their spread.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -125,7 +128,7 @@ class LocationScale(Likelihood):
         "minimum_scale": [Interval(Real, 0, None, closed="neither")],
     }
 
-    def __init__(self, scale: str | float = "per_feature", minimum_scale: float = 0.01) -> None:
+    def __init__(self, scale: str | float = "per_feature", minimum_scale: float = 0.1) -> None:
         self.scale = scale
         self.minimum_scale = minimum_scale
 
@@ -182,7 +185,7 @@ class Gaussian(LocationScale):
     scale : {"per_feature", "per_row"} or float, default="per_feature"
         The standard deviation: learned for each feature, computed by the decoder for each row, or
         fixed, in the units of the scaled data.
-    minimum_scale : float, default=0.01
+    minimum_scale : float, default=0.1
         The smallest standard deviation that can be learned, in the units of the scaled data.
 
     Examples
@@ -211,7 +214,7 @@ class Laplace(LocationScale):
     scale : {"per_feature", "per_row"} or float, default="per_feature"
         The scale s (the mean absolute deviation): learned for each feature, computed by the decoder
         for each row, or fixed, in the units of the scaled data.
-    minimum_scale : float, default=0.01
+    minimum_scale : float, default=0.1
         The smallest scale that can be learned, in the units of the scaled data.
 
     Examples
@@ -248,7 +251,7 @@ class StudentT(LocationScale):
     scale : {"per_feature", "per_row"} or float, default="per_feature"
         The scale s: learned for each feature, computed by the decoder for each row, or fixed, in the
         units of the scaled data.
-    minimum_scale : float, default=0.01
+    minimum_scale : float, default=0.1
         The smallest scale that can be learned, in the units of the scaled data.
     degrees_of_freedom : float, default=4.0
         :math:`\nu`: the smaller, the heavier the tails; above 30 it is close to a Gaussian. The mean
@@ -270,7 +273,7 @@ class StudentT(LocationScale):
     def __init__(
         self,
         scale: str | float = "per_feature",
-        minimum_scale: float = 0.01,
+        minimum_scale: float = 0.1,
         degrees_of_freedom: float = 4.0,
     ) -> None:
         super().__init__(scale, minimum_scale)
