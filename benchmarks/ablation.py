@@ -21,8 +21,9 @@ import pandas as pd
 import quality
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vae_anomaly import DenseNetwork, VAEDetector
+from vae_anomaly import VAEDetector
 from vae_anomaly.ensemble import DEFAULT_MEMBERS, Member, averaged, weights_for
+from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES, score_rows
 
 COLUMNS = ("dataset", "setting", "seed", "method", "auroc", "ap")
@@ -51,8 +52,8 @@ EQUAL_WEIGHTS = "equal weights"
 #: Variants that need a training of their own.
 TRAININGS: dict[str, dict[str, Any]] = {
     "no early stopping": {"early_stopping": False},
-    "learning rate 1e-3, patience 60": {"learning_rate": 1e-3, "patience": 60},
-    "hidden layers of 128 and 128": {"network": DenseNetwork((128, 128))},
+    "constant learning rate": {"learning_rate_schedule": None},
+    "scales down to 0.01": {"likelihood": Gaussian(minimum_scale=0.01)},
 }
 
 
