@@ -70,3 +70,29 @@ def test_resolve_prefers_the_rule_to_the_contamination():
     assert thresholds.resolve(rule, 0.1) is rule
     assert thresholds.resolve(None, 0.1).contamination == 0.1
     assert isinstance(thresholds.resolve(None, "auto"), TukeyFence)
+
+
+def test_a_rule_that_a_sample_settles_gets_no_more_scores():
+    class Median:
+        n_scores = 40
+
+        def cut(self, scores):
+            self.received = len(scores)
+            return np.median(scores)
+
+    X = np.random.RandomState(0).normal(size=(100, 3))
+    rule = Median()
+    detector = VAEDetector(epochs=2, threshold=rule, random_state=0).fit(X)
+    assert rule.received == 40
+    assert (detector.predict(X) == -1).mean() == pytest.approx(0.5, abs=0.15)
+    rule.n_scores = 1000
+    detector.fit(X)
+    assert rule.received == 100
+    assert (detector.predict(X) == -1).sum() == 50
+
+
+def test_automatic_contamination_holds_for_rows_beyond_the_sample():
+    X = np.random.RandomState(0).uniform(size=(30_000, 2))
+    detector = VAEDetector(epochs=1, n_draws=1, random_state=0).fit(X)
+    assert TukeyFence.n_scores < len(X)
+    assert (detector.predict(X) == -1).mean() > 0.01 - 4 * 0.001

@@ -117,7 +117,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     contamination : "auto" or float, default="auto"
         Where the threshold lies. A float in (0, 0.5] calls that share of the training rows anomalies.
         "auto" is `thresholds.TukeyFence`: rows beyond Q3 + 1.5 (Q3 - Q1) of the training scores, and at
-        least 1 % of them.
+        least 1 % of them; of more than 10,000 rows, a random 10,000 decide.
     threshold : object or None, default=None
         A rule with ``cut(scores) -> float`` that takes the place of ``contamination``; see
         `vae_anomaly.thresholds`.
@@ -382,7 +382,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self.history_ = _continued(self.history_, history)
             self.score_ = scoring.resolve_name(vars(self)["score"], len(self.members_))
             rule = thresholds.resolve(self.threshold, self.contamination)
-            by_member = self._member_scores(rows)
+            by_member = self._member_scores(thresholds.rows_to_score(rule, rows, draws_seed))
             self.weights_ = ensemble.weights_for(by_member)
             scores = ensemble.averaged(by_member, self.weights_)
             if not np.isfinite(scores).all():  # the last step's weights have not been through a loss

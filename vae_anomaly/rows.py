@@ -21,6 +21,7 @@ _FARTHEST = 1e14
 _LARGEST = 1e150
 _OUTERMOST = 0.005
 _TAIL_WIDTHS = 10
+_COLUMNS_AT_ONCE = 64
 
 
 def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
@@ -37,8 +38,8 @@ def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
 
 def check_magnitude(X: npt.NDArray[Any], names: npt.NDArray[Any] | None) -> None:
     """Refuse values whose variance overflows: a scaler would turn their column into zeros, silently."""
-    row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
-    if abs(float(X[row, column])) > _LARGEST:
+    if max(float(X.max()), -float(X.min())) > _LARGEST:
+        row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
         raise ValueError(
             f"{_label(column, names)} holds {X[row, column]:g} in row {row}: its square is no float64. "
             "Rescale the column, or take its logarithm."
@@ -108,8 +109,10 @@ def usual_range(rows: Rows) -> Rows:
     within, gross errors do not. A column that is constant but for so few values keeps its whole range.
     """
     ends = np.stack([rows.min(axis=0), rows.max(axis=0)])
-    low = np.quantile(rows, _OUTERMOST, axis=0, method="higher")
-    high = np.quantile(rows, 1 - _OUTERMOST, axis=0, method="lower")
+    # A few columns at a time: quantiles copy what they are taken of.
+    parts = [rows[:, start : start + _COLUMNS_AT_ONCE] for start in range(0, rows.shape[1], _COLUMNS_AT_ONCE)]
+    low = np.concatenate([np.quantile(part, _OUTERMOST, axis=0, method="higher") for part in parts])
+    high = np.concatenate([np.quantile(part, 1 - _OUTERMOST, axis=0, method="lower") for part in parts])
     margin = _TAIL_WIDTHS * (high - low)
     usual = np.clip(np.stack([low - margin, high + margin]), *ends)
     return np.where(low < high, usual, ends).astype(np.float32)
