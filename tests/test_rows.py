@@ -85,3 +85,14 @@ def test_a_rare_flag_and_a_constant_keep_their_whole_range():
     rows = np.zeros((1000, 2), dtype="f4")
     rows[3, 0] = 1
     np.testing.assert_array_equal(usual_range(rows), [[0, 0], [1, 0]])
+
+
+def test_blocks_of_rows_are_scaled_as_the_whole(monkeypatch):
+    X = np.random.RandomState(0).normal(size=(50, 3)) * 100
+    scaler = StandardScaler().fit(X)
+    whole = scaled(X, scaler)
+    monkeypatch.setattr("vae_anomaly.rows._NUMBERS_AT_ONCE", 3 * 7)
+    np.testing.assert_array_equal(scaled(X, scaler), whole)
+    X[40, 1] = 1e308
+    with pytest.raises(ValueError, match=r"column 1 \(row 40 holds 1e\+308\)"):
+        scaled(X, FunctionTransformer(lambda block: np.where(block > 1e300, np.inf, block)))

@@ -349,8 +349,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             draws_seed, *seeds = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * len(recipe.members))
             if not continuing:
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
-                scaler = likelihood.default_scaler() if isinstance(self.scaler, str) else self.scaler
-                self.scaler_ = None if scaler is None else clone(scaler).fit(X.copy())
+                own = isinstance(self.scaler, str)
+                scaler = likelihood.default_scaler() if own else self.scaler
+                # A transformer of the user's may write into its argument.
+                self.scaler_ = None if scaler is None else clone(scaler).fit(X if own else X.copy())
                 self.image_shape_ = image_shape
             rows = self._scaled(X)
             self._check_support(rows, likelihood)

@@ -22,6 +22,7 @@ _LARGEST = 1e150
 _OUTERMOST = 0.005
 _TAIL_WIDTHS = 10
 _COLUMNS_AT_ONCE = 64
+_NUMBERS_AT_ONCE = 2**21
 
 
 def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
@@ -62,20 +63,38 @@ def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) ->
 def scaled(X: npt.NDArray[Any], scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
     """What the model sees: scaled rows, within the range whose squares fit a float32.
 
+    Rows are transformed in blocks: a table needs no second copy of itself.
+
     Raises
     ------
     ValueError
         If the scaler turns finite values into others; ``names`` are those of X's columns.
     """
-    if scaler is None:
-        rows = X
-    else:
-        rows = scaler.transform(X.copy())  # some transformers write into their argument
+    block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
+    first = _scaled_block(X, 0, block, scaler, names)
+    if len(X) <= block:
+        return first
+    rows = np.empty((len(X), first.shape[1]), dtype=np.float32)
+    rows[:block] = first
+    for start in range(block, len(X), block):
+        rows[start : start + block] = _scaled_block(X, start, block, scaler, names)
+    return rows
+
+
+def _scaled_block(
+    X: npt.NDArray[Any], start: int, size: int, scaler: Any, names: npt.NDArray[Any] | None
+) -> Rows:
+    block = X[start : start + size]
+    rows = block
+    if scaler is not None:
+        rows = scaler.transform(block.copy())  # some transformers write into their argument
         rows = np.asarray(rows.toarray() if hasattr(rows, "toarray") else rows)
     if not np.isfinite(rows).all():
         row, column = np.argwhere(~np.isfinite(rows))[0]
         label = _label(column, column_names(scaler, names, rows.shape[1]))
-        held = f" (row {row} holds {X[row, column]:g})" if rows.shape == X.shape else f" in row {row}"
+        held = f" (row {start + row} holds {block[row, column]:g})"
+        if rows.shape != block.shape:
+            held = f" in row {start + row}"
         raise ValueError(
             f"{type(scaler).__name__} turns {label}{held} into {rows[row, column]}; rescale "
             "or transform the column first, or pass another scaler."
