@@ -401,7 +401,7 @@ COLOURS = ("black", "#CC79A7", "#D55E00", "#0072B2", "#009E73", "#56B4E9", "#E69
 
 
 def draw(results: pd.DataFrame, path: Path) -> None:
-    """Seconds of every library and case, on a logarithmic axis, with the floor as a line."""
+    """Seconds of every library and case, on a logarithmic axis, with the floor as a broken line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -411,27 +411,29 @@ def draw(results: pd.DataFrame, path: Path) -> None:
     gigaflops = results.loc[results["library"] == "peak", "gigaflops"].max()
     colours = dict(zip(LIBRARIES, COLOURS, strict=True))
     cases = list(table.index.unique("case"))
+    names = list(table.index.unique("library"))
     figure, axes = plt.subplots(2, len(cases), figsize=(3.2 * len(cases), 6), layout="constrained")
-    axes = axes.reshape(2, -1)
-    for column, case in enumerate(cases):
+    for column, (case, (of_fit, of_score)) in enumerate(zip(cases, axes.reshape(2, -1).T, strict=True)):
         figures = table.loc[case]
-        for ax, keys, title in (
-            (axes[0, column], ("cold_fit", "warm_fit"), "fit"),
-            (axes[1, column], ("score",), "score"),
-        ):
-            places = np.arange(len(figures))[::-1]
+        for ax, keys, title in ((of_fit, ("cold_fit", "warm_fit"), "fit"), (of_score, ("score",), "score")):
             for key in keys:
                 first = key == "cold_fit"
                 ax.barh(
-                    places,
+                    [-names.index(name) for name in figures.index],
                     figures[key],
                     height=0.8 if first else 0.5,
                     color=[colours[name] for name in figures.index],
                     alpha=0.35 if first else 1.0,
                 )
-            ax.axvline(floors(CASES[case], gigaflops)[title], color="#555555", ls="--", lw=1)
+            floor = floors(CASES[case], gigaflops)[title]
+            ax.axvline(floor, color="#555555", ls="--", lw=1)
+            smallest, largest = min(floor, figures[list(keys)].min().min()), figures[list(keys)].max().max()
             ax.set_xscale("log")
-            ax.set_yticks(places, figures.index if column == 0 else [""] * len(figures))
+            ax.set_xlim(10 ** np.floor(np.log10(smallest)), 10 ** np.ceil(np.log10(largest)))
+            ax.set_yticks(
+                [-place for place in range(len(names))], names if column == 0 else [""] * len(names)
+            )
+            ax.set_ylim(0.6 - len(names), 0.6)
             ax.set_xlabel("seconds")
             ax.set_title(f"{case}: {title}" + (" (pale: the first)" if title == "fit" else ""), fontsize=10)
     figure.savefig(path, dpi=110)
