@@ -102,60 +102,54 @@ class VaeAnomaly(Library):
         return self.detector.score_samples(X)
 
 
-class PyODVAE(Library):
+class _PyOD(Library):
+    module = name = ""
+    n_draws = 1
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.kind = getattr(importlib.import_module(self.module), self.name)
+
+    def architecture(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def fit(self, X: np.ndarray) -> None:
+        self.detector = self.kind(
+            **self.architecture(),
+            batch_size=self.case.batch_size,
+            epoch_num=self.case.epochs,
+            lr=LEARNING_RATE,
+            dropout_rate=0.0,
+            batch_norm=False,
+            random_state=0,
+            verbose=0,
+        ).fit(X)
+
+    def score(self, X: np.ndarray) -> np.ndarray:
+        return self.detector.decision_function(X)
+
+
+class PyODVAE(_PyOD):
     """PyOD's VAE, with the KL."""
 
-    n_draws = 1
+    module, name = "pyod.models.vae", "VAE"
 
-    def __init__(self, case: Case) -> None:
-        super().__init__(case)
-        self.module = importlib.import_module("pyod.models.vae")
-
-    def fit(self, X: np.ndarray) -> None:
-        case = self.case
-        self.detector = self.module.VAE(
-            encoder_neuron_list=list(case.hidden),
-            decoder_neuron_list=list(reversed(case.hidden)),
-            latent_dim=case.latent_dim,
-            batch_size=case.batch_size,
-            epoch_num=case.epochs,
-            lr=LEARNING_RATE,
-            dropout_rate=0.0,
-            batch_norm=False,
-            # Its default of 0 turns the KL off.
-            capacity=1000.0,
-            random_state=0,
-            verbose=0,
-        ).fit(X)
-
-    def score(self, X: np.ndarray) -> np.ndarray:
-        return self.detector.decision_function(X)
+    def architecture(self) -> dict[str, Any]:
+        return {
+            "encoder_neuron_list": list(self.case.hidden),
+            "decoder_neuron_list": list(self.case.hidden[::-1]),
+            "latent_dim": self.case.latent_dim,
+            "capacity": 1000.0,  # the default of 0 turns the KL off
+        }
 
 
-class PyODAutoEncoder(Library):
+class PyODAutoEncoder(_PyOD):
     """PyOD's autoencoder."""
 
-    n_draws = 1
+    module, name = "pyod.models.auto_encoder", "AutoEncoder"
 
-    def __init__(self, case: Case) -> None:
-        super().__init__(case)
-        self.module = importlib.import_module("pyod.models.auto_encoder")
-
-    def fit(self, X: np.ndarray) -> None:
-        case = self.case
-        self.detector = self.module.AutoEncoder(
-            hidden_neuron_list=[*case.hidden, case.latent_dim],
-            batch_size=case.batch_size,
-            epoch_num=case.epochs,
-            lr=LEARNING_RATE,
-            dropout_rate=0.0,
-            batch_norm=False,
-            random_state=0,
-            verbose=0,
-        ).fit(X)
-
-    def score(self, X: np.ndarray) -> np.ndarray:
-        return self.detector.decision_function(X)
+    def architecture(self) -> dict[str, Any]:
+        return {"hidden_neuron_list": [*self.case.hidden, self.case.latent_dim]}
 
 
 class KerasVAE(Library):

@@ -96,3 +96,9 @@ def test_blocks_of_rows_are_scaled_as_the_whole(monkeypatch):
     X[40, 1] = 1e308
     with pytest.raises(ValueError, match=r"column 1 \(row 40 holds 1e\+308\)"):
         scaled(X, FunctionTransformer(lambda block: np.where(block > 1e300, np.inf, block)))
+
+
+def test_a_new_column_that_is_not_finite_is_refused_by_its_place():
+    widening = FunctionTransformer(lambda X: np.c_[X, np.full(len(X), np.nan)])
+    with pytest.raises(ValueError, match="turns column 2 in row 0 into nan"):
+        scaled(np.ones((3, 2)), widening)

@@ -92,9 +92,8 @@ def _scaled_block(
     if not np.isfinite(rows).all():
         row, column = np.argwhere(~np.isfinite(rows))[0]
         label = _label(column, column_names(scaler, names, rows.shape[1]))
-        held = f" (row {start + row} holds {block[row, column]:g})"
-        if rows.shape != block.shape:
-            held = f" in row {start + row}"
+        same = rows.shape == block.shape
+        held = f" (row {start + row} holds {block[row, column]:g})" if same else f" in row {start + row}"
         raise ValueError(
             f"{type(scaler).__name__} turns {label}{held} into {rows[row, column]}; rescale "
             "or transform the column first, or pass another scaler."
