@@ -117,7 +117,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     contamination : "auto" or float, default="auto"
         Where the threshold lies. A float in (0, 0.5] calls that share of the training rows anomalies.
         "auto" is `thresholds.TukeyFence`: rows beyond Q3 + 1.5 (Q3 - Q1) of the training scores, and at
-        least 1 % of them; of more than 10,000 rows, a random 10,000 decide.
+        least 1 % of them; of more than 2,000 rows, a random 2,000 decide.
     threshold : object or None, default=None
         A rule with ``cut(scores) -> float`` that takes the place of ``contamination``; see
         `vae_anomaly.thresholds`.

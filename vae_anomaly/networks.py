@@ -251,7 +251,9 @@ class ConvNetwork(Network):
                 hidden = keras.layers.Cropping2D(
                     crop, data_format="channels_last", name=f"decoder_crop_{position}"
                 )(hidden)
-        layer = keras.layers.Conv2D(
+        # Transposed although it has no stride: of the two forms of one map, its gradient is the cheaper one
+        # where a layer has few outputs.
+        layer = keras.layers.Conv2DTranspose(
             channels * n_params,
             int(self.kernel_size),
             padding="same",

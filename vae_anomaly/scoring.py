@@ -159,7 +159,7 @@ def _map_chunks(function: Callable[[Any, Any], Any], noise: Any) -> Any:
     if n_draws <= _DRAWS_AT_ONCE:
         return function(noise, tf.ones(n_draws))[None]
     n_chunks = -(-n_draws // _DRAWS_AT_ONCE)
-    n_padding = n_chunks * _DRAWS_AT_ONCE - n_draws
+    n_padding = -n_draws % n_chunks
     chunks = tf.reshape(tf.pad(noise, [[0, n_padding], [0, 0], [0, 0]]), (n_chunks, -1, 1, latent_dim))
     weights = tf.reshape(tf.pad(tf.ones(n_draws), [[0, n_padding]]), (n_chunks, -1))
     return tf.map_fn(

@@ -4,6 +4,9 @@ Scores must not depend on how rows are batched, and float32 matrix products of d
 give a row the same last bits. So all rows go through tiles of one shape, the wide one. Narrower tiles
 serve calls with few rows, where most of a wide one would be padding; they are used only if they give the
 wide tile's results to the last bit, which is tried once for each program.
+
+A small model that is asked for few rows again and again gets a program of its own, with its weights as
+constants: to hand them over at each call costs a quarter of it.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ _TILE_FLOPS = 1.2e8
 _WIDE_TILES = (16, 512)
 _NARROW_TILES = (4, 16, 128)
 _WIDE = "wide"
+# To compile a model's own program takes as long as a few hundred calls.
+_OWN_PROGRAM_FROM_CALLS = 256
+_OWN_PROGRAM_TO_WEIGHTS = 1_000_000
 _BLOCK_OF_TILES_NUMBERS = 2**22
 
 TileFunction = Callable[[Any, Any, Any], Any]
@@ -89,7 +95,9 @@ def map_rows(
                     partial(_narrow_program, architecture, function, tile, wide, models, noise_tensor),
                 )
                 if narrow is not None:
-                    return _through_narrow_tile(narrow, tile, models, rows, noise_tensor)
+                    program = partial(narrow, models, noise=noise_tensor)
+                    own = _own_program(architecture, function, tile, key, states, noise, program)
+                    return _through_narrow_tile(own or program, tile, rows)
         return wide(rows)
 
 
@@ -117,10 +125,10 @@ def _through_wide_tiles(
     return results[0] if len(results) == 1 else np.concatenate(results, axis=1)
 
 
-def _through_narrow_tile(program: Any, tile: int, models: Any, rows: Rows, noise: Any) -> npt.NDArray[Any]:
+def _through_narrow_tile(program: Callable[[Any], Any], tile: int, rows: Rows) -> npt.NDArray[Any]:
     x = np.zeros((tile, rows.shape[1]), dtype=np.float32)
     x[: len(rows)] = rows
-    return np.asarray(program(models, tf.convert_to_tensor(x), noise).numpy()[:, : len(rows)])
+    return np.asarray(program(tf.convert_to_tensor(x)).numpy()[:, : len(rows)])
 
 
 def _narrow_program(
@@ -132,15 +140,22 @@ def _narrow_program(
     noise: Any,
 ) -> Any:
     """The program for narrow tiles, or None if a result of theirs differs from the wide tile's in any bit."""
-    n_rows = wide_tile(architecture, noise.shape[0])
-    rows = np.random.RandomState(0).standard_normal((n_rows, architecture.n_features)).astype(np.float32)
     program = _compile(architecture, function, (tile,), models, noise)
-    parts = [
-        _through_narrow_tile(program, tile, models, rows[start : start + tile], noise)
-        for start in range(0, n_rows, tile)
-    ]
-    same = np.array_equal(np.concatenate(parts, axis=1), wide(rows), equal_nan=True)
-    return program if same else None
+    n_rows = wide_tile(architecture, noise.shape[0])
+    by_tile = partial(_by_narrow_tiles, partial(program, models, noise=noise), tile)
+    return program if _same_bits(by_tile, wide, architecture, n_rows) else None
+
+
+def _by_narrow_tiles(program: Callable[[Any], Any], tile: int, rows: Rows) -> npt.NDArray[Any]:
+    starts = range(0, len(rows), tile)
+    parts = [_through_narrow_tile(program, tile, rows[start : start + tile]) for start in starts]
+    return np.concatenate(parts, axis=1)
+
+
+def _same_bits(one: Any, other: Any, architecture: Architecture, n_rows: int) -> bool:
+    """Whether two functions of rows agree to the last bit on random ones."""
+    rows = np.random.RandomState(0).standard_normal((n_rows, architecture.n_features)).astype(np.float32)
+    return np.array_equal(one(rows), other(rows), equal_nan=True)
 
 
 def _compile(
@@ -154,15 +169,7 @@ def _compile(
 
     def run(models: Any, x: Any, noise: Any) -> Any:
         # Unpacked before the loop over tiles, not in it.
-        unpacked = [(architecture.pieces(trainable), others) for trainable, others in models]
-
-        def of_tile(x: Any) -> Any:
-            results = []
-            for trainable, non_trainable in unpacked:
-                with architecture.holding(trainable, non_trainable):
-                    results.append(tf.cast(function(architecture.template, x, noise[:, None]), tf.float64))
-            return tf.stack(results)
-
+        of_tile = _results_of_tile(architecture, function, models, noise)
         return of_tile(x) if len(shape) == 1 else tf.map_fn(of_tile, x, fn_output_signature=tf.float64)
 
     def spec(value: Any) -> Any:
@@ -175,14 +182,84 @@ def _compile(
     )
 
 
+def _results_of_tile(
+    architecture: Architecture, function: TileFunction, models: Any, noise: Any
+) -> Callable[[Any], Any]:
+    unpacked = [(architecture.pieces(trainable), others) for trainable, others in models]
+
+    def of_tile(x: Any) -> Any:
+        results = []
+        for trainable, non_trainable in unpacked:
+            with architecture.holding(trainable, non_trainable):
+                results.append(tf.cast(function(architecture.template, x, noise[:, None]), tf.float64))
+        return tf.stack(results)
+
+    return of_tile
+
+
+class _OwnProgram:
+    """A program for one set of models and draws alone, once they have been asked for often enough."""
+
+    def __init__(self, noise: Rows) -> None:
+        self.noise = weakref.ref(noise)
+        self.n_calls = 0
+        self.program: Callable[[Any], Any] | None = None
+
+
+# For as long as somebody holds the first model of a set.
+_own_programs: weakref.WeakKeyDictionary[ModelState, dict[Hashable, _OwnProgram]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _own_program(
+    architecture: Architecture,
+    function: TileFunction,
+    tile: int,
+    key: Hashable,
+    states: Sequence[ModelState],
+    noise: Rows,
+    shared: Callable[[Any], Any],
+) -> Callable[[Any], Any] | None:
+    """The models' own program for such tiles, ``x -> results``, if they have one."""
+    key = (tile, key, tuple(map(weakref.ref, states[1:])))
+    with _lock:
+        entries = _own_programs.setdefault(states[0], {})
+        entry = entries.get(key)
+        if entry is None or entry.noise() is not noise:
+            entry = entries[key] = _OwnProgram(noise)
+        entry.n_calls += 1
+        is_time = entry.n_calls == _OWN_PROGRAM_FROM_CALLS
+    if is_time and len(states) * architecture.n_weights <= _OWN_PROGRAM_TO_WEIGHTS:
+        program = _compile_own(architecture, function, tile, states, noise)
+        by_own, by_shared = (partial(_by_narrow_tiles, run, tile) for run in (program, shared))
+        if _same_bits(by_own, by_shared, architecture, 4 * tile):
+            entry.program = program
+    return entry.program
+
+
+def _compile_own(
+    architecture: Architecture, function: TileFunction, tile: int, states: Sequence[ModelState], noise: Rows
+) -> Any:
+    # The arrays, not the states: who holds a state keeps its programs.
+    arrays = [(state.trainable, state.non_trainable) for state in states]
+
+    def run(x: Any) -> Any:
+        models = [(tf.constant(trainable), [*map(tf.constant, others)]) for trainable, others in arrays]
+        return _results_of_tile(architecture, function, models, tf.constant(noise, tf.float32))(x)
+
+    x = tf.TensorSpec((tile, architecture.n_features), tf.float32)
+    return tf.function(run, autograph=False).get_concrete_function(x)
+
+
 # A state's arrays as tensors, for as long as somebody holds the state: copying them at every call would
 # cost more than scoring a row.
 _tensors: weakref.WeakKeyDictionary[ModelState, dict[str | None, Any]] = weakref.WeakKeyDictionary()
-_tensors_lock = threading.Lock()
+_lock = threading.Lock()
 
 
 def _on_device(state: ModelState, device: str | None) -> tuple[Any, list[Any]]:
-    with _tensors_lock:
+    with _lock:
         tensors = _tensors.setdefault(state, {})
     if device not in tensors:
         with placed(device):
