@@ -39,7 +39,7 @@ def trained(shared, n_steps, first_step=0, state=None, table=TABLE, noise_seed=1
     return train_block(
         shared,
         state,
-        tf.constant(table),
+        table,
         ORDER[first_step : first_step + n_steps],
         np.full(n_steps, 0.01, "f4"),
         np.ones(n_steps, "f4"),

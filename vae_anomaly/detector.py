@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -19,7 +19,7 @@ from vae_anomaly import ensemble, likelihoods, networks, programs, scoring, thre
 from vae_anomaly.ensemble import Member
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
-from vae_anomaly.rows import Rows, check_magnitude, column_names, flattened, scaled, unscaled
+from vae_anomaly.rows import Rows, check_magnitude, column_names, fitted, flattened, scaled, unscaled
 from vae_anomaly.scoring import Score
 from vae_anomaly.states import ModelState, Specification
 
@@ -350,9 +350,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             if not continuing:
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
                 own = isinstance(self.scaler, str)
-                scaler = likelihood.default_scaler() if own else self.scaler
-                # A transformer of the user's may write into its argument.
-                self.scaler_ = None if scaler is None else clone(scaler).fit(X if own else X.copy())
+                self.scaler_ = fitted(likelihood.default_scaler() if own else self.scaler, X)
                 self.image_shape_ = image_shape
             rows = self._scaled(X)
             self._check_support(rows, likelihood)

@@ -11,9 +11,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import clone
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["Rows", "check_magnitude", "column_names", "flattened", "scaled", "unscaled", "usual_range"]
+__all__ = [
+    "Rows",
+    "check_magnitude",
+    "column_names",
+    "fitted",
+    "flattened",
+    "scaled",
+    "unscaled",
+    "usual_range",
+]
 
 Rows = npt.NDArray[np.float32]
 
@@ -61,6 +71,17 @@ def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) ->
         return names if len(names) == n_columns else None
 
 
+def fitted(scaler: Any, X: npt.NDArray[Any]) -> Any:
+    """A clone of the scaler, fitted on X; None stays None."""
+    if type(scaler) is StandardScaler:  # in blocks: its variance makes several copies of what it gets at once
+        scaler = clone(scaler)
+        for start in range(0, len(X), block := _block_of(X)):
+            scaler.partial_fit(X[start : start + block])
+        return scaler
+    # A transformer of the user's may write into its argument.
+    return None if scaler is None else clone(scaler).fit(X.copy())
+
+
 def scaled(X: npt.NDArray[Any], scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
     """What the model sees: scaled rows, within the range whose squares fit a float32.
 
@@ -71,7 +92,7 @@ def scaled(X: npt.NDArray[Any], scaler: Any, names: npt.NDArray[Any] | None = No
     ValueError
         If the scaler turns finite values into others; ``names`` are those of X's columns.
     """
-    block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
+    block = _block_of(X)
     first = _scaled_block(X, 0, block, scaler, names)
     if len(X) <= block:
         return first
@@ -142,6 +163,11 @@ def usual_range(rows: Rows) -> Rows:
     margin = _TAIL_WIDTHS * (high - low)
     usual = np.clip(np.stack([low - margin, high + margin]), *ends)
     return np.where(low < high, usual, ends).astype(np.float32)
+
+
+def _block_of(X: npt.NDArray[Any]) -> int:
+    """How many rows of X to work on at once."""
+    return max(1, _NUMBERS_AT_ONCE // int(X.shape[1]))
 
 
 def _label(column: int, names: npt.NDArray[Any] | None) -> str:

@@ -1,6 +1,6 @@
 """Training steps, compiled in blocks: noise, gradient, Adam.
 
-A block is one call: up to ``block_steps`` batches, gathered from the table at once, and a loop over them
+A block is one call: up to ``block_steps`` batches, gathered from the rows at once, and a loop over them
 inside TensorFlow. What a step is does not depend on how many a block holds.
 """
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from vae_anomaly.backend import tf
 from vae_anomaly.objective import loss_terms
 from vae_anomaly.programs import Architecture, placed
+from vae_anomaly.rows import Rows
 from vae_anomaly.states import ModelState
 
 __all__ = [
@@ -90,7 +91,7 @@ def model_state(architecture: Architecture, training: TrainingState) -> ModelSta
 def train_block(
     architecture: Architecture,
     state: TrainingState,
-    table: Any,
+    rows: Rows,
     order: npt.NDArray[np.integer],
     rates: npt.NDArray[np.float32],
     betas: npt.NDArray[np.float32],
@@ -106,7 +107,7 @@ def train_block(
     ----------
     architecture : Architecture
     state : TrainingState
-    table : tensor of shape (n_rows, n_features)
+    rows : array of shape (n_rows, n_features)
     order : array of shape (n_steps, batch_size), at most `block_steps` batches
         Positions of the rows of each batch.
     rates, betas : arrays of shape (n_steps,)
@@ -141,7 +142,7 @@ def train_block(
     program = architecture.program(options, lambda: _compile(architecture, options))
     return program(  # type: ignore[no-any-return]
         state,
-        tf.gather(table, order),
+        tf.convert_to_tensor(rows[order]),
         noise,
         tf.constant(n_steps),
         tf.constant(rates),

@@ -173,7 +173,7 @@ def train(
         plan.uses_xla(n_steps, architecture.n_weights),
         plan.device,
     )
-    feeder = _Feeder(rows, plan, block_steps(architecture, plan.batch_size), shuffle_seed)
+    shuffler = _Shuffler(len(rows), plan, block_steps(architecture, plan.batch_size), shuffle_seed)
     listeners = _Listeners(architecture, plan, n_epochs, callbacks, verbose)
     history: dict[str, list[float]] = {}
     best: tuple[float, int, ModelState] | None = None
@@ -188,12 +188,12 @@ def train(
         for epoch in range(n_epochs):
             listeners.begin_epoch(epoch)
             sums = np.zeros(3)
-            for order, first_step in feeder.blocks(epoch):
+            for order, first_step in shuffler.blocks(epoch):
                 progress = (first_step + np.arange(len(order))) / n_steps
                 training, block_sums = train_block(
                     architecture,
                     training,
-                    feeder.table,
+                    rows,
                     order,
                     plan.rates(progress) * listeners.rate_factor(),
                     plan.betas(progress),
@@ -220,16 +220,14 @@ def train(
         return TrainingResult(listeners.end(final), history)
 
 
-class _Feeder:
-    """The table on the device, and the shuffled order of its rows in blocks of batches."""
+class _Shuffler:
+    """The shuffled order of the rows, in blocks of batches."""
 
-    def __init__(self, rows: Rows, plan: Plan, block_steps: int, seed: int) -> None:
+    def __init__(self, n_rows: int, plan: Plan, block_steps: int, seed: int) -> None:
         self._batch_size, self._block_steps = plan.batch_size, block_steps
-        self._steps_per_epoch = plan.steps_per_epoch(len(rows))
-        self._n_rows = len(rows)
+        self._steps_per_epoch = plan.steps_per_epoch(n_rows)
+        self._n_rows = n_rows
         self._rng = np.random.RandomState(seed)
-        with placed(plan.device):
-            self.table = tf.convert_to_tensor(rows)
 
     def blocks(self, epoch: int) -> Iterator[tuple[npt.NDArray[np.integer], int]]:
         """Positions of the rows of each batch, and how many steps come before."""
