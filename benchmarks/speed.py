@@ -131,9 +131,8 @@ def measure(name: str, case: Case) -> dict[str, Any]:
 
 def in_own_process(arguments: list[str], cores: list[int], python: str = sys.executable) -> dict[str, Any]:
     """Run ``measure`` and the like in a new process on these cores."""
-    environment = os.environ | {
-        f"{library}_NUM_THREADS": str(len(cores)) for library in ("OMP", "OPENBLAS", "MKL")
-    }
+    # One thread each: where there are more cores, a grid search has a worker for each of them.
+    environment = os.environ | {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     done = subprocess.run(
         [python, __file__, *arguments, "--cores", *map(str, cores)],
         env=environment | {"PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3"},

@@ -28,6 +28,9 @@ ORDER = [
     "scoring",
     "training",
     "ensemble",
+    "calibration",
+    "explanations",
+    "conventions",
     "detector",
     "scorers",
 ]

@@ -6,7 +6,15 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 
-from vae_anomaly.rows import check_magnitude, column_names, flattened, scaled, unscaled, usual_range
+from vae_anomaly.rows import (
+    check_magnitude,
+    column_names,
+    fitted,
+    flattened,
+    scaled,
+    unscaled,
+    usual_range,
+)
 
 
 @pytest.mark.parametrize("image_shape", [(2, 3), (2, 3, 4)])
@@ -29,6 +37,35 @@ def test_a_value_whose_square_overflows_is_named():
     with pytest.raises(ValueError, match="column 'b' holds -1e[+]200 in row 1.*Rescale"):
         check_magnitude(X, np.array(["a", "b"], dtype=object))
     check_magnitude(X / 1e60, None)
+
+
+@pytest.mark.parametrize("scaler", [StandardScaler(), StandardScaler(with_mean=False), MinMaxScaler()])
+def test_fitting_a_scaler_changes_neither_it_nor_the_rows(scaler):
+    X = np.random.RandomState(0).normal(3, 2, size=(50, 3))
+    before = X.copy()
+    result = fitted(scaler, X)
+    np.testing.assert_array_equal(X, before)
+    assert not hasattr(scaler, "n_features_in_")
+    np.testing.assert_array_equal(result.transform(X), scaler.fit_transform(X))
+    assert fitted(None, X) is None
+
+
+def test_a_standard_scaler_is_fitted_and_applied_in_blocks(monkeypatch):
+    X = np.random.RandomState(0).normal(1e6, 2, size=(100, 3))
+    monkeypatch.setattr("vae_anomaly.rows._NUMBERS_AT_ONCE", 3 * 7)
+    scaler, whole = fitted(StandardScaler(), X), StandardScaler().fit(X)
+    np.testing.assert_allclose(scaler.mean_, whole.mean_, rtol=1e-14)
+    np.testing.assert_allclose(scaler.scale_, whole.scale_, rtol=1e-9)
+    np.testing.assert_allclose(scaled(X, scaler), whole.transform(X), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"with_mean": False}, {"with_std": False}])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_scaled_rows_are_those_of_the_scaler(settings, dtype):
+    X = np.random.RandomState(0).normal(3, 2, size=(50, 3)).astype(dtype)
+    X[:, 2] = 7.0
+    scaler = StandardScaler(**settings).fit(X)
+    np.testing.assert_allclose(scaled(X, scaler), scaler.transform(X), rtol=1e-5, atol=1e-6)
 
 
 def test_scaled_rows_are_float32_and_their_squares_are_finite():

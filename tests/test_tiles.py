@@ -1,6 +1,9 @@
 """Tiles: whatever the number of rows, the same bits, in bounded memory, traced once."""
 
+import copy
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -60,6 +63,78 @@ def test_few_rows_get_a_narrow_tile_from_the_second_call_on(table, scored_before
     for n_rows, tile in ((1, 4), (4, 4), (5, 16), (100, 128)):
         np.testing.assert_array_equal(detector.score_samples(X[:n_rows]), expected[:n_rows])
         assert tile in {key[0] for key in programs}
+
+
+@pytest.fixture
+def often_asked(monkeypatch, table, scored_before):
+    """A detector whose next call for few rows gets it a program of its own."""
+    X, _ = table
+    detector, _, _ = scored_before
+    monkeypatch.setattr(tiles, "_OWN_PROGRAM_FROM_CALLS", 3)
+    for _ in range(2):
+        detector.score_samples(X[:1])
+    assert own_programs(detector) == [None]
+    return detector
+
+
+def own_programs(detector):
+    return [entry.program for entry in tiles._own_programs[detector.members_[0]].values()]
+
+
+def test_a_model_that_is_asked_often_gets_a_program_of_its_own_with_the_same_bits(
+    table, often_asked, monkeypatch
+):
+    X, _ = table
+    expected = often_asked.score_samples(X)
+    verdicts, compare = [], tiles._same_bits
+    monkeypatch.setattr(tiles, "_same_bits", lambda *given: verdicts.append(compare(*given)) or verdicts[0])
+    for n_rows in (1, 4, 2):
+        np.testing.assert_array_equal(often_asked.score_samples(X[:n_rows]), expected[:n_rows])
+    (it_agrees,) = verdicts
+    assert (own_programs(often_asked)[0] is not None) == it_agrees
+
+
+def test_a_program_of_ones_own_serves_no_other_draws_and_members(table, often_asked, monkeypatch):
+    X, _ = table
+    monkeypatch.setattr(tiles, "_same_bits", lambda *_: True)
+    often_asked.score_samples(X[:1])
+    program = own_programs(often_asked)[0]
+    other = copy.copy(often_asked)
+    other.noise_ = often_asked.noise_[:5] - 1
+    assert other.score_samples(X[:1]) == other.score_samples(X)[:1]
+    both = copy.copy(often_asked)
+    both.members_ += VAEDetector(DenseNetwork((23,)), epochs=1, random_state=1).fit(X).members_
+    both.weights_ = np.array([0.5, 0.5])
+    assert both.score_samples(X[:1]) == both.score_samples(X)[:1]
+    assert program is not None
+
+
+def test_a_program_of_ones_own_that_differs_in_a_bit_is_never_used(table, often_asked, monkeypatch):
+    X, _ = table
+    monkeypatch.setattr(tiles, "_same_bits", lambda *_: False)
+    expected = often_asked.score_samples(X)
+    for _ in range(3):
+        assert often_asked.score_samples(X[:1]) == expected[0]
+    assert own_programs(often_asked) == [None]
+
+
+def test_a_large_model_gets_no_program_of_its_own(table, often_asked, monkeypatch):
+    X, _ = table
+    monkeypatch.setattr(tiles, "_OWN_PROGRAM_TO_WEIGHTS", 100)
+    often_asked.score_samples(X[:1])
+    assert own_programs(often_asked) == [None]
+
+
+def test_programs_of_ones_own_go_with_their_model(table, often_asked, monkeypatch):
+    X, _ = table
+    monkeypatch.setattr(tiles, "_same_bits", lambda *_: True)
+    often_asked.score_samples(X[:1])
+    program = weakref.ref(own_programs(often_asked)[0])
+    n_before = len(tiles._own_programs)
+    often_asked.fit(X)
+    gc.collect()
+    assert program() is None
+    assert len(tiles._own_programs) <= n_before
 
 
 def test_a_narrow_tile_that_differs_in_a_bit_is_never_used(table, scored_before, monkeypatch):

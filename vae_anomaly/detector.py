@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from vae_anomaly import ensemble, likelihoods, networks, programs, scoring, thresholds, training
+from vae_anomaly import (
+    calibration,
+    ensemble,
+    explanations,
+    likelihoods,
+    networks,
+    programs,
+    scoring,
+    thresholds,
+    training,
+)
+from vae_anomaly.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.ensemble import Member
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
-from vae_anomaly.rows import Rows, check_magnitude, column_names, fitted, flattened, scaled, unscaled
+from vae_anomaly.rows import (
+    Rows,
+    check_image_shape,
+    check_magnitude,
+    column_names,
+    fitted,
+    flattened,
+    scaled,
+    unscaled,
+    with_channels,
+)
 from vae_anomaly.scoring import Score
 from vae_anomaly.states import ModelState, Specification
 
 __all__ = ["VAEDetector"]
 
 _NUMBERS_AT_ONCE = 2**22
-
-
-class _MethodNamedAsParameter:
-    """Lets ``score`` be both: a constructor parameter, kept in ``vars(self)``, and a public method.
-
-    scikit-learn fixes the method's name and this library's users know the parameter by it. Attribute
-    access gives the method; `get_params` gives the parameter.
-    """
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._method = method
-        self.__doc__ = method.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self._method if instance is None else self._method.__get__(instance, owner)
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        vars(instance)[self._name] = value
 
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -118,9 +116,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Where the threshold lies. A float in (0, 0.5] calls that share of the training rows anomalies.
         "auto" is `thresholds.TukeyFence`: rows beyond Q3 + 1.5 (Q3 - Q1) of the training scores, and at
         least 1 % of them; of more than 2,000 rows, a random 2,000 decide.
-    threshold : object or None, default=None
-        A rule with ``cut(scores) -> float`` that takes the place of ``contamination``; see
-        `vae_anomaly.thresholds`.
+    threshold : {"quantile", "iqr", "mad", "conformal", "gpd"}, rule or None, default=None
+        Takes the place of ``contamination``: a rule from `vae_anomaly.thresholds` by name or as an instance,
+        any object with ``cut(scores) -> float``, or one of pythresh. "conformal" guarantees a false-alarm
+        rate (5 %; ``Conformal(alpha)`` sets it), "gpd" extrapolates to rare ones; both take scores of rows
+        that were not trained on.
+    calibration : "auto", float, int or None, default="auto"
+        Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
+        float in (0, 1) holds out that share of the rows. An int of at least 2 fits so many more detectors,
+        each without one fold of the rows, and scores the fold by it: that spends no rows, and takes as many
+        times longer. "auto" does nothing unless the threshold asks; then it takes 5 folds of fewer than
+        5,000 rows, else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
         likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
@@ -154,6 +160,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ``objective="elbo"`` without trimming, warm-up, free bits or layers that add losses,
         loss = reconstruction + beta * kl; val_loss always is. After a warm start, NaN marks epochs in
         which a figure was not measured.
+    calibration_scores_ : float64 array of shape (n_rows,), or None
+        Anomaly scores, larger = more anomalous, of rows that were not trained on; see ``calibration``.
     score_ : str or Score
         The ``score`` that `offset_` was set for; setting the parameter anew acts at the next `fit`.
     scaler_ : transformer or None
@@ -232,7 +240,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "early_stopping": [StrOptions({"auto"}), "boolean"],
         "patience": [Interval(Integral, 1, None, closed="left")],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
-        "threshold": [HasMethods("cut"), None],
+        "threshold": [str, HasMethods("cut"), HasMethods("eval"), HasMethods(["fit", "predict"]), None],
+        "calibration": [
+            StrOptions({"auto"}),
+            Interval(RealNotInt, 0, 1, closed="neither"),
+            Interval(Integral, 2, None, closed="left"),
+            None,
+        ],
         "scaler": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "warm_start": ["boolean"],
         "callbacks": [list, tuple, None],
@@ -266,6 +280,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         patience: int = 30,
         contamination: str | float = "auto",
         threshold: Any = None,
+        calibration: str | float | None = "auto",
         scaler: Any = "auto",
         warm_start: bool = False,
         callbacks: Sequence[Any] | None = None,
@@ -295,6 +310,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.patience = patience
         self.contamination = contamination
         self.threshold = threshold
+        self.calibration = calibration
         self.scaler = scaler
         self.warm_start = warm_start
         self.callbacks = callbacks
@@ -323,20 +339,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         self
         """
-        with self._all_or_nothing():
+        with all_or_nothing(self):
             self._validate_params()
-            if self.early_stopping not in ("auto", False) and self.validation_fraction == 0:
-                raise ValueError(
-                    "early_stopping=True watches rows that are held out of training: set "
-                    "validation_fraction, for example to 0.1; received validation_fraction=0."
-                )
-            if self.objective == "iwae" and self.free_bits:
-                raise ValueError(
-                    "free_bits limits the closed-form KL, which objective='iwae' does not have; set "
-                    f"free_bits=0 or objective='elbo'. Received free_bits={self.free_bits}."
-                )
+            plan = training.Plan(**{name: getattr(self, name) for name in training.PARAMETERS})
             continuing = self.warm_start and hasattr(self, "members_")
             X, image_shape = self._checked(X, reset=not continuing)
+            rule = thresholds.resolve(self.threshold, self.contamination)
+            aside = calibration.resolve(self.calibration, getattr(rule, "held_out", False), len(X))
             rng = check_random_state(self.random_state)
             network, likelihood = self._specifications(image_shape)
             recipe = ensemble.recipe(
@@ -347,6 +356,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 n_rows=len(X),
             )
             draws_seed, *seeds = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * len(recipe.members))
+            if not continuing:
+                self._calibration_seed = int(draws_seed)
+            held_out = X[:0]
+            if isinstance(aside, float):
+                kept, held = calibration.split(len(X), aside, self._calibration_seed)
+                X, held_out = X[kept], X[held]
             if not continuing:
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
                 own = isinstance(self.scaler, str)
@@ -367,11 +382,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 self._split_seeds = [seeds.split for seeds in own_seeds]
                 self.history_ = {}
             else:
-                self._check_continues(specification, len(own_seeds))
+                ensemble.check_continues(
+                    self.members_, specification, len(own_seeds), len(self.noise_), self.n_draws
+                )
             self.members_, history = ensemble.train_members(
                 specification,
                 rows,
-                training.Plan(**{name: getattr(self, name) for name in training.PARAMETERS}),
+                plan,
                 recipe,
                 [own._replace(split=split) for own, split in zip(own_seeds, self._split_seeds, strict=True)],
                 noise=self.noise_,
@@ -379,9 +396,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 callbacks=self.callbacks or (),
                 verbose=int(self.verbose),
             )
-            self.history_ = _continued(self.history_, history)
+            self.history_ = training.continued(self.history_, history)
             self.score_ = scoring.resolve_name(vars(self)["score"], len(self.members_))
-            rule = thresholds.resolve(self.threshold, self.contamination)
             by_member = self._member_scores(thresholds.rows_to_score(rule, rows, draws_seed))
             self.weights_ = ensemble.weights_for(by_member)
             scores = ensemble.averaged(by_member, self.weights_)
@@ -390,33 +406,27 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                     "training diverged in its last step: training rows have no finite score. Lower "
                     f"learning_rate (now {self.learning_rate:g}) or set gradient_clip_norm."
                 )
-            self.offset_ = -float(rule.cut(scores))
+            self._member_levels = np.median(by_member, axis=1)
+            self.calibration_scores_ = None
+            if isinstance(aside, int):
+                self.calibration_scores_ = calibration.out_of_fold_scores(
+                    self._unfitted(draws_seed),
+                    X.reshape(-1, *(image_shape or X.shape[1:])),
+                    aside,
+                    draws_seed,
+                )
+            elif aside is not None:
+                self.calibration_scores_ = self._anomaly_scores(held_out)
+            honest = getattr(rule, "held_out", False)
+            self.offset_ = -float(rule.cut(self.calibration_scores_ if honest else scores))
         return self
-
-    def _check_continues(self, specification: Specification, n_members: int) -> None:
-        """Refuse a warm start that cannot go on from the earlier fit."""
-        if self.n_draws != len(self.noise_):
-            raise ValueError(
-                f"warm_start=True keeps the {len(self.noise_)} draws of the earlier fit, but n_draws is "
-                f"{self.n_draws} now; set warm_start=False to start anew."
-            )
-        if n_members != len(self.members_):
-            raise ValueError(
-                f"warm_start=True goes on with the {len(self.members_)} members of the earlier fit, but now "
-                f"there are to be {n_members}; set warm_start=False to start anew."
-            )
-        if specification.key != self.members_[0].specification.key:
-            raise ValueError(
-                "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
-                "latent_dim or the width of X have changed since; set warm_start=False to start anew."
-            )
 
     def _specifications(self, image_shape: tuple[int, ...] | None) -> tuple[Network, Likelihood]:
         """The network and the likelihood to use: checked copies, out of reach of a later set_params."""
         network, likelihood = self.network, self.likelihood
         if network == "auto":
             network = "dense" if image_shape is None else "conv"
-        network = networks.resolve(network).for_images(image_shape and _with_channels(image_shape)).snapshot()
+        network = networks.resolve(network).for_images(image_shape and with_channels(image_shape)).snapshot()
         if likelihood == "auto":
             likelihood = network.default_likelihood(image_shape)
         likelihood = likelihoods.resolve(likelihood).snapshot()
@@ -425,15 +435,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         scoring.resolve_name(vars(self)["score"], 1)
         return network, likelihood
 
-    @contextlib.contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """A fit that fails leaves the detector as it was."""
-        before = dict(self.__dict__)
-        try:
-            yield
-        except BaseException:
-            self.__dict__ = before
-            raise
+    def _unfitted(self, seed: int) -> VAEDetector:
+        """A clone that is to be trained alike, for its scores alone."""
+        return clone(self).set_params(  # type: ignore[no-any-return]
+            threshold=None, calibration=None, warm_start=False, callbacks=None, verbose=0, random_state=seed
+        )
 
     # -- scoring --------------------------------------------------------------------------------------
     def score_samples(self, X: Any) -> npt.NDArray[np.float64]:
@@ -457,8 +463,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             For rows that don't fit the training rows: other width, names or image shape, values that
             are not finite or lie outside the likelihood's support.
         """
-        X = self._validated(X)
-        return -self._map_blocks(X, lambda rows: ensemble.averaged(self._member_scores(rows), self.weights_))
+        return -self._anomaly_scores(self._validated(X))
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
         """``score_samples(X) - offset_``: negative for anomalies.
@@ -486,7 +491,182 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    @_MethodNamedAsParameter
+    # -- what a score means ---------------------------------------------------------------------------
+    def p_values(self, X: Any) -> npt.NDArray[np.float64]:
+        r"""Conformal p-values: how often a normal row would look at least as anomalous.
+
+        .. math:: p(x) = \frac{1 + \#\{i : s_i \ge s(x)\}}{n + 1}
+
+        with the n `calibration_scores_`. If x is exchangeable with the calibration rows, p(x) <= alpha has a
+        probability of at most alpha, for every alpha and whatever the model (Vovk, Gammerman & Shafer 2005);
+        with ``calibration`` in folds this holds nearly, because folds are scored by other models. No p-value
+        is below 1 / (n + 1).
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows,)
+
+        Raises
+        ------
+        ValueError
+            If the detector was fitted without calibration.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(X)
+        >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
+        True
+        """
+        X = self._validated(X)
+        if self.calibration_scores_ is None:
+            raise ValueError(
+                "p-values need scores of rows that were not trained on: fit with calibration=5 (folds), "
+                f"with a share such as calibration=0.2, or with threshold='conformal'; now calibration="
+                f"{self.calibration!r} and threshold={self.threshold!r}."
+            )
+        return calibration.p_values(self._anomaly_scores(X), self.calibration_scores_)
+
+    def anomaly_probability(self, X: Any) -> npt.NDArray[np.float64]:
+        """The probability that a new normal row looks less anomalous than this one: 1 - p.
+
+        Not the probability that the row is an anomaly, which depends on how common anomalies are.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows,)
+
+        Raises
+        ------
+        ValueError
+            If the detector was fitted without calibration.
+        """
+        return 1 - self.p_values(X)
+
+    def select_anomalies(
+        self, X: Any, false_discovery_rate: float = 0.1, dependence: str = "positive"
+    ) -> npt.NDArray[np.bool_]:
+        """Rows to call anomalies so that on average at most a given share of them is normal.
+
+        `predict` limits how many normal rows raise an alarm, this how many alarms are false. It judges the
+        rows of X together: `calibration.discoveries` of their `p_values`.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        false_discovery_rate : float, default=0.1
+            The expected share of normal rows among the selected ones, in (0, 1). Few calibration rows can
+            find nothing at a low rate: with m rows of X and n calibration rows, at least m / (rate (n + 1))
+            rows must look more anomalous than all of those.
+        dependence : {"positive", "any"}, default="positive"
+            "any" is safe whatever the dependence between rows, and finds less.
+
+        Returns
+        -------
+        bool array of shape (n_rows,)
+
+        Raises
+        ------
+        ValueError
+            If the detector was fitted without calibration, or for a rate outside (0, 1).
+        """
+        return calibration.discoveries(self.p_values(X), false_discovery_rate, dependence)
+
+    def confidence(self, X: Any) -> npt.NDArray[np.float64]:
+        r"""How sure the label of each row is, given what chance decided in the model.
+
+        :math:`\Phi(|d| / \sqrt{e_m^2 + e_d^2})` with the decision function d, the standard error :math:`e_m`
+        of the mean over the members (each at its own level and scale) and the standard error :math:`e_d` that
+        comes from the draws (jackknife): the probability that other members and other draws would label the
+        row alike, if their mean is normally distributed. Near 0.5 the row lies on the border. It says nothing
+        of other training rows.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows,), in [0.5, 1]
+
+        Raises
+        ------
+        ValueError
+            If there is one draw and one member: nothing to compare.
+        """
+        X = self._validated(X)
+        n_members = len(self.members_)
+        if n_members == 1 and len(self.noise_) == 1:
+            raise ValueError("confidence needs several draws or members; fit with n_draws=10 or members=4.")
+
+        def of_block(rows: Rows) -> npt.NDArray[np.float64]:
+            by_member = self._member_scores(rows)
+            score = scoring.resolve(self.score_)
+            return ensemble.confidence(
+                ensemble.averaged(by_member, self.weights_) + self.offset_,
+                by_member - self._member_levels[:, None],
+                scoring.draw_errors(self.members_, rows, self.noise_, score, self.device),
+                self.weights_,
+            )
+
+        return self._map_blocks(X, of_block)
+
+    def explain(self, X: Any) -> Any:
+        """Each feature's share of each row's anomaly score, in the columns of X.
+
+        For likelihood scores, the feature's part of -log p(x|z), averaged as the score averages, less what
+        the model calls usual for that feature; for "reconstruction_error", its part of the error. What is
+        usual, and what belongs to no feature, such as the KL, is spread evenly: shares sum to the score, and
+        their differences are differences in surprise. See `vae_anomaly.explanations`, also for detectors
+        behind other transformers.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of the shape of X, or a DataFrame if X is one
+            Each row sums to ``-score_samples(X)``, up to float64 rounding.
+
+        Raises
+        ------
+        ValueError
+            If the ``score`` is one of your own without ``per_feature``, or if the ``scaler`` mixes columns.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> detector = VAEDetector(epochs=5, random_state=0).fit(X)
+        >>> int(detector.explain([[0.0, 9.0, 0.0]]).argmax())
+        1
+        """
+        given, X = X, self._validated(X)
+        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])
+        score = scoring.resolve(self.score_)
+        usual = ensemble.averaged(scoring.usual_shares(self.members_, score), self.weights_)
+
+        def of_block(rows: Rows) -> npt.NDArray[np.float64]:
+            by_member = scoring.shares(self.members_, rows, self.noise_, score, self.device)
+            totals = ensemble.averaged(self._member_scores(rows), self.weights_)
+            return explanations.divided(ensemble.averaged(by_member, self.weights_), usual, totals)
+
+        shares = explanations.by_column(self._map_blocks(X, of_block), self.scaler_, np.asarray(names))
+        return explanations.in_form_of(given, shares)
+
+    @MethodNamedAsParameter
     def score(self, X: Any, y: Any = None) -> float:
         """Mean evidence lower bound of the rows, in nats: what GridSearchCV maximizes by default.
 
@@ -563,14 +743,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
-        rng = check_random_state(random_state)
-        seeds = rng.randint(np.iinfo(np.int32).max, size=len(self.members_))
-        members = rng.choice(len(self.members_), size=int(n_samples), p=self.weights_)
-        rows = np.empty((int(n_samples), self.members_[0].specification.n_features))
         with programs.placed(self.device):
-            for position, (state, seed) in enumerate(zip(self.members_, seeds, strict=True)):
-                if chosen := (members == position).sum():
-                    rows[members == position] = programs.model_of(state).sample(int(chosen), int(seed))
+            rng = check_random_state(random_state)
+            rows = ensemble.sample(self.members_, self.weights_, int(n_samples), rng)
         rows = unscaled(rows, self.scaler_)
         return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
 
@@ -579,6 +754,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
         check_is_fitted(self)
         return programs.model_of(self.members_[0])
+
+    def _anomaly_scores(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """The score of each row, larger = more anomalous."""
+        return self._map_blocks(X, lambda rows: ensemble.averaged(self._member_scores(rows), self.weights_))
 
     def _member_scores(self, rows: Rows) -> npt.NDArray[np.float64]:
         """Scores by each member, shape (n_members, n_rows)."""
@@ -612,12 +791,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
         """X as a 2-D float array, and the shape of an image if it held images."""
         X, image_shape = flattened(X)
-        expected = None if reset else self.image_shape_
-        if None not in (expected, image_shape) and _with_channels(expected) != _with_channels(image_shape):
-            raise ValueError(
-                f"the detector was fitted on images of shape {expected}; received images of shape "
-                f"{image_shape}."
-            )
+        check_image_shape(image_shape, None if reset else self.image_shape_)
         X = validate_data(
             self,
             X,
@@ -633,17 +807,3 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _check_support(self, rows: Rows, likelihood: Likelihood) -> None:
         names = column_names(self.scaler_, getattr(self, "feature_names_in_", None), rows.shape[1])
         likelihood.check_support(rows, names)
-
-
-def _continued(history: dict[str, list[float]], new: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Both histories in one; NaN for epochs in which a figure was not measured."""
-    before, after = len(history.get("loss", ())), len(new["loss"])
-    return {
-        name: history.get(name, [math.nan] * before) + new.get(name, [math.nan] * after)
-        for name in {**history, **new}
-    }
-
-
-def _with_channels(image_shape: Any) -> tuple[int, ...]:
-    """(height, width, channels): grey images may leave their one channel out."""
-    return tuple(image_shape) if len(image_shape) == 3 else (*image_shape, 1)

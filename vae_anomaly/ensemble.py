@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import joblib
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval
@@ -24,7 +25,18 @@ from vae_anomaly import programs, training
 from vae_anomaly.rows import Rows, usual_range
 from vae_anomaly.states import ModelState, Specification
 
-__all__ = ["Member", "Recipe", "Seeds", "averaged", "recipe", "train_members", "weights_for"]
+__all__ = [
+    "Member",
+    "Recipe",
+    "Seeds",
+    "averaged",
+    "check_continues",
+    "confidence",
+    "recipe",
+    "sample",
+    "train_members",
+    "weights_for",
+]
 
 _FEWEST_ROWS_TO_SPLIT = 10
 _HELD_OUT = 0.2
@@ -101,7 +113,8 @@ def recipe(
     Raises
     ------
     TypeError, ValueError
-        If ``members`` holds anything but `Member` objects, or nothing.
+        If ``members`` holds anything but `Member` objects, or nothing, or if early stopping has no rows to
+        watch.
     """
     if isinstance(members, str):
         members = DEFAULT_MEMBERS if decide else 1
@@ -112,6 +125,11 @@ def recipe(
         if not isinstance(member, Member):
             raise TypeError(f"members must be a number or a list of Member objects; received {member!r}.")
         member._validate_params()
+    if early_stopping not in ("auto", False) and validation_fraction == 0:
+        raise ValueError(
+            "early_stopping=True watches rows that are held out of training: set validation_fraction, for "
+            "example to 0.1; received validation_fraction=0."
+        )
     enough = n_rows >= _FEWEST_ROWS_TO_SPLIT
     if isinstance(early_stopping, str):
         early_stopping = decide and validation_fraction != 0 and enough
@@ -215,6 +233,66 @@ def averaged(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) 
     """Weighted mean over the members, the first axis: bit by bit the same whatever the number of rows."""
     weighted = values * weights.reshape(-1, *[1] * (values.ndim - 1))
     return np.asarray(weighted.sum(axis=0))
+
+
+def confidence(
+    decision: npt.NDArray[np.float64],
+    by_member: npt.NDArray[np.float64],
+    draw_errors: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """The probability that other members and other draws leave the sign of the decision: shape (n_rows,).
+
+    Parameters
+    ----------
+    decision : array of shape (n_rows,)
+        How far the score lies above the cut.
+    by_member : array of shape (n_members, n_rows)
+        The members' scores, each above its own usual level.
+    draw_errors : array of shape (n_members, n_rows)
+        Standard errors that come from the draws. The members share them: their errors add up.
+    weights : array of shape (n_members,)
+    """
+    n_members = len(weights)
+    of_members = np.zeros(len(decision))
+    if n_members > 1:
+        of_members = (n_members * weights[:, None] * by_member).std(axis=0, ddof=1) / math.sqrt(n_members)
+    error = np.hypot(of_members, averaged(draw_errors, weights))
+    return np.asarray(stats.norm.cdf(np.abs(decision) / np.maximum(error, np.finfo(float).tiny)))
+
+
+def sample(
+    states: Sequence[ModelState], weights: npt.NDArray[np.float64], n_samples: int, rng: np.random.RandomState
+) -> npt.NDArray[np.float64]:
+    """New rows, each by a member that its weight chooses: shape (n_samples, n_features)."""
+    seeds = rng.randint(np.iinfo(np.int32).max, size=len(states))
+    members = rng.choice(len(states), size=n_samples, p=weights)
+    rows = np.empty((n_samples, states[0].specification.n_features))
+    for position, (state, seed) in enumerate(zip(states, seeds, strict=True)):
+        if chosen := (members == position).sum():
+            rows[members == position] = programs.model_of(state).sample(int(chosen), int(seed))
+    return rows
+
+
+def check_continues(
+    earlier: Sequence[ModelState], specification: Specification, n_members: int, n_kept: int, n_draws: int
+) -> None:
+    """Refuse a warm start that cannot go on from the ``earlier`` models and their ``n_kept`` draws."""
+    if n_draws != n_kept:
+        raise ValueError(
+            f"warm_start=True keeps the {n_kept} draws of the earlier fit, but n_draws is {n_draws} now; set "
+            "warm_start=False to start anew."
+        )
+    if n_members != len(earlier):
+        raise ValueError(
+            f"warm_start=True goes on with the {len(earlier)} members of the earlier fit, but now there are "
+            f"to be {n_members}; set warm_start=False to start anew."
+        )
+    if specification.key != earlier[0].specification.key:
+        raise ValueError(
+            "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
+            "latent_dim or the width of X have changed since; set warm_start=False to start anew."
+        )
 
 
 def _split(rows: Rows, fraction: float, seed: int, noise: Rows) -> tuple[Rows, training.Validation | None]:

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 __all__ = [
     "Rows",
+    "check_image_shape",
     "check_magnitude",
     "column_names",
     "fitted",
@@ -23,6 +24,7 @@ __all__ = [
     "scaled",
     "unscaled",
     "usual_range",
+    "with_channels",
 ]
 
 Rows = npt.NDArray[np.float32]
@@ -46,6 +48,21 @@ def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     X = np.asarray(X)
     image_shape = X.shape[1:]
     return X.reshape(len(X), math.prod(image_shape)), image_shape
+
+
+def with_channels(image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(height, width, channels): grey images may leave their one channel out."""
+    return tuple(image_shape) if len(image_shape) == 3 else (*image_shape, 1)
+
+
+def check_image_shape(image_shape: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> None:
+    """Refuse images of another shape than those of `fit`; rows that are no images have None."""
+    if image_shape is None or expected is None:
+        return
+    if with_channels(expected) != with_channels(image_shape):
+        raise ValueError(
+            f"the detector was fitted on images of shape {expected}; received images of shape {image_shape}."
+        )
 
 
 def check_magnitude(X: npt.NDArray[Any], names: npt.NDArray[Any] | None) -> None:
@@ -125,7 +142,7 @@ def _scaled_block(
 
 def _transformed(block: npt.NDArray[Any], scaler: Any) -> npt.NDArray[Any]:
     # The rows have been checked; for one row, checking them again costs a third of the whole score.
-    if type(scaler) is StandardScaler and scaler.mean_ is not None and scaler.scale_ is not None:
+    if type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std:
         return np.asarray((block - scaler.mean_) / scaler.scale_)
     rows = scaler.transform(block.copy())  # some transformers write into their argument
     return np.asarray(rows.toarray() if hasattr(rows, "toarray") else rows)

@@ -9,6 +9,7 @@ To add one: write the two functions and add a row to `SCORES`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,13 +18,25 @@ import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.objective import importance_weighted_bound, kl_divergence, log_weight
+from vae_anomaly.programs import architecture_of
 from vae_anomaly.rows import Rows
 from vae_anomaly.states import ModelState
 from vae_anomaly.tiles import map_rows
 
-__all__ = ["SCORES", "Score", "elbo_terms", "encode", "reconstruct", "score_rows"]
+__all__ = [
+    "SCORES",
+    "Score",
+    "draw_errors",
+    "elbo_terms",
+    "encode",
+    "reconstruct",
+    "score_rows",
+    "shares",
+    "usual_shares",
+]
 
 _DRAWS_AT_ONCE = 64
+_USUAL_DRAWS = 512
 
 
 class Score(NamedTuple):
@@ -33,8 +46,12 @@ class Score(NamedTuple):
     ----------
     per_draw : callable ``(vae, x, inferred) -> (n_draws, n_rows)``
     combine : callable ``(values, kl) -> (n_rows,)``
-        Takes the values of all draws, (n_draws, n_rows), and the closed-form KL of each row. Both
-        functions are traced by TensorFlow: write them in ``keras.ops``.
+        Takes the values of all draws, (n_draws, n_rows), and the closed-form KL of each row.
+    per_feature : callable ``(vae, x, inferred) -> (n_draws, n_rows, n_features)``, or None
+        What each feature adds to the value of ``per_draw``; None if that is no sum over features. Only
+        explanations ask for it.
+
+    All are traced by TensorFlow: write them in ``keras.ops``.
 
     Examples
     --------
@@ -50,10 +67,15 @@ class Score(NamedTuple):
 
     per_draw: Callable[[Any, Any, Any], Any]
     combine: Callable[[Any, Any], Any]
+    per_feature: Callable[[Any, Any, Any], Any] | None = None
+
+
+def _feature_log_likelihood(vae: Any, x: Any, inferred: Any) -> Any:
+    return vae.likelihood.log_prob(x, inferred.parameters)
 
 
 def _log_likelihood(vae: Any, x: Any, inferred: Any) -> Any:
-    return keras.ops.sum(vae.likelihood.log_prob(x, inferred.parameters), axis=-1)
+    return keras.ops.sum(_feature_log_likelihood(vae, x, inferred), axis=-1)
 
 
 def _log_weight(vae: Any, x: Any, inferred: Any) -> Any:
@@ -61,18 +83,26 @@ def _log_weight(vae: Any, x: Any, inferred: Any) -> Any:
     return log_weight(log_prob, inferred.z, inferred.noise, inferred.z_log_var)
 
 
+def _feature_error(vae: Any, x: Any, inferred: Any) -> Any:
+    return vae.likelihood.error(x, inferred.parameters)
+
+
 def _error(vae: Any, x: Any, inferred: Any) -> Any:
-    return keras.ops.sum(vae.likelihood.error(x, inferred.parameters), axis=-1)
+    return keras.ops.sum(_feature_error(vae, x, inferred), axis=-1)
 
 
 #: Every score by name. "elbo": the negative evidence lower bound, KL - E_q log p(x|z). "iwae": the
 #: negative importance-weighted bound, closer to -log p(x). "reconstruction_probability": -E_q log p(x|z)
 #: (An & Cho 2015). "reconstruction_error": E_q of the squared error, or of the binary cross-entropy.
 SCORES: dict[str, Score] = {
-    "elbo": Score(_log_likelihood, lambda values, kl: kl - keras.ops.mean(values, axis=0)),
-    "iwae": Score(_log_weight, lambda values, _: -importance_weighted_bound(values)),
-    "reconstruction_probability": Score(_log_likelihood, lambda values, _: -keras.ops.mean(values, axis=0)),
-    "reconstruction_error": Score(_error, lambda values, _: keras.ops.mean(values, axis=0)),
+    "elbo": Score(
+        _log_likelihood, lambda values, kl: kl - keras.ops.mean(values, axis=0), _feature_log_likelihood
+    ),
+    "iwae": Score(_log_weight, lambda values, _: -importance_weighted_bound(values), _feature_log_likelihood),
+    "reconstruction_probability": Score(
+        _log_likelihood, lambda values, _: -keras.ops.mean(values, axis=0), _feature_log_likelihood
+    ),
+    "reconstruction_error": Score(_error, lambda values, _: keras.ops.mean(values, axis=0), _feature_error),
 }
 
 
@@ -94,13 +124,93 @@ def score_rows(
     states: Sequence[ModelState], rows: Rows, noise: Rows, score: Score, device: str | None
 ) -> npt.NDArray[np.float64]:
     """The score of each row by each model: shape (n_states, n_rows), larger = more anomalous."""
-    per_draw, combine = score
 
     def tile_scores(vae: Any, x: Any, noise: Any) -> Any:
-        values, kl = _over_draws(vae, x, noise, per_draw)
-        return combine(keras.ops.cast(values, "float64"), keras.ops.cast(kl, "float64"))
+        return score.combine(*_in_float64(_over_draws(vae, x, noise, score.per_draw)))
 
     return map_rows(tile_scores, ("score", score), states, rows, noise, device)
+
+
+def draw_errors(
+    states: Sequence[ModelState], rows: Rows, noise: Rows, score: Score, device: str | None
+) -> npt.NDArray[np.float64]:
+    """Standard error of each row's score that comes from the draws: shape (n_states, n_rows).
+
+    Jackknife: sqrt(n_draws - 1) standard deviations of the scores that leave one draw out (Efron & Stein
+    1981). Zero for a single draw, which says nothing of it.
+    """
+    n_draws = len(noise)
+
+    def tile_errors(vae: Any, x: Any, noise: Any) -> Any:
+        values, kl = _in_float64(_over_draws(vae, x, noise, score.per_draw))
+        without_one = tf.map_fn(
+            lambda draw: score.combine(tf.concat([values[:draw], values[draw + 1 :]], axis=0), kl),
+            tf.range(n_draws),
+            fn_output_signature=tf.float64,
+        )
+        return math.sqrt(n_draws - 1) * tf.math.reduce_std(without_one, axis=0)
+
+    if n_draws == 1:
+        return np.zeros((len(states), len(rows)))
+    return map_rows(tile_errors, ("draw_errors", score), states, rows, noise, device)
+
+
+def shares(
+    states: Sequence[ModelState], rows: Rows, noise: Rows, score: Score, device: str | None
+) -> npt.NDArray[np.float64]:
+    """What each feature adds to the score of each row, by each model: shape (n_states, n_rows, n_features).
+
+    The sum over the draws of a feature's term, times the derivative of the score with respect to the draw's
+    value: the mean term for a mean over draws, the mean under the draws' importance weights for a bound.
+    Whatever belongs to no feature, such as a KL, is left out.
+    """
+    per_feature = _explained(score)
+
+    def tile_shares(vae: Any, x: Any, noise: Any) -> Any:
+        values, kl = _in_float64(_over_draws(vae, x, noise, score.per_draw))
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            total = score.combine(values, kl)
+        slopes = tf.cast(tape.gradient(total, values), tf.float32)
+        posterior = vae.encode(x)
+
+        def weighted_sum(chunk: Any, slopes: Any) -> Any:
+            terms = per_feature(vae, x, vae.draw(*posterior, chunk))
+            return tf.reduce_sum(slopes[..., None] * terms, axis=0)
+
+        return tf.reduce_sum(_map_chunks(weighted_sum, noise, slopes), axis=0)
+
+    return map_rows(tile_shares, ("shares", score), states, rows, noise, device)
+
+
+def usual_shares(states: Sequence[ModelState], score: Score, seed: int = 0) -> npt.NDArray[np.float64]:
+    """What each feature adds on average to the score of a row that the model draws: (n_states, n_features).
+
+    For a likelihood score, the entropy of p(x|z), averaged over z from the prior.
+    """
+    from vae_anomaly.model import Inference  # a module of Keras classes: importing it loads TensorFlow
+
+    def of_state(state: ModelState) -> Any:
+        architecture = architecture_of(state)
+        vae, latent_dim = architecture.template, architecture.latent_dim
+        noise = np.random.RandomState(seed).standard_normal((_USUAL_DRAWS, 1, latent_dim))
+        z = tf.constant(noise, tf.float32)
+        with architecture.holding(tf.constant(state.trainable), [*map(tf.constant, state.non_trainable)]):
+            nothing = tf.zeros((1, latent_dim))
+            prior = Inference(nothing, nothing, z, z, vae.decode(z))
+            x = vae.likelihood.sample(prior.parameters, seed)
+            return tf.reduce_mean(_explained(score)(vae, x, prior), axis=(0, 1))
+
+    slope = score.combine(tf.constant([[1.0]]), 0.0) - score.combine(tf.constant([[0.0]]), 0.0)
+    return np.asarray([of_state(state) * slope for state in states], dtype=float)
+
+
+def _explained(score: Score) -> Callable[[Any, Any, Any], Any]:
+    if score.per_feature is None:
+        raise ValueError(
+            "this score does not say how it divides among features: give its `scoring.Score` a per_feature."
+        )
+    return score.per_feature
 
 
 def elbo_terms(
@@ -153,15 +263,24 @@ def _over_draws(vae: Any, x: Any, noise: Any, per_draw: Callable[[Any, Any, Any]
     return tf.reshape(values, (-1, x.shape[0]))[: noise.shape[0]], kl
 
 
-def _map_chunks(function: Callable[[Any, Any], Any], noise: Any) -> Any:
-    """``function(chunk, weights)`` of each chunk of draws, stacked; draws that only pad have weight 0."""
+def _in_float64(values_and_kl: tuple[Any, Any]) -> list[Any]:
+    return [keras.ops.cast(value, "float64") for value in values_and_kl]
+
+
+def _map_chunks(function: Callable[[Any, Any], Any], noise: Any, weights: Any = None) -> Any:
+    """``function(chunk, weights)`` of each chunk of draws, stacked; draws that only pad have weight 0.
+
+    ``weights`` belong to the draws, the first axis; they are 1 if not given.
+    """
     n_draws, _, latent_dim = noise.shape
+    weights = tf.ones(n_draws) if weights is None else weights
     if n_draws <= _DRAWS_AT_ONCE:
-        return function(noise, tf.ones(n_draws))[None]
+        return function(noise, weights)[None]
     n_chunks = -(-n_draws // _DRAWS_AT_ONCE)
     n_padding = -n_draws % n_chunks
     chunks = tf.reshape(tf.pad(noise, [[0, n_padding], [0, 0], [0, 0]]), (n_chunks, -1, 1, latent_dim))
-    weights = tf.reshape(tf.pad(tf.ones(n_draws), [[0, n_padding]]), (n_chunks, -1))
+    padding = [[0, n_padding]] + [[0, 0]] * (len(weights.shape) - 1)
+    weights = tf.reshape(tf.pad(weights, padding), (n_chunks, -1, *weights.shape[1:]))
     return tf.map_fn(
         lambda pair: function(*pair), (chunks, weights), fn_output_signature=tf.float32, parallel_iterations=1
     )

@@ -1,24 +1,27 @@
 """Thresholds: an array of anomaly scores -> the cut above which a row is called an anomaly.
 
 A rule is any object with ``cut(scores) -> float``, where larger scores are more anomalous. It knows
-nothing of where the scores came from. To add one: write a class with that method. A rule whose cut a large
-sample settles may say how large in an attribute ``n_scores``; it then gets the scores of so many training
-rows, drawn at random, where there are more.
+nothing of where the scores came from, but may say what it needs: ``held_out = True`` asks for scores of
+rows that were not trained on (see `vae_anomaly.calibration`), ``n_scores`` says that so many training rows,
+drawn at random, settle the cut. To add a rule, write a class with that method; with a row in `THRESHOLDS`
+it has a name. Rules of other libraries that label scores, such as pythresh's, work as they are.
 """
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 from sklearn.base import BaseEstimator
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.rows import Rows
 
-__all__ = ["Quantile", "TukeyFence"]
+__all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "ParetoTail", "Quantile", "TukeyFence"]
 
 
 class Quantile(BaseEstimator):  # type: ignore[misc]
@@ -98,6 +101,182 @@ class TukeyFence(BaseEstimator):  # type: ignore[misc]
         return float(min(upper + self.reach * (upper - lower), top))
 
 
+class MedianDeviation(BaseEstimator):  # type: ignore[misc]
+    r"""Call rows anomalies whose scores lie many median deviations above the median.
+
+    .. math:: m + 1.4826\, k \cdot \mathrm{median}\,|s - m|, \quad m = \mathrm{median}(s)
+
+    of the training scores s. The factor makes the deviation a standard deviation if scores are normal;
+    up to half of the training rows may be anomalies without moving the cut much.
+
+    Parameters
+    ----------
+    reach : float, default=3.5
+        k (Iglewicz & Hoaglin 1993, "How to detect and handle outliers").
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from vae_anomaly.thresholds import MedianDeviation
+    >>> MedianDeviation().cut(np.r_[np.linspace(0, 1, 97), 5.0, 6.0, 7.0]) < 5
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "reach": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(self, reach: float = 3.5) -> None:
+        self.reach = reach
+
+    def cut(self, scores: npt.NDArray[np.floating]) -> float:
+        """The cut for these training scores, an array of shape (n_rows,)."""
+        self._validate_params()
+        return float(np.median(scores) + self.reach * stats.median_abs_deviation(scores, scale="normal"))
+
+
+class Conformal(BaseEstimator):  # type: ignore[misc]
+    r"""Call at most the share alpha of new normal rows anomalies: split-conformal prediction.
+
+    The cut is the :math:`\lceil (n+1)(1-\alpha) \rceil`-th smallest of n scores of rows that were not
+    trained on. If new rows are exchangeable with those, one of them lies above it with a probability of at
+    most alpha, whatever the model and the distribution, and of at least alpha - 1 / (n + 1) without ties
+    (Vovk, Gammerman & Shafer 2005; Bates et al. 2023, "Testing for outliers with conformal p-values"). That
+    is an average over calibrations: the rate after one of them spreads with a standard error of about
+    :math:`\sqrt{\alpha (1 - \alpha) / n}` around it. Anomalies among the rows make the cut larger.
+
+    Parameters
+    ----------
+    alpha : float, default=0.05
+        The false-alarm rate, in (0, 1). Needs at least 1 / alpha - 1 rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from vae_anomaly.thresholds import Conformal
+    >>> Conformal(0.05).cut(np.arange(99.0))
+    94.0
+    """
+
+    held_out: ClassVar[bool] = True
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "alpha": [Interval(Real, 0, 1, closed="neither")],
+    }
+
+    def __init__(self, alpha: float = 0.05) -> None:
+        self.alpha = alpha
+
+    def cut(self, scores: npt.NDArray[np.floating]) -> float:
+        """The cut for these scores of rows that were not trained on, an array of shape (n_rows,)."""
+        self._validate_params()
+        # Rounded: (n + 1)(1 - alpha) of, say, 0.1 and 9 rows is not the 9 that it means.
+        position = math.ceil(round((len(scores) + 1) * (1 - self.alpha), 9))
+        if position > len(scores):
+            n_needed = math.ceil(round(1 / self.alpha, 9)) - 1
+            raise ValueError(
+                f"a false-alarm rate of {self.alpha:g} needs at least {n_needed} "
+                f"rows that were not trained on; received {len(scores)}. Raise alpha, fit on more rows, or "
+                "hold out more of them with the detector's calibration parameter (an int uses all)."
+            )
+        return float(np.partition(scores, position - 1)[position - 1])
+
+
+class ParetoTail(BaseEstimator):  # type: ignore[misc]
+    r"""Extrapolate to rare false alarms: a generalized Pareto distribution over the highest scores.
+
+    Of n scores of rows that were not trained on, the k highest exceed a level u; their excesses are fitted by
+    a generalized Pareto distribution with shape :math:`\xi` and scale :math:`\sigma` (peaks over threshold,
+    Pickands 1975; for anomaly scores Siffer et al. 2017), and the cut is
+
+    .. math:: u + \frac{\sigma}{\xi} \left( \left( \frac{q\,n}{k} \right)^{-\xi} - 1 \right)
+
+    It reaches risks below 1 / n, where no quantile does, at the price of an assumption about the tail.
+
+    Parameters
+    ----------
+    risk : float, default=1e-3
+        q, the false-alarm rate, in (0, 1).
+    tail_share : "auto" or float, default="auto"
+        k / n, in (0, 1). "auto" takes :math:`k = n^{2/3}`: a share that shrinks as rows grow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from vae_anomaly.thresholds import ParetoTail
+    >>> scores = np.random.RandomState(0).exponential(size=10_000)
+    >>> abs(ParetoTail(1e-4).cut(scores) - np.log(1e4)) < 1  # the exact quantile is log(10,000)
+    True
+    """
+
+    held_out: ClassVar[bool] = True
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "risk": [Interval(Real, 0, 1, closed="neither")],
+        "tail_share": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="neither")],
+    }
+
+    _FEWEST_EXCESSES: ClassVar[int] = 10
+
+    def __init__(self, risk: float = 1e-3, tail_share: str | float = "auto") -> None:
+        self.risk = risk
+        self.tail_share = tail_share
+
+    def cut(self, scores: npt.NDArray[np.floating]) -> float:
+        """The cut for these scores of rows that were not trained on, an array of shape (n_rows,)."""
+        self._validate_params()
+        n_rows = len(scores)
+        share = n_rows ** (-1 / 3) if isinstance(self.tail_share, str) else self.tail_share
+        n_excesses = math.ceil(share * n_rows)
+        if n_excesses < self._FEWEST_EXCESSES or n_excesses >= n_rows:
+            raise ValueError(
+                f"a tail needs at least {self._FEWEST_EXCESSES} excesses, and rows below it; received "
+                f"{n_rows} rows that were not trained on and tail_share={self.tail_share!r}, which "
+                f"make {n_excesses}. Fit on more rows, or set tail_share."
+            )
+        if self.risk >= n_excesses / n_rows:  # inside the data, where no tail is needed
+            return float(np.quantile(scores, 1 - self.risk))
+        ordered = np.sort(scores)
+        level = ordered[-n_excesses - 1]
+        excesses = ordered[-n_excesses:] - level
+        unit = excesses.mean()
+        if unit == 0:
+            return float(level)
+        shape, _, scale = stats.genpareto.fit(excesses / unit, floc=0)
+        return float(level + unit * stats.genpareto.isf(self.risk * n_rows / n_excesses, shape, 0, scale))
+
+
+#: Every rule that has a name.
+THRESHOLDS: dict[str, type[Any]] = {
+    "quantile": Quantile,
+    "iqr": TukeyFence,
+    "mad": MedianDeviation,
+    "conformal": Conformal,
+    "gpd": ParetoTail,
+}
+
+
+class _FromLabels:
+    """A rule that labels scores 1 for anomalies, as pythresh's do, as one that makes a cut."""
+
+    def __init__(self, rule: Any) -> None:
+        self.rule = rule
+
+    def cut(self, scores: npt.NDArray[np.floating]) -> float:
+        """The greatest score below every one that is labelled an anomaly."""
+        labels = (
+            self.rule.eval(scores) if hasattr(self.rule, "eval") else self.rule.fit(scores).predict(scores)
+        )
+        labels = np.asarray(labels).ravel()
+        if labels.shape != scores.shape or not np.isin(labels, (0, 1)).all():
+            raise ValueError(
+                f"threshold must label each of the {len(scores)} scores 0 or 1, or have cut(scores); "
+                f"{type(self.rule).__name__} returned {labels!r}."
+            )
+        lowest = scores[labels == 1].min(initial=np.inf)
+        return float(scores[scores < lowest].max(initial=scores.min()))
+
+
 def rows_to_score(rule: Any, rows: Rows, seed: int) -> Rows:
     """The training rows whose scores the rule needs."""
     n_scores = getattr(rule, "n_scores", None)
@@ -109,6 +288,12 @@ def rows_to_score(rule: Any, rows: Rows, seed: int) -> Rows:
 
 def resolve(threshold: Any, contamination: str | float) -> Any:
     """The rule that a detector's ``threshold`` and ``contamination`` ask for."""
-    if threshold is not None:
-        return threshold
-    return TukeyFence() if isinstance(contamination, str) else Quantile(contamination)
+    if threshold is None or threshold == "quantile":
+        shares = threshold is not None or not isinstance(contamination, str)
+        given = {} if isinstance(contamination, str) else {"contamination": contamination}
+        return Quantile(**given) if shares else TukeyFence()
+    if not isinstance(threshold, str):
+        return threshold if hasattr(threshold, "cut") else _FromLabels(threshold)
+    if threshold not in THRESHOLDS:
+        raise ValueError(f"threshold must be one of {[*THRESHOLDS]} or a rule; received {threshold!r}.")
+    return THRESHOLDS[threshold]()

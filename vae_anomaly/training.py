@@ -8,6 +8,7 @@ and no shape depends on how many there are.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from vae_anomaly.steps import (
     training_state,
 )
 
-__all__ = ["Plan", "TrainingResult", "Validation", "train"]
+__all__ = ["Plan", "TrainingResult", "Validation", "continued", "train"]
 
 # XLA compiles the training loop in about 0.7 s and then saves about 0.1 ms a step, which is most of a small
 # network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights). One
@@ -63,6 +64,13 @@ class Plan:
     device: str | None = None
     early_stopping: bool = False
     trimmed_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.objective == "iwae" and self.free_bits:
+            raise ValueError(
+                "free_bits limits the closed-form KL, which objective='iwae' does not have; set "
+                f"free_bits=0 or objective='elbo'. Received free_bits={self.free_bits}."
+            )
 
     def steps_per_epoch(self, n_rows: int) -> int:
         """Batches it takes to use every row at least once."""
@@ -297,6 +305,15 @@ class _Listeners:
         self._architecture.load_into(self._model, final)
         self._callbacks.on_train_end()
         return self._architecture.state_of(self._model)
+
+
+def continued(history: dict[str, list[float]], new: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Both histories in one; NaN for epochs in which a figure was not measured."""
+    before, after = len(history.get("loss", ())), len(new["loss"])
+    return {
+        name: history.get(name, [math.nan] * before) + new.get(name, [math.nan] * after)
+        for name in {**history, **new}
+    }
 
 
 def _validate(state: ModelState, validation: Validation, plan: Plan) -> dict[str, float]:

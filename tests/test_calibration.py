@@ -1,0 +1,210 @@
+"""Calibration: scores of rows that were not trained on, and what they promise for new rows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.base import clone
+
+from vae_anomaly import VAEDetector, calibration
+from vae_anomaly.calibration import discoveries, out_of_fold_scores, p_values
+from vae_anomaly.thresholds import Conformal, ParetoTail, Quantile
+
+
+@pytest.fixture(scope="module")
+def normal():
+    """Rows of one kind: 300 to fit on, 2,000 new ones."""
+    rows = np.random.RandomState(0).normal(size=(2300, 4))
+    rows[:, 3] = rows[:, 0] * rows[:, 1]
+    return rows[:300], rows[300:]
+
+
+# -- where honest scores come from ----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("given", "wanted", "n_rows", "expected"),
+    [
+        ("auto", False, 100, None),
+        ("auto", True, 100, 5),
+        ("auto", True, 4999, 5),
+        ("auto", True, 5000, 0.2),
+        ("auto", True, 1_000_000, 0.01),
+        (None, False, 100, None),
+        (7, False, 100, 7),
+        (0.3, True, 100, 0.3),
+    ],
+)
+def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(given, wanted, n_rows, expected):
+    assert calibration.resolve(given, wanted, n_rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "set calibration='auto'"),
+        (20, "20 folds need.*received 10"),
+        (0.01, "at least 1 of the 10 rows"),
+    ],
+)
+def test_calibration_that_cannot_be_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        calibration.resolve(given, True, 10)
+
+
+def test_a_share_is_held_out_of_training_and_scaling(normal):
+    X = normal[0]
+    detector = VAEDetector(epochs=2, calibration=0.25, random_state=0).fit(X)
+    seed = detector._calibration_seed
+    kept, held_out = calibration.split(len(X), 0.25, seed)
+    assert len(held_out) == 75
+    assert sorted([*kept, *held_out]) == list(range(300))
+    np.testing.assert_allclose(detector.scaler_.mean_, X[kept].mean(axis=0))
+    np.testing.assert_array_equal(detector.calibration_scores_, -detector.score_samples(X[held_out]))
+
+
+def test_held_out_rows_do_not_reach_the_model(normal):
+    X = normal[0]
+    detector = VAEDetector(epochs=2, calibration=0.25, random_state=0)
+    first = clone(detector).fit(X)
+    _, held_out = calibration.split(len(X), 0.25, first._calibration_seed)
+    changed = X.copy()
+    changed[held_out] += 100
+    second = clone(detector).fit(changed)
+    np.testing.assert_array_equal(first.score_samples(X), second.score_samples(X))
+    assert (second.calibration_scores_ > first.calibration_scores_.max()).all()
+
+
+def test_each_fold_is_scored_by_a_detector_that_has_not_seen_it(normal):
+    X = normal[0][:60]
+
+    class Remembers:
+        def get_params(self, deep=False):
+            return {}
+
+        def fit(self, X):
+            self.seen = {tuple(row) for row in X}
+            return self
+
+        def score_samples(self, X):
+            assert not self.seen & {tuple(row) for row in X}
+            return np.full(len(X), -float(len(self.seen)))
+
+    np.testing.assert_array_equal(out_of_fold_scores(Remembers(), X, 5, 0), np.full(60, 48.0))
+
+
+def test_folds_leave_the_model_as_it_is_without_them(normal):
+    X = normal[0]
+    plain = VAEDetector(epochs=2, random_state=0).fit(X)
+    with_folds = VAEDetector(epochs=2, calibration=3, random_state=0).fit(X)
+    np.testing.assert_array_equal(plain.score_samples(X), with_folds.score_samples(X))
+    assert plain.offset_ == with_folds.offset_
+    assert plain.calibration_scores_ is None
+    assert len(with_folds.calibration_scores_) == len(X)
+
+
+@pytest.mark.parametrize("given", [3, 0.3])
+def test_images_and_data_frames_are_calibrated_too(given):
+    images = np.random.RandomState(0).uniform(size=(40, 4, 4))
+    detector = VAEDetector(epochs=1, calibration=given, random_state=0).fit(images)
+    assert ((detector.p_values(images) > 0) & (detector.p_values(images) <= 1)).all()
+    frame = pd.DataFrame(images.reshape(40, 16)).add_prefix("pixel_")
+    assert VAEDetector(epochs=1, calibration=given, random_state=0).fit(frame).p_values(frame).shape == (40,)
+
+
+def test_a_warm_start_keeps_the_held_out_rows(normal):
+    X = normal[0]
+    detector = VAEDetector(epochs=2, calibration=0.25, warm_start=True).fit(X)
+    _, held_out = calibration.split(len(X), 0.25, detector._calibration_seed)
+    detector.fit(X)
+    np.testing.assert_array_equal(detector.calibration_scores_, -detector.score_samples(X[held_out]))
+
+
+# -- what they promise ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("rule", [Conformal(0.1), ParetoTail(0.01)])
+@pytest.mark.parametrize("given", [0.3, 3])
+def test_a_rule_for_unseen_rows_gets_their_scores(rule, given, normal):
+    detector = VAEDetector(epochs=2, threshold=rule, calibration=given, random_state=0).fit(normal[0])
+    assert detector.offset_ == -rule.cut(detector.calibration_scores_)
+
+
+def test_a_rule_for_training_rows_gets_theirs_whatever_the_calibration(normal):
+    X = normal[0]
+    detector = VAEDetector(epochs=2, threshold=Quantile(0.1), calibration=3, random_state=0).fit(X)
+    assert (detector.predict(X) == -1).sum() == 30
+
+
+def test_the_false_alarm_rate_of_new_rows_is_the_promised_one(normal):
+    X, new = normal
+    rates = [
+        (VAEDetector(epochs=300, threshold=Conformal(0.1), calibration=0.5, random_state=seed)
+         .fit(X).predict(new) == -1).mean()
+        for seed in range(3)
+    ]  # fmt: skip
+    low, high = stats.beta.ppf([0.0005, 0.9995], 15, 136)  # 150 calibration rows
+    assert all(low - 0.02 < rate < high + 0.02 for rate in rates)
+    # A model that knows its rows by heart promises too much from their own scores.
+    trained = VAEDetector(epochs=1500, contamination=0.1, random_state=0).fit(X[:60])
+    assert (trained.predict(new) == -1).mean() > 0.2
+
+
+def test_p_values_count_the_rows_that_are_not_less_anomalous():
+    np.testing.assert_array_equal(p_values(np.array([5.0, 2.0, 0.0]), np.array([3.0, 1, 2])), [0.25, 0.75, 1])
+
+
+def test_p_values_of_new_normal_rows_are_uniform():
+    rng = np.random.RandomState(0)
+    drawn = np.concatenate([p_values(rng.gumbel(size=5), rng.gumbel(size=99)) for _ in range(2000)])
+    for alpha in (0.01, 0.1, 0.5):
+        assert (drawn <= alpha).mean() == pytest.approx(alpha, abs=0.015)
+
+
+def test_a_p_value_below_alpha_is_an_alarm_of_the_conformal_rule(normal):
+    X, new = normal
+    detector = VAEDetector(epochs=2, threshold=Conformal(0.1), calibration=0.3, random_state=0).fit(X)
+    np.testing.assert_array_equal(detector.p_values(new) <= 0.1, detector.predict(new) == -1)
+    np.testing.assert_array_equal(detector.anomaly_probability(new), 1 - detector.p_values(new))
+
+
+def test_without_calibration_there_are_no_p_values_and_the_error_says_what_to_do(normal, small_detector):
+    detector = small_detector.fit(normal[0])
+    with pytest.raises(ValueError, match="calibration=5.*calibration=0.2.*threshold='conformal'"):
+        detector.p_values(normal[0])
+
+
+# -- how many alarms are false --------------------------------------------------------------------------
+def test_benjamini_and_hochberg_by_hand():
+    p = np.array([0.01, 0.04, 0.03, 0.005, 0.5])
+    np.testing.assert_array_equal(discoveries(p, 0.05), [True, True, True, True, False])
+    np.testing.assert_array_equal(discoveries(p, 0.03), [True, False, False, True, False])
+    np.testing.assert_array_equal(discoveries(p, 0.1, "any"), [True, False, False, True, False])
+
+
+@pytest.mark.parametrize("dependence", ["positive", "any"])
+def test_the_share_of_false_discoveries_is_at_most_the_rate(dependence):
+    rng = np.random.RandomState(0)
+    shares, found = [], []
+    for _ in range(400):
+        calibrated = rng.normal(size=5000)
+        scores = np.r_[rng.normal(size=180), rng.normal(4, 1, size=20)]
+        selected = discoveries(p_values(scores, calibrated), 0.1, dependence)
+        shares.append(selected[:180].sum() / max(1, selected.sum()))
+        found.append(selected[180:].mean())
+    assert np.mean(shares) < 0.1 + 0.015
+    assert np.mean(found) > (0.7 if dependence == "positive" else 0.2)
+
+
+def test_the_detector_selects_by_its_p_values(normal):
+    X, new = normal
+    rows = np.r_[new[:200], new[:20] + 20]
+    detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(X)
+    selected = detector.select_anomalies(rows, 0.2)
+    np.testing.assert_array_equal(selected, discoveries(detector.p_values(rows), 0.2))
+    assert selected[200:].all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0.0,), "must lie in"), ((1,), "must lie in"), ((0.1, "none"), "dependence must be one of")],
+)
+def test_impossible_rates_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        discoveries([0.1], *arguments)

@@ -1,0 +1,251 @@
+"""Explanations: shares of the features that sum to the score, in the owner's columns."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import ColumnTransformer, make_column_transformer
+from sklearn.decomposition import PCA
+from sklearn.feature_selection import VarianceThreshold
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncoder, StandardScaler
+
+from vae_anomaly import VAEDetector
+from vae_anomaly.ensemble import Member
+from vae_anomaly.explanations import divided, explain, origins
+from vae_anomaly.scoring import SCORES, Score
+
+
+def test_shares_sum_to_the_score_and_differ_by_their_excess():
+    rng = np.random.RandomState(0)
+    terms, usual, scores = rng.normal(size=(5, 3)), rng.normal(size=3), rng.normal(size=5)
+    shares = divided(terms, usual, scores)
+    np.testing.assert_allclose(shares.sum(axis=1), scores, rtol=1e-14, atol=1e-14)
+    excess = terms - usual
+    np.testing.assert_allclose(shares - shares[:, :1], excess - excess[:, :1], atol=1e-14)
+
+
+@pytest.mark.parametrize("score", list(SCORES))
+@pytest.mark.parametrize("n_draws", [1, 10, 100])
+def test_shares_of_every_score_sum_to_it(score, n_draws, table):
+    X, _ = table
+    detector = VAEDetector(epochs=2, score=score, n_draws=n_draws, random_state=0).fit(X)
+    new = X[:50] * 3
+    shares = detector.explain(new)
+    assert shares.shape == new.shape
+    np.testing.assert_allclose(shares.sum(axis=1), -detector.score_samples(new), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"likelihood": "student_t"},
+        {"likelihood": "bernoulli", "scaler": MinMaxScaler()},
+        {"members": [Member(), Member(trimmed_share=0.2)]},
+        {"scaler": None},
+    ],
+)
+def test_shares_of_every_model_sum_to_the_score(settings, table):
+    X, _ = table
+    detector = VAEDetector(epochs=2, random_state=0, **settings).fit(X)
+    np.testing.assert_allclose(detector.explain(X).sum(axis=1), -detector.score_samples(X), rtol=1e-12)
+
+
+@pytest.mark.parametrize("score", list(SCORES))
+def test_the_spoiled_feature_has_the_largest_share(score):
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(1000, 2)) @ rng.normal(size=(2, 6)) + 0.1 * rng.normal(size=(1000, 6))
+    detector = VAEDetector(epochs=30, score=score, latent_dim=2, random_state=0).fit(X)
+    for feature in range(6):
+        spoiled = X[:50].copy()
+        spoiled[:, feature] += 4 * X[:, feature].std()
+        assert (detector.explain(spoiled).argmax(axis=1) == feature).mean() > 0.8
+
+
+def test_a_vague_feature_does_not_stand_out_by_being_vague():
+    rng = np.random.RandomState(0)
+    sharp = rng.normal(size=(2000, 1))
+    X = np.c_[sharp, sharp + 0.05 * rng.normal(size=(2000, 1)), -sharp, rng.normal(size=(2000, 3))]
+    shares = VAEDetector(epochs=20, latent_dim=1, random_state=0).fit(X).explain(X)
+    usual = np.median(shares, axis=0)
+    assert np.ptp(usual) < 0.6  # nats; without the correction it is over 1.5
+    terms = -(shares - shares.mean(axis=0))
+    assert terms.std() > 0
+
+
+def test_explanations_do_not_depend_on_the_other_rows(table, small_detector):
+    X, _ = table
+    detector = small_detector.fit(X)
+    whole = detector.explain(X)
+    for rows in (slice(0, 1), slice(3, 90), slice(None, None, -1)):
+        np.testing.assert_array_equal(detector.explain(X[rows]), whole[rows])
+
+
+def test_a_data_frame_is_explained_in_its_columns(table, small_detector):
+    X = pd.DataFrame(table[0]).add_prefix("sensor ").set_index(np.arange(500) + 7)
+    shares = small_detector.fit(X).explain(X[:9])
+    assert list(shares.columns) == list(X.columns)
+    assert list(shares.index) == list(range(7, 16))
+
+
+def test_images_are_explained_pixel_by_pixel():
+    images = np.random.RandomState(0).uniform(size=(30, 4, 5))
+    detector = VAEDetector(epochs=1, random_state=0).fit(images)
+    shares = detector.explain(images)
+    assert shares.shape == images.shape
+    np.testing.assert_allclose(shares.sum(axis=(1, 2)), -detector.score_samples(images), rtol=1e-12)
+
+
+def test_a_score_of_ones_own_explains_itself_if_it_says_how():
+    def worst(vae, x, inferred):
+        return -keras.ops.min(vae.likelihood.log_prob(x, inferred.parameters), axis=-1)
+
+    def squares(vae, x, inferred):
+        return keras.ops.square(x - inferred.parameters[0])
+
+    def total(vae, x, inferred):
+        return keras.ops.sum(squares(vae, x, inferred), axis=-1)
+
+    def mean(values, kl):
+        return keras.ops.mean(values, axis=0)
+
+    X = np.random.RandomState(0).normal(size=(60, 3))
+    detector = VAEDetector(epochs=2, score=Score(worst, mean), random_state=0).fit(X)
+    with pytest.raises(ValueError, match="per_feature"):
+        detector.explain(X)
+    detector = VAEDetector(epochs=2, score=Score(total, mean, squares), random_state=0).fit(X)
+    np.testing.assert_allclose(detector.explain(X).sum(axis=1), -detector.score_samples(X), rtol=1e-12)
+
+
+# -- the owner's columns --------------------------------------------------------------------------------
+@pytest.fixture
+def mixed():
+    rng = np.random.RandomState(0)
+    return pd.DataFrame(
+        {
+            "size": rng.normal(size=200),
+            "colour": rng.choice(["red", "green", "blue"], 200),
+            "weight": rng.normal(size=200),
+            "shape": rng.choice(["round", "square"], 200),
+        }
+    )
+
+
+def columns_of(transformer, X):
+    transformer.fit(X)
+    return [X.columns[position] for position in origins(transformer, np.asarray(X.columns))]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        (OneHotEncoder(), ["colour"] * 3 + ["shape"] * 2),
+        (OneHotEncoder(drop="first"), ["colour"] * 2 + ["shape"]),
+        (OneHotEncoder(drop="if_binary"), ["colour"] * 3 + ["shape"]),
+        (OneHotEncoder(min_frequency=0.34), ["colour"] * 2 + ["shape"] * 2),
+    ],
+)
+def test_categories_belong_to_their_column(encoder, expected, mixed):
+    made = columns_of(encoder, mixed[["colour", "shape"]])
+    assert len(made) == len(encoder.get_feature_names_out())
+    if encoder.min_frequency is None:
+        assert made == expected
+
+
+@pytest.mark.parametrize("remainder", ["passthrough", "drop", StandardScaler()])
+def test_a_column_transformer_is_traced_through_its_parts(remainder, mixed):
+    mixed["height"] = mixed["size"] ** 2
+    parts = [
+        ("numbers", make_pipeline(SimpleImputer(), StandardScaler()), ["weight", "size"]),
+        ("categories", OneHotEncoder(), ["shape", "colour"]),
+    ]
+    made = columns_of(ColumnTransformer(parts, remainder=remainder), mixed)
+    expected = ["weight", "size", *["shape"] * 2, *["colour"] * 3]
+    assert made == expected + ([] if remainder == "drop" else ["height"])
+
+
+@pytest.mark.parametrize("columns", [[0, 2], slice(0, 3, 2), [True, False, True, False], ["size", "weight"]])
+def test_columns_may_be_chosen_in_every_way(columns, mixed):
+    transformer = ColumnTransformer([("numbers", StandardScaler(), columns)])
+    assert columns_of(transformer, mixed) == ["size", "weight"]
+
+
+def test_a_selection_is_traced_by_name():
+    X = np.c_[np.ones(9), np.arange(9), np.arange(9) ** 2]
+    selector = VarianceThreshold().fit(X)
+    assert origins(selector, np.array(["x0", "x1", "x2"])) == [1, 2]
+
+
+@pytest.mark.parametrize("transformer", [PCA(2), FunctionTransformer()])
+def test_a_transformer_that_does_not_name_its_sources_is_refused(transformer, table):
+    X = table[0]
+    pipeline = make_pipeline(transformer, VAEDetector(epochs=1, random_state=0)).fit(X)
+    with pytest.raises(ValueError, match=f"{type(transformer).__name__} does not say which column"):
+        explain(pipeline, X)
+
+
+def test_a_pipeline_is_explained_in_the_columns_it_receives(mixed):
+    transformer = make_column_transformer(
+        (StandardScaler(), ["size", "weight"]), (OneHotEncoder(), ["colour", "shape"])
+    )
+    pipeline = make_pipeline(transformer, VAEDetector(epochs=3, scaler=None, random_state=0)).fit(mixed)
+    spoiled = mixed[:20].assign(weight=30.0)
+    shares = explain(pipeline, spoiled)
+    assert list(shares.columns) == list(mixed.columns)
+    np.testing.assert_allclose(shares.sum(axis=1), -pipeline.score_samples(spoiled), rtol=1e-12)
+    assert (shares.idxmax(axis=1) == "weight").all()
+
+
+def test_a_pipeline_of_a_detector_alone_and_of_arrays(table):
+    X, _ = table
+    pipeline = make_pipeline(VAEDetector(epochs=1, random_state=0)).fit(X)
+    np.testing.assert_allclose(explain(pipeline, X), pipeline[-1].explain(X))
+
+
+def test_the_detectors_own_scaler_is_traced_too(table):
+    X = pd.DataFrame(table[0]).add_prefix("column ")
+    scaler = make_column_transformer((StandardScaler(), [5, 0]), remainder="passthrough")
+    detector = VAEDetector(epochs=2, scaler=scaler, random_state=0).fit(X)
+    spoiled = X[:20].copy()
+    spoiled["column 5"] = 40.0
+    shares = detector.explain(spoiled)
+    assert (shares.idxmax(axis=1) == "column 5").all()
+    mixing = VAEDetector(epochs=1, scaler=PCA(3), random_state=0).fit(X)
+    with pytest.raises(ValueError, match="PCA does not say"):
+        mixing.explain(X)
+
+
+# -- confidence -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("settings", [{}, {"members": 4}, {"members": 4, "n_draws": 1}, {"score": "iwae"}])
+def test_confidence_is_least_at_the_border(settings, table):
+    X, _ = table
+    detector = VAEDetector(epochs=5, random_state=0, **settings).fit(X)
+    confidence = detector.confidence(X)
+    assert ((confidence >= 0.5) & (confidence <= 1)).all()
+    distance = np.abs(detector.decision_function(X))
+    nearest = np.argsort(distance)[:25]
+    assert confidence[nearest].mean() < confidence.mean()
+    assert detector.confidence(X[:1] + 100) > 0.99
+
+
+def test_confidence_is_how_often_other_draws_agree(table):
+    X, _ = table
+    detector = VAEDetector(epochs=5, n_draws=10, random_state=0).fit(X)
+    confidence, labels = detector.confidence(X), detector.predict(X)
+    agreed = np.zeros(len(X))
+    own = detector.noise_
+    for seed in range(200):
+        detector.noise_ = np.random.RandomState(seed).standard_normal(own.shape).astype("f4")
+        agreed += detector.predict(X) == labels
+    detector.noise_ = own
+    unsure = confidence < 0.95
+    assert unsure.sum() > 5
+    assert agreed[unsure].mean() / 200 == pytest.approx(confidence[unsure].mean(), abs=0.15)
+    assert agreed[~unsure].mean() / 200 > 0.95
+
+
+def test_one_draw_of_one_member_has_no_confidence(table):
+    detector = VAEDetector(epochs=1, n_draws=1, random_state=0).fit(table[0])
+    with pytest.raises(ValueError, match="several draws or members"):
+        detector.confidence(table[0])

@@ -1,0 +1,41 @@
+"""What scikit-learn's conventions take beyond its base classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["MethodNamedAsParameter", "all_or_nothing"]
+
+
+class MethodNamedAsParameter:
+    """Lets ``score`` be both: a constructor parameter, kept in ``vars(self)``, and a public method.
+
+    scikit-learn fixes the method's name and this library's users know the parameter by it. Attribute
+    access gives the method; `get_params` gives the parameter.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        self.__doc__ = method.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self._method if instance is None else self._method.__get__(instance, owner)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        vars(instance)[self._name] = value
+
+
+@contextlib.contextmanager
+def all_or_nothing(estimator: Any) -> Iterator[None]:
+    """A fit that fails leaves the estimator as it was."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        estimator.__dict__ = before
+        raise

@@ -1,0 +1,167 @@
+r"""Explanations: which features make a row's score, in the columns that its owner knows.
+
+A likelihood score is a sum over features plus what belongs to none, such as the KL. The terms themselves
+compare badly: a feature that the model predicts sharply has a lower one than a vague feature, however
+normal both are. So a share is a term's excess over what the model itself calls usual for the feature, and all
+that is usual, or of no feature, is spread evenly:
+
+.. math:: e_f = t_f - u_f + \frac{1}{d} \left( s - \sum_g (t_g - u_g) \right)
+
+with the score s, the terms t and the usual terms u of d features. Shares sum to the score, and differences
+between them are differences in surprise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+__all__ = ["by_column", "divided", "explain", "in_form_of", "origins"]
+
+
+def divided(
+    terms: npt.NDArray[np.float64], usual: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Shares of the features, (n_rows, n_features), that sum to the scores of the rows.
+
+    Parameters
+    ----------
+    terms : array of shape (n_rows, n_features)
+        What each feature adds to each score.
+    usual : array of shape (n_features,)
+        What it usually adds.
+    scores : array of shape (n_rows,)
+    """
+    excess = terms - usual
+    rest = (scores - excess.sum(axis=1)) / excess.shape[1]
+    return np.asarray(excess + rest[:, None])
+
+
+def explain(pipeline: Pipeline, X: Any) -> Any:
+    """Shares of the columns that a fitted pipeline receives in the scores of its last step, a detector.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        Transformers, then a `VAEDetector`. What several transformed columns of one column add is summed.
+    X : array or DataFrame of shape (n_rows, n_columns)
+
+    Returns
+    -------
+    float64 array of shape (n_rows, n_columns), or a DataFrame if X is one
+        Each row sums to the negative of ``pipeline.score_samples``; see `VAEDetector.explain`.
+
+    Raises
+    ------
+    ValueError
+        If a transformer mixes columns, as PCA does, or does not say which it makes of which.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sklearn.compose import make_column_transformer
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import OneHotEncoder
+    >>> from vae_anomaly import VAEDetector
+    >>> from vae_anomaly.explanations import explain
+    >>> X = pd.DataFrame({"size": range(20), "colour": ["red", "blue"] * 10})
+    >>> columns = make_column_transformer((OneHotEncoder(), ["colour"]), remainder="passthrough")
+    >>> pipeline = make_pipeline(columns, VAEDetector(epochs=2, random_state=0)).fit(X)
+    >>> list(explain(pipeline, X).columns)
+    ['size', 'colour']
+    """
+    *_, detector = (step for _, step in pipeline.steps)
+    transformers = pipeline[:-1] if len(pipeline.steps) > 1 else None
+    names = np.asarray(X.columns if hasattr(X, "columns") else [f"x{i}" for i in range(np.shape(X)[1])])
+    shares = np.asarray(detector.explain(X if transformers is None else transformers.transform(X)))
+    return in_form_of(X, by_column(shares, transformers, names))
+
+
+def in_form_of(X: Any, shares: npt.NDArray[np.float64]) -> Any:
+    """Shares as a DataFrame if X is one, otherwise in the shape of X."""
+    if hasattr(X, "columns"):
+        return pd.DataFrame(shares, columns=X.columns, index=X.index)
+    return shares.reshape(np.shape(X))
+
+
+def by_column(
+    shares: npt.NDArray[np.float64], transformer: Any, names: npt.NDArray[Any]
+) -> npt.NDArray[np.float64]:
+    """Shares of a transformer's columns, summed to those of its input's columns.
+
+    Columns that the transformer drops have no share.
+    """
+    origin = origins(transformer, names)
+    if len(origin) != shares.shape[1]:
+        raise ValueError(
+            f"{type(transformer).__name__} names {len(origin)} columns but makes {shares.shape[1]}: explain "
+            "the transformed columns."
+        )
+    summed = np.zeros((len(shares), len(names)))
+    np.add.at(summed.T, origin, shares.T)
+    return summed
+
+
+def origins(transformer: Any, names: npt.NDArray[Any]) -> list[int]:
+    """For each column that a fitted transformer makes, the position of the input column it is made of."""
+    if isinstance(transformer, Pipeline):
+        origin = list(range(len(names)))
+        for _, step in transformer.steps:
+            made_of = origins(step, np.asarray(names, dtype=object)[origin])
+            origin = [origin[position] for position in made_of]
+        return origin
+    if transformer is None or isinstance(transformer, str):  # "passthrough"
+        return list(range(len(names)))
+    if isinstance(transformer, ColumnTransformer):
+        return _origins_of_parts(transformer, names)
+    if isinstance(transformer, OneHotEncoder):
+        return _origins_of_categories(transformer)
+    return _origins_by_name(transformer, names)
+
+
+def _origins_of_parts(transformer: ColumnTransformer, names: npt.NDArray[Any]) -> list[int]:
+    positions = {name: position for position, name in enumerate(names)}
+    slices = transformer.output_indices_
+    origin: dict[int, int] = {}
+    for name, part, columns in transformer.transformers_:
+        made = range(slices[name].start, slices[name].stop)
+        if not made:
+            continue
+        if isinstance(columns, slice):
+            columns = names[columns] if isinstance(columns.start, (int, type(None))) else columns
+        columns = [columns] if np.ndim(columns) == 0 else list(columns)
+        if len(columns) == len(names) and all(isinstance(c, (bool, np.bool_)) for c in columns):
+            columns = list(np.flatnonzero(columns))
+        taken = [positions[c] if isinstance(c, str) else int(c) for c in columns]
+        for output, inner in zip(made, origins(part, np.asarray(names, dtype=object)[taken]), strict=True):
+            origin[output] = taken[inner]
+    return [origin[output] for output in sorted(origin)]
+
+
+def _origins_of_categories(encoder: OneHotEncoder) -> list[int]:
+    infrequent = getattr(encoder, "infrequent_categories_", None) or [None] * len(encoder.categories_)
+    dropped = encoder.drop_idx_
+    origin = []
+    for position, (categories, rare) in enumerate(zip(encoder.categories_, infrequent, strict=True)):
+        n_made = len(categories) - (0 if rare is None else len(rare) - 1)
+        n_made -= dropped is not None and dropped[position] is not None
+        origin += [position] * n_made
+    return origin
+
+
+def _origins_by_name(transformer: Any, names: npt.NDArray[Any]) -> list[int]:
+    names = getattr(transformer, "feature_names_in_", np.asarray(names, dtype=object))
+    positions = {name: position for position, name in enumerate(names)}
+    try:
+        return [positions[name] for name in transformer.get_feature_names_out(names)]
+    except (AttributeError, KeyError, ValueError):
+        raise ValueError(
+            f"{type(transformer).__name__} does not say which column it makes of which: explain the "
+            "transformed columns, or use a transformer whose columns keep their names."
+        ) from None
