@@ -19,7 +19,7 @@ from sklearn.model_selection import KFold, train_test_split
 
 __all__ = ["discoveries", "out_of_fold_scores", "p_values", "resolve", "split"]
 
-_ROWS_ENOUGH_TO_SPLIT = 5_000
+_ROWS_ENOUGH_TO_SPLIT = 1_000
 _SHARE, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
 
 DEPENDENCE = {"positive": "bh", "any": "by"}

@@ -126,7 +126,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         float in (0, 1) holds out that share of the rows. An int of at least 2 fits so many more detectors,
         each without one fold of the rows, and scores the fold by it: that spends no rows, and takes as many
         times longer. "auto" does nothing unless the threshold asks; then it takes 5 folds of fewer than
-        5,000 rows, else a fifth of the rows, at most 10,000.
+        1,000 rows, else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
         likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
@@ -624,10 +624,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def explain(self, X: Any) -> Any:
         """Each feature's share of each row's anomaly score, in the columns of X.
 
-        For likelihood scores, the feature's part of -log p(x|z), averaged as the score averages, less what
-        the model calls usual for that feature; for "reconstruction_error", its part of the error. What is
-        usual, and what belongs to no feature, such as the KL, is spread evenly: shares sum to the score, and
-        their differences are differences in surprise. See `vae_anomaly.explanations`, also for detectors
+        For likelihood scores, the feature's part of -log p(x|z) in nats, averaged as the score averages; for
+        "reconstruction_error", its part of the error. What belongs to no feature, such as the KL, is spread
+        evenly: shares sum to the score, and it changes no order among them. See `vae_anomaly.explanations`, also for detectors
         behind other transformers.
 
         Parameters
@@ -656,12 +655,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         given, X = X, self._validated(X)
         names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])
         score = scoring.resolve(self.score_)
-        usual = ensemble.averaged(scoring.usual_shares(self.members_, score), self.weights_)
 
         def of_block(rows: Rows) -> npt.NDArray[np.float64]:
             by_member = scoring.shares(self.members_, rows, self.noise_, score, self.device)
             totals = ensemble.averaged(self._member_scores(rows), self.weights_)
-            return explanations.divided(ensemble.averaged(by_member, self.weights_), usual, totals)
+            return explanations.divided(ensemble.averaged(by_member, self.weights_), totals)
 
         shares = explanations.by_column(self._map_blocks(X, of_block), self.scaler_, np.asarray(names))
         return explanations.in_form_of(given, shares)

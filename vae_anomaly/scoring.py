@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.objective import importance_weighted_bound, kl_divergence, log_weight
-from vae_anomaly.programs import architecture_of
 from vae_anomaly.rows import Rows
 from vae_anomaly.states import ModelState
 from vae_anomaly.tiles import map_rows
@@ -32,11 +31,9 @@ __all__ = [
     "reconstruct",
     "score_rows",
     "shares",
-    "usual_shares",
 ]
 
 _DRAWS_AT_ONCE = 64
-_USUAL_DRAWS = 512
 
 
 class Score(NamedTuple):
@@ -164,7 +161,11 @@ def shares(
     value: the mean term for a mean over draws, the mean under the draws' importance weights for a bound.
     Whatever belongs to no feature, such as a KL, is left out.
     """
-    per_feature = _explained(score)
+    per_feature = score.per_feature
+    if per_feature is None:
+        raise ValueError(
+            "this score does not say how it divides among features: give its `scoring.Score` a per_feature."
+        )
 
     def tile_shares(vae: Any, x: Any, noise: Any) -> Any:
         values, kl = _in_float64(_over_draws(vae, x, noise, score.per_draw))
@@ -181,36 +182,6 @@ def shares(
         return tf.reduce_sum(_map_chunks(weighted_sum, noise, slopes), axis=0)
 
     return map_rows(tile_shares, ("shares", score), states, rows, noise, device)
-
-
-def usual_shares(states: Sequence[ModelState], score: Score, seed: int = 0) -> npt.NDArray[np.float64]:
-    """What each feature adds on average to the score of a row that the model draws: (n_states, n_features).
-
-    For a likelihood score, the entropy of p(x|z), averaged over z from the prior.
-    """
-    from vae_anomaly.model import Inference  # a module of Keras classes: importing it loads TensorFlow
-
-    def of_state(state: ModelState) -> Any:
-        architecture = architecture_of(state)
-        vae, latent_dim = architecture.template, architecture.latent_dim
-        noise = np.random.RandomState(seed).standard_normal((_USUAL_DRAWS, 1, latent_dim))
-        z = tf.constant(noise, tf.float32)
-        with architecture.holding(tf.constant(state.trainable), [*map(tf.constant, state.non_trainable)]):
-            nothing = tf.zeros((1, latent_dim))
-            prior = Inference(nothing, nothing, z, z, vae.decode(z))
-            x = vae.likelihood.sample(prior.parameters, seed)
-            return tf.reduce_mean(_explained(score)(vae, x, prior), axis=(0, 1))
-
-    slope = score.combine(tf.constant([[1.0]]), 0.0) - score.combine(tf.constant([[0.0]]), 0.0)
-    return np.asarray([of_state(state) * slope for state in states], dtype=float)
-
-
-def _explained(score: Score) -> Callable[[Any, Any, Any], Any]:
-    if score.per_feature is None:
-        raise ValueError(
-            "this score does not say how it divides among features: give its `scoring.Score` a per_feature."
-        )
-    return score.per_feature
 
 
 def elbo_terms(
