@@ -626,8 +626,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         For likelihood scores, the feature's part of -log p(x|z) in nats, averaged as the score averages; for
         "reconstruction_error", its part of the error. What belongs to no feature, such as the KL, is spread
-        evenly: shares sum to the score, and it changes no order among them. See `vae_anomaly.explanations`, also for detectors
-        behind other transformers.
+        evenly: shares sum to the score, and it changes no order among them. See
+        `vae_anomaly.explanations`, also for detectors behind other transformers.
 
         Parameters
         ----------

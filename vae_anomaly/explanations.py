@@ -1,7 +1,7 @@
 r"""Explanations: which features make a row's score, in the columns that its owner knows.
 
-A likelihood score is a sum over features, plus what belongs to none of them, such as the KL. A feature's share
-is its own term and an equal part of the rest,
+A likelihood score is a sum over features, plus what belongs to none of them, such as the KL. A feature's
+share is its own term and an equal part of the rest,
 
 .. math:: e_f = t_f + \frac{1}{d} \left( s - \sum_g t_g \right)
 
