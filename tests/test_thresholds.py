@@ -208,6 +208,12 @@ def test_a_rule_that_a_sample_settles_gets_no_more_scores():
     assert (detector.predict(X) == -1).sum() == 50
 
 
+def test_a_rule_for_unseen_rows_gets_few_training_rows_scored():
+    X = np.random.RandomState(0).normal(size=(3000, 2)).astype("f4")
+    assert len(thresholds.rows_to_score(Conformal(), X, 0)) == TukeyFence.n_scores
+    assert len(thresholds.rows_to_score(Quantile(), X, 0)) == 3000
+
+
 def test_automatic_contamination_holds_for_rows_beyond_the_sample():
     X = np.random.RandomState(0).uniform(size=(30_000, 2))
     detector = VAEDetector(epochs=1, n_draws=1, random_state=0).fit(X)

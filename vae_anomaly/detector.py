@@ -345,7 +345,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             continuing = self.warm_start and hasattr(self, "members_")
             X, image_shape = self._checked(X, reset=not continuing)
             rule = thresholds.resolve(self.threshold, self.contamination)
-            aside = calibration.resolve(self.calibration, getattr(rule, "held_out", False), len(X))
+            aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), len(X))
             rng = check_random_state(self.random_state)
             network, likelihood = self._specifications(image_shape)
             recipe = ensemble.recipe(
@@ -407,18 +407,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                     f"learning_rate (now {self.learning_rate:g}) or set gradient_clip_norm."
                 )
             self._member_levels = np.median(by_member, axis=1)
-            self.calibration_scores_ = None
+            unseen = None
             if isinstance(aside, int):
-                self.calibration_scores_ = calibration.out_of_fold_scores(
-                    self._unfitted(draws_seed),
-                    X.reshape(-1, *(image_shape or X.shape[1:])),
-                    aside,
-                    draws_seed,
-                )
+                images = X.reshape(-1, *(image_shape or X.shape[1:]))
+                unseen = calibration.out_of_fold_scores(self._unfitted(draws_seed), images, aside, draws_seed)
             elif aside is not None:
-                self.calibration_scores_ = self._anomaly_scores(held_out)
-            honest = getattr(rule, "held_out", False)
-            self.offset_ = -float(rule.cut(self.calibration_scores_ if honest else scores))
+                unseen = self._anomaly_scores(held_out)
+            self.calibration_scores_ = unseen
+            self.offset_ = -float(rule.cut(unseen if thresholds.takes_held_out(rule) else scores))
         return self
 
     def _specifications(self, image_shape: tuple[int, ...] | None) -> tuple[Network, Likelihood]:

@@ -23,6 +23,8 @@ from vae_anomaly.rows import Rows
 
 __all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "ParetoTail", "Quantile", "TukeyFence"]
 
+_ROWS_TO_SEE_THE_SPREAD = 2_000
+
 
 class Quantile(BaseEstimator):  # type: ignore[misc]
     """Call a fixed share of the training rows anomalies, as scikit-learn's detectors do.
@@ -83,7 +85,7 @@ class TukeyFence(BaseEstimator):  # type: ignore[misc]
     True
     """
 
-    n_scores: ClassVar[int] = 2_000
+    n_scores: ClassVar[int] = _ROWS_TO_SEE_THE_SPREAD
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "reach": [Interval(Real, 0, None, closed="left")],
@@ -277,9 +279,14 @@ class _FromLabels:
         return float(scores[scores < lowest].max(initial=scores.min()))
 
 
+def takes_held_out(rule: Any) -> bool:
+    """Whether the rule asks for scores of rows that were not trained on."""
+    return bool(getattr(rule, "held_out", False))
+
+
 def rows_to_score(rule: Any, rows: Rows, seed: int) -> Rows:
-    """The training rows whose scores the rule needs."""
-    n_scores = getattr(rule, "n_scores", None)
+    """The training rows whose scores the rule needs; for one that needs none, some to see how they spread."""
+    n_scores = getattr(rule, "n_scores", _ROWS_TO_SEE_THE_SPREAD if takes_held_out(rule) else None)
     if n_scores is None or n_scores >= len(rows):
         return rows
     chosen: Rows = rows[np.random.RandomState(seed).permutation(len(rows))[:n_scores]]
@@ -288,12 +295,12 @@ def rows_to_score(rule: Any, rows: Rows, seed: int) -> Rows:
 
 def resolve(threshold: Any, contamination: str | float) -> Any:
     """The rule that a detector's ``threshold`` and ``contamination`` ask for."""
-    if threshold is None or threshold == "quantile":
-        shares = threshold is not None or not isinstance(contamination, str)
-        given = {} if isinstance(contamination, str) else {"contamination": contamination}
-        return Quantile(**given) if shares else TukeyFence()
+    if threshold is None:
+        return TukeyFence() if isinstance(contamination, str) else Quantile(contamination)
     if not isinstance(threshold, str):
         return threshold if hasattr(threshold, "cut") else _FromLabels(threshold)
     if threshold not in THRESHOLDS:
         raise ValueError(f"threshold must be one of {[*THRESHOLDS]} or a rule; received {threshold!r}.")
+    if threshold == "quantile" and not isinstance(contamination, str):
+        return Quantile(contamination)
     return THRESHOLDS[threshold]()
