@@ -414,8 +414,11 @@ def draw(results: pd.DataFrame, path: Path) -> None:
     colours = dict(zip(LIBRARIES, COLOURS, strict=True))
     cases = list(table.index.unique("case"))
     names = list(table.index.unique("library"))
-    figure, axes = plt.subplots(2, len(cases), figsize=(3.2 * len(cases), 6), layout="constrained")
-    for column, (case, (of_fit, of_score)) in enumerate(zip(cases, axes.reshape(2, -1).T, strict=True)):
+    figure, axes = plt.subplots(
+        2, len(cases), figsize=(3.2 * len(cases), 6), layout="constrained", squeeze=False
+    )
+    figure.suptitle("pale: the first fit in a process; broken line: the floor of the arithmetic", fontsize=10)
+    for column, (case, (of_fit, of_score)) in enumerate(zip(cases, axes.T, strict=True)):
         figures = table.loc[case]
         for ax, keys, title in ((of_fit, ("cold_fit", "warm_fit"), "fit"), (of_score, ("score",), "score")):
             for key in keys:
@@ -429,15 +432,14 @@ def draw(results: pd.DataFrame, path: Path) -> None:
                 )
             floor = floors(CASES[case], gigaflops)[title]
             ax.axvline(floor, color="#555555", ls="--", lw=1)
-            smallest, largest = min(floor, figures[list(keys)].min().min()), figures[list(keys)].max().max()
             ax.set_xscale("log")
-            ax.set_xlim(10 ** np.floor(np.log10(smallest)), 10 ** np.ceil(np.log10(largest)))
+            ax.set_xlim(0.01, 100)
             ax.set_yticks(
                 [-place for place in range(len(names))], names if column == 0 else [""] * len(names)
             )
             ax.set_ylim(0.6 - len(names), 0.6)
             ax.set_xlabel("seconds")
-            ax.set_title(f"{case}: {title}" + (" (pale: the first)" if title == "fit" else ""), fontsize=10)
+            ax.set_title(f"{case}: {title}", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
