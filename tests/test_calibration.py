@@ -126,9 +126,10 @@ def test_a_rule_for_unseen_rows_gets_their_scores(rule, given, normal):
     assert detector.offset_ == -rule.cut(detector.calibration_scores_)
 
 
-def test_a_rule_for_training_rows_gets_theirs_whatever_the_calibration(normal):
+@pytest.mark.parametrize("given", [0.3, 3])
+def test_a_share_of_the_rows_means_all_of_them_whatever_the_calibration(given, normal):
     X = normal[0]
-    detector = VAEDetector(epochs=2, threshold=Quantile(0.1), calibration=3, random_state=0).fit(X)
+    detector = VAEDetector(epochs=2, threshold=Quantile(0.1), calibration=given, random_state=0).fit(X)
     assert (detector.predict(X) == -1).sum() == 30
 
 

@@ -14,7 +14,6 @@ from sklearn.utils.estimator_checks import (
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.ensemble import Member
-from vae_anomaly.thresholds import Conformal
 
 DETECTORS = {
     "default": VAEDetector(epochs=5),
@@ -34,7 +33,7 @@ DETECTORS = {
     "iwae_objective": VAEDetector(epochs=5, objective="iwae", n_training_draws=5),
     "held_out": VAEDetector(epochs=5, validation_fraction=0.2, early_stopping=True),
     "no_scaler": VAEDetector(epochs=5, scaler=None),
-    "conformal": VAEDetector(epochs=5, threshold=Conformal(0.3), calibration=3),
+    "folds": VAEDetector(epochs=5, calibration=3),
     "held_out_calibration": VAEDetector(epochs=5, calibration=0.3),
     "ensemble": VAEDetector(epochs=5, members=[Member(), Member(trimmed_share=0.2)]),
 }

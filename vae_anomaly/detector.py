@@ -398,6 +398,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
             self.history_ = training.continued(self.history_, history)
             self.score_ = scoring.resolve_name(vars(self)["score"], len(self.members_))
+            if len(held_out) and not thresholds.takes_held_out(rule):
+                rows = np.concatenate([rows, self._scaled(held_out)])  # a share of the rows means all of X
             by_member = self._member_scores(thresholds.rows_to_score(rule, rows, draws_seed))
             self.weights_ = ensemble.weights_for(by_member)
             scores = ensemble.averaged(by_member, self.weights_)
