@@ -15,16 +15,16 @@ SHAP is left out where it is not installed, or with ``--without``.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from false_alarms import each_table
 from quality import load, split
 from sklearn.ensemble import IsolationForest
 from sklearn.preprocessing import StandardScaler
@@ -95,47 +95,33 @@ def run(options: argparse.Namespace) -> None:
         for name, make in METHODS.items()
         if name not in options.without and (name not in NEEDS or importlib.util.find_spec(NEEDS[name]))
     }
-    done = set()
-    if options.out.exists():
-        done = set(pd.read_csv(options.out)[["dataset", "seed"]].itertuples(index=False, name=None))
-    for seed in options.seeds:
-        for path in sorted(options.datasets.glob("*.npz")):
-            X, y = load(path, seed)
-            if (path.stem, seed) not in done and X.shape[1] >= FEWEST_COLUMNS:
-                append(options.out, measure(methods, path.stem, *split(X, y, "clean", seed), seed))
+
+    def each(path: Path, seed: int) -> Iterator[dict[str, Any]]:
+        X, y = load(path, seed)
+        if X.shape[1] >= FEWEST_COLUMNS:
+            yield from measure(methods, *split(X, y, "clean", seed), seed)
+
+    each_table(options, each)
 
 
 def measure(
-    methods: dict[str, Any], dataset: str, train: np.ndarray, test: np.ndarray, labels: np.ndarray, seed: int
-) -> list[dict[str, Any]]:
+    methods: dict[str, Any], train: np.ndarray, test: np.ndarray, labels: np.ndarray, seed: int
+) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     normal = test[labels == 0][:N_ROWS]
     fitted = {name: make(train, seed) for name, make in methods.items()}
-    found: list[dict[str, Any]] = []
     for n_cells in (1, 2, 3):
         rows, where = planted(normal, n_cells, rng)
         changed = where.any(axis=1)
         rows, where = rows[changed], where[changed]
-        key = {"dataset": dataset, "seed": seed, "cells": n_cells}
-        found.append(key | {"method": "guess", "hit": where.mean(), "ms_per_row": 0.0})
+        yield {"cells": n_cells, "method": "guess", "hit": where.mean(), "ms_per_row": 0.0}
         for name, explain in fitted.items():
             explain(rows)
             start = time.perf_counter()
             ranked_first = np.asarray(explain(rows)).argmax(axis=1)
             spent = time.perf_counter() - start
             hit = where[np.arange(len(rows)), ranked_first].mean()
-            found.append(key | {"method": name, "hit": hit, "ms_per_row": 1000 * spent / len(rows)})
-    return found
-
-
-def append(out: Path, rows: list[dict[str, Any]]) -> None:
-    is_new = not out.exists()
-    with out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
-    print(rows[0]["dataset"], rows[0]["seed"], flush=True)
+            yield {"cells": n_cells, "method": name, "hit": hit, "ms_per_row": 1000 * spent / len(rows)}
 
 
 def summary(results: pd.DataFrame) -> str:

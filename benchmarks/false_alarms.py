@@ -130,11 +130,9 @@ def each_table(options: argparse.Namespace, measure: Callable[[Path, int], Itera
         done = set(pd.read_csv(options.out)[["dataset", "seed"]].itertuples(index=False, name=None))
     for seed in options.seeds:
         for path in sorted(options.datasets.glob("*.npz")):
-            if (path.stem, seed) not in done:
-                append(
-                    options.out,
-                    [{"dataset": path.stem, "seed": seed} | found for found in measure(path, seed)],
-                )
+            key = {"dataset": path.stem, "seed": seed}
+            if (path.stem, seed) not in done and (rows := [key | found for found in measure(path, seed)]):
+                append(options.out, rows)
 
 
 def append(out: Path, rows: list[dict[str, Any]]) -> None:

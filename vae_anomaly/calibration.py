@@ -22,7 +22,7 @@ __all__ = ["discoveries", "out_of_fold_scores", "p_values", "resolve", "split"]
 _ROWS_ENOUGH_TO_SPLIT = 1_000
 _SHARE, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
 
-DEPENDENCE = {"positive": "bh", "any": "by"}
+_METHODS = {"positive": "bh", "any": "by"}
 
 
 def resolve(calibration: str | float | None, wanted: bool, n_rows: int) -> int | float | None:
@@ -126,7 +126,7 @@ def discoveries(
     """
     if not isinstance(false_discovery_rate, Real) or not 0 < false_discovery_rate < 1:
         raise ValueError(f"false_discovery_rate must lie in (0, 1); received {false_discovery_rate!r}.")
-    if dependence not in DEPENDENCE:
-        raise ValueError(f"dependence must be one of {[*DEPENDENCE]}; received {dependence!r}.")
-    adjusted = stats.false_discovery_control(p_values, method=DEPENDENCE[dependence])
+    if dependence not in _METHODS:
+        raise ValueError(f"dependence must be one of {[*_METHODS]}; received {dependence!r}.")
+    adjusted = stats.false_discovery_control(p_values, method=_METHODS[dependence])
     return np.asarray(adjusted <= false_discovery_rate)

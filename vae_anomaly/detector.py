@@ -563,9 +563,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
         false_discovery_rate : float, default=0.1
-            The expected share of normal rows among the selected ones, in (0, 1). Few calibration rows can
-            find nothing at a low rate: with m rows of X and n calibration rows, at least m / (rate (n + 1))
-            rows must look more anomalous than all of those.
+            The expected share of normal rows among the selected ones, in (0, 1). With m rows of X and
+            n calibration rows, either none or at least m / (rate (n + 1)) rows are selected: few calibration
+            rows find few anomalies.
         dependence : {"positive", "any"}, default="positive"
             "any" is safe whatever the dependence between rows, and finds less.
 

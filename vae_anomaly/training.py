@@ -33,9 +33,9 @@ from vae_anomaly.steps import (
 
 __all__ = ["Plan", "TrainingResult", "Validation", "continued", "train"]
 
-# XLA compiles the training loop in about 0.7 s and then saves about 0.1 ms a step, which is most of a small
+# XLA compiles the training loop in about 1.3 s and then saves about 0.1 ms a step, which is most of a small
 # network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights). One
-# training of 7,000 steps pays that back, or the third of 3,000: compiled programs are kept, and trainings
+# training of 13,000 steps pays that back, or the fourth of 3,000: compiled programs are kept, and trainings
 # of that length come in cross-validations and searches.
 _XLA_PAYS_FROM_STEPS = 3_000
 _XLA_PAYS_TO_WEIGHTS = 20_000
