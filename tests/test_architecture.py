@@ -13,6 +13,11 @@ ORDER = [
     "backend",
     "rows",
     "spec",
+    "likelihoods.base",
+    "likelihoods.location_scale",
+    "likelihoods.unit_interval",
+    "likelihoods.discrete",
+    "likelihoods.mixed",
     "likelihoods",
     "objective",
     "thresholds",
@@ -34,12 +39,16 @@ ORDER = [
     "detector",
     "scorers",
 ]
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+MODULES = sorted({*FILES} - {"__init__"})
 KNOWS_TENSORFLOW = {"backend", "programs", "scoring", "steps", "tiles", "training"}
 
 
 def _tree(module):
-    return ast.parse((PACKAGE / f"{module}.py").read_text())
+    return ast.parse(FILES[module].read_text())
 
 
 def _package_imports(module):
@@ -49,9 +58,11 @@ def _package_imports(module):
             if node.module == "vae_anomaly":
                 yield from (alias.name for alias in node.names)
             else:
-                yield node.module.split(".")[1]
+                yield node.module.removeprefix("vae_anomaly.")
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("vae_anomaly."))
+            yield from (
+                a.name.removeprefix("vae_anomaly.") for a in node.names if a.name.startswith("vae_anomaly.")
+            )
 
 
 def test_every_module_has_its_place_in_the_order():
@@ -81,7 +92,7 @@ def test_tensorflow_and_keras_come_only_through_the_backend(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_file_outgrows_one_question(module):
-    lines = (PACKAGE / f"{module}.py").read_text().splitlines()
+    lines = FILES[module].read_text().splitlines()
     documentation = sum(
         len(docstring.splitlines())
         for node in ast.walk(_tree(module))

@@ -29,7 +29,7 @@ def small():
 
 TABLE = np.random.RandomState(0).normal(size=(40, 3)).astype("f4")
 ORDER = np.random.RandomState(1).permutation(40).reshape(10, 4).astype(np.int32)
-NO_LIMITS = Limits(tf.constant(0.0), tf.constant(0.0), tf.constant(4))
+NO_LIMITS = Limits(tf.constant(0.0), tf.constant(0.0), tf.constant(4), tf.constant(0.0))
 
 
 def trained(shared, n_steps, first_step=0, state=None, table=TABLE, noise_seed=1, jit_compile=False):
@@ -92,14 +92,14 @@ def test_every_trainable_weight_gets_a_gradient_and_every_term_counts():
     state = training_state(shared.initial_state(0, np.array([[-9.0] * 5, [9.0] * 5], dtype="f4")))
     x = tf.constant(np.random.RandomState(0).normal(size=(256, 5)).astype("f4"))
     noise = tf.random.normal((1, 256, 3), seed=0)
-    gradient, _, terms = _gradient(shared, state, x, noise, tf.constant(1.0), None, BlockOptions(256))
+    gradient, _, terms = _gradient(shared, state, x, x, noise, tf.constant(1.0), None, BlockOptions(256))
     pieces = np.split(gradient.numpy(), np.cumsum(shared._sizes)[:-1])
     for variable, piece in zip(shared.template.trainable_variables, pieces, strict=True):
         assert np.abs(piece).max() > 1e-6, variable.path
     loss, reconstruction, kl = terms.numpy()
     assert loss == pytest.approx(reconstruction + kl, rel=1e-6)
     assert min(abs(reconstruction), kl) > 0.01
-    without_kl, _, _ = _gradient(shared, state, x, noise, tf.constant(0.0), None, BlockOptions(256))
+    without_kl, _, _ = _gradient(shared, state, x, x, noise, tf.constant(0.0), None, BlockOptions(256))
     assert np.abs(gradient - without_kl).max() > 1e-3
 
 

@@ -73,10 +73,22 @@ def split(n_rows: int, share: float, seed: int) -> tuple[npt.NDArray[np.intp], n
 
 
 def out_of_fold_scores(
-    detector: Any, X: npt.NDArray[Any], n_folds: int, seed: int
+    detector: Any, likelihood: Any, X: Any, n_folds: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    """Each row's anomaly score by a clone of the detector that is fitted without the row's fold."""
-    scores = np.empty(len(X))
+    """Each row's anomaly score by a clone of the detector that is fitted without the row's fold.
+
+    ``likelihood`` is what the detector's own has come to mean, for rows that have come through its door.
+    """
+    detector = clone(detector).set_params(
+        likelihood=likelihood,
+        threshold=None,
+        calibration=None,
+        warm_start=False,
+        callbacks=None,
+        verbose=0,
+        random_state=seed,
+    )
+    scores = np.empty(X.shape[0])
     for trained_on, held_out in KFold(n_folds, shuffle=True, random_state=seed).split(X):
         scores[held_out] = -clone(detector).fit(X[trained_on]).score_samples(X[held_out])
     return scores

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -26,25 +26,26 @@ from vae_anomaly import (
 )
 from vae_anomaly.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.ensemble import Member
+from vae_anomaly.fitted import FittedModel
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
 from vae_anomaly.rows import (
     Rows,
     check_image_shape,
     check_magnitude,
+    check_observed,
     column_names,
     fitted,
     flattened,
-    scaled,
     unscaled,
     with_channels,
 )
 from vae_anomaly.scoring import Score
+from vae_anomaly.sparse_rows import blocks, has_gaps, joined, rows_of
 from vae_anomaly.states import ModelState, Specification
+from vae_anomaly.tables import table_of
 
 __all__ = ["VAEDetector"]
-
-_NUMBERS_AT_ONCE = 2**22
 
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -104,6 +105,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         for callbacks that steer the rate themselves, or warm starts that go on for an unknown time.
     gradient_clip_norm : float or None, default=None
         Longest gradient (Euclidean norm over all weights) that is not shortened.
+    masked_share : "auto" or float, default="auto"
+        Share of the values, in [0, 1), that a training step hides from the encoder, which infers them from the
+        others; the objective keeps them. It makes `expected` better. "auto" is 0.2 if values are missing among
+        the training rows, else 0.
     validation_fraction : "auto" or float, default="auto"
         Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each
         member holds out others. "auto" is 0.2 with early stopping and 0 without.
@@ -222,7 +227,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         # Names are checked where they are looked up, so that ones registered later are known too.
         "network": [str, Network],
         "latent_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "likelihood": [str, Likelihood],
+        "likelihood": [str, Likelihood, dict, list, tuple],
         "score": [str, Score],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "objective": [StrOptions({"elbo", "iwae"})],
@@ -236,6 +241,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions({*training.SCHEDULES}), callable, None],
         "gradient_clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "masked_share": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
         "validation_fraction": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
         "early_stopping": [StrOptions({"auto"}), "boolean"],
         "patience": [Interval(Integral, 1, None, closed="left")],
@@ -275,6 +281,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: float = 3e-3,
         learning_rate_schedule: str | Callable[[Any], Any] | None = "cosine",
         gradient_clip_norm: float | None = None,
+        masked_share: str | float = "auto",
         validation_fraction: str | float = "auto",
         early_stopping: str | bool = "auto",
         patience: int = 30,
@@ -305,6 +312,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
         self.gradient_clip_norm = gradient_clip_norm
+        self.masked_share = masked_share
         self.validation_fraction = validation_fraction
         self.early_stopping = early_stopping
         self.patience = patience
@@ -322,6 +330,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters by name, as everywhere in scikit-learn; ``deep`` adds those of nested objects."""
         return {**super().get_params(deep=deep), "score": vars(self)["score"]}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
+        return tags
 
     # -- fitting --------------------------------------------------------------------------------------
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -345,7 +359,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             continuing = self.warm_start and hasattr(self, "members_")
             X, image_shape = self._checked(X, reset=not continuing)
             rule = thresholds.resolve(self.threshold, self.contamination)
-            aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), len(X))
+            aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), X.shape[0])
             rng = check_random_state(self.random_state)
             network, likelihood = self._specifications(image_shape)
             recipe = ensemble.recipe(
@@ -353,26 +367,38 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 self.validation_fraction,
                 self.early_stopping,
                 decide=self.epochs == "auto" and not network.takes_images(image_shape),
-                n_rows=len(X),
+                n_rows=X.shape[0],
             )
             draws_seed, *seeds = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * len(recipe.members))
             if not continuing:
                 self._calibration_seed = int(draws_seed)
             held_out = X[:0]
             if isinstance(aside, float):
-                kept, held = calibration.split(len(X), aside, self._calibration_seed)
+                kept, held = calibration.split(X.shape[0], aside, self._calibration_seed)
                 X, held_out = X[kept], X[held]
             if not continuing:
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
+                check_observed(X, getattr(self, "feature_names_in_", None))
                 own = isinstance(self.scaler, str)
-                self.scaler_ = fitted(likelihood.default_scaler() if own else self.scaler, X)
+                scaler = likelihood.default_scaler() if own else likelihood.scaler_of(self.scaler)
+                self.scaler_ = fitted(scaler, X)
                 self.image_shape_ = image_shape
-            rows = self._scaled(X)
-            self._check_support(rows, likelihood)
+            names = getattr(self, "feature_names_in_", None)
+            rows = rows_of(X, self.scaler_, names)
+            for block in blocks(rows):
+                likelihood.check_support(block, column_names(self.scaler_, names, rows.shape[1]))
             latent_dim = self.latent_dim
             if latent_dim == "auto":
                 latent_dim = network.default_latent_dim(rows.shape[1])
-            specification = Specification(network, likelihood, rows.shape[1], int(latent_dim))
+            specification = Specification(
+                network,
+                likelihood,
+                rows.shape[1],
+                int(latent_dim),
+                self.members_[0].specification.marks_missing
+                if continuing
+                else network.marks_missing() and (plan.share_to_mask(rows) > 0 or has_gaps(rows)),
+            )
             own_seeds = [ensemble.Seeds(*map(int, four)) for four in np.reshape(seeds, (-1, 4))]
             if not continuing:
                 self.latent_dim_ = specification.latent_dim
@@ -398,23 +424,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
             self.history_ = training.continued(self.history_, history)
             self.score_ = scoring.resolve_name(vars(self)["score"], len(self.members_))
-            if len(held_out) and not thresholds.takes_held_out(rule):
-                rows = np.concatenate([rows, self._scaled(held_out)])  # a share of the rows means all of X
-            by_member = self._member_scores(thresholds.rows_to_score(rule, rows, draws_seed))
-            self.weights_ = ensemble.weights_for(by_member)
-            scores = ensemble.averaged(by_member, self.weights_)
-            if not np.isfinite(scores).all():  # the last step's weights have not been through a loss
-                raise FloatingPointError(
-                    "training diverged in its last step: training rows have no finite score. Lower "
-                    f"learning_rate (now {self.learning_rate:g}) or set gradient_clip_norm."
-                )
-            self._member_levels = np.median(by_member, axis=1)
+            if held_out.shape[0] and not thresholds.takes_held_out(rule):
+                rows = joined(rows, rows_of(held_out, self.scaler_, names))  # a share means all of X
+            self.weights_, self._member_levels = None, None
+            rows = thresholds.rows_to_score(rule, rows, draws_seed)
+            self.weights_, self._member_levels, scores = self._fitted.balanced(rows)
             unseen = None
             if isinstance(aside, int):
-                images = X.reshape(-1, *(image_shape or X.shape[1:]))
-                unseen = calibration.out_of_fold_scores(self._unfitted(draws_seed), images, aside, draws_seed)
+                images = X if image_shape is None else X.reshape(-1, *image_shape)
+                unseen = calibration.out_of_fold_scores(self, likelihood, images, aside, draws_seed)
             elif aside is not None:
-                unseen = self._anomaly_scores(held_out)
+                unseen = self._fitted.scores(held_out)
             self.calibration_scores_ = unseen
             self.offset_ = -float(rule.cut(unseen if thresholds.takes_held_out(rule) else scores))
         return self
@@ -425,19 +445,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if network == "auto":
             network = "dense" if image_shape is None else "conv"
         network = networks.resolve(network).for_images(image_shape and with_channels(image_shape)).snapshot()
-        if likelihood == "auto":
+        if self.table_ is not None:
+            likelihood = self.table_.likelihood
+        elif likelihood == "auto":
             likelihood = network.default_likelihood(image_shape)
         likelihood = likelihoods.resolve(likelihood).snapshot()
         network._validate_params()
         likelihood._validate_params()
         scoring.resolve_name(vars(self)["score"], 1)
         return network, likelihood
-
-    def _unfitted(self, seed: int) -> VAEDetector:
-        """A clone that is to be trained alike, for its scores alone."""
-        return clone(self).set_params(  # type: ignore[no-any-return]
-            threshold=None, calibration=None, warm_start=False, callbacks=None, verbose=0, random_state=seed
-        )
 
     # -- scoring --------------------------------------------------------------------------------------
     def score_samples(self, X: Any) -> npt.NDArray[np.float64]:
@@ -461,7 +477,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             For rows that don't fit the training rows: other width, names or image shape, values that
             are not finite or lie outside the likelihood's support.
         """
-        return -self._anomaly_scores(self._validated(X))
+        X = self._validated(X)
+        return -self._fitted.scores(X)
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
         """``score_samples(X) - offset_``: negative for anomalies.
@@ -529,7 +546,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 f"with a share such as calibration=0.2, or with threshold='conformal'; now calibration="
                 f"{self.calibration!r} and threshold={self.threshold!r}."
             )
-        return calibration.p_values(self._anomaly_scores(X), self.calibration_scores_)
+        return calibration.p_values(self._fitted.scores(X), self.calibration_scores_)
 
     def anomaly_probability(self, X: Any) -> npt.NDArray[np.float64]:
         """The probability that a new normal row looks less anomalous than this one: 1 - p.
@@ -607,17 +624,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if n_members == 1 and len(self.noise_) == 1:
             raise ValueError("confidence needs several draws or members; fit with n_draws=10 or members=4.")
 
-        def of_block(rows: Rows) -> npt.NDArray[np.float64]:
-            by_member = self._member_scores(rows)
-            score = scoring.resolve(self.score_)
-            return ensemble.confidence(
-                ensemble.averaged(by_member, self.weights_) + self.offset_,
-                by_member - self._member_levels[:, None],
-                scoring.draw_errors(self.members_, rows, self.noise_, score, self.device),
-                self.weights_,
-            )
-
-        return self._map_blocks(X, of_block)
+        return self._fitted.confidence(X, self.offset_)
 
     def explain(self, X: Any) -> Any:
         """Each feature's share of each row's anomaly score, in the columns of X.
@@ -652,15 +659,69 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         given, X = X, self._validated(X)
         names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])
-        score = scoring.resolve(self.score_)
-
-        def of_block(rows: Rows) -> npt.NDArray[np.float64]:
-            by_member = scoring.shares(self.members_, rows, self.noise_, score, self.device)
-            totals = ensemble.averaged(self._member_scores(rows), self.weights_)
-            return explanations.divided(ensemble.averaged(by_member, self.weights_), totals)
-
-        shares = explanations.by_column(self._map_blocks(X, of_block), self.scaler_, np.asarray(names))
+        shares = explanations.by_column(self._fitted.shares(X), self.scaler_, np.asarray(names))
         return explanations.in_form_of(given, shares)
+
+    def expected(self, X: Any, coverage: float | None = None) -> Any:
+        """What the model expects in each cell given the other cells of its row, in the units of X.
+
+        Each cell is masked in turn and inferred from the rest. That takes as many inferences as there are
+        columns, and ten times more from a model that was trained on complete rows without ``masked_share``.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features)
+        coverage : float or None, default=None
+            In (0, 1): adds the ends of intervals that hold this share of what the models think possible.
+
+        Returns
+        -------
+        expected : float64 array of the shape of X, or a DataFrame if X is one
+            Means; medians of counts, and the most probable of booleans and categories.
+        low, high : as ``expected``, if there is a ``coverage``
+            NaN for categories, which have no order.
+
+        Raises
+        ------
+        ValueError
+            If the ``scaler`` does not keep the columns, or for a coverage outside (0, 1).
+        NotImplementedError
+            If there is a ``coverage`` and the likelihood is one of your own without ``quantile``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> x = np.random.RandomState(0).normal(size=(500, 1))
+        >>> detector = VAEDetector(epochs=50, random_state=0).fit(np.hstack([x, x, x]))
+        >>> expected, low, high = detector.expected([[1.0, 1.0, -3.0]], coverage=0.9)
+        >>> bool(-3.0 < low[0, 2] < expected[0, 2] < high[0, 2])
+        True
+        """
+        given, X = X, self._validated(X)
+        if coverage is not None and not 0 < coverage < 1:
+            raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
+        results = [self._as_given(values, given) for values in self._fitted.expected_cells(X, coverage)]
+        return results[0] if coverage is None else tuple(results)
+
+    def report(self, X: Any, n_rows: int = 5, n_columns: int = 3, coverage: float = 0.9) -> Any:
+        """The most anomalous rows and the cells that make them so: what is there, and what was expected.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features)
+        n_rows, n_columns : int, default=5, 3
+            How many rows, most anomalous first, and how many columns of each, greatest share first.
+        coverage : float, default=0.9
+            Of the interval from "low" to "high"; see `expected`.
+
+        Returns
+        -------
+        DataFrame
+            A line for each cell: "row" (its label in X), "score" (larger = more anomalous), "anomaly" (whether
+            `predict` says so), "column", "value", "expected", "low", "high", "contribution" (see `explain`).
+        """
+        return explanations.report(self, X, n_rows, n_columns, coverage)
 
     @MethodNamedAsParameter
     def score(self, X: Any, y: Any = None) -> float:
@@ -680,8 +741,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         float
         """
         X = self._validated(X)
-        terms = self._map(X, scoring.elbo_terms)
-        return -float(terms.sum(axis=1).mean())
+        return self._fitted.evidence_lower_bound(X)
 
     def encode(self, X: Any) -> npt.NDArray[np.float64]:
         """Posterior means of z.
@@ -695,8 +755,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         float64 array of shape (n_rows, latent_dim_)
         """
         X = self._validated(X)
-        first = self.members_[:1]
-        return self._map_blocks(X, lambda rows: scoring.encode(first, rows, self.noise_, self.device)[0])
+        return self._fitted.posterior_means(X)
 
     def reconstruct(self, X: Any) -> npt.NDArray[np.float64]:
         """Expected x given z, averaged over the draws of z, in the units of X.
@@ -714,9 +773,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         TypeError
             If ``scaler_`` has no ``inverse_transform``.
         """
-        form = np.shape(X)
-        X = self._validated(X)
-        return unscaled(self._map(X, scoring.reconstruct), self.scaler_).reshape(form)
+        given, X = X, self._validated(X)
+        return self._as_given(self._fitted.reconstructions(X), given)
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> npt.NDArray[np.float64]:
         """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
@@ -743,7 +801,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             rng = check_random_state(random_state)
             rows = ensemble.sample(self.members_, self.weights_, int(n_samples), rng)
         rows = unscaled(rows, self.scaler_)
+        if self.table_ is not None:
+            return self.table_.frame(rows)
         return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
+
+    def _as_given(self, values: npt.NDArray[np.float64], given: Any) -> Any:
+        """Values in the form of the rows that were given."""
+        if self.table_ is not None:
+            frame = self.table_.frame(values, getattr(given, "index", None))
+            return frame if hasattr(given, "columns") else frame.to_numpy()
+        return values.reshape(np.shape(given))
 
     @property
     def model_(self) -> Any:
@@ -751,33 +818,18 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return programs.model_of(self.members_[0])
 
-    def _anomaly_scores(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """The score of each row, larger = more anomalous."""
-        return self._map_blocks(X, lambda rows: ensemble.averaged(self._member_scores(rows), self.weights_))
-
-    def _member_scores(self, rows: Rows) -> npt.NDArray[np.float64]:
-        """Scores by each member, shape (n_members, n_rows)."""
-        self._check_support(rows, self.members_[0].specification.likelihood)
-        return scoring.score_rows(self.members_, rows, self.noise_, scoring.resolve(self.score_), self.device)
-
-    def _map(
-        self, X: npt.NDArray[Any], function: Callable[..., npt.NDArray[np.float64]]
-    ) -> npt.NDArray[np.float64]:
-        """The members' average of a function of `scoring`."""
-        return self._map_blocks(
-            X,
-            lambda rows: ensemble.averaged(
-                function(self.members_, rows, self.noise_, self.device), self.weights_
-            ),
+    @property
+    def _fitted(self) -> FittedModel:
+        return FittedModel(
+            self.members_,
+            self.noise_,
+            scoring.resolve(self.score_),
+            self.scaler_,
+            getattr(self, "feature_names_in_", None),
+            self.device,
+            self.weights_,
+            self._member_levels,
         )
-
-    def _map_blocks(
-        self, X: npt.NDArray[Any], function: Callable[[Rows], npt.NDArray[np.float64]]
-    ) -> npt.NDArray[np.float64]:
-        """Scale and process X in blocks, so that memory does not grow with the number of rows."""
-        block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
-        parts = [function(self._scaled(X[start : start + block])) for start in range(0, len(X), block)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     # -- the door -------------------------------------------------------------------------------------
     def _validated(self, X: Any) -> npt.NDArray[Any]:
@@ -787,19 +839,18 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
         """X as a 2-D float array, and the shape of an image if it held images."""
         X, image_shape = flattened(X)
+        if reset:
+            self.table_ = table_of(X, self.likelihood) if image_shape is None else None
+        if self.table_ is not None:
+            X = self.table_.numbers(X)
         check_image_shape(image_shape, None if reset else self.image_shape_)
         X = validate_data(
             self,
             X,
+            accept_sparse="csr",
             reset=reset,
             dtype=[np.float64, np.float32],
+            ensure_all_finite="allow-nan",
             ensure_min_samples=2 if reset else 1,
         )
         return X, image_shape
-
-    def _scaled(self, X: npt.NDArray[Any]) -> Rows:
-        return scaled(X, self.scaler_, getattr(self, "feature_names_in_", None))
-
-    def _check_support(self, rows: Rows, likelihood: Likelihood) -> None:
-        names = column_names(self.scaler_, getattr(self, "feature_names_in_", None), rows.shape[1])
-        likelihood.check_support(rows, names)

@@ -22,7 +22,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly import programs, training
-from vae_anomaly.rows import Rows, usual_range
+from vae_anomaly.rows import Rows
+from vae_anomaly.sparse_rows import representative, subset
 from vae_anomaly.states import ModelState, Specification
 
 __all__ = [
@@ -183,12 +184,11 @@ def train_members(
         if verbose and n_members > 1:
             print(f"Member {position + 1} of {n_members}")
         with programs.placed(plan.device):
-            input_range = usual_range(kept)
             if earlier is None:
-                start = programs.architecture(specification).initial_state(seed.initial, input_range)
+                start = programs.architecture(specification).initial_state(seed.initial, representative(kept))
             else:
                 before = earlier[position]
-                start = programs.architecture_of(before).with_input_range(before, input_range)
+                start = programs.architecture_of(before).on_new_rows(before, representative(kept))
         return training.train(
             start,
             kept,
@@ -304,8 +304,8 @@ def _split(rows: Rows, fraction: float, seed: int, noise: Rows) -> tuple[Rows, t
             f"validation_fraction={fraction:g} leaves none of the {len(rows)} rows to train on; lower it, or "
             "fit on more rows."
         )
-    kept, held_out = train_test_split(rows, test_size=n_held_out, random_state=seed)
-    return kept, training.Validation(held_out, noise)
+    kept, held_out = train_test_split(np.arange(len(rows)), test_size=n_held_out, random_state=seed)
+    return subset(rows, kept), training.Validation(subset(rows, held_out), noise)
 
 
 def _mean_history(histories: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:

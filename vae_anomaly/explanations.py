@@ -21,7 +21,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-__all__ = ["by_column", "divided", "explain", "in_form_of", "origins"]
+__all__ = ["by_column", "divided", "explain", "in_form_of", "origins", "report"]
 
 
 def divided(terms: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -75,6 +75,34 @@ def explain(pipeline: Pipeline, X: Any) -> Any:
     names = np.asarray(X.columns if hasattr(X, "columns") else [f"x{i}" for i in range(np.shape(X)[1])])
     shares = np.asarray(detector.explain(X if transformers is None else transformers.transform(X)))
     return in_form_of(X, by_column(shares, transformers, names))
+
+
+def report(detector: Any, X: Any, n_rows: int, n_columns: int, coverage: float) -> pd.DataFrame:
+    """See `VAEDetector.report`."""
+    names = list(X.columns) if hasattr(X, "columns") else list(range(np.shape(X)[1]))
+    labels = list(X.index) if hasattr(X, "columns") else list(range(np.shape(X)[0]))
+    decision = detector.decision_function(X)
+    top = np.argsort(decision, kind="stable")[:n_rows]
+    given = X.iloc[top] if hasattr(X, "columns") else X[top]
+    shares = np.asarray(detector.explain(given))
+    tables = [given, *detector.expected(given, coverage=coverage)]
+    values, expected, low, high = (np.asarray(table, dtype=object) for table in tables)
+    lines = [
+        {
+            "row": labels[row],
+            "score": -detector.offset_ - decision[row],
+            "anomaly": bool(decision[row] < 0),
+            "column": names[column],
+            "value": values[position, column],
+            "expected": expected[position, column],
+            "low": low[position, column],
+            "high": high[position, column],
+            "contribution": shares[position, column],
+        }
+        for position, row in enumerate(top)
+        for column in np.argsort(-shares[position], kind="stable")[:n_columns]
+    ]
+    return pd.DataFrame(lines)
 
 
 def in_form_of(X: Any, shares: npt.NDArray[np.float64]) -> Any:

@@ -72,9 +72,16 @@ class KerasNetwork(Network):
         _, decoder = self._blueprints()
         return int(decoder.input_shape[-1])
 
+    def marks_missing(self) -> bool:
+        """No: the encoder's width is given."""
+        return False
+
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+        return self.build_apart(n_features, n_features * n_params, latent_dim)
+
+    def build_apart(self, n_inputs: int, n_outputs: int, latent_dim: int) -> tuple[Any, Any]:
         encoder, decoder = self._blueprints()
-        _expect("encoder", "input", encoder.input_shape, [(None, n_features)])
+        _expect("encoder", "input", encoder.input_shape, [(None, n_inputs)])
         pair = [(None, latent_dim)] * 2
         outputs = encoder.output_shape
         if not isinstance(outputs, list):
@@ -82,7 +89,7 @@ class KerasNetwork(Network):
         elif list(map(tuple, outputs[:2])) != pair:
             _expect("encoder", "output", outputs, pair)
         _expect("decoder", "input", decoder.input_shape, [(None, latent_dim)])
-        _expect("decoder", "output", decoder.output_shape, [(None, n_features * n_params)])
+        _expect("decoder", "output", decoder.output_shape, [(None, n_outputs)])
         return encoder.build(), decoder.build()
 
     @property

@@ -13,6 +13,7 @@ from vae_anomaly.layers import Sampling
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import initializer_of
 from vae_anomaly.objective import loss_terms
+from vae_anomaly.rows import Rows
 
 __all__ = ["VAE", "Inference"]
 
@@ -22,6 +23,8 @@ _LOG_VAR_BOUND = 10.0
 # several nats, a hundred times a network weight's way, and gets a longer stride.
 _SHARED_STRIDE = 10.0
 _UNBOUNDED = 3.0e38
+# How often missing inputs are inferred again from what the last inference expects; they settle within it.
+_INFERENCES = 10
 
 
 class Inference(NamedTuple):
@@ -46,19 +49,27 @@ class Inference(NamedTuple):
 class VAE(keras.Model):  # type: ignore[misc]
     r"""Variational autoencoder p(x|z) p(z) with the posterior q(z|x), over flat rows.
 
+    What the encoder sees of x, its inputs, and what the decoder computes are the likelihood's to say;
+    usually the inputs are x itself.
+
     The posterior's log-variance is bounded to (-10, 10) by :math:`10\tanh(\cdot/10)`. The encoder sees
-    each feature clipped to ``input_range``, the range it was trained on: far outside, a piecewise
+    each input clipped to ``input_range``, the range it was trained on: far outside, a piecewise
     linear network would extrapolate without limit and can reconstruct the farthest anomaly (Bouman &
     Heskes 2025, "Autoencoders for anomaly detection are unreliable"). The likelihood always sees x
     itself, and the bound holds for any encoder.
 
     Parameters
     ----------
-    encoder : keras.Model, (n_rows, n_features) -> [z_mean, z_log_var] or one tensor with both
+    encoder : keras.Model, (n_rows, n_inputs) -> [z_mean, z_log_var] or one tensor with both
+        ``n_inputs`` is the number of features, unless the likelihood says otherwise; with
+        ``marks_missing``, there is one input more for each feature: 1 where it is missing, else 0.
     decoder : keras.Model, (n_rows, latent_dim) -> (n_rows, n_features * likelihood.n_params)
+        Or whatever number of outputs the likelihood says.
     likelihood : Likelihood
     n_features : int
     latent_dim : int
+    marks_missing : bool, default=False
+        Whether the encoder is told which features are missing. See `incomplete`.
     **kwargs
         Passed to `keras.Model`.
 
@@ -81,6 +92,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         likelihood: Likelihood,
         n_features: int,
         latent_dim: int,
+        marks_missing: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -89,10 +101,14 @@ class VAE(keras.Model):  # type: ignore[misc]
         self.likelihood = likelihood
         self.n_features = n_features
         self.latent_dim = latent_dim
+        self.marks_missing = marks_missing
         # The engine hands in its noise; the layer's own generator serves `call` and Keras' `fit`.
         self.sampling = Sampling(seed=0, name="sampling")
         self.input_range = self.add_weight(
-            shape=(2, n_features), initializer=_unbounded, trainable=False, name="input_range"
+            shape=(2, len(likelihood.origins(n_features))),
+            initializer=_unbounded,
+            trainable=False,
+            name="input_range",
         )
         # A variable without elements would be one that never gets a gradient.
         self.shared = (
@@ -104,9 +120,20 @@ class VAE(keras.Model):  # type: ignore[misc]
 
     def encode(self, x: Any, training: bool = False) -> tuple[Any, Any]:
         """Posterior of each row: z_mean and z_log_var, both of shape (n_rows, latent_dim)."""
-        x = keras.ops.cast(x, self.compute_dtype)
-        x = keras.ops.clip(x, self.input_range[0], self.input_range[1])
-        outputs = self.encoder(x, training=training)
+        inputs = self.inputs(x)
+        if self.marks_missing:
+            nothing = keras.ops.zeros_like(keras.ops.cast(x, self.compute_dtype))
+            inputs = keras.ops.concatenate([inputs, nothing], axis=-1)
+        return self.posterior(inputs, training)
+
+    def inputs(self, x: Any) -> Any:
+        """What the encoder sees of x, within ``input_range``: shape (n_rows, n_inputs)."""
+        inputs = self.likelihood.inputs(keras.ops.cast(x, self.compute_dtype), self._shared())
+        return keras.ops.clip(inputs, self.input_range[0], self.input_range[1])
+
+    def posterior(self, inputs: Any, training: bool = False) -> tuple[Any, Any]:
+        """The encoder's answer to its inputs, with any marks: z_mean and z_log_var."""
+        outputs = self.encoder(inputs, training=training)
         if isinstance(outputs, (list, tuple)):
             z_mean, z_log_var = outputs[:2]
         else:
@@ -121,11 +148,15 @@ class VAE(keras.Model):  # type: ignore[misc]
         """
         leading = keras.ops.shape(z)[:-1]
         outputs = self.decoder(keras.ops.reshape(z, (-1, self.latent_dim)), training=training)
-        n_params = self.likelihood.n_params
-        outputs = keras.ops.reshape(outputs, (*leading, self.n_features, n_params))
-        decoded = tuple(outputs[..., position] for position in range(n_params))
-        shared = tuple(_SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared))
-        return decoded + shared
+        outputs = keras.ops.reshape(outputs, (*leading, outputs.shape[-1]))
+        return self.likelihood.parameters(outputs, self._shared())
+
+    def initial_shared(self, rows: Rows) -> Rows:
+        """Where the weights of the parameters that all rows share start, shape (n_shared, n_features)."""
+        return self.likelihood.initial_shared(rows) / np.float32(_SHARED_STRIDE)
+
+    def _shared(self) -> list[Any]:
+        return [_SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared)]
 
     def infer(self, x: Any, noise: Any, training: bool = False) -> Inference:
         """Encode rows, draw z with the given noise, decode.
@@ -144,6 +175,17 @@ class VAE(keras.Model):  # type: ignore[misc]
         """Draw z from the posteriors of rows with the given noise, as in `infer`, and decode."""
         z = self.sampling([z_mean, z_log_var], noise=noise)
         return Inference(z_mean, z_log_var, noise, z, self.decode(z, training))
+
+    def incomplete(self, missing_counts: bool = True) -> _Incomplete:
+        r"""This model, for rows in which NaN marks missing values.
+
+        Its ``likelihood`` gives a missing cell what the model expects a value to count there,
+        :math:`\mathrm{E}_{x' \sim p(x|z)} \log p(x'|z)`, so that rows with few and with many values have
+        comparable scores; or nothing, if ``missing_counts`` is False: then the ELBO bounds the log-density
+        of the values that are there. Both bounds hold for any encoder, so whatever takes a missing input's
+        place is right; see `_Incomplete.encode`.
+        """
+        return _Incomplete(self, missing_counts)
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Expected x at one draw of z from each row's posterior, of shape (n_rows, n_features)."""
@@ -207,18 +249,11 @@ class VAE(keras.Model):  # type: ignore[misc]
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "decoder": keras.saving.serialize_keras_object(self.decoder),
-            "likelihood": self._likelihood_config(),
+            "likelihood": self.likelihood.config(),
             "n_features": self.n_features,
             "latent_dim": self.latent_dim,
+            "marks_missing": self.marks_missing,
         }
-
-    def _likelihood_config(self) -> dict[str, Any]:
-        if likelihoods.LIKELIHOODS.get(self.likelihood.name) is not type(self.likelihood):
-            raise TypeError(
-                f"only a likelihood with a name of its own can be saved and found again; give "
-                f"{type(self.likelihood).__name__} a class attribute `name`."
-            )
-        return {"name": self.likelihood.name, **self.likelihood.get_params(deep=False)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
@@ -226,9 +261,65 @@ class VAE(keras.Model):  # type: ignore[misc]
         config = dict(config)
         for role in ("encoder", "decoder"):
             config[role] = keras.saving.deserialize_keras_object(config[role], custom_objects)
-        parameters = dict(config["likelihood"])
-        likelihood = likelihoods.LIKELIHOODS[parameters.pop("name")](**parameters)
-        return cls(**{**config, "likelihood": likelihood})
+        return cls(**{**config, "likelihood": likelihoods.from_config(config["likelihood"])})
+
+
+class _Incomplete:
+    """A VAE whose rows have NaN for missing values: what training and scores use of a `VAE`."""
+
+    def __init__(self, vae: VAE, missing_counts: bool) -> None:
+        self._vae = vae
+        self.likelihood: Any = _WithoutMissing(vae.likelihood, missing_counts)
+        self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
+        self.decode, self.draw, self.losses = vae.decode, vae.draw, vae.losses
+
+    def encode(self, x: Any, training: bool = False) -> tuple[Any, Any]:
+        """Posterior of each row given the values that are there.
+
+        Missing inputs start as what the decoder expects at the prior's mean. An encoder that sees marks for
+        them is asked once. One that has been trained on complete rows is asked again and again, each time
+        with what was expected by its last answer (Rezende, Mohamed & Wierstra 2014, "Stochastic
+        backpropagation and approximate inference in deep generative models", without the noise).
+        """
+        vae, ops = self._vae, keras.ops
+        missing = ops.isnan(x)
+        seen = vae.inputs(ops.where(missing, 0.0, x))
+        hidden = ops.take(missing, np.array(vae.likelihood.origins(vae.n_features)), axis=-1)
+        fill = vae.likelihood.expected_inputs(vae.decode(ops.zeros((1, vae.latent_dim))))
+        inputs = ops.where(hidden, ops.stop_gradient(fill), seen)
+        if vae.marks_missing:
+            marks = ops.cast(missing, seen.dtype)
+            return vae.posterior(ops.concatenate([inputs, marks], axis=-1), training)
+        for _ in range(0 if training else _INFERENCES - 1):
+            z_mean, _ = vae.posterior(inputs)
+            expected = vae.likelihood.expected_inputs(vae.decode(z_mean))
+            inputs = ops.where(hidden, expected, seen)
+        return vae.posterior(inputs, training)
+
+    def infer(self, x: Any, noise: Any, training: bool = False) -> Inference:
+        """As `VAE.infer`."""
+        return self.draw(*self.encode(x, training), noise, training)
+
+
+class _WithoutMissing:
+    """A likelihood that is asked for rows with missing values."""
+
+    def __init__(self, likelihood: Likelihood, missing_counts: bool) -> None:
+        self._likelihood, self._missing_counts = likelihood, missing_counts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._likelihood, name)
+
+    def log_prob(self, x: Any, parameters: tuple[Any, ...]) -> Any:
+        return self._terms(x, parameters, self._likelihood.log_prob, self._likelihood.expected_log_prob)
+
+    def error(self, x: Any, parameters: tuple[Any, ...]) -> Any:
+        return self._terms(x, parameters, self._likelihood.error, self._likelihood.expected_error)
+
+    def _terms(self, x: Any, parameters: tuple[Any, ...], of_value: Any, expected: Any) -> Any:
+        missing = keras.ops.isnan(x)
+        terms = of_value(keras.ops.where(missing, 0.0, x), parameters)
+        return keras.ops.where(missing, expected(parameters) if self._missing_counts else 0.0, terms)
 
 
 def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:

@@ -69,6 +69,20 @@ class Network(Spec):
         """
         raise NotImplementedError
 
+    def build_apart(self, n_inputs: int, n_outputs: int, latent_dim: int) -> tuple[Any, Any]:
+        """A new encoder and decoder whose widths differ: of mixed tables, or with marks for missing values.
+
+        Returns
+        -------
+        encoder : keras.Model, (n_rows, n_inputs) -> [z_mean, z_log_var]
+        decoder : keras.Model, (n_rows, latent_dim) -> (n_rows, n_outputs)
+        """
+        return self.build(n_inputs, latent_dim, 1)[0], self.build(n_outputs, latent_dim, 1)[1]
+
+    def marks_missing(self) -> bool:
+        """Whether the encoder is to be told which values are missing, by one more input for each feature."""
+        return True
+
 
 class DenseNetwork(Network):
     """Fully connected encoder and mirrored decoder.
@@ -209,6 +223,10 @@ class ConvNetwork(Network):
 
     def takes_images(self, image_shape: tuple[int, ...] | None) -> bool:
         return True
+
+    def marks_missing(self) -> bool:
+        """No: an image has no place for marks."""
+        return False
 
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
         _check_sizes("filters", self.filters)

@@ -109,12 +109,17 @@ class Architecture:
                 f"{keras.config.dtype_policy().name!r} and floatx {keras.config.floatx()!r}; call "
                 "keras.config.set_floatx('float32') and keras.config.set_dtype_policy('float32') first."
             )
-        network, likelihood, n_features, latent_dim = self.specification
-        encoder, decoder = network.build(n_features, latent_dim, likelihood.n_params)
-        return VAE(encoder, decoder, likelihood, n_features, latent_dim, name="vae")
+        network, likelihood, n_features, latent_dim, marks_missing = self.specification
+        n_inputs = len(likelihood.origins(n_features)) + (n_features if marks_missing else 0)
+        n_outputs = likelihood.n_outputs(n_features)
+        if (n_inputs, n_outputs) == (n_features, n_features * likelihood.n_params):
+            models = network.build(n_features, latent_dim, likelihood.n_params)
+        else:
+            models = network.build_apart(n_inputs, n_outputs, latent_dim)
+        return VAE(*models, likelihood, n_features, latent_dim, marks_missing, name="vae")
 
-    def initial_state(self, seed: int, input_range: Rows) -> ModelState:
-        """New weights drawn from ``seed``, for an encoder that is to see values in ``input_range``."""
+    def initial_state(self, seed: int, rows: Rows) -> ModelState:
+        """New weights drawn from ``seed``, for a model that is to be trained on these rows."""
         values = dict(
             zip(
                 map(id, self.template.variables),
@@ -122,7 +127,10 @@ class Architecture:
                 strict=True,
             )
         )
-        values[id(self.template.input_range)] = input_range
+        likelihood = self.specification.likelihood
+        values[id(self.template.input_range)] = likelihood.input_range(rows)
+        if likelihood.n_shared:
+            values[id(self.template.shared)] = self.template.initial_shared(rows)
         trainable = [values[id(v)].ravel() for v in self.template.trainable_variables]
         return ModelState(
             self.specification,
@@ -130,8 +138,9 @@ class Architecture:
             tuple(values[id(v)] for v in self.template.non_trainable_variables),
         )
 
-    def with_input_range(self, state: ModelState, input_range: Rows) -> ModelState:
-        """The same weights, for an encoder that is to see values in ``input_range`` as well."""
+    def on_new_rows(self, state: ModelState, rows: Rows) -> ModelState:
+        """The same weights, for a model that is to be trained on these rows as well."""
+        input_range = self.specification.likelihood.input_range(rows)
         non_trainable = list(state.non_trainable)
         (position,) = (
             position

@@ -7,17 +7,21 @@ the way out; a scaler is any scikit-learn transformer, or None.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import clone
+from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
 __all__ = [
     "Rows",
+    "ScalerOfColumns",
     "check_image_shape",
     "check_magnitude",
+    "check_observed",
     "column_names",
     "fitted",
     "flattened",
@@ -55,6 +59,49 @@ def with_channels(image_shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(image_shape) if len(image_shape) == 3 else (*image_shape, 1)
 
 
+class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A scaler for some columns; the others stay as they are.
+
+    Parameters
+    ----------
+    scaler : transformer that makes one column of each
+    columns : list of int
+        Positions of the columns that it scales.
+    """
+
+    def __init__(self, scaler: Any, columns: Sequence[int]) -> None:
+        self.scaler = scaler
+        self.columns = columns
+
+    def fit(self, X: npt.NDArray[Any], y: Any = None) -> ScalerOfColumns:
+        """Fit a clone of the scaler on its columns."""
+        self.scaler_ = clone(self.scaler).fit(X[:, self.columns])
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Scale the columns."""
+        return self._with(self.scaler_.transform(X[:, self.columns]), X)
+
+    def inverse_transform(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """The columns in their own units again."""
+        return self._with(self.scaler_.inverse_transform(X[:, self.columns]), X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> Any:
+        """The names as they are."""
+        return input_features
+
+    def _with(self, columns: Any, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        if np.shape(columns) != (len(X), len(self.columns)):
+            raise ValueError(
+                f"the scaler of a mixed table must keep its {len(self.columns)} numeric columns; "
+                f"{type(self.scaler).__name__} makes {np.shape(columns)[1]} of them."
+            )
+        result = np.array(X, dtype=np.float64)
+        result[:, self.columns] = columns
+        return result
+
+
 def check_image_shape(image_shape: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> None:
     """Refuse images of another shape than those of `fit`; rows that are no images have None."""
     if image_shape is None or expected is None:
@@ -65,13 +112,30 @@ def check_image_shape(image_shape: tuple[int, ...] | None, expected: tuple[int, 
         )
 
 
-def check_magnitude(X: npt.NDArray[Any], names: npt.NDArray[Any] | None) -> None:
+def check_magnitude(X: Any, names: npt.NDArray[Any] | None) -> None:
     """Refuse values whose variance overflows: a scaler would turn their column into zeros, silently."""
-    if max(float(X.max()), -float(X.min())) > _LARGEST:
-        row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
+    values = X.data if sparse.issparse(X) else X
+    # NaN, a missing value, is neither above nor below.
+    if (values > _LARGEST).any() or (values < -_LARGEST).any():
+        rows, columns = (abs(X) > _LARGEST).nonzero()
+        row, column = rows[0], columns[0]
         raise ValueError(
             f"{_label(column, names)} holds {X[row, column]:g} in row {row}: its square is no float64. "
             "Rescale the column, or take its logarithm."
+        )
+
+
+def check_observed(X: Any, names: npt.NDArray[Any] | None) -> None:
+    """Refuse to learn from a column without any value."""
+    if sparse.issparse(X):
+        n_missing = np.bincount(X.indices[np.isnan(X.data)], minlength=X.shape[1])
+    else:
+        n_missing = np.isnan(X).sum(axis=0)
+    (empty,) = (n_missing == X.shape[0]).nonzero()
+    if len(empty):
+        raise ValueError(
+            f"{_label(empty[0], names)} holds no value in any of the {X.shape[0]} training rows, so there is "
+            "nothing to learn of it; drop the column."
         )
 
 
@@ -88,19 +152,19 @@ def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) ->
         return names if len(names) == n_columns else None
 
 
-def fitted(scaler: Any, X: npt.NDArray[Any]) -> Any:
+def fitted(scaler: Any, X: Any) -> Any:
     """A clone of the scaler, fitted on X; None stays None."""
     if type(scaler) is StandardScaler:  # in blocks: its variance makes several copies of what it gets at once
         scaler = clone(scaler)
-        for start in range(0, len(X), block := _block_of(X)):
-            scaler.partial_fit(X[start : start + block])
+        for start in range(0, X.shape[0], block := _block_of(X)):
+            scaler.partial_fit(_dense(X[start : start + block]))
         return scaler
     # A transformer of the user's may write into its argument.
     return None if scaler is None else clone(scaler).fit(X.copy())
 
 
-def scaled(X: npt.NDArray[Any], scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
-    """What the model sees: scaled rows, within the range whose squares fit a float32.
+def scaled(X: Any, scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
+    """What the model sees: scaled rows, within the range whose squares fit a float32; an array, if X is sparse.
 
     Rows are transformed in blocks: a table needs no second copy of itself.
 
@@ -111,24 +175,25 @@ def scaled(X: npt.NDArray[Any], scaler: Any, names: npt.NDArray[Any] | None = No
     """
     block = _block_of(X)
     first = _scaled_block(X, 0, block, scaler, names)
-    if len(X) <= block:
+    if X.shape[0] <= block:
         return first
-    rows = np.empty((len(X), first.shape[1]), dtype=np.float32)
+    rows = np.empty((X.shape[0], first.shape[1]), dtype=np.float32)
     rows[:block] = first
-    for start in range(block, len(X), block):
+    for start in range(block, X.shape[0], block):
         rows[start : start + block] = _scaled_block(X, start, block, scaler, names)
     return rows
 
 
-def _scaled_block(
-    X: npt.NDArray[Any], start: int, size: int, scaler: Any, names: npt.NDArray[Any] | None
-) -> Rows:
-    block = X[start : start + size]
-    rows = block
-    if scaler is not None:
-        rows = _transformed(block, scaler)
-    if not np.isfinite(rows).all():
-        row, column = np.argwhere(~np.isfinite(rows))[0]
+def _scaled_block(X: Any, start: int, size: int, scaler: Any, names: npt.NDArray[Any] | None) -> Rows:
+    given = X[start : start + size]
+    block = _dense(given)
+    rows = block if scaler is None else _transformed(given, block, scaler)
+    wrong = ~np.isfinite(rows)
+    if wrong.any():  # a missing value stays one, or the scaler fills it
+        gaps = np.isnan(block)
+        wrong &= ~(np.isnan(rows) & (gaps if gaps.shape == rows.shape else gaps.any(axis=1, keepdims=True)))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
         label = _label(column, column_names(scaler, names, rows.shape[1]))
         same = rows.shape == block.shape
         held = f" (row {start + row} holds {block[row, column]:g})" if same else f" in row {start + row}"
@@ -140,12 +205,17 @@ def _scaled_block(
     return within
 
 
-def _transformed(block: npt.NDArray[Any], scaler: Any) -> npt.NDArray[Any]:
+def _transformed(given: Any, block: npt.NDArray[Any], scaler: Any) -> npt.NDArray[Any]:
     # The rows have been checked; for one row, checking them again costs a third of the whole score.
     if type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std:
         return np.asarray((block - scaler.mean_) / scaler.scale_)
-    rows = scaler.transform(block.copy())  # some transformers write into their argument
-    return np.asarray(rows.toarray() if hasattr(rows, "toarray") else rows)
+    if type(scaler) is StandardScaler:  # fitted on dense rows
+        given = block
+    return _dense(scaler.transform(given.copy()))  # some transformers write into their argument
+
+
+def _dense(X: Any) -> npt.NDArray[Any]:
+    return np.asarray(X.toarray() if sparse.issparse(X) else X)
 
 
 def unscaled(rows: npt.NDArray[np.float64], scaler: Any) -> npt.NDArray[np.float64]:
@@ -170,19 +240,35 @@ def usual_range(rows: Rows) -> Rows:
 
     The range that holds all but the outermost 0.5 % of the values at either end (and at least one value),
     ten times as much on both sides, and nothing beyond the smallest and the largest value: heavy tails lie
-    within, gross errors do not. A column that is constant but for so few values keeps its whole range.
+    within, gross errors do not. A column that is constant but for so few values keeps its whole range. Missing
+    values, NaN, do not count; a column that holds nothing else has the range [0, 0].
     """
-    ends = np.stack([rows.min(axis=0), rows.max(axis=0)])
     # A few columns at a time: quantiles copy what they are taken of.
-    parts = [rows[:, start : start + _COLUMNS_AT_ONCE] for start in range(0, rows.shape[1], _COLUMNS_AT_ONCE)]
-    low = np.concatenate([np.quantile(part, _OUTERMOST, axis=0, method="higher") for part in parts])
-    high = np.concatenate([np.quantile(part, 1 - _OUTERMOST, axis=0, method="lower") for part in parts])
+    parts = [
+        _usual_range(rows[:, start : start + _COLUMNS_AT_ONCE])
+        for start in range(0, rows.shape[1], _COLUMNS_AT_ONCE)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _usual_range(rows: Rows) -> Rows:
+    missing = np.isnan(rows)
+    if missing.any():
+        filled = [column[~gaps] for column, gaps in zip(rows.T, missing.T, strict=True)]
+        ranges = [
+            _usual_range(column[:, None] if len(column) else np.zeros((1, 1), dtype=np.float32))
+            for column in filled
+        ]
+        return np.concatenate(ranges, axis=1)
+    ends = np.stack([rows.min(axis=0), rows.max(axis=0)])
+    low = np.quantile(rows, _OUTERMOST, axis=0, method="higher")
+    high = np.quantile(rows, 1 - _OUTERMOST, axis=0, method="lower")
     margin = _TAIL_WIDTHS * (high - low)
     usual = np.clip(np.stack([low - margin, high + margin]), *ends)
     return np.where(low < high, usual, ends).astype(np.float32)
 
 
-def _block_of(X: npt.NDArray[Any]) -> int:
+def _block_of(X: Any) -> int:
     """How many rows of X to work on at once."""
     return max(1, _NUMBERS_AT_ONCE // int(X.shape[1]))
 

@@ -28,6 +28,7 @@ __all__ = [
     "draw_errors",
     "elbo_terms",
     "encode",
+    "predictive_values",
     "reconstruct",
     "score_rows",
     "shares",
@@ -189,14 +190,14 @@ def elbo_terms(
 ) -> npt.NDArray[np.float64]:
     """-E_q log p(x|z) and KL of each row by each model: shape (n_states, n_rows, 2).
 
-    Their sum is the negative ELBO.
+    Their sum is the negative ELBO; of rows with missing values, that of the values that are there.
     """
 
     def tile_terms(vae: Any, x: Any, noise: Any) -> Any:
         values, kl = _over_draws(vae, x, noise, _log_likelihood)
         return keras.ops.stack([-keras.ops.mean(values, axis=0), kl], axis=-1)
 
-    return map_rows(tile_terms, "elbo_terms", states, rows, noise, device)
+    return map_rows(tile_terms, "elbo_terms", states, rows, noise, device, missing_counts=False)
 
 
 def encode(
@@ -213,17 +214,41 @@ def encode(
 def reconstruct(
     states: Sequence[ModelState], rows: Rows, noise: Rows, device: str | None
 ) -> npt.NDArray[np.float64]:
-    """Expected x by each model, averaged over the draws: shape (n_states, n_rows, n_features)."""
+    """Expectations by each model, averaged over the draws: shape (n_states, n_rows, n_inputs)."""
 
     def tile_expectations(vae: Any, x: Any, noise: Any) -> Any:
         posterior = vae.encode(x)
 
         def weighted_sum(chunk: Any, weights: Any) -> Any:
-            return tf.tensordot(weights, vae.likelihood.mean(vae.draw(*posterior, chunk).parameters), 1)
+            parameters = vae.draw(*posterior, chunk).parameters
+            return tf.tensordot(weights, vae.likelihood.expectations(parameters), 1)
 
         return tf.reduce_sum(_map_chunks(weighted_sum, noise), axis=0) / noise.shape[0]
 
     return map_rows(tile_expectations, "reconstruct", states, rows, noise, device)
+
+
+def predictive_values(
+    states: Sequence[ModelState], rows: Rows, noise: Rows, n_values: int, device: str | None
+) -> npt.NDArray[np.float64]:
+    """Values of x that the models hold for equally probable: (n_states, n_rows, n_values, n_features).
+
+    Of each draw's p(x|z) as many quantiles, at levels that together fill (0, 1) evenly. ``n_values`` is a
+    multiple of the number of draws.
+    """
+    n_draws, n_levels = len(noise), n_values // len(noise)
+
+    def tile_values(vae: Any, x: Any, noise: Any) -> Any:
+        posterior = vae.encode(x)
+        values = []
+        for draw in range(n_draws):
+            parameters = vae.draw(*posterior, noise[draw : draw + 1]).parameters
+            for level in range(n_levels):
+                probability = (level + (draw + 0.5) / n_draws) / n_levels
+                values.append(vae.likelihood.quantile(probability, parameters)[0])
+        return tf.stack(values, axis=1)
+
+    return map_rows(tile_values, ("predictive_values", n_values), states, rows, noise, device)
 
 
 def _over_draws(vae: Any, x: Any, noise: Any, per_draw: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:

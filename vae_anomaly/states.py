@@ -22,12 +22,13 @@ class Specification(NamedTuple):
     likelihood: Likelihood
     n_features: int
     latent_dim: int
+    marks_missing: bool = False
 
     @property
     def key(self) -> Hashable:
         """Equal for specifications that can share compiled programs."""
-        network, likelihood, n_features, latent_dim = self
-        return network.architecture_key(), likelihood.architecture_key(), n_features, latent_dim
+        network, likelihood, *sizes = self
+        return network.architecture_key(), likelihood.architecture_key(), *sizes
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ inside TensorFlow. What a step is does not depend on how many a block holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ __all__ = [
 # Adam's constants: Kingma & Ba 2015, with Keras' epsilon.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 _PHILOX = 1
+# Where the second stream of random numbers begins, for the same seed and step.
+_SECOND_STREAM = 2**63
 # Large enough to hide the call, small enough for the cache.
 _BLOCK_NUMBERS = 2**20
 _BLOCK_STEPS = 64
@@ -57,6 +60,7 @@ class BlockOptions(NamedTuple):
     has_free_bits: bool = False
     clips_gradient: bool = False
     is_trimmed: bool = False
+    is_incomplete: bool = False
     jit_compile: bool = False
     device: str | None = None
 
@@ -67,6 +71,7 @@ class Limits(NamedTuple):
     free_bits: Any
     gradient_clip_norm: Any
     n_kept: Any
+    masked_share: Any
 
 
 def block_steps(architecture: Architecture, batch_size: int) -> int:
@@ -133,16 +138,26 @@ def train_block(
         counter=np.array([0, first_step], dtype=np.uint64),
         alg=_PHILOX,
     )
+    uniform = None
+    if options.is_incomplete:
+        uniform = tf.raw_ops.StatelessRandomUniformV2(
+            shape=(n_steps, options.batch_size, architecture.n_features),
+            key=np.array([noise_seed], dtype=np.uint64),
+            counter=np.array([_SECOND_STREAM, first_step], dtype=np.uint64),
+            alg=_PHILOX,
+        )
     rates = _adam_rates(rates, first_step)
     if options.jit_compile:  # XLA compiles for one shape
         n_filled = block_steps(architecture, options.batch_size)
         noise = tf.pad(noise, [[0, n_filled - n_steps], [0, 0], [0, 0], [0, 0]])
+        uniform = None if uniform is None else tf.pad(uniform, [[0, n_filled - n_steps], [0, 0], [0, 0]])
         order = np.resize(order, (n_filled, options.batch_size))
         rates, betas = np.resize(rates, n_filled), np.resize(betas, n_filled)
     program = architecture.program(options, lambda: _compile(architecture, options))
     return program(  # type: ignore[no-any-return]
         state,
         tf.convert_to_tensor(rows[order]),
+        uniform,
         noise,
         tf.constant(n_steps),
         tf.constant(rates),
@@ -152,7 +167,7 @@ def train_block(
 
 
 def _compile(architecture: Architecture, options: BlockOptions) -> Callable[..., Any]:
-    """``(state, batches, noise, n_steps, rates, betas, limits) -> (state, sums)``."""
+    """``(state, batches, uniform, noise, n_steps, rates, betas, limits) -> (state, sums)``."""
     n_blocked = block_steps(architecture, options.batch_size) if options.jit_compile else None
     vector = tf.TensorSpec((architecture.n_weights,), tf.float32)
     number, count = tf.TensorSpec((), tf.float32), tf.TensorSpec((), tf.int32)
@@ -165,22 +180,32 @@ def _compile(architecture: Architecture, options: BlockOptions) -> Callable[...,
         return function.get_concrete_function(  # type: ignore[no-any-return]
             TrainingState(vector, vector, vector, non_trainable),
             tf.TensorSpec(batch, tf.float32),
+            tf.TensorSpec(batch, tf.float32) if options.is_incomplete else None,
             tf.TensorSpec(noise, tf.float32),
             count,
             by_step,
             by_step,
-            Limits(number, number, count),
+            Limits(number, number, count, number),
         )
 
 
 def _block(architecture: Architecture, options: BlockOptions) -> Callable[..., Any]:
     def block(
-        state: TrainingState, batches: Any, noise: Any, n_steps: Any, rates: Any, betas: Any, limits: Limits
+        state: TrainingState,
+        batches: Any,
+        uniform: Any,
+        noise: Any,
+        n_steps: Any,
+        rates: Any,
+        betas: Any,
+        limits: Limits,
     ) -> tuple[TrainingState, Any]:
         def step(position: Any, state: TrainingState, sums: Any) -> tuple[Any, TrainingState, Any]:
             x, step_noise, rate, beta = (values[position] for values in (batches, noise, rates, betas))
+            # The objective keeps the masked values: the bound holds for any encoder.
+            seen = x if uniform is None else tf.where(uniform[position] < limits.masked_share, math.nan, x)
             gradient, non_trainable, terms = _gradient(
-                architecture, state, x, step_noise, beta, limits, options
+                architecture, state, x, seen, step_noise, beta, limits, options
             )
             if options.clips_gradient:
                 gradient = _clipped(gradient, limits.gradient_clip_norm)
@@ -200,18 +225,23 @@ def _gradient(
     architecture: Architecture,
     state: TrainingState,
     x: Any,
+    seen: Any,
     noise: Any,
     beta: Any,
     limits: Limits,
     options: BlockOptions,
 ) -> tuple[Any, list[Any], Any]:
-    """Gradient of the batch's loss, new values of what is not trained, and the means of the loss's terms."""
+    """Gradient of the batch's loss, new values of what is not trained, and the means of the loss's terms.
+
+    ``seen`` is what the encoder sees of the rows x.
+    """
     template = architecture.template
+    vae = template.incomplete(missing_counts=False) if options.is_incomplete else template
     with tf.GradientTape() as tape:
         tape.watch(state.trainable)
         with architecture.holding(state.trainable, state.non_trainable) as scope:
-            inferred = template.infer(x, noise, training=True)
-            log_prob = template.likelihood.log_prob(x, inferred.parameters)
+            inferred = vae.infer(seen, noise, training=True)
+            log_prob = vae.likelihood.log_prob(x, inferred.parameters)
             terms = loss_terms(
                 tf.reduce_sum(log_prob, axis=-1),
                 inferred.z,

@@ -19,7 +19,7 @@ from scipy import stats
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from vae_anomaly.rows import Rows
+from vae_anomaly.sparse_rows import subset
 
 __all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "ParetoTail", "Quantile", "TukeyFence"]
 
@@ -284,13 +284,12 @@ def takes_held_out(rule: Any) -> bool:
     return bool(getattr(rule, "held_out", False))
 
 
-def rows_to_score(rule: Any, rows: Rows, seed: int) -> Rows:
+def rows_to_score(rule: Any, rows: Any, seed: int) -> Any:
     """The training rows whose scores the rule needs; for one that needs none, some to see how they spread."""
     n_scores = getattr(rule, "n_scores", _ROWS_TO_SEE_THE_SPREAD if takes_held_out(rule) else None)
     if n_scores is None or n_scores >= len(rows):
         return rows
-    chosen: Rows = rows[np.random.RandomState(seed).permutation(len(rows))[:n_scores]]
-    return chosen
+    return subset(rows, np.random.RandomState(seed).permutation(len(rows))[:n_scores])
 
 
 def resolve(threshold: Any, contamination: str | float) -> Any:

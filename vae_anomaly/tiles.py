@@ -58,8 +58,12 @@ def map_rows(
     rows: Rows,
     noise: Rows,
     device: str | None = None,
+    missing_counts: bool = True,
 ) -> npt.NDArray[Any]:
     """Apply ``function(vae, x, noise)`` to all rows, with each model.
+
+    Rows with missing values, NaN, are given to `VAE.incomplete`, which costs more; all rows are, if the
+    encoder sees marks for missing values.
 
     Parameters
     ----------
@@ -72,11 +76,39 @@ def map_rows(
     rows : array of shape (n_rows, n_features)
     noise : array of shape (n_draws, latent_dim), shared by all rows
     device : str or None
+    missing_counts : bool, default=True
+        See `VAE.incomplete`.
 
     Returns
     -------
     float64 array of shape (n_states, n_rows, ...)
     """
+
+    def of_incomplete(vae: Any, x: Any, noise: Any) -> Any:
+        return function(vae.incomplete(missing_counts), x, noise)
+
+    on_complete = partial(_map_rows, function, key)
+    on_incomplete = partial(_map_rows, of_incomplete, ("incomplete", missing_counts, key))
+    incomplete = np.isnan(rows).any(axis=1)
+    if states[0].specification.marks_missing:
+        return on_incomplete(states, rows, noise, device)
+    if not incomplete.any():
+        return on_complete(states, rows, noise, device)
+    if incomplete.all():
+        return on_incomplete(states, rows, noise, device)
+    results = on_complete(states, rows, noise, device)
+    results[:, incomplete] = on_incomplete(states, rows[incomplete], noise, device)
+    return results
+
+
+def _map_rows(
+    function: TileFunction,
+    key: Hashable,
+    states: Sequence[ModelState],
+    rows: Rows,
+    noise: Rows,
+    device: str | None,
+) -> npt.NDArray[Any]:
     architecture = architecture_of(states[0])
     models = [_on_device(state, device) for state in states]
     key = (key, len(states), len(noise), device)

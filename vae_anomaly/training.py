@@ -20,6 +20,7 @@ from vae_anomaly.backend import keras, tf
 from vae_anomaly.programs import Architecture, architecture_of, placed
 from vae_anomaly.rows import Rows
 from vae_anomaly.scoring import elbo_terms
+from vae_anomaly.sparse_rows import blocks, has_gaps, representative
 from vae_anomaly.states import ModelState
 from vae_anomaly.steps import (
     BlockOptions,
@@ -39,6 +40,9 @@ __all__ = ["Plan", "TrainingResult", "Validation", "continued", "train"]
 # of that length come in cross-validations and searches.
 _XLA_PAYS_FROM_STEPS = 3_000
 _XLA_PAYS_TO_WEIGHTS = 20_000
+
+# So that an encoder meets gaps in every column.
+_MASKED_SHARE = 0.2
 
 _AUTO_STEPS, _AUTO_STEPS_AT_MOST, _AUTO_EPOCHS = 1000, 2000, 5
 
@@ -62,6 +66,7 @@ class Plan:
     patience: int = 30
     jit_compile: bool | str = "auto"
     device: str | None = None
+    masked_share: float | str = "auto"
     early_stopping: bool = False
     trimmed_share: float = 0.0
 
@@ -82,6 +87,12 @@ class Plan:
             return int(self.epochs)
         steps = _AUTO_STEPS_AT_MOST if self.early_stopping else _AUTO_STEPS
         return max(_AUTO_EPOCHS, -(-steps // self.steps_per_epoch(n_rows)))
+
+    def share_to_mask(self, rows: Rows) -> float:
+        """Share of these rows' values to hide from the encoder; "auto" does if some are missing anyway."""
+        if isinstance(self.masked_share, str):
+            return _MASKED_SHARE if has_gaps(rows) else 0.0
+        return self.masked_share
 
     def n_kept(self) -> int:
         """Rows of a batch that count, at least one."""
@@ -171,6 +182,7 @@ def train(
     steps_per_epoch = plan.steps_per_epoch(len(rows))
     n_epochs = plan.n_epochs(len(rows))
     n_steps = steps_per_epoch * n_epochs
+    share_to_mask = plan.share_to_mask(rows)
     options = BlockOptions(
         plan.batch_size,
         plan.objective,
@@ -178,6 +190,7 @@ def train(
         plan.free_bits > 0,
         plan.gradient_clip_norm is not None,
         plan.trimmed_share > 0,
+        state.specification.marks_missing or share_to_mask > 0 or has_gaps(rows),
         plan.uses_xla(n_steps, architecture.n_weights),
         plan.device,
     )
@@ -191,6 +204,7 @@ def train(
             tf.constant(plan.free_bits, tf.float32),
             tf.constant(plan.gradient_clip_norm or 0.0, tf.float32),
             tf.constant(plan.n_kept()),
+            tf.constant(share_to_mask, tf.float32),
         )
         listeners.begin()
         for epoch in range(n_epochs):
@@ -317,14 +331,16 @@ def continued(history: dict[str, list[float]], new: dict[str, list[float]]) -> d
 
 
 def _validate(state: ModelState, validation: Validation, plan: Plan) -> dict[str, float]:
-    terms = elbo_terms([state], validation.rows, validation.noise, plan.device)
-    reconstruction, kl = terms[0].mean(axis=0)
+    terms = [
+        elbo_terms([state], block, validation.noise, plan.device)[0] for block in blocks(validation.rows)
+    ]
+    reconstruction, kl = np.concatenate(terms).mean(axis=0)
     return {"val_loss": reconstruction + plan.beta * kl, "val_reconstruction": reconstruction, "val_kl": kl}
 
 
 def _check_finite(loss: float, epoch: int, plan: Plan, rows: Rows) -> None:
     if not np.isfinite(loss):
-        largest = np.abs(rows).max(axis=0)
+        largest = np.nan_to_num(np.abs(representative(rows))).max(axis=0)
         raise FloatingPointError(
             f"training diverged: the loss of epoch {epoch + 1} is {loss}. Lower learning_rate (now "
             f"{plan.learning_rate:g}), set gradient_clip_norm (now {plan.gradient_clip_norm}), or bring the "

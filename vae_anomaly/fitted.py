@@ -1,0 +1,210 @@
+"""What a fit leaves, as functions of rows: scale, ask every member, average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly import ensemble, explanations, scoring
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.rows import Rows, column_names, scaled, unscaled
+from vae_anomaly.scoring import Score
+from vae_anomaly.sparse_rows import SparseRows, blocks, has_gaps
+from vae_anomaly.states import ModelState
+
+__all__ = ["FittedModel"]
+
+_NUMBERS_AT_ONCE = 2**22
+# Equally probable values of each cell, over all members and draws, that an interval is read off.
+_VALUES_OF_CELL = 200
+
+Array = npt.NDArray[np.float64]
+
+
+class FittedModel(NamedTuple):
+    """Members, how they are averaged, and what stands before them.
+
+    Methods take numbers as they come through the detector's door, X of shape (n_rows, n_features), and work in
+    blocks, so that memory does not grow with the number of rows.
+
+    Attributes
+    ----------
+    members : models of one architecture
+    noise : float32 array of shape (n_draws, latent_dim)
+    score : Score
+    scaler : fitted transformer or None
+    names : array of str or None, the columns' names
+    device : str or None
+    weights : array of shape (n_members,), or None before they are known
+    levels : array of shape (n_members,), or None before they are known
+        Median training score of each member.
+    """
+
+    members: Sequence[ModelState]
+    noise: Rows
+    score: Score
+    scaler: Any
+    names: npt.NDArray[Any] | None
+    device: str | None
+    weights: Array | None = None
+    levels: Array | None = None
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The members' likelihood."""
+        return self.members[0].specification.likelihood
+
+    def rows(self, X: Any) -> Rows:
+        """What the members see of X."""
+        return scaled(X, self.scaler, self.names)
+
+    def member_scores(self, rows: Any) -> Array:
+        r"""Scores by each member, larger = more anomalous: shape (n_members, n_rows).
+
+        A missing cell counts what the model expects there, see `VAE.incomplete`, less an equal part of what a
+        row without any value would score above the median training row: with k of d cells missing,
+        :math:`\tfrac kd (s_{nothing} - s_{median})`. So a row that says nothing is a median row.
+        """
+        if isinstance(rows, SparseRows):
+            return np.concatenate([self.member_scores(block) for block in blocks(rows)], axis=1)
+        self.likelihood.check_support(rows, column_names(self.scaler, self.names, rows.shape[1]))
+        n_missing = np.isnan(rows).sum(axis=1)
+        if self.levels is None or not n_missing.any():
+            return self._score(rows)
+        nothing = np.full((1, rows.shape[1]), np.nan, dtype=np.float32)
+        by_member = self._score(np.concatenate([rows, nothing]))
+        excess = by_member[:, -1] - self.levels
+        return by_member[:, :-1] - excess[:, None] * (n_missing / rows.shape[1])
+
+    def balanced(self, rows: Any) -> tuple[Array, Array, Array]:
+        """Weights and levels that training rows give the members, and the rows' scores with them.
+
+        Raises
+        ------
+        FloatingPointError
+            If scores are not finite: the last step's weights have not been through a loss.
+        """
+        by_member = self.member_scores(rows)
+        if not np.isfinite(by_member).all():
+            raise FloatingPointError(
+                "training diverged in its last step: training rows have no finite score. Lower learning_rate or "
+                "set gradient_clip_norm."
+            )
+        levels = np.median(by_member, axis=1)
+        if has_gaps(rows):
+            by_member = self._replace(levels=levels).member_scores(rows)
+        weights = ensemble.weights_for(by_member)
+        return weights, levels, ensemble.averaged(by_member, weights)
+
+    def _score(self, rows: Rows) -> Array:
+        return scoring.score_rows(self.members, rows, self.noise, self.score, self.device)
+
+    def scores(self, X: Any) -> Array:
+        """The score of each row, larger = more anomalous: shape (n_rows,)."""
+        return self._map_blocks(X, lambda rows: self._averaged(self.member_scores(rows)))
+
+    def evidence_lower_bound(self, X: Any) -> float:
+        """Mean over the rows, in nats."""
+        terms = self._map_blocks(
+            X, lambda rows: self._averaged(scoring.elbo_terms(self.members, rows, self.noise, self.device))
+        )
+        return -float(terms.sum(axis=1).mean())
+
+    def _expectations(self, rows: Rows) -> Array:
+        return self._averaged(scoring.reconstruct(self.members, rows, self.noise, self.device))
+
+    def posterior_means(self, X: Any) -> Array:
+        """Of the first member: shape (n_rows, latent_dim)."""
+        first = self.members[:1]
+        return self._map_blocks(X, lambda rows: scoring.encode(first, rows, self.noise, self.device)[0])
+
+    def shares(self, X: Any) -> Array:
+        """Each scaled column's share of the score: shape (n_rows, n_scaled_columns)."""
+
+        def of_block(rows: Rows) -> Array:
+            by_member = scoring.shares(self.members, rows, self.noise, self.score, self.device)
+            return explanations.divided(self._averaged(by_member), self._averaged(self.member_scores(rows)))
+
+        return self._map_blocks(X, of_block)
+
+    def confidence(self, X: Any, offset: float) -> Array:
+        """See `ensemble.confidence`; the decision function is minus the score, less ``offset``."""
+
+        def of_block(rows: Rows) -> Array:
+            by_member = self.member_scores(rows)
+            return ensemble.confidence(
+                self._averaged(by_member) + offset,
+                by_member - np.asarray(self.levels)[:, None],
+                scoring.draw_errors(self.members, rows, self.noise, self.score, self.device),
+                np.asarray(self.weights),
+            )
+
+        return self._map_blocks(X, of_block)
+
+    def expected_cells(self, X: Any, coverage: float | None = None) -> list[Array]:
+        """Each cell's expected value given the others of its row, and the interval's ends if there is one.
+
+        Every cell is masked in turn. Of each result, arrays of shape (n_rows, n_features), in the units of X.
+        """
+        n_features = X.shape[1]
+        block = max(1, _NUMBERS_AT_ONCE // (n_features**2 * (1 if coverage is None else _VALUES_OF_CELL)))
+        parts = [
+            self._expected_cells(X[start : start + block], coverage) for start in range(0, len(X), block)
+        ]
+        return [np.concatenate(results) for results in zip(*parts, strict=True)]
+
+    def _expected_cells(self, X: npt.NDArray[Any], coverage: float | None) -> list[Array]:
+        n_rows, n_features = X.shape
+        masked = np.repeat(X, n_features, axis=0)
+        cells = np.arange(len(masked)), np.tile(np.arange(n_features), n_rows)
+        masked[cells] = np.nan
+        rows = self.rows(masked)
+        if rows.shape != masked.shape:
+            raise ValueError(
+                f"a cell is masked behind the scaler too, which must keep the {n_features} columns; "
+                f"{type(self.scaler).__name__} makes {rows.shape[1]}."
+            )
+        values = self.likelihood.values(self._expectations(rows))
+        results = [values]
+        if coverage is not None:
+            n_draws = len(self.noise)
+            n_values = n_draws * math.ceil(_VALUES_OF_CELL / (n_draws * len(self.members)))
+            by_value = scoring.predictive_values(self.members, rows, self.noise, n_values, self.device)
+            of_cells = by_value[:, cells[0], :, cells[1]]  # (n_cells, n_members, n_values)
+            for end in _quantiles(
+                of_cells, np.asarray(self.weights), ((1 - coverage) / 2, (1 + coverage) / 2)
+            ):
+                results.append(values.copy())
+                results[-1][cells] = end
+        return [unscaled(result, self.scaler)[cells].reshape(X.shape) for result in results]
+
+    def reconstructions(self, X: Any) -> Array:
+        """Expected x given z, averaged, in the units of X."""
+        return unscaled(self.likelihood.values(self._map_blocks(X, self._expectations)), self.scaler)
+
+    def _averaged(self, by_member: Array) -> Array:
+        return ensemble.averaged(by_member, np.asarray(self.weights))
+
+    def _map_blocks(self, X: Any, function: Callable[[Rows], Array]) -> Array:
+        """Scale and process X in blocks."""
+        block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
+        parts = [function(self.rows(X[start : start + block])) for start in range(0, X.shape[0], block)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _quantiles(values: Array, weights: Array, probabilities: Sequence[float]) -> list[Array]:
+    """Weighted quantiles of each cell's values, of shape (n_cells, n_members, n_values); NaN if one is NaN."""
+    n_cells, _, n_values = values.shape
+    shares = np.repeat(weights / n_values, n_values)
+    values = values.reshape(n_cells, -1)
+    order = values.argsort(axis=1)
+    above = np.cumsum(shares[order], axis=1) - shares[order] / 2
+    ordered = np.take_along_axis(values, order, axis=1)
+    return [
+        np.array([np.interp(probability, *cell) for cell in zip(above, ordered, strict=True)])
+        for probability in probabilities
+    ]

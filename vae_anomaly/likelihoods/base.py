@@ -1,0 +1,195 @@
+"""What every likelihood has, and how one is found by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.backend import keras
+from vae_anomaly.rows import Rows, usual_range
+from vae_anomaly.spec import Spec
+
+__all__ = ["LIKELIHOODS", "Likelihood", "Parameters", "check_none", "from_config", "resolve"]
+
+#: Every likelihood that has a name: ``{"gaussian": Gaussian, ...}``.
+LIKELIHOODS: dict[str, type[Likelihood]] = {}
+
+Parameters = tuple[Any, ...]
+
+
+class Likelihood(Spec):
+    """Base class of the likelihoods p(x|z).
+
+    Attributes
+    ----------
+    name : str
+        What ``VAEDetector(likelihood=...)`` calls it. A subclass with a name registers itself.
+    n_params : int
+        How many numbers the decoder computes for each row and feature.
+    n_shared : int
+        How many numbers for each feature are learned with the model and shared by all rows.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__dict__.get("name"):
+            LIKELIHOODS[cls.name] = cls
+
+    @property
+    def n_params(self) -> int:
+        return 1
+
+    @property
+    def n_shared(self) -> int:
+        return 0
+
+    # -- sizes: what the networks handle ------------------------------------------------------------
+    def n_outputs(self, n_features: int) -> int:
+        """How many numbers the decoder computes for a row."""
+        return n_features * self.n_params
+
+    def parameters(self, outputs: Any, shared: Sequence[Any] = ()) -> Parameters:
+        """The parameters, from the decoder's outputs and what is shared by all rows.
+
+        Parameters
+        ----------
+        outputs : tensor of shape (..., n_outputs), the parameters of a feature next to each other
+        shared : ``n_shared`` tensors of shape (n_features,)
+        """
+        leading = keras.ops.shape(outputs)[:-1]
+        n_features = outputs.shape[-1] // self.n_params
+        outputs = keras.ops.reshape(outputs, (*leading, n_features, self.n_params))
+        return (*(outputs[..., position] for position in range(self.n_params)), *shared)
+
+    def origins(self, n_features: int) -> list[int]:
+        """For each number that the encoder sees of a row, the feature it comes from."""
+        return list(range(n_features))
+
+    def inputs(self, x: Any, shared: Sequence[Any] = ()) -> Any:
+        """What the encoder sees of x: (..., n_features) -> (..., n_inputs)."""
+        return x
+
+    def expected_inputs(self, parameters: Parameters) -> Any:
+        """Expected inputs given z, of shape (..., n_inputs)."""
+        return self.mean(parameters)
+
+    def expectations(self, parameters: Parameters) -> Any:
+        """What may be averaged over z to tell x, of shape (..., n_inputs): the mean, or probabilities."""
+        return self.mean(parameters)
+
+    def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The x that averaged `expectations` stand for: (..., n_inputs) -> (..., n_features)."""
+        return expectations
+
+    def input_range(self, rows: Rows) -> Rows:
+        """Smallest and largest input that the encoder is to see, shape (2, n_inputs); see `rows.usual_range`."""
+        return usual_range(rows)
+
+    def initial_shared(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """Where the parameters shared by all rows start, shape (n_shared, n_features)."""
+        return np.zeros((self.n_shared, rows.shape[1]), dtype=np.float32)
+
+    # -- the distribution ---------------------------------------------------------------------------
+    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+        """Log-density log p(x|z) of each feature, in nats.
+
+        Parameters
+        ----------
+        x : float tensor of shape (n_rows, n_features)
+        parameters : tuple of ``n_params + n_shared`` tensors that broadcast against ``x``
+
+        Returns
+        -------
+        float tensor of shape (n_rows, n_features)
+        """
+        raise NotImplementedError
+
+    def mean(self, parameters: Parameters) -> Any:
+        """Expected x given z, of shape (n_rows, n_features)."""
+        raise NotImplementedError
+
+    def sample(self, parameters: Parameters, seed: int) -> Any:
+        """One draw of x given z for each row, of shape (n_rows, n_features)."""
+        raise NotImplementedError
+
+    def error(self, x: Any, parameters: Parameters) -> Any:
+        """Reconstruction error of each feature: the squared distance to the expected x."""
+        return keras.ops.square(x - self.mean(parameters))
+
+    def expected_log_prob(self, parameters: Parameters) -> Any:
+        """E log p(x|z) over x from p(x|z), minus the entropy: what a missing cell counts in a score.
+
+        By default the log-density at the mean, which is the same thing if it is linear in x.
+        """
+        return self.log_prob(self.mean(parameters), parameters)
+
+    def expected_error(self, parameters: Parameters) -> Any:
+        """E of `error` over x from p(x|z): what a missing cell counts in a reconstruction error.
+
+        By default the error at the mean, which is the same thing if it is linear in x.
+        """
+        return self.error(self.mean(parameters), parameters)
+
+    def quantile(self, probability: float, parameters: Parameters) -> Any:
+        """The x that lies above this share of p(x|z), of shape (n_rows, n_features); NaN if x has no order."""
+        raise NotImplementedError(
+            f"intervals need the quantiles of the likelihood: give {type(self).__name__} a method "
+            "quantile(probability, parameters)."
+        )
+
+    def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
+        """Raise a ValueError that names the column and the value if X lies outside the support."""
+
+    def default_scaler(self) -> Any:
+        """The scikit-learn transformer that ``scaler="auto"`` puts before the model, or None."""
+        return None
+
+    def scaler_of(self, scaler: Any) -> Any:
+        """What a scaler of the user's own acts on: all columns."""
+        return scaler
+
+    def config(self) -> dict[str, Any]:
+        """Name and parameters as plain data, from which `from_config` makes an equal likelihood."""
+        if LIKELIHOODS.get(self.name) is not type(self):
+            raise TypeError(
+                "only a likelihood with a name of its own can be saved and found again; give "
+                f"{type(self).__name__} a class attribute `name`."
+            )
+        return {"name": self.name, **self.get_params(deep=False)}
+
+    @classmethod
+    def of_config(cls, **parameters: Any) -> Likelihood:
+        """The likelihood with these parameters, as `config` gives them."""
+        return cls(**parameters)
+
+
+def from_config(config: dict[str, Any]) -> Likelihood:
+    """The likelihood that `Likelihood.config` describes."""
+    parameters = dict(config)
+    return LIKELIHOODS[parameters.pop("name")].of_config(**parameters)
+
+
+def resolve(likelihood: str | Likelihood) -> Likelihood:
+    """The likelihood with this name, or the instance itself."""
+    if not isinstance(likelihood, str):
+        return likelihood
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(
+            f"likelihood must be one of {['auto', *LIKELIHOODS]} or a Likelihood; received {likelihood!r}."
+        )
+    return LIKELIHOODS[likelihood]()
+
+
+def check_none(
+    wrong: npt.NDArray[np.bool_], X: npt.NDArray[Any], names: npt.ArrayLike | None, expected: str
+) -> None:
+    """Raise a ValueError that says what was expected and names the first wrong value, if there is one."""
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        label = column if names is None else repr(np.asarray(names, dtype=object)[column])
+        raise ValueError(f"{expected}; column {label} holds {X[row, column]:g} in row {row}.")

@@ -1,0 +1,164 @@
+"""`Mixed`: the likelihood of a table whose columns have likelihoods of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.backend import keras
+from vae_anomaly.likelihoods.base import Likelihood, Parameters, from_config
+from vae_anomaly.rows import Rows, ScalerOfColumns
+
+__all__ = ["Mixed"]
+
+
+class Mixed(Likelihood):
+    r"""Each column's own likelihood: :math:`\log p(x|z) = \sum_j \log p_j(x_j|z)`.
+
+    `VAEDetector` makes one of the columns of a DataFrame; see `vae_anomaly.tables`.
+
+    Parameters
+    ----------
+    parts : sequence of (Likelihood, sequence of int)
+        Each likelihood with the positions of its columns; every column belongs to one.
+
+    Examples
+    --------
+    >>> from vae_anomaly.likelihoods import Categorical, Gaussian, Mixed
+    >>> Mixed([(Gaussian(), [0, 2]), (Categorical(5), [1])]).n_outputs(3)
+    7
+    """
+
+    name = "mixed"
+
+    def __init__(self, parts: Sequence[tuple[Likelihood, Sequence[int]]] = ()) -> None:
+        self.parts = parts
+
+    def config(self) -> dict[str, Any]:
+        parts = [(likelihood.config(), list(columns)) for likelihood, columns in self.parts]
+        return {**super().config(), "parts": parts}
+
+    @classmethod
+    def of_config(cls, **parameters: Any) -> Mixed:
+        """The likelihood with these parameters, as `config` gives them."""
+        return cls([(from_config(config), tuple(columns)) for config, columns in parameters["parts"]])
+
+    @property
+    def n_shared(self) -> int:
+        return max((likelihood.n_shared for likelihood, _ in self.parts), default=0)
+
+    def n_outputs(self, n_features: int) -> int:
+        return sum(likelihood.n_outputs(len(columns)) for likelihood, columns in self.parts)
+
+    def parameters(self, outputs: Any, shared: Sequence[Any] = ()) -> Parameters:
+        """One tuple for each part, its own parameters."""
+        sizes = [likelihood.n_outputs(len(columns)) for likelihood, columns in self.parts]
+        pieces = keras.ops.split(outputs, np.cumsum(sizes)[:-1].tolist(), axis=-1)
+        return tuple(
+            likelihood.parameters(piece, _of_columns(shared[: likelihood.n_shared], columns))
+            for (likelihood, columns), piece in zip(self.parts, pieces, strict=True)
+        )
+
+    def origins(self, n_features: int) -> list[int]:
+        return [
+            columns[position]
+            for likelihood, columns in self.parts
+            for position in likelihood.origins(len(columns))
+        ]
+
+    def inputs(self, x: Any, shared: Sequence[Any] = ()) -> Any:
+        parts = [
+            likelihood.inputs(
+                keras.ops.take(x, np.array(columns), axis=-1),
+                _of_columns(shared[: likelihood.n_shared], columns),
+            )
+            for likelihood, columns in self.parts
+        ]
+        return keras.ops.concatenate(parts, axis=-1)
+
+    def expected_inputs(self, parameters: Parameters) -> Any:
+        return self._joined(lambda likelihood, own: likelihood.expected_inputs(own), parameters)
+
+    def expectations(self, parameters: Parameters) -> Any:
+        return self._joined(lambda likelihood, own: likelihood.expectations(own), parameters)
+
+    def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        sizes = [len(likelihood.origins(len(columns))) for likelihood, columns in self.parts]
+        pieces = np.split(expectations, np.cumsum(sizes)[:-1], axis=-1)
+        values = np.empty((*expectations.shape[:-1], sum(len(columns) for _, columns in self.parts)))
+        for (likelihood, columns), piece in zip(self.parts, pieces, strict=True):
+            values[..., list(columns)] = likelihood.values(piece)
+        return values
+
+    def input_range(self, rows: Rows) -> Rows:
+        parts = [likelihood.input_range(rows[:, list(columns)]) for likelihood, columns in self.parts]
+        return np.concatenate(parts, axis=1)
+
+    def initial_shared(self, rows: Rows) -> npt.NDArray[np.float32]:
+        shared = np.zeros((self.n_shared, rows.shape[1]), dtype=np.float32)
+        for likelihood, columns in self.parts:
+            shared[: likelihood.n_shared, list(columns)] = likelihood.initial_shared(rows[:, list(columns)])
+        return shared
+
+    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+        return self._in_order(lambda likelihood, own, x: likelihood.log_prob(x, own), parameters, x)
+
+    def mean(self, parameters: Parameters) -> Any:
+        return self._in_order(lambda likelihood, own: likelihood.mean(own), parameters)
+
+    def sample(self, parameters: Parameters, seed: int) -> Any:
+        seeds = iter(np.random.SeedSequence(seed).generate_state(len(self.parts)) // 2)
+        return self._in_order(lambda likelihood, own: likelihood.sample(own, int(next(seeds))), parameters)
+
+    def error(self, x: Any, parameters: Parameters) -> Any:
+        return self._in_order(lambda likelihood, own, x: likelihood.error(x, own), parameters, x)
+
+    def expected_log_prob(self, parameters: Parameters) -> Any:
+        return self._in_order(lambda likelihood, own: likelihood.expected_log_prob(own), parameters)
+
+    def expected_error(self, parameters: Parameters) -> Any:
+        return self._in_order(lambda likelihood, own: likelihood.expected_error(own), parameters)
+
+    def quantile(self, probability: float, parameters: Parameters) -> Any:
+        return self._in_order(lambda likelihood, own: likelihood.quantile(probability, own), parameters)
+
+    def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
+        for likelihood, columns in self.parts:
+            labels = columns if names is None else np.asarray(names, dtype=object)[list(columns)]
+            likelihood.check_support(X[:, list(columns)], labels)
+
+    def default_scaler(self) -> Any:
+        """The scaler that most parts with one ask for, on the columns that ask for one; or None."""
+        scalers = [(likelihood.default_scaler(), columns) for likelihood, columns in self.parts]
+        wanted = [(scaler, columns) for scaler, columns in scalers if scaler is not None]
+        columns = sorted(column for _, columns in wanted for column in columns)
+        return ScalerOfColumns(wanted[0][0], columns) if wanted else None
+
+    def scaler_of(self, scaler: Any) -> Any:
+        """This scaler for the columns that have a scale, those whose likelihood asks for a scaler."""
+        default = self.default_scaler()
+        return None if scaler is None or default is None else ScalerOfColumns(scaler, default.columns)
+
+    def _joined(self, function: Callable[..., Any], parameters: Parameters) -> Any:
+        parts = [
+            function(likelihood, own) for (likelihood, _), own in zip(self.parts, parameters, strict=True)
+        ]
+        return keras.ops.concatenate(parts, axis=-1)
+
+    def _in_order(self, function: Callable[..., Any], parameters: Parameters, x: Any = None) -> Any:
+        """What a function makes of each part, in the order of the columns."""
+        columns = [column for _, columns in self.parts for column in columns]
+        parts = [
+            function(likelihood, own)
+            if x is None
+            else function(likelihood, own, keras.ops.take(x, np.array(its_columns), axis=-1))
+            for (likelihood, its_columns), own in zip(self.parts, parameters, strict=True)
+        ]
+        return keras.ops.take(keras.ops.concatenate(parts, axis=-1), np.argsort(columns), axis=-1)
+
+
+def _of_columns(shared: Sequence[Any], columns: Sequence[int]) -> list[Any]:
+    return [keras.ops.take(values, np.array(columns), axis=-1) for values in shared]

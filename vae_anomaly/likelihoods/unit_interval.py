@@ -1,0 +1,140 @@
+"""Likelihoods of values in [0, 1], with a logit from the decoder."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.backend import keras
+from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_none
+
+__all__ = ["Bernoulli", "ContinuousBernoulli", "UnitInterval"]
+
+
+class UnitInterval(Likelihood):
+    """Base class of the likelihoods for values in [0, 1], with a logit from the decoder."""
+
+    def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
+        # Scalers that map to [0, 1] overshoot by a rounding error.
+        check_none(
+            (X < -1e-6) | (X > 1 + 1e-6),
+            X,
+            names,
+            f"likelihood {self.name!r} needs values in [0, 1] after scaling: scale the data to [0, 1], for "
+            "example with scaler=MinMaxScaler(clip=True), or choose likelihood='gaussian'",
+        )
+
+
+class Bernoulli(UnitInterval):
+    r"""Bernoulli likelihood, for binary features (binary cross-entropy).
+
+    .. math:: \log p(x|z) = x \log\mu(z) + (1 - x)\log(1 - \mu(z)), \qquad \mu = \mathrm{sigmoid}
+
+    Values between 0 and 1 are accepted and scored by the same cross-entropy, as most published VAEs
+    do; that is not a density of x, and `ContinuousBernoulli` is the likelihood that is.
+
+    Examples
+    --------
+    >>> from vae_anomaly.likelihoods import Bernoulli
+    >>> Bernoulli().n_params
+    1
+    """
+
+    name = "bernoulli"
+
+    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+        logits = parameters[0]
+        return x * logits - keras.ops.softplus(logits)
+
+    def mean(self, parameters: Parameters) -> Any:
+        return keras.ops.sigmoid(parameters[0])
+
+    def sample(self, parameters: Parameters, seed: int) -> Any:
+        uniform = keras.random.uniform(tuple(parameters[0].shape), seed=seed)
+        return keras.ops.cast(uniform < self.mean(parameters), uniform.dtype)
+
+    def error(self, x: Any, parameters: Parameters) -> Any:
+        """Reconstruction error of each feature: the binary cross-entropy, in nats."""
+        return -self.log_prob(x, parameters)
+
+    def quantile(self, probability: float, parameters: Parameters) -> Any:
+        return keras.ops.cast(self.mean(parameters) > 1 - probability, parameters[0].dtype)
+
+
+class ContinuousBernoulli(UnitInterval):
+    r"""Continuous Bernoulli likelihood, for values in [0, 1] such as grey pixels.
+
+    With the decoder's logit :math:`\ell`,
+
+    .. math:: \log p(x|z) = x\ell - \log\frac{e^\ell - 1}{\ell}
+
+    which is the Bernoulli cross-entropy plus the normaliser that makes it a density on [0, 1]
+    (Loaiza-Ganem & Cunningham 2019, "The continuous Bernoulli: fixing a pervasive error in
+    variational autoencoders").
+
+    Examples
+    --------
+    >>> from vae_anomaly.likelihoods import ContinuousBernoulli
+    >>> ContinuousBernoulli().name
+    'continuous_bernoulli'
+    """
+
+    name = "continuous_bernoulli"
+    # Below this |logit| the closed forms lose their digits, and three terms of the series are exact.
+    _near_zero: ClassVar[float] = 0.1
+
+    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+        logits = parameters[0]
+        return x * logits - keras.ops.softplus(logits) + self._log_normalizer(logits)
+
+    def mean(self, parameters: Parameters) -> Any:
+        logits = parameters[0]
+        near, safe = self._near_and_safe(logits)
+        square = keras.ops.square(logits)
+        # 1 / (1 - exp(-l)) - 1 / l, and its series around 0.
+        series = 0.5 + logits * (1 / 12 - square * (1 / 720 - square / 30240))
+        return keras.ops.where(near, series, keras.ops.sigmoid(safe) + self._excess(safe))
+
+    def sample(self, parameters: Parameters, seed: int) -> Any:
+        return self.quantile(keras.random.uniform(tuple(parameters[0].shape), seed=seed), parameters)
+
+    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+        logits = parameters[0]
+        uniform = keras.ops.convert_to_tensor(probability, dtype=logits.dtype)
+        near, safe = self._near_and_safe(logits)
+        # The inverse distribution function log(1 + u (exp(l) - 1)) / l. Negative logits are mirrored,
+        # x -> 1 - x, so that the exponential never overflows.
+        size = keras.ops.abs(safe)
+        grown = 1 + keras.ops.log(uniform + (1 - uniform) * keras.ops.exp(-size)) / size
+        drawn = keras.ops.where(safe > 0, grown, 1 - grown)
+        return keras.ops.clip(
+            keras.ops.where(near, uniform + 0.5 * logits * uniform * (1 - uniform), drawn), 0.0, 1.0
+        )
+
+    def error(self, x: Any, parameters: Parameters) -> Any:
+        """Reconstruction error of each feature: the binary cross-entropy, in nats."""
+        logits = parameters[0]
+        return keras.ops.softplus(logits) - x * logits
+
+    def _near_and_safe(self, logits: Any) -> tuple[Any, Any]:
+        near = keras.ops.abs(logits) < self._near_zero
+        # The branch that is not taken must stay finite, or its gradient turns into NaN.
+        return near, keras.ops.where(near, keras.ops.ones_like(logits), logits)
+
+    def _log_normalizer(self, logits: Any) -> Any:
+        """log(l / tanh(l / 2)) = log 2 + l^2 / 12 - 7 l^4 / 1440 + 31 l^6 / 90720 - ..."""
+        near, safe = self._near_and_safe(logits)
+        square = keras.ops.square(logits)
+        series = math.log(2) + square * (1 / 12 - square * (7 / 1440 - 31 * square / 90720))
+        exact = keras.ops.log(keras.ops.abs(safe)) - keras.ops.log(keras.ops.tanh(0.5 * keras.ops.abs(safe)))
+        return keras.ops.where(near, series, exact)
+
+    @staticmethod
+    def _excess(logits: Any) -> Any:
+        """1 / (1 - exp(-l)) - 1 / l - sigmoid(l) = 1 / sinh(l) - 1 / l, without overflow."""
+        size = keras.ops.abs(logits)
+        inverse_sinh = 2 * keras.ops.exp(-size) / (1 - keras.ops.exp(-2 * size))
+        return keras.ops.sign(logits) * (inverse_sinh - 1 / size)
