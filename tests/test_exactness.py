@@ -15,7 +15,7 @@ from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.ensemble import Member, averaged
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.programs import architecture
-from vae_anomaly.scoring import SCORES, elbo_terms, score_rows
+from vae_anomaly.scoring import SCORES, elbo_terms, reconstruct, score_rows
 from vae_anomaly.states import Specification
 
 D, L, SIGMA = 5, 2, 0.7
@@ -146,6 +146,59 @@ def test_every_score_is_its_formula_in_numpy(exact):
         np.testing.assert_allclose(
             score_rows([state], rows, draws, SCORES[name], None)[0], value, rtol=2e-5, atol=2e-5, err_msg=name
         )
+
+
+@pytest.fixture(scope="module")
+def gaps(exact):
+    """The rows with up to three of five cells missing, each row's own."""
+    _, rows, _ = exact
+    rows = rows.copy()
+    rng = np.random.RandomState(3)
+    for row in rows:
+        row[rng.choice(D, rng.randint(1, 4), replace=False)] = np.nan
+    return rows
+
+
+def test_the_elbo_of_the_values_that_are_there_is_below_their_evidence(exact, gaps):
+    state, *_ = exact
+    elbo = -elbo_terms([state], gaps, noise(20_000), None)[0].sum(axis=1)
+    evidence = np.array([_marginal(state, row).logpdf(row[~np.isnan(row)]) for row in gaps])
+    assert (elbo < evidence + 5 * 2 / np.sqrt(20_000)).all()
+    # The encoder knows the posterior of complete rows, which is too narrow: some nats are lost, not many.
+    assert evidence.mean() - 1.5 < elbo.mean() < evidence.mean()
+
+
+def test_missing_values_are_inferred_as_the_conditional_mean(exact, gaps):
+    state, *_ = exact
+    nothing = np.zeros((1, L), dtype="f4")
+    expected = reconstruct([state], gaps, nothing, None)[0]
+    for row, found in zip(gaps, expected, strict=True):
+        missing = np.isnan(row)
+        parts = _numpy_parts(state)
+        covariance = parts["weights"].T @ parts["weights"] + SIGMA**2 * np.eye(D)
+        to_missing = np.linalg.solve(
+            covariance[np.ix_(~missing, ~missing)], covariance[np.ix_(~missing, missing)]
+        )
+        exact_mean = parts["mean"][missing] + (row - parts["mean"])[~missing] @ to_missing
+        # Ten inferences; the distance left shrinks by the same factor at each.
+        np.testing.assert_allclose(found[missing], exact_mean, atol=0.1)
+
+
+def test_a_missing_cell_counts_minus_the_entropy_of_the_likelihood(exact, gaps):
+    state, *_ = exact
+    draws = noise(4)
+    score = score_rows([state], gaps, draws, SCORES["reconstruction_probability"], None)[0]
+    observed = elbo_terms([state], gaps, draws, None)[0][:, 0]
+    entropy = 0.5 * np.log(2 * np.pi * np.e * SIGMA**2)
+    np.testing.assert_allclose(score, observed + entropy * np.isnan(gaps).sum(axis=1), rtol=1e-5, atol=1e-4)
+
+
+def _marginal(state, row):
+    """The exact distribution of the values that a row has."""
+    parts = _numpy_parts(state)
+    covariance = parts["weights"].T @ parts["weights"] + SIGMA**2 * np.eye(D)
+    there = ~np.isnan(row)
+    return multivariate_normal(parts["mean"][there], covariance[np.ix_(there, there)])
 
 
 def _numpy_parts(state):

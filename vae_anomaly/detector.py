@@ -106,9 +106,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     gradient_clip_norm : float or None, default=None
         Longest gradient (Euclidean norm over all weights) that is not shortened.
     masked_share : "auto" or float, default="auto"
-        Share of the values, in [0, 1), that a training step hides from the encoder, which infers them from the
-        others; the objective keeps them. It makes `expected` better. "auto" is 0.2 if values are missing among
-        the training rows, else 0.
+        Share of the values, in [0, 1), that a training step hides from the encoder, which infers them from
+        the others; the objective keeps them. It makes `expected` better. "auto" is 0.2 if values are missing
+        among the training rows, else 0.
     validation_fraction : "auto" or float, default="auto"
         Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each
         member holds out others. "auto" is 0.2 with early stopping and 0 without.
@@ -718,8 +718,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Returns
         -------
         DataFrame
-            A line for each cell: "row" (its label in X), "score" (larger = more anomalous), "anomaly" (whether
-            `predict` says so), "column", "value", "expected", "low", "high", "contribution" (see `explain`).
+            A line for each cell: "row" (its label in X), "score" (larger = more anomalous), "anomaly"
+            (whether `predict` says so), "column", "value", "expected", "low", "high", "contribution" (see
+            `explain`).
         """
         return explanations.report(self, X, n_rows, n_columns, coverage)
 

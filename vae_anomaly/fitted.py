@@ -28,8 +28,8 @@ Array = npt.NDArray[np.float64]
 class FittedModel(NamedTuple):
     """Members, how they are averaged, and what stands before them.
 
-    Methods take numbers as they come through the detector's door, X of shape (n_rows, n_features), and work in
-    blocks, so that memory does not grow with the number of rows.
+    Methods take numbers as they come through the detector's door, X of shape (n_rows, n_features), and work
+    in blocks, so that memory does not grow with the number of rows.
 
     Attributes
     ----------
@@ -91,8 +91,8 @@ class FittedModel(NamedTuple):
         by_member = self.member_scores(rows)
         if not np.isfinite(by_member).all():
             raise FloatingPointError(
-                "training diverged in its last step: training rows have no finite score. Lower learning_rate or "
-                "set gradient_clip_norm."
+                "training diverged in its last step: training rows have no finite score. Lower learning_rate "
+                "or set gradient_clip_norm."
             )
         levels = np.median(by_member, axis=1)
         if has_gaps(rows):
@@ -197,7 +197,7 @@ class FittedModel(NamedTuple):
 
 
 def _quantiles(values: Array, weights: Array, probabilities: Sequence[float]) -> list[Array]:
-    """Weighted quantiles of each cell's values, of shape (n_cells, n_members, n_values); NaN if one is NaN."""
+    """Weighted quantiles of each cell's values, of shape (n_cells, n_members, n_values); NaN if any is."""
     n_cells, _, n_values = values.shape
     shares = np.repeat(weights / n_values, n_values)
     values = values.reshape(n_cells, -1)

@@ -177,7 +177,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         return Inference(z_mean, z_log_var, noise, z, self.decode(z, training))
 
     def incomplete(self, missing_counts: bool = True) -> _Incomplete:
-        r"""This model, for rows in which NaN marks missing values.
+        r"""The model for rows in which NaN marks missing values.
 
         Its ``likelihood`` gives a missing cell what the model expects a value to count there,
         :math:`\mathrm{E}_{x' \sim p(x|z)} \log p(x'|z)`, so that rows with few and with many values have

@@ -164,9 +164,9 @@ def fitted(scaler: Any, X: Any) -> Any:
 
 
 def scaled(X: Any, scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
-    """What the model sees: scaled rows, within the range whose squares fit a float32; an array, if X is sparse.
+    """What the model sees: scaled rows, within the range whose squares fit a float32.
 
-    Rows are transformed in blocks: a table needs no second copy of itself.
+    A sparse X becomes an array. Rows are transformed in blocks: a table needs no second copy of itself.
 
     Raises
     ------
@@ -240,8 +240,8 @@ def usual_range(rows: Rows) -> Rows:
 
     The range that holds all but the outermost 0.5 % of the values at either end (and at least one value),
     ten times as much on both sides, and nothing beyond the smallest and the largest value: heavy tails lie
-    within, gross errors do not. A column that is constant but for so few values keeps its whole range. Missing
-    values, NaN, do not count; a column that holds nothing else has the range [0, 0].
+    within, gross errors do not. A column that is constant but for so few values keeps its whole range.
+    Missing values, NaN, do not count; a column that holds nothing else has the range [0, 0].
     """
     # A few columns at a time: quantiles copy what they are taken of.
     parts = [

@@ -48,8 +48,9 @@ class Column(NamedTuple):
         unseen = (codes < 0) & ~missing
         if unseen.any() and getattr(self.likelihood, "unseen", "score") == "raise":
             raise ValueError(
-                f"column {self.name!r} holds {values[unseen].iloc[0]!r} in row {values[unseen].index[0]!r}, which "
-                "is not among the categories of the training rows; Categorical(unseen='score') scores it."
+                f"column {self.name!r} holds {values[unseen].iloc[0]!r} in row "
+                f"{values[unseen].index[0]!r}, which is not among the categories of the training rows; "
+                "Categorical(unseen='score') scores it."
             )
         return np.where(missing, np.nan, np.where(unseen, len(self.categories), codes))
 
@@ -102,7 +103,7 @@ class Table:
         return Mixed([(likelihood, tuple(positions)) for likelihood, positions in parts.values()])
 
     def numbers(self, X: Any) -> Any:
-        """The cells as float64, a DataFrame if X is one; another table's columns are handed on as they are."""
+        """The cells as float64, a DataFrame if X is one; zeros if X has other columns."""
         names = [column.name for column in self.columns]
         if not hasattr(X, "columns"):
             X = np.asarray(X)
@@ -132,15 +133,15 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
     likelihood : "auto", name, Likelihood, dict or list
         "mixed" goes by the columns' dtypes: Bernoulli for booleans, Categorical for strings and categories,
         Count for whole numbers that are never negative, Gaussian for other numbers. So does "auto" for a
-        DataFrame with columns that are no numbers. "categorical" is for all columns. A dict gives likelihoods of
-        columns by their names (positions, if X is an array), a list holds pairs of a likelihood and the columns
-        that have it; columns that they leave out go by their dtype.
+        DataFrame with columns that are no numbers. "categorical" is for all columns. A dict gives likelihoods
+        of columns by their names (positions, if X is an array), a list holds pairs of a likelihood and the
+        columns that have it; columns that they leave out go by their dtype.
 
     Raises
     ------
     ValueError, TypeError
-        If a likelihood is unknown or does not suit its column, or if a column cannot be understood; the message
-        names it.
+        If a likelihood is unknown or does not suit its column, or if a column cannot be understood; the
+        message names it.
     """
     chosen: dict[Any, Any] = {}
     if np.ndim(X) != 2:
@@ -190,15 +191,15 @@ def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
 def _column(values: pd.Series, name: Any, likelihood: Any) -> Column:
     if values.isna().all():
         raise ValueError(
-            f"column {name!r} holds no value in any of the {len(values)} training rows, so there is nothing to "
-            "learn of it; drop the column."
+            f"column {name!r} holds no value in any of the {len(values)} training rows, so there is nothing "
+            "to learn of it; drop the column."
         )
     if likelihood == "auto":
         likelihood = _by_dtype(values, name)
     elif isinstance(likelihood, str) and likelihood not in likelihoods.LIKELIHOODS:
         raise ValueError(
-            f"column {name!r}: likelihood must be one of {['auto', *likelihoods.LIKELIHOODS]} or a Likelihood; "
-            f"received {likelihood!r}."
+            f"column {name!r}: likelihood must be one of {['auto', *likelihoods.LIKELIHOODS]} or a "
+            f"Likelihood; received {likelihood!r}."
         )
     elif not isinstance(likelihood, (str, Likelihood)):
         raise TypeError(
@@ -247,8 +248,8 @@ def _as_numbers(values: pd.Series, name: Any, likelihood: Likelihood) -> npt.NDA
         for row, value in values.dropna().items():
             if _kind(value) not in ("number", "bool"):
                 raise ValueError(
-                    f"column {name!r} holds {value!r} in row {row!r}, but likelihood {likelihood.name!r} needs "
-                    "numbers; convert the column, or choose likelihood='categorical' for it."
+                    f"column {name!r} holds {value!r} in row {row!r}, but likelihood {likelihood.name!r} "
+                    "needs numbers; convert the column, or choose likelihood='categorical' for it."
                 ) from None
         raise
 

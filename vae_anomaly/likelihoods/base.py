@@ -87,7 +87,7 @@ class Likelihood(Spec):
         return expectations
 
     def input_range(self, rows: Rows) -> Rows:
-        """Smallest and largest input that the encoder is to see, shape (2, n_inputs); see `rows.usual_range`."""
+        """Smallest and largest input that the encoder is to see, shape (2, n_inputs): `usual_range`."""
         return usual_range(rows)
 
     def initial_shared(self, rows: Rows) -> npt.NDArray[np.float32]:
@@ -136,7 +136,7 @@ class Likelihood(Spec):
         return self.error(self.mean(parameters), parameters)
 
     def quantile(self, probability: float, parameters: Parameters) -> Any:
-        """The x that lies above this share of p(x|z), of shape (n_rows, n_features); NaN if x has no order."""
+        """The x above this share of p(x|z), of shape (n_rows, n_features); NaN if x has no order."""
         raise NotImplementedError(
             f"intervals need the quantiles of the likelihood: give {type(self).__name__} a method "
             "quantile(probability, parameters)."

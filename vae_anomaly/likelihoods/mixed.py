@@ -138,7 +138,7 @@ class Mixed(Likelihood):
         return ScalerOfColumns(wanted[0][0], columns) if wanted else None
 
     def scaler_of(self, scaler: Any) -> Any:
-        """This scaler for the columns that have a scale, those whose likelihood asks for a scaler."""
+        """What a scaler acts on: the columns whose likelihood asks for one."""
         default = self.default_scaler()
         return None if scaler is None or default is None else ScalerOfColumns(scaler, default.columns)
 
