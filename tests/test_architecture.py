@@ -12,6 +12,7 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 ORDER = [
     "backend",
     "rows",
+    "canvas",
     "spec",
     "likelihoods",
     "objective",
@@ -33,6 +34,10 @@ ORDER = [
     "conventions",
     "detector",
     "scorers",
+    "score_pictures",
+    "model_pictures",
+    "row_pictures",
+    "plotting",
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 KNOWS_TENSORFLOW = {"backend", "programs", "scoring", "steps", "tiles", "training"}
