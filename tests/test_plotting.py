@@ -127,6 +127,14 @@ def test_pictures_are_saved_with_all_their_labels_inside(every_picture, tmp_path
         assert inside.y1 < height + 0.05, function
 
 
+def test_legends_stand_beside_curves_and_points(every_picture):
+    beside = [plotting.training_curves, plotting.roc_curve, plotting.precision_recall_curve]
+    for function in [*beside, plotting.latent_scatter]:
+        ax = function(*every_picture[function][0])
+        ax.figure.draw_without_rendering()
+        assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1
+
+
 def test_a_detector_behind_transformers_is_drawn_as_it_stands(frame, table):
     detector = VAEDetector(DenseNetwork((16,)), latent_dim=3, epochs=2, random_state=0)
     pipeline = make_pipeline(StandardScaler().set_output(transform="pandas"), detector).fit(frame)
@@ -478,6 +486,7 @@ def test_all_maps_share_one_scale_and_one_colour_bar(image_detector, images):
     assert {panel.images[0].get_clim() for panel in panels[:2].flat} == {(0.0, 1.0)}
     beside = [ax for ax in panels[0, 0].figure.axes if ax not in set(panels.flat)]
     assert [ax.get_ylabel() for ax in beside] == ["share of the score (nats)"]
+    assert panels[2, -1].images[0].colorbar.extend == "both"
 
 
 def test_maps_of_colours_sum_the_channels():
