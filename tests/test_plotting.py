@@ -655,7 +655,7 @@ def test_a_row_may_come_in_any_form(detector, frame, table):
 
 def test_whole_numbers_and_words_are_written_out():
     X = pd.DataFrame({"year": [2021, 2022, 2023] * 9, "kind": ["old", "new", "new"] * 9, "size": 1 / 3})
-    transformer = make_column_transformer((OneHotEncoder(), ["kind"]), remainder="passthrough")
+    transformer = make_column_transformer((OneHotEncoder(), ["kind"]), ("passthrough", ["year", "size"]))
     pipeline = make_pipeline(transformer, VAEDetector(LINEAR, epochs=1, random_state=0)).fit(X)
     for row in (X.iloc[[2]], X.iloc[2]):
         names = set(bars(plotting.contributions(pipeline, row)).index)
