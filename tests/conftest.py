@@ -1,5 +1,6 @@
 """Data and detectors that several test files share."""
 
+import os
 import random
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.datasets import make_anomalies
+
+# Pictures are drawn without a display, whatever the machine has.
+os.environ["MPLBACKEND"] = "Agg"
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 ORDER = [
     "backend",
     "rows",
+    "canvas",
     "spec",
     "likelihoods.base",
     "likelihoods.location_scale",
@@ -38,6 +39,10 @@ ORDER = [
     "conventions",
     "detector",
     "scorers",
+    "score_pictures",
+    "model_pictures",
+    "row_pictures",
+    "plotting",
 ]
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
 
-__all__ = ["AnomalyScorer", "average_precision", "roc_auc"]
+__all__ = ["AnomalyScorer", "average_precision", "is_anomaly", "roc_auc"]
 
 
 class AnomalyScorer:
@@ -53,15 +53,39 @@ class AnomalyScorer:
         X : rows
         y : labels of shape (n_rows,)
         """
-        is_anomaly = _is_anomaly(y, self.anomaly_label)
-        return float(self.metric(is_anomaly, -estimator.decision_function(X)))
+        truth = is_anomaly(y, self.anomaly_label)
+        return float(self.metric(truth, -estimator.decision_function(X)))
 
     def __repr__(self) -> str:
         name = getattr(self.metric, "__name__", repr(self.metric))
         return f"AnomalyScorer({name}, anomaly_label={self.anomaly_label!r})"
 
 
-def _is_anomaly(y: Any, anomaly_label: Any) -> npt.NDArray[np.bool_]:
+def is_anomaly(y: Any, anomaly_label: Any = "auto") -> npt.NDArray[np.bool_]:
+    """Which rows the labels call anomalies.
+
+    Parameters
+    ----------
+    y : array of shape (n_rows,)
+        Labels of two classes.
+    anomaly_label : scalar or "auto", default="auto"
+        As in `AnomalyScorer`.
+
+    Returns
+    -------
+    bool array of shape (n_rows,)
+
+    Raises
+    ------
+    ValueError
+        For labels that "auto" cannot read, that hold only one class, or none of which is ``anomaly_label``.
+
+    Examples
+    --------
+    >>> from vae_anomaly.scorers import is_anomaly
+    >>> is_anomaly([1, -1, 1])
+    array([False,  True, False])
+    """
     y = np.asarray(y)
     labels = np.unique(y).tolist()
     if len(labels) != 2:
@@ -69,7 +93,7 @@ def _is_anomaly(y: Any, anomaly_label: Any) -> npt.NDArray[np.bool_]:
     if isinstance(anomaly_label, str) and anomaly_label == "auto":
         if labels not in ([0, 1], [-1, 1]):
             raise ValueError(
-                f"cannot tell which of the labels {labels} is the anomaly: pass it, as in "
+                f"cannot tell which of the labels {labels} is the anomaly: pass it as anomaly_label, as in "
                 "AnomalyScorer(roc_auc_score, anomaly_label=...)."
             )
         anomaly_label = 1 if labels == [0, 1] else -1

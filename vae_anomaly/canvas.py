@@ -1,0 +1,207 @@
+"""What pictures are made of: the detector and rows that come in, axes, tiles of images, colours.
+
+matplotlib is imported by the first picture. Figures are made as scikit-learn's displays make them, by pyplot,
+so that notebooks and ``plt.show()`` find them.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.rows import with_channels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "BLUE",
+    "COLOURS",
+    "GREEN",
+    "GREY",
+    "HEAT",
+    "MARKERS",
+    "ORANGE",
+    "RED",
+    "as_images",
+    "check_count",
+    "counted",
+    "grid_of",
+    "image_shape_of",
+    "known_image_shape",
+    "legend_beside",
+    "limits",
+    "new_axes",
+    "pointed",
+    "received",
+    "show",
+    "tiled",
+    "unit_of",
+    "usual_limits",
+]
+
+BLUE, RED, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#999999"
+#: Okabe & Ito 2008, "Color universal design", which the colour-blind tell apart; without its yellow, which
+#: nobody sees on white.
+COLOURS = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
+# Seven colours and eight markers have no common divisor: no two of 56 labels look alike.
+MARKERS = "os^DvPX*"
+HEAT = "viridis"
+_REACH = 5
+
+
+# -- what comes in --------------------------------------------------------------------------------------
+def received(detector: Any, X: Any = None) -> tuple[Any, Any]:
+    """The detector at the end of a pipeline, and rows as it receives them."""
+    if not hasattr(detector, "steps"):
+        return detector, X
+    return detector[-1], X if X is None or len(detector) == 1 else detector[:-1].transform(X)
+
+
+def unit_of(detector: Any) -> str:
+    """What to write behind "anomaly score" on an axis."""
+    return " (nats)" if isinstance(detector.score_, str) and detector.score_ != "reconstruction_error" else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with its noun: 1 row, 1,000 rows."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def check_count(name: str, count: Any) -> None:
+    """Refuse anything but a positive whole number."""
+    if not isinstance(count, Integral) or count < 1:
+        raise ValueError(f"{name} must be a positive integer; received {count!r}.")
+
+
+def image_shape_of(detector: Any, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of the images that a detector's rows are: the one given, or what the detector knows.
+
+    Raises
+    ------
+    ValueError
+        If neither is known, or the shape does not hold as many numbers as a row.
+    """
+    shape = given or known_image_shape(detector)
+    if shape is None:
+        raise ValueError(
+            "this is a picture of images, and the detector was fitted on rows of a table; if its rows are "
+            "flat images, pass image_shape=(height, width) or (height, width, channels)."
+        )
+    if math.prod(shape) != detector.n_features_in_:
+        raise ValueError(
+            f"image_shape must hold the {detector.n_features_in_} numbers of a row; received {shape!r}."
+        )
+    return shape
+
+
+def known_image_shape(detector: Any) -> tuple[int, ...] | None:
+    """The shape of the images that the detector was fitted on, or that its network was given."""
+    shape: tuple[int, ...] | None = detector.image_shape_ or getattr(detector.network, "image_shape", None)
+    return shape
+
+
+# -- what it is drawn on --------------------------------------------------------------------------------
+def new_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """The axes given, or those of a new figure of this size in inches."""
+    if ax is not None:
+        return ax
+    new: Axes = _pyplot().subplots(figsize=size, layout="constrained")[1]
+    return new
+
+
+def grid_of(axes: Any, n: int, n_columns: int, tile: float) -> npt.NDArray[Any]:
+    """The axes given, or n panels of ``tile`` inches in new rows of ``n_columns``, as a flat array.
+
+    Raises
+    ------
+    ValueError
+        If other than n axes are given.
+    """
+    if axes is None:
+        n_rows = math.ceil(n / n_columns)
+        size = (tile * n_columns + 1, tile * n_rows + 0.5)
+        _, axes = _pyplot().subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+        for unused in axes.flat[n:]:
+            unused.set_axis_off()
+        axes = axes.flat[:n]
+    panels = np.asarray(axes, dtype=object).ravel()
+    if len(panels) != n:
+        raise ValueError(f"this picture has {n} panels; received {len(panels)} axes.")
+    return panels
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'vae-anomaly[plot]'.") from error
+    return matplotlib.pyplot
+
+
+def legend_beside(ax: Axes, **options: Any) -> None:
+    """A legend to the right of the axes, where no data are."""
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, **options)
+
+
+def as_images(rows: Any, image_shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Images that can be shown, (n, height, width) or (n, height, width, 3), from rows or images.
+
+    Other numbers of channels than 1 and 3 are no colours: their mean is shown.
+    """
+    images = np.reshape(rows, (-1, *with_channels(image_shape)))
+    return images if images.shape[-1] == 3 else images.mean(axis=-1)
+
+
+def tiled(images: npt.NDArray[Any], n_columns: int) -> npt.NDArray[Any]:
+    """All images in one, row by row, with a pixel of NaN between them."""
+    n, height, width, *channels = images.shape
+    n_rows = math.ceil(n / n_columns)
+    size = (n_rows * (height + 1) - 1, n_columns * (width + 1) - 1)
+    canvas = np.full((*size, *channels), np.nan)
+    for position, image in enumerate(images):
+        row, column = divmod(position, n_columns)
+        top, left = row * (height + 1), column * (width + 1)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def show(ax: Axes, image: Any, limits: tuple[float, float], cmap: str = "gray") -> Any:
+    """Draw an image, grey or of a colour map unless it has colours of its own, without ticks."""
+    low, high = limits
+    if np.ndim(image) == 3:
+        image = np.nan_to_num(np.clip((image - low) / (high - low), 0, 1), nan=1.0)
+    drawn = ax.imshow(image, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return drawn
+
+
+def limits(images: npt.NDArray[Any]) -> tuple[float, float]:
+    """What is black and what is white: 0 and 1 if all values lie there, else the smallest and largest."""
+    low, high = float(np.nanmin(images)), float(np.nanmax(images))
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    return low, high if high > low else low + 1
+
+
+def usual_limits(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """The smallest and largest of the values within five interquartile ranges of the quartiles.
+
+    For scores, which a few anomalies would squeeze into one colour or one bar. If the middle half of the
+    values is the same, all of them count.
+    """
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    reach = _REACH * (upper - lower) or np.inf
+    usual = values[(values >= lower - reach) & (values <= upper + reach)]
+    return float(usual.min()), float(usual.max())
+
+
+def pointed(values: npt.NDArray[Any], low: float, high: float) -> str:
+    """Which ends of a colour bar to point, because values lie beyond."""
+    ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
+    return ends.get((bool(np.min(values) < low), bool(np.max(values) > high)), "neither")
