@@ -12,7 +12,8 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 ORDER = [
     "backend",
     "rows",
-    "canvas",
+    "sparse_rows",
+    "plotting.canvas",
     "spec",
     "likelihoods.base",
     "likelihoods.location_scale",
@@ -36,12 +37,14 @@ ORDER = [
     "ensemble",
     "calibration",
     "explanations",
+    "tables",
+    "fitted",
     "conventions",
     "detector",
     "scorers",
-    "score_pictures",
-    "model_pictures",
-    "row_pictures",
+    "plotting.scores",
+    "plotting.models",
+    "plotting.rows",
     "plotting",
 ]
 FILES = {

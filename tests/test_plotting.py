@@ -19,9 +19,9 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, plotting
 from vae_anomaly.backend import keras
-from vae_anomaly.canvas import as_images, limits, pointed, show, tiled, usual_limits
 from vae_anomaly.explanations import explain
 from vae_anomaly.networks import Network
+from vae_anomaly.plotting.canvas import as_images, limits, pointed, show, tiled, usual_limits
 
 # One architecture for most tests: a program is compiled once for each.
 SMALL = ConvNetwork((8, 8, 1), filters=(4,), dense_units=(8,))

@@ -758,8 +758,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X = self._validated(X)
         return self._fitted.posterior_means(X)
 
-    def reconstruct(self, X: Any) -> npt.NDArray[np.float64]:
-        """Expected x given z, averaged over the draws of z, in the units of X.
+    def reconstruct(self, X: Any) -> Any:
+        """Expected x given z, averaged over the draws of z, in the units of X: gaps are filled.
 
         Parameters
         ----------
@@ -767,7 +767,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        float64 array of the shape of X
+        float64 array of the shape of X, or a DataFrame if X is a mixed table
 
         Raises
         ------
@@ -777,7 +777,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         given, X = X, self._validated(X)
         return self._as_given(self._fitted.reconstructions(X), given)
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> npt.NDArray[np.float64]:
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
 
         Parameters
@@ -788,7 +788,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_)
+        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
+        mixed table
 
         Raises
         ------

@@ -78,7 +78,7 @@ class FittedModel(NamedTuple):
         nothing = np.full((1, rows.shape[1]), np.nan, dtype=np.float32)
         by_member = self._score(np.concatenate([rows, nothing]))
         excess = by_member[:, -1] - self.levels
-        return by_member[:, :-1] - excess[:, None] * (n_missing / rows.shape[1])
+        return np.asarray(by_member[:, :-1] - excess[:, None] * (n_missing / rows.shape[1]))
 
     def balanced(self, rows: Any) -> tuple[Array, Array, Array]:
         """Weights and levels that training rows give the members, and the rows' scores with them.

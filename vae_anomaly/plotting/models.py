@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.decomposition import PCA
 
-from vae_anomaly.canvas import (
+from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,
     GREEN,

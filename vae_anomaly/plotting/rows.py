@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vae_anomaly import explanations
-from vae_anomaly.canvas import (
+from vae_anomaly.plotting.canvas import (
     BLUE,
     GREY,
     RED,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
-from vae_anomaly.canvas import (
+from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,
     GREEN,

@@ -21,15 +21,15 @@ Legends stand beside curves and points: give a figure of your own ``layout="cons
 for them. Anomaly scores are larger = more anomalous, the negative of ``score_samples``.
 """
 
-from vae_anomaly.model_pictures import (
+from vae_anomaly.plotting.models import (
     latent_manifold,
     latent_scatter,
     network_summary,
     reconstructions,
     samples,
 )
-from vae_anomaly.row_pictures import contributions, top_anomalies
-from vae_anomaly.score_pictures import precision_recall_curve, roc_curve, score_histogram, training_curves
+from vae_anomaly.plotting.rows import contributions, top_anomalies
+from vae_anomaly.plotting.scores import precision_recall_curve, roc_curve, score_histogram, training_curves
 
 __all__ = [
     "contributions",
