@@ -172,16 +172,21 @@ def test_missing_values_are_inferred_as_the_conditional_mean(exact, gaps):
     state, *_ = exact
     nothing = np.zeros((1, L), dtype="f4")
     expected = reconstruct([state], gaps, nothing, None)[0]
+    parts = _numpy_parts(state)
+    left, at_first = [], []
     for row, found in zip(gaps, expected, strict=True):
         missing = np.isnan(row)
-        parts = _numpy_parts(state)
         covariance = parts["weights"].T @ parts["weights"] + SIGMA**2 * np.eye(D)
         to_missing = np.linalg.solve(
             covariance[np.ix_(~missing, ~missing)], covariance[np.ix_(~missing, missing)]
         )
         exact_mean = parts["mean"][missing] + (row - parts["mean"])[~missing] @ to_missing
-        # Ten inferences; the distance left shrinks by the same factor at each.
-        np.testing.assert_allclose(found[missing], exact_mean, atol=0.1)
+        left.append(np.abs(found[missing] - exact_mean).max())
+        at_first.append(np.abs(parts["mean"][missing] - exact_mean).max())
+    # Each inference leaves a part of the distance from the first guess; ten leave little.
+    assert np.mean(left) < 0.1 * np.mean(at_first)
+    one_missing = np.isnan(gaps).sum(axis=1) == 1
+    assert np.array(left)[one_missing].max() < 0.05
 
 
 def test_a_missing_cell_counts_minus_the_entropy_of_the_likelihood(exact, gaps):

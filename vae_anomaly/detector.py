@@ -701,7 +701,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         given, X = X, self._validated(X)
         if coverage is not None and not 0 < coverage < 1:
             raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
-        results = [self._as_given(values, given) for values in self._fitted.expected_cells(X, coverage)]
+        results = [
+            self._as_given(values, given)
+            if self.table_ is not None
+            else explanations.in_form_of(given, values)
+            for values in self._fitted.expected_cells(X, coverage)
+        ]
         return results[0] if coverage is None else tuple(results)
 
     def report(self, X: Any, n_rows: int = 5, n_columns: int = 3, coverage: float = 0.9) -> Any:

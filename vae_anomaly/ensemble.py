@@ -258,7 +258,8 @@ def confidence(
     if n_members > 1:
         of_members = (n_members * weights[:, None] * by_member).std(axis=0, ddof=1) / math.sqrt(n_members)
     error = np.hypot(of_members, averaged(draw_errors, weights))
-    return np.asarray(stats.norm.cdf(np.abs(decision) / np.maximum(error, np.finfo(float).tiny)))
+    with np.errstate(over="ignore"):  # nothing left to chance: certain
+        return np.asarray(stats.norm.cdf(np.abs(decision) / np.maximum(error, np.finfo(float).tiny)))
 
 
 def sample(

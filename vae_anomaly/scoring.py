@@ -239,14 +239,11 @@ def predictive_values(
     n_draws, n_levels = len(noise), n_values // len(noise)
 
     def tile_values(vae: Any, x: Any, noise: Any) -> Any:
-        posterior = vae.encode(x)
-        values = []
-        for draw in range(n_draws):
-            parameters = vae.draw(*posterior, noise[draw : draw + 1]).parameters
-            for level in range(n_levels):
-                probability = (level + (draw + 0.5) / n_draws) / n_levels
-                values.append(vae.likelihood.quantile(probability, parameters)[0])
-        return tf.stack(values, axis=1)
+        parameters = vae.draw(*vae.encode(x), noise).parameters
+        of_draws = (np.arange(n_draws)[:, None, None] + 0.5) / n_draws
+        levels = [(level + of_draws) / n_levels for level in range(n_levels)]
+        values = [vae.likelihood.quantile(level, parameters) for level in levels]
+        return tf.transpose(tf.concat(values, axis=0), (1, 0, 2))
 
     return map_rows(tile_values, ("predictive_values", n_values), states, rows, noise, device)
 

@@ -22,6 +22,11 @@ from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Likelihood, M
 __all__ = ["Column", "Table", "table_of"]
 
 
+# Whole numbers around it and above are measurements: ages, years, prices. Their logarithms, which Count sees,
+# tell less of them (on twelve real tables, `benchmarks/mixed.py`).
+_MANY = 10
+
+
 class Column(NamedTuple):
     """How one column becomes numbers.
 
@@ -132,10 +137,10 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
     X : array or DataFrame of shape (n_rows, n_columns)
     likelihood : "auto", name, Likelihood, dict or list
         "mixed" goes by the columns' dtypes: Bernoulli for booleans, Categorical for strings and categories,
-        Count for whole numbers that are never negative, Gaussian for other numbers. So does "auto" for a
-        DataFrame with columns that are no numbers. "categorical" is for all columns. A dict gives likelihoods
-        of columns by their names (positions, if X is an array), a list holds pairs of a likelihood and the
-        columns that have it; columns that they leave out go by their dtype.
+        Count for whole numbers that are never negative and mostly below 10, Gaussian for other numbers. So does
+        "auto" for a DataFrame with columns that are no numbers. "categorical" is for all columns. A dict gives
+        likelihoods of columns by their names (positions, if X is an array), a list holds pairs of a likelihood
+        and the columns that have it; columns that they leave out go by their dtype.
 
     Raises
     ------
@@ -224,8 +229,8 @@ def _by_dtype(values: pd.Series, name: Any) -> Likelihood | str:
     if types.is_bool_dtype(values.dtype):
         return Bernoulli()
     if _is_number(values):
-        whole = types.is_integer_dtype(values.dtype) and values.min() >= 0
-        return "count" if whole else "gaussian"
+        few = types.is_integer_dtype(values.dtype) and values.min() >= 0 and values.median() < _MANY
+        return "count" if few else "gaussian"
     if isinstance(values.dtype, pd.CategoricalDtype) or types.is_string_dtype(values.dtype):
         return "categorical"
     if types.is_object_dtype(values.dtype):

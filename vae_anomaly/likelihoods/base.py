@@ -135,8 +135,11 @@ class Likelihood(Spec):
         """
         return self.error(self.mean(parameters), parameters)
 
-    def quantile(self, probability: float, parameters: Parameters) -> Any:
-        """The x above this share of p(x|z), of shape (n_rows, n_features); NaN if x has no order."""
+    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+        """The x above this share of p(x|z), of shape (n_rows, n_features); NaN if x has no order.
+
+        ``probability`` is a number, or an array that broadcasts against the parameters.
+        """
         raise NotImplementedError(
             f"intervals need the quantiles of the likelihood: give {type(self).__name__} a method "
             "quantile(probability, parameters)."

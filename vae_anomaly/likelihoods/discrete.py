@@ -112,7 +112,7 @@ class Categorical(Likelihood):
     def expected_error(self, parameters: Parameters) -> Any:
         return -self.expected_log_prob(parameters)
 
-    def quantile(self, probability: float, parameters: Parameters) -> Any:
+    def quantile(self, probability: Any, parameters: Parameters) -> Any:
         return keras.ops.full_like(parameters[0][..., 0], math.nan)
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:

@@ -73,8 +73,8 @@ class LocationScale(Likelihood):
         """Draws from f."""
         raise NotImplementedError
 
-    def standard_quantile(self, probability: float) -> float:
-        """The residual that lies above this share of f."""
+    def standard_quantile(self, probability: Any) -> Any:
+        """The residual that lies above this share of f: of a number, or of each in a numpy array."""
         raise NotImplementedError(
             f"intervals need the quantiles of f: give {type(self).__name__} a method "
             "standard_quantile(probability)."
@@ -109,8 +109,9 @@ class LocationScale(Likelihood):
             2 * self.log_scale(parameters)
         )
 
-    def quantile(self, probability: float, parameters: Parameters) -> Any:
-        return parameters[0] + keras.ops.exp(self.log_scale(parameters)) * self.standard_quantile(probability)
+    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+        residual = keras.ops.convert_to_tensor(self.standard_quantile(probability), parameters[0].dtype)
+        return parameters[0] + keras.ops.exp(self.log_scale(parameters)) * residual
 
     def default_scaler(self) -> Any:
         return StandardScaler()
@@ -148,8 +149,8 @@ class Gaussian(LocationScale):
     def standard_sample(self, shape: tuple[int, ...], seed: int) -> Any:
         return keras.random.normal(shape, seed=seed)
 
-    def standard_quantile(self, probability: float) -> float:
-        return float(stats.norm.ppf(probability))
+    def standard_quantile(self, probability: Any) -> Any:
+        return stats.norm.ppf(probability)
 
     def standard_moments(self) -> tuple[float, float]:
         return float(stats.norm.entropy()), 1.0
@@ -186,8 +187,8 @@ class Laplace(LocationScale):
         size = keras.ops.minimum(keras.ops.abs(uniform), 1.0 - 2.0**-24)
         return -keras.ops.sign(uniform) * keras.ops.log1p(-size)
 
-    def standard_quantile(self, probability: float) -> float:
-        return float(stats.laplace.ppf(probability))
+    def standard_quantile(self, probability: Any) -> Any:
+        return stats.laplace.ppf(probability)
 
     def standard_moments(self) -> tuple[float, float]:
         return float(stats.laplace.entropy()), 2.0
@@ -247,8 +248,8 @@ class StudentT(LocationScale):
         half = 0.5 * self.degrees_of_freedom
         return normal * keras.ops.rsqrt(keras.random.gamma(shape, alpha=half, seed=gamma_seed) / half)
 
-    def standard_quantile(self, probability: float) -> float:
-        return float(stats.t.ppf(probability, self.degrees_of_freedom))
+    def standard_quantile(self, probability: Any) -> Any:
+        return stats.t.ppf(probability, self.degrees_of_freedom)
 
     def standard_moments(self) -> tuple[float, float]:
         """Entropy and mean square; the median square where the mean is infinite."""

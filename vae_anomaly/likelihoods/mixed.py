@@ -122,7 +122,7 @@ class Mixed(Likelihood):
     def expected_error(self, parameters: Parameters) -> Any:
         return self._in_order(lambda likelihood, own: likelihood.expected_error(own), parameters)
 
-    def quantile(self, probability: float, parameters: Parameters) -> Any:
+    def quantile(self, probability: Any, parameters: Parameters) -> Any:
         return self._in_order(lambda likelihood, own: likelihood.quantile(probability, own), parameters)
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:

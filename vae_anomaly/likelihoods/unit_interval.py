@@ -60,7 +60,8 @@ class Bernoulli(UnitInterval):
         """Reconstruction error of each feature: the binary cross-entropy, in nats."""
         return -self.log_prob(x, parameters)
 
-    def quantile(self, probability: float, parameters: Parameters) -> Any:
+    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+        probability = keras.ops.convert_to_tensor(probability, parameters[0].dtype)
         return keras.ops.cast(self.mean(parameters) > 1 - probability, parameters[0].dtype)
 
 
