@@ -19,7 +19,7 @@ import argparse
 import csv
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +124,23 @@ def find(options: argparse.Namespace) -> None:
 
 
 def each_table(options: argparse.Namespace, measure: Callable[[Path, int], Iterator[dict[str, Any]]]) -> None:
+    """`each`, of the tables of a folder."""
+    each(options, {path.stem: path for path in sorted(options.datasets.glob("*.npz"))}, measure)
+
+
+def each(
+    options: argparse.Namespace,
+    tables: Mapping[str, Any],
+    measure: Callable[[Any, int], Iterator[dict[str, Any]]],
+) -> None:
     """Add the missing rows to ``options.out``."""
     done = set()
     if options.out.exists():
         done = set(pd.read_csv(options.out)[["dataset", "seed"]].itertuples(index=False, name=None))
     for seed in options.seeds:
-        for path in sorted(options.datasets.glob("*.npz")):
-            key = {"dataset": path.stem, "seed": seed}
-            if (path.stem, seed) not in done and (rows := [key | found for found in measure(path, seed)]):
+        for name, table in tables.items():
+            key = {"dataset": name, "seed": seed}
+            if (name, seed) not in done and (rows := [key | found for found in measure(table, seed)]):
                 append(options.out, rows)
 
 

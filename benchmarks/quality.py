@@ -98,7 +98,7 @@ METHODS: dict[str, Callable[[int], Any]] = {
 }
 
 
-def anomaly_scores(detector: Any, X: np.ndarray) -> np.ndarray:
+def anomaly_scores(detector: Any, X: Any) -> np.ndarray:
     """Larger = more anomalous: scikit-learn's detectors rank the other way round than PyOD's."""
     if hasattr(detector, "score_samples"):
         return -detector.score_samples(X)
@@ -113,7 +113,11 @@ def evaluate(
     if scale:
         scaler = StandardScaler().fit(train)
         train, test = scaler.transform(train), scaler.transform(test)
-    detector = make(seed)
+    return figures_of(make(seed), train, test, labels)
+
+
+def figures_of(detector: Any, train: Any, test: Any, labels: np.ndarray) -> dict[str, float]:
+    """AUROC, average precision, seconds of fit and score."""
     start = time.perf_counter()
     detector.fit(train)
     fitted = time.perf_counter()
@@ -140,8 +144,7 @@ def run(
         done = set(
             pd.read_csv(out)[["dataset", "setting", "seed", "method"]].itertuples(index=False, name=None)
         )
-    packages = ("vae-anomaly", "scikit-learn", "tensorflow", "pyod", "torch")
-    versions = " ".join(f"{name}={version}" for name in packages if (version := _version(name)))
+    versions = versions_of("vae-anomaly", "scikit-learn", "tensorflow", "pyod", "torch")
     with out.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if not done:
@@ -167,6 +170,11 @@ def _runs(
                     yield path, setting, seed, method
 
 
+def versions_of(*packages: str) -> str:
+    """Of those that are installed."""
+    return " ".join(f"{name}={version}" for name in packages if (version := _version(name)))
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -179,7 +187,7 @@ def summarize(results: pd.DataFrame, ours: str = "VAEDetector", metric: str = "a
     """Mean, mean rank, wins / ties / losses of ``ours`` and Wilcoxon's p, for each setting and method."""
     table = results.groupby(["setting", "dataset", "method"])[metric].mean().unstack()
     tables = []
-    for setting in SETTINGS:
+    for setting in results["setting"].unique():
         figures = table.loc[setting].dropna(axis=1)
         ranks = figures.rank(axis=1, ascending=False).mean()
         summary = pd.DataFrame({"setting": setting, "mean": figures.mean(), "mean rank": ranks})

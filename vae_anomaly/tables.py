@@ -137,10 +137,10 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
     X : array or DataFrame of shape (n_rows, n_columns)
     likelihood : "auto", name, Likelihood, dict or list
         "mixed" goes by the columns' dtypes: Bernoulli for booleans, Categorical for strings and categories,
-        Count for whole numbers that are never negative and mostly below 10, Gaussian for other numbers. So does
-        "auto" for a DataFrame with columns that are no numbers. "categorical" is for all columns. A dict gives
-        likelihoods of columns by their names (positions, if X is an array), a list holds pairs of a likelihood
-        and the columns that have it; columns that they leave out go by their dtype.
+        Count for whole numbers that are never negative and mostly below 10, Gaussian for other numbers. So
+        does "auto" for a DataFrame with columns that are no numbers. "categorical" is for all columns. A dict
+        gives likelihoods of columns by their names (positions, if X is an array), a list holds pairs of a
+        likelihood and the columns that have it; columns that they leave out go by their dtype.
 
     Raises
     ------
