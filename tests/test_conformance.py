@@ -35,6 +35,7 @@ DETECTORS = {
     "no_scaler": VAEDetector(epochs=5, scaler=None),
     "folds": VAEDetector(epochs=5, calibration=3),
     "held_out_calibration": VAEDetector(epochs=5, calibration=0.3),
+    "masked": VAEDetector(epochs=5, masked_share=0.2),
     "ensemble": VAEDetector(epochs=5, members=[Member(), Member(trimmed_share=0.2)]),
 }
 # scikit-learn runs this check only where the array API is switched on before scipy is imported.

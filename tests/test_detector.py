@@ -334,12 +334,17 @@ def frame_with(value):
 
 
 BAD_INPUT = {
-    "NaN": (frame_with(np.nan), ValueError, "NaN"),
+    "a column of NaN": (frame_with(np.nan).assign(b=np.nan), ValueError, "column 'b' holds no value"),
     "infinity": (frame_with(np.inf), ValueError, "infinity"),
     "minus infinity": (frame_with(-np.inf), ValueError, "infinity"),
     "complex": (np.ones((20, 3)) * 1j, ValueError, "Complex data not supported"),
-    "strings": (frame_with("red"), ValueError, "could not convert string to float: 'red'"),
-    "sparse": (sparse.csr_array(np.eye(20)), TypeError, "(?i)sparse"),
+    "strings": (np.array([["red"], ["blue"]]), ValueError, "could not convert string to float: 'red'"),
+    "numbers and strings": (
+        frame_with("red"),
+        ValueError,
+        "column 'b' holds values of several types, .*'red'",
+    ),
+    "sparse infinity": (sparse.csr_array(np.diag([1, np.inf])), ValueError, "infinity"),
     "no rows": (np.empty((0, 3)), ValueError, r"0 sample\(s\)"),
     "no columns": (np.empty((5, 0)), ValueError, r"0 feature\(s\)"),
     "one dimension": (np.arange(10.0), ValueError, "Expected 2D array, got 1D array"),
@@ -363,10 +368,10 @@ def test_bad_rows_are_refused_and_an_earlier_fit_stays_usable(table, X, error, m
     ("X", "error", "message"),
     [
         (np.ones((3, 5)), ValueError, "X has 5 features, but VAEDetector is expecting 6"),
-        (np.full((3, 6), np.nan), ValueError, "NaN"),
+        (np.full((3, 6), np.inf), ValueError, "infinity"),
         (np.ones(6), ValueError, "Expected 2D array"),
         (np.empty((0, 6)), ValueError, r"0 sample\(s\)"),
-        (sparse.csr_array(np.eye(6)), TypeError, "(?i)sparse"),
+        (sparse.csr_array(np.eye(5)), ValueError, "X has 5 features"),
     ],
 )
 def test_bad_rows_are_refused_at_scoring(fitted, X, error, message):
@@ -393,7 +398,7 @@ def test_an_unfitted_detector_has_neither_samples_nor_a_model():
 @pytest.mark.parametrize("likelihood", ["bernoulli", "continuous_bernoulli"])
 def test_values_outside_the_support_are_named_with_their_column(likelihood):
     X = pd.DataFrame({"a": [0.0, 1, 1], "b": [0.5, 0.5, 1.5]})
-    with pytest.raises(ValueError, match=r"column 'b' holds 1.5 in row 2.*MinMaxScaler\(clip=True\)"):
+    with pytest.raises(ValueError, match=r"MinMaxScaler\(clip=True\).*column 'b' holds 1.5 in row 2"):
         VAEDetector(likelihood=likelihood).fit(X)
     detector = VAEDetector(likelihood=likelihood, epochs=1).fit(X / 2)
     with pytest.raises(ValueError, match="column 'a' holds -0.2 in row 1"):

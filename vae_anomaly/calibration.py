@@ -17,7 +17,7 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.model_selection import KFold, train_test_split
 
-__all__ = ["discoveries", "out_of_fold_scores", "p_values", "resolve", "split"]
+__all__ = ["discoveries", "out_of_fold_scores", "p_values", "resolve", "split", "uncalibrated"]
 
 _ROWS_ENOUGH_TO_SPLIT = 1_000
 _SHARE, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
@@ -72,14 +72,12 @@ def split(n_rows: int, share: float, seed: int) -> tuple[npt.NDArray[np.intp], n
     return trained_on, held_out
 
 
-def out_of_fold_scores(
-    detector: Any, likelihood: Any, X: Any, n_folds: int, seed: int
-) -> npt.NDArray[np.float64]:
-    """Each row's anomaly score by a clone of the detector that is fitted without the row's fold.
+def uncalibrated(detector: Any, likelihood: Any, seed: int) -> Any:
+    """A clone that is to be trained alike, for its scores alone.
 
     ``likelihood`` is what the detector's own has come to mean, for rows that have come through its door.
     """
-    detector = clone(detector).set_params(
+    return clone(detector).set_params(
         likelihood=likelihood,
         threshold=None,
         calibration=None,
@@ -88,6 +86,10 @@ def out_of_fold_scores(
         verbose=0,
         random_state=seed,
     )
+
+
+def out_of_fold_scores(detector: Any, X: Any, n_folds: int, seed: int) -> npt.NDArray[np.float64]:
+    """Each row's anomaly score by a clone of the detector that is fitted without the row's fold."""
     scores = np.empty(X.shape[0])
     for trained_on, held_out in KFold(n_folds, shuffle=True, random_state=seed).split(X):
         scores[held_out] = -clone(detector).fit(X[trained_on]).score_samples(X[held_out])

@@ -379,6 +379,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             if not continuing:
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
                 check_observed(X, getattr(self, "feature_names_in_", None))
+                likelihood.check_columns(X.shape[1])
                 own = isinstance(self.scaler, str)
                 scaler = likelihood.default_scaler() if own else likelihood.scaler_of(self.scaler)
                 self.scaler_ = fitted(scaler, X)
@@ -432,7 +433,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             unseen = None
             if isinstance(aside, int):
                 images = X if image_shape is None else X.reshape(-1, *image_shape)
-                unseen = calibration.out_of_fold_scores(self, likelihood, images, aside, draws_seed)
+                of_fold = calibration.uncalibrated(self, likelihood, draws_seed)
+                unseen = calibration.out_of_fold_scores(of_fold, images, aside, draws_seed)
             elif aside is not None:
                 unseen = self._fitted.scores(held_out)
             self.calibration_scores_ = unseen
@@ -701,12 +703,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         given, X = X, self._validated(X)
         if coverage is not None and not 0 < coverage < 1:
             raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
-        results = [
-            self._as_given(values, given)
-            if self.table_ is not None
-            else explanations.in_form_of(given, values)
-            for values in self._fitted.expected_cells(X, coverage)
-        ]
+        results = [self._as_given(values, given) for values in self._fitted.expected_cells(X, coverage)]
         return results[0] if coverage is None else tuple(results)
 
     def report(self, X: Any, n_rows: int = 5, n_columns: int = 3, coverage: float = 0.9) -> Any:
@@ -772,7 +769,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        float64 array of the shape of X, or a DataFrame if X is a mixed table
+        float64 array of the shape of X, or a DataFrame if X is one
 
         Raises
         ------
@@ -814,10 +811,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _as_given(self, values: npt.NDArray[np.float64], given: Any) -> Any:
         """Values in the form of the rows that were given."""
-        if self.table_ is not None:
-            frame = self.table_.frame(values, getattr(given, "index", None))
-            return frame if hasattr(given, "columns") else frame.to_numpy()
-        return values.reshape(np.shape(given))
+        if self.table_ is None:
+            return explanations.in_form_of(given, values)
+        frame = self.table_.frame(values, getattr(given, "index", None))
+        return frame if hasattr(given, "columns") else frame.to_numpy()
 
     @property
     def model_(self) -> Any:

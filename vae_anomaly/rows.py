@@ -156,7 +156,8 @@ def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) ->
 
 def fitted(scaler: Any, X: Any) -> Any:
     """A clone of the scaler, fitted on X; None stays None."""
-    if type(scaler) is StandardScaler:  # in blocks: its variance makes several copies of what it gets at once
+    if type(scaler) is StandardScaler or (sparse.issparse(X) and hasattr(scaler, "partial_fit")):
+        # In blocks: a variance makes copies of what it gets at once, and a sparse table is never dense.
         scaler = clone(scaler)
         for start in range(0, X.shape[0], block := _block_of(X)):
             scaler.partial_fit(_dense(X[start : start + block]))
@@ -211,7 +212,7 @@ def _transformed(given: Any, block: npt.NDArray[Any], scaler: Any) -> npt.NDArra
     # The rows have been checked; for one row, checking them again costs a third of the whole score.
     if type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std:
         return np.asarray((block - scaler.mean_) / scaler.scale_)
-    if type(scaler) is StandardScaler:  # fitted on dense rows
+    if hasattr(scaler, "partial_fit"):  # fitted on dense rows
         given = block
     return _dense(scaler.transform(given.copy()))  # some transformers write into their argument
 
@@ -230,9 +231,10 @@ def unscaled(rows: npt.NDArray[np.float64], scaler: Any) -> npt.NDArray[np.float
     """
     if scaler is None:
         return rows
-    if not hasattr(scaler, "inverse_transform"):
+    own = scaler.scaler if isinstance(scaler, ScalerOfColumns) else scaler
+    if not hasattr(own, "inverse_transform"):
         raise TypeError(
-            f"rows in the units of X need a scaler with inverse_transform; {type(scaler).__name__} has none."
+            f"rows in the units of X need a scaler with inverse_transform; {type(own).__name__} has none."
         )
     return np.asarray(scaler.inverse_transform(rows))
 

@@ -54,8 +54,8 @@ class Column(NamedTuple):
         if unseen.any() and getattr(self.likelihood, "unseen", "score") == "raise":
             raise ValueError(
                 f"column {self.name!r} holds {values[unseen].iloc[0]!r} in row "
-                f"{values[unseen].index[0]!r}, which is not among the categories of the training rows; "
-                "Categorical(unseen='score') scores it."
+                f"{values[unseen].index.to_list()[0]!r}, which is not among the categories of the training "
+                "rows; Categorical(unseen='score') scores it."
             )
         return np.where(missing, np.nan, np.where(unseen, len(self.categories), codes))
 
@@ -65,16 +65,21 @@ class Column(NamedTuple):
             known = numbers < len(self.categories)
             chosen = np.full(len(numbers), None, dtype=object)
             chosen[known] = self.categories.to_numpy()[numbers[known].astype(int)]
-            return pd.Series(chosen).astype(self.dtype)
+            gaps = not known.all() and self.dtype.kind in "biu"
+            return pd.Series(chosen) if gaps else pd.Series(chosen).astype(self.dtype)
         missing = np.isnan(numbers)
         if types.is_bool_dtype(self.dtype):
             decided: Any = pd.array(numbers > 0.5, dtype="boolean")
-        elif isinstance(self.likelihood, Count):
+        elif isinstance(self.likelihood, Count) or types.is_integer_dtype(self.dtype):
             decided = pd.array(np.nan_to_num(numbers).round().astype(np.int64), dtype="Int64")
         else:
-            return pd.Series(numbers)
+            floats = types.is_float_dtype(self.dtype)
+            return pd.Series(numbers).astype(self.dtype if floats else np.float64)
         decided[missing] = pd.NA
-        return pd.Series(decided if missing.any() else decided.astype(self.dtype))
+        if isinstance(self.dtype, pd.CategoricalDtype):
+            return pd.Series(decided.astype(object)).astype(self.dtype)
+        fits = not missing.any() and (decided.astype(self.dtype) == decided).all()
+        return pd.Series(decided.astype(self.dtype) if fits else decided)
 
     def _check_kinds(self, values: pd.Series, categories: pd.Index) -> None:
         known = {_kind(category) for category in categories}
@@ -95,8 +100,9 @@ class Table:
     columns : tuple of Column
     """
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(self, columns: Sequence[Column], named: bool = True) -> None:
         self.columns = tuple(columns)
+        self.named = named
 
     @property
     def likelihood(self) -> Mixed:
@@ -111,12 +117,19 @@ class Table:
         """The cells as float64, a DataFrame if X is one; zeros if X has other columns."""
         names = [column.name for column in self.columns]
         if not hasattr(X, "columns"):
-            X = np.asarray(X)
+            X = _array(X)
             if X.ndim != 2 or X.shape[1] != len(names):
-                return X
+                return np.zeros(X.shape)
             return self.numbers(pd.DataFrame(X, columns=names).infer_objects()).to_numpy()
-        if list(X.columns) != names:  # scikit-learn says what is wrong with the names
-            return pd.DataFrame(np.zeros(X.shape), columns=X.columns)
+        if not self.named and X.shape[1] == len(names):
+            X = X.set_axis(names, axis=1)
+        if list(X.columns) != names:
+            if not all(isinstance(name, str) for name in names):  # which scikit-learn does not compare
+                raise ValueError(
+                    f"the detector was fitted on the columns {names}; received the columns "
+                    f"{list(X.columns)}. Give X the columns of the training rows, in their order."
+                )
+            return pd.DataFrame(np.zeros(X.shape), columns=X.columns)  # scikit-learn says what is wrong
         numbers = {column.name: column.numbers(X[column.name]) for column in self.columns}
         return pd.DataFrame(numbers, index=X.index)
 
@@ -149,28 +162,27 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
         message names it.
     """
     chosen: dict[Any, Any] = {}
-    if np.ndim(X) != 2:
-        return None
     if isinstance(likelihood, str) and likelihood == "auto":
         if not hasattr(X, "columns") or all(_is_number(values) for _, values in X.items()):
             return None
-    elif isinstance(likelihood, str) and likelihood == Mixed.name:
-        pass
-    elif isinstance(likelihood, Categorical) or likelihood == Categorical.name:
-        chosen = dict.fromkeys(X.columns if hasattr(X, "columns") else range(np.shape(X)[1]), likelihood)
     elif isinstance(likelihood, dict):
         chosen = likelihood
     elif isinstance(likelihood, (list, tuple)):
         chosen = dict(_pairs(likelihood))
-    else:
+    elif isinstance(likelihood, Categorical) or likelihood == Categorical.name:
+        chosen = dict.fromkeys(X.columns if hasattr(X, "columns") else range(np.shape(X)[-1]), likelihood)
+    elif likelihood != Mixed.name:
+        return None
+    if np.ndim(X) != 2:
         return None
     if sparse.issparse(X):
         raise TypeError(
             f"the columns of a sparse table have one likelihood; received likelihood={likelihood!r}. Pass a "
             "DataFrame, or the likelihood of all columns."
         )
-    if not hasattr(X, "columns"):
-        X = pd.DataFrame(np.asarray(X)).infer_objects()
+    named = hasattr(X, "columns")
+    if not named:
+        X = pd.DataFrame(_array(X)).infer_objects()
     if not X.columns.is_unique:
         raise ValueError(
             f"columns need names of their own; {X.columns[X.columns.duplicated()][0]!r} is twice."
@@ -178,7 +190,12 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
     unknown = [name for name in chosen if name not in X.columns]
     if unknown:
         raise ValueError(f"likelihood names column {unknown[0]!r}, but X has the columns {list(X.columns)}.")
-    return Table([_column(X[name], name, chosen.get(name, "auto")) for name in X.columns])
+    return Table([_column(X[name], name, chosen.get(name, "auto")) for name in X.columns], named)
+
+
+def _array(X: Any) -> npt.NDArray[Any]:
+    # numpy would turn lists of strings and numbers into strings.
+    return np.asarray(X, dtype=object) if isinstance(X, (list, tuple)) else np.asarray(X)
 
 
 def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
@@ -211,6 +228,8 @@ def _column(values: pd.Series, name: Any, likelihood: Any) -> Column:
             f"column {name!r}: likelihood must be a name or a Likelihood; received {likelihood!r}."
         )
     likelihood = likelihoods.resolve(likelihood).snapshot()
+    if isinstance(likelihood, Mixed):
+        raise ValueError(f"column {name!r}: 'mixed' is for whole tables; choose a likelihood for the column.")
     likelihood._validate_params()
     if not isinstance(likelihood, Categorical):
         return Column(name, likelihood, values.dtype, None)
@@ -221,7 +240,13 @@ def _column(values: pd.Series, name: Any, likelihood: Any) -> Column:
         raise ValueError(
             f"column {name!r} holds values of several types, {examples}; convert it to one of them."
         )
-    categories = pd.Index(sorted(set(values.astype(object))), dtype=object)
+    try:
+        categories = pd.Index(sorted(set(values.astype(object))), dtype=object)
+    except TypeError:
+        raise TypeError(
+            f"column {name!r} holds values such as {values.iloc[0]!r} ({_kind(values.iloc[0])}), which "
+            "cannot be compared and sorted; turn them into strings or numbers, or drop the column."
+        ) from None
     return Column(name, likelihood.set_params(n_categories=len(categories)), values.dtype, categories)
 
 
@@ -231,11 +256,11 @@ def _by_dtype(values: pd.Series, name: Any) -> Likelihood | str:
     if _is_number(values):
         few = types.is_integer_dtype(values.dtype) and values.min() >= 0 and values.median() < _MANY
         return "count" if few else "gaussian"
-    if isinstance(values.dtype, pd.CategoricalDtype) or types.is_string_dtype(values.dtype):
-        return "categorical"
-    if types.is_object_dtype(values.dtype):
+    if types.is_object_dtype(values.dtype):  # before strings, which pandas takes this dtype for
         kinds = {_kind(value) for value in values.dropna()}
         return "gaussian" if kinds == {"number"} else "categorical"
+    if isinstance(values.dtype, pd.CategoricalDtype) or types.is_string_dtype(values.dtype):
+        return "categorical"
     raise TypeError(
         f"column {name!r} has the dtype {values.dtype}, which no likelihood knows; turn it into numbers or "
         "categories, or drop it."
@@ -247,6 +272,14 @@ def _is_number(values: pd.Series) -> bool:
 
 
 def _as_numbers(values: pd.Series, name: Any, likelihood: Likelihood) -> npt.NDArray[np.float64]:
+    dtype = values.dtype.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
+    if dtype.kind in "mMc":
+        value = values.dropna()
+        raise TypeError(
+            f"column {name!r} holds {value.iloc[0]!r} in row {value.index.to_list()[0]!r}, but likelihood "
+            f"{likelihood.name!r} needs numbers; convert the column, or choose likelihood='categorical' for "
+            "it."
+        )
     try:
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
@@ -265,4 +298,6 @@ def _kind(value: Any) -> str:
         return "bool"
     if isinstance(value, (int, float, np.integer, np.floating)):
         return "number"
+    if isinstance(value, str):  # numpy's too
+        return "str"
     return type(value).__name__

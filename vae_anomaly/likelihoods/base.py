@@ -148,6 +148,9 @@ class Likelihood(Spec):
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         """Raise a ValueError that names the column and the value if X lies outside the support."""
 
+    def check_columns(self, n_columns: int) -> None:
+        """Raise a ValueError if the likelihood is not one of so many columns."""
+
     def default_scaler(self) -> Any:
         """The scikit-learn transformer that ``scaler="auto"`` puts before the model, or None."""
         return None

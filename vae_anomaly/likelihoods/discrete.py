@@ -130,7 +130,10 @@ class Categorical(Likelihood):
 
     def _probabilities(self, parameters: Parameters) -> Any:
         """Of the known categories, of shape (..., n_features, n_categories)."""
-        return (1 - self.unseen_probability) * keras.ops.softmax(parameters[0], axis=-1) + self._least
+        logits = parameters[0]
+        # Keras' softmax warns of an axis of one: a column that holds one category.
+        softmax = keras.ops.exp(logits - keras.ops.logsumexp(logits, axis=-1, keepdims=True))
+        return (1 - self.unseen_probability) * softmax + self._least
 
 
 class Count(Likelihood):
@@ -159,6 +162,8 @@ class Count(Likelihood):
 
     def initial_shared(self, rows: Rows) -> npt.NDArray[np.float32]:
         logarithms = np.log(np.maximum(rows.astype(np.float64), 0) + 0.5)
+        # A column may be missing in all the rows that a member trains on.
+        logarithms[:, np.isnan(logarithms).all(axis=0)] = 0.0
         spread = np.nanstd(logarithms, axis=0)
         spread = np.where(spread > 0, spread, 1.0)
         level = np.nanmean(logarithms, axis=0)

@@ -82,9 +82,10 @@ class LocationScale(Likelihood):
 
     def standard_moments(self) -> tuple[Any, Any]:
         """Entropy and mean square of f; by quadrature, if a subclass does not know them."""
-        grid = np.linspace(-_FARTHEST_RESIDUAL, _FARTHEST_RESIDUAL, _N_GRID, dtype=np.float32)
+        grid, step = np.linspace(-_FARTHEST_RESIDUAL, _FARTHEST_RESIDUAL, _N_GRID, retstep=True)
+        grid = grid.astype(np.float32)
         log_prob = self.standard_log_prob(keras.ops.convert_to_tensor(grid))
-        weight = keras.ops.exp(log_prob) * float(grid[1] - grid[0])
+        weight = keras.ops.exp(log_prob) * float(step)
         return -keras.ops.sum(weight * log_prob), keras.ops.sum(weight * grid**2)
 
     def log_prob(self, x: Any, parameters: Parameters) -> Any:
@@ -101,10 +102,12 @@ class LocationScale(Likelihood):
 
     def expected_log_prob(self, parameters: Parameters) -> Any:
         entropy, _ = self.standard_moments()
+        entropy = keras.ops.convert_to_tensor(entropy, dtype=parameters[0].dtype)
         return keras.ops.zeros_like(parameters[0]) - entropy - self.log_scale(parameters)
 
     def expected_error(self, parameters: Parameters) -> Any:
         _, mean_square = self.standard_moments()
+        mean_square = keras.ops.convert_to_tensor(mean_square, dtype=parameters[0].dtype)
         return keras.ops.zeros_like(parameters[0]) + mean_square * keras.ops.exp(
             2 * self.log_scale(parameters)
         )

@@ -37,6 +37,20 @@ class Mixed(Likelihood):
     def __init__(self, parts: Sequence[tuple[Likelihood, Sequence[int]]] = ()) -> None:
         self.parts = parts
 
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        for likelihood, _ in self.parts:
+            likelihood._validate_params()
+
+    def check_columns(self, n_columns: int) -> None:
+        """Raise a ValueError unless each column belongs to one part."""
+        positions = sorted(int(column) for _, columns in self.parts for column in columns)
+        if positions != list(range(n_columns)):
+            raise ValueError(
+                f"the parts of a Mixed must hold each of the {n_columns} columns of X once, by its position "
+                f"from 0 to {n_columns - 1}; received columns {positions}."
+            )
+
     def config(self) -> dict[str, Any]:
         parts = [(likelihood.config(), list(columns)) for likelihood, columns in self.parts]
         return {**super().config(), "parts": parts}
@@ -56,7 +70,8 @@ class Mixed(Likelihood):
     def parameters(self, outputs: Any, shared: Sequence[Any] = ()) -> Parameters:
         """One tuple for each part, its own parameters."""
         sizes = [likelihood.n_outputs(len(columns)) for likelihood, columns in self.parts]
-        pieces = keras.ops.split(outputs, np.cumsum(sizes)[:-1].tolist(), axis=-1)
+        ends = np.cumsum(sizes).tolist()
+        pieces = [outputs[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
         return tuple(
             likelihood.parameters(piece, _of_columns(shared[: likelihood.n_shared], columns))
             for (likelihood, columns), piece in zip(self.parts, pieces, strict=True)
@@ -131,7 +146,7 @@ class Mixed(Likelihood):
             likelihood.check_support(X[:, list(columns)], labels)
 
     def default_scaler(self) -> Any:
-        """The scaler that most parts with one ask for, on the columns that ask for one; or None."""
+        """The first scaler that a part asks for, on all columns that ask for one; or None."""
         scalers = [(likelihood.default_scaler(), columns) for likelihood, columns in self.parts]
         wanted = [(scaler, columns) for scaler, columns in scalers if scaler is not None]
         columns = sorted(column for _, columns in wanted for column in columns)

@@ -24,7 +24,7 @@ class UnitInterval(Likelihood):
             X,
             names,
             f"likelihood {self.name!r} needs values in [0, 1] after scaling: scale the data to [0, 1], for "
-            "example with scaler=MinMaxScaler(clip=True), or choose likelihood='gaussian'",
+            "example by MinMaxScaler(clip=True), or choose likelihood='gaussian'",
         )
 
 
@@ -109,7 +109,8 @@ class ContinuousBernoulli(UnitInterval):
         # The inverse distribution function log(1 + u (exp(l) - 1)) / l. Negative logits are mirrored,
         # x -> 1 - x, so that the exponential never overflows.
         size = keras.ops.abs(safe)
-        grown = 1 + keras.ops.log(uniform + (1 - uniform) * keras.ops.exp(-size)) / size
+        mirrored = keras.ops.where(safe > 0, uniform, 1 - uniform)
+        grown = 1 + keras.ops.log(mirrored + (1 - mirrored) * keras.ops.exp(-size)) / size
         drawn = keras.ops.where(safe > 0, grown, 1 - grown)
         return keras.ops.clip(
             keras.ops.where(near, uniform + 0.5 * logits * uniform * (1 - uniform), drawn), 0.0, 1.0
