@@ -31,8 +31,14 @@ ORDER = [
     "calibration",
     "explanations",
     "conventions",
+    "archive",
+    "keras_config",
+    "vocabulary",
+    "encoding",
+    "saving",
     "detector",
     "scorers",
+    "persistence",
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 KNOWS_TENSORFLOW = {"backend", "programs", "scoring", "steps", "tiles", "training"}
@@ -47,7 +53,7 @@ def _package_imports(module):
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vae_anomaly":
             if node.module == "vae_anomaly":
-                yield from (alias.name for alias in node.names)
+                yield from (alias.name for alias in node.names if alias.name != "__version__")
             else:
                 yield node.module.split(".")[1]
         elif isinstance(node, ast.Import):

@@ -39,6 +39,7 @@ from vae_anomaly.rows import (
     unscaled,
     with_channels,
 )
+from vae_anomaly.saving import Saved
 from vae_anomaly.scoring import Score
 from vae_anomaly.states import ModelState, Specification
 
@@ -47,7 +48,7 @@ __all__ = ["VAEDetector"]
 _NUMBERS_AT_ONCE = 2**22
 
 
-class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class VAEDetector(Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
     Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural
