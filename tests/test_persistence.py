@@ -1,5 +1,6 @@
 """Model files: what is saved and loaded is the same detector, and a file is never more than data."""
 
+import copy
 import json
 import os
 import pickle
@@ -70,7 +71,8 @@ def assert_same(found, expected, X):
 def a_keras_network(n_params=1, n_features=6):
     layers = keras.layers
     x = keras.Input((n_features,))
-    hidden = keras.ops.relu(layers.Dense(5, activation="gelu")(layers.Normalization(mean=0, variance=2)(x)))
+    centred = layers.Normalization(mean=[0.1] * n_features, variance=[2.0] * n_features)(x)
+    hidden = keras.ops.relu(layers.Dense(5, activation="gelu")(centred))
     encoder = keras.Model(x, [layers.Dense(2)(hidden), layers.Dense(2)(hidden)])
     decoder = keras.Sequential(
         [keras.Input((2,)), layers.Dense(5), layers.BatchNormalization(), layers.Dropout(0.1)]
@@ -183,10 +185,12 @@ def test_a_loaded_detector_can_be_cloned_and_fitted_again(detector, X, path):
     np.testing.assert_array_equal(found.fit(X).score_samples(X), expected)
 
 
-@pytest.mark.parametrize("network", [DenseNetwork((5,)), a_keras_network()], ids=["dense", "keras"])
+@pytest.mark.parametrize("network", list(ALL_NETWORKS))
 def test_a_loaded_detector_goes_on_where_it_stopped(network, X, path):
     settings = {"validation_fraction": 0.2, "calibration": 0.2, "warm_start": True}
-    detector = VAEDetector(network=network, **{**QUICK, **settings}).fit(X)
+    detector = VAEDetector(
+        network=ALL_NETWORKS[network](), likelihood="gaussian", **{**QUICK, **settings}
+    ).fit(X)
     found = reloaded(detector, path)
     np.testing.assert_array_equal(found.fit(X).score_samples(X), detector.fit(X).score_samples(X))
     assert found.history_ == detector.history_
@@ -466,8 +470,14 @@ def test_a_network_and_a_rule_of_ones_own_are_stored_by_their_names(X, path, mon
     np.testing.assert_array_equal(found.predict(X), detector.predict(X))
 
 
+def test_a_rule_with_a_name_is_also_to_have_parameters_that_can_be_read(X, path, monkeypatch):
+    monkeypatch.setitem(THRESHOLDS, "own", OwnRule)
+    with pytest.raises(ModelFileError, match="parameter threshold is an object of .*OwnRule"):
+        VAEDetector(threshold=OwnRule(), **QUICK).fit(X).save(path)
+
+
 # -- forged files ---------------------------------------------------------------------------------------
-def forge(path, edit):
+def forge(path, edit, **about):
     """Edit a file's description in place and renew the checksums, as an attacker can."""
     with archive.opened(path) as opened:
         tree = opened.json("detector.json")
@@ -475,7 +485,7 @@ def forge(path, edit):
         for name, buffer in parts.items():
             opened.read_into(name, memoryview(buffer))
     edit(tree)
-    archive.write(path, {}, {"detector.json": archive.to_json(tree, "it"), **parts})
+    archive.write(path, about, {"detector.json": archive.to_json(tree, "it"), **parts})
 
 
 def specification(tree):
@@ -510,7 +520,7 @@ FORGERIES = {
     "a network that is none": (_set(specification, "network", "dense"), "the specification of a member"),
     "a likelihood that is none": (_set(specification, "likelihood", None), "the specification of a member"),
     "an unknown likelihood": (
-        lambda t: specification(t)["likelihood"].update(likelihood=["poisson of mine", {}, {}]),
+        lambda t: specification(t)["likelihood"].update(likelihood=["poisson of mine", {}, {}, {}]),
         "which is not known here",
     ),
     "an impossible scale": (
@@ -527,7 +537,7 @@ FORGERIES = {
     "no offset": (lambda t: t["fitted"].pop("offset_"), "AttributeError.*offset_"),
     "an offset of text": (_set(lambda t: t["fitted"], "offset_", "0"), "attributes of a fitted detector"),
     "a scaler that is none": (
-        _set(lambda t: t["fitted"], "scaler_", {"estimator": ["Member", {}, {}]}),
+        _set(lambda t: t["fitted"], "scaler_", {"estimator": ["Member", {}, {}, {}]}),
         "attributes of a fitted detector|parts without a use",
     ),
     "a method": (_set(lambda t: t["fitted"], "predict", 1), "'predict' is no name of a fitted attribute"),
@@ -590,8 +600,28 @@ def test_files_of_a_future_release_with_new_attributes_can_be_read(detector, X, 
 
 def test_files_of_an_earlier_release_without_a_parameter_have_its_default(detector, X, path):
     detector.save(path)
-    forge(path, lambda tree: tree["parameters"].pop("verbose"))
+    forge(path, lambda tree: tree["defaults"].pop("verbose"))
     assert load(path).verbose == 0
+
+
+def test_a_scaler_that_the_scikit_learn_here_cannot_use_is_told(X, path):
+    VAEDetector(scaler=QuantileTransformer(n_quantiles=20), **QUICK).fit(X).save(path)
+
+    def forget(tree):
+        *_, fitted = tree["fitted"]["scaler_"]["estimator"]
+        tree["fitted"]["kept_"] = fitted.pop("references_")
+
+    forge(path, forget, versions={"scikit-learn": "1.0.2"})
+    with pytest.raises(
+        ModelFileError, match=r"scaler of scikit-learn 1\.0\.2, which .* here cannot use.*references_"
+    ):
+        load(path)
+
+
+def test_a_scaler_of_another_scikit_learn_that_works_is_taken(detector, X, path):
+    detector.save(path)
+    forge(path, lambda tree: None, versions={"scikit-learn": "1.0.2"})
+    assert_same(load(path), detector, X)
 
 
 # -- taking minutes -------------------------------------------------------------------------------------
@@ -628,7 +658,7 @@ def mutated(files, rng):
 ODD = [None, True, -1, 2**70, 1e308, "", "a" * 1000, [], {}, [[]] * 50, {"tuple": []}, {"array": []}, "dense"]
 ODD += [
     {"shared": 0},
-    {"estimator": ["PCA", {}, {}]},
+    {"estimator": ["PCA", {}, {}, {}]},
     {"record": ["ModelState", {}]},
     {"float": "nan"},
     "__class__",
@@ -644,11 +674,11 @@ def mutated_tree(tree, rng):
             node = parent[key]
         action = rng.randrange(3)
         if action == 0 or not isinstance(parent, dict):
-            parent[key] = rng.choice(ODD)
+            parent[key] = copy.deepcopy(rng.choice(ODD))
         elif action == 1:
             parent[str(rng.choice(ODD))[:30]] = parent.pop(key)
         else:
-            parent[key] = rng.choice(list(parent.values()))
+            parent[key] = copy.deepcopy(rng.choice(list(parent.values())))
     return tree
 
 

@@ -31,6 +31,8 @@ from vae_anomaly.vocabulary import (
     described,
     fields_of,
     refusal,
+    restored,
+    state_of,
 )
 
 __all__ = ["Encoded", "decoded", "encoded"]
@@ -40,7 +42,7 @@ _LARGEST_CODE_POINT = 0x10FFFF
 # Longer lists of one kind are arrays: a history of 100,000 epochs is no JSON.
 _SHORT = 16
 _WASTE = 16
-_FITTED = re.compile(r"_?[a-z][a-z0-9_]*")
+_TREE = {"class", "parameters", "defaults", "fitted", "shared"}
 _MERSENNE_TWISTER, _STATE_WORDS = "MT19937", 624
 
 
@@ -61,20 +63,15 @@ def encoded(estimator: Any) -> Encoded:
         If one of them is on no list; names it.
     """
     encoder = _Encoder()
-    parameters, fitted = _state(estimator)
+    parameters, defaults, fitted = state_of(estimator)
     tree = {
         "class": type(estimator).__name__,
         "parameters": encoder.mapping(parameters, "parameter "),
+        "defaults": encoder.mapping(defaults, "parameter "),
         "fitted": encoder.mapping(fitted, "attribute "),
         "shared": encoder.shared,
     }
     return Encoded(tree, encoder.arrays)
-
-
-def _state(estimator: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters and everything else that an estimator holds."""
-    parameters = estimator.get_params(deep=False)
-    return parameters, {name: value for name, value in vars(estimator).items() if name not in parameters}
 
 
 class _Encoder:
@@ -162,7 +159,8 @@ class _Encoder:
         if isinstance(value, Spec):
             value = value.snapshot()
         for family, registry in REGISTRIES.items():
-            if name := next((name for name, known in registry.items() if known is kind), None):
+            name = next((name for name, known in registry.items() if known is kind), None)
+            if name is not None and hasattr(value, "get_params"):
                 return {family: [name, *self._estimator(value, name, where)]}
         name = kind.__name__
         if class_of(ESTIMATORS, name) is kind:
@@ -178,9 +176,9 @@ class _Encoder:
         return {"shared": self._positions[id(value)][0]}
 
     def _estimator(self, value: Any, name: str, where: str) -> list[Any]:
-        parameters, fitted = _state(value)
-        checked(name, parameters, f"{where} ")
-        return [self.mapping(parameters, where), self.mapping(fitted, where)]
+        given, defaults, fitted = state_of(value)
+        checked(name, given, f"{where} ")
+        return [self.mapping(values, where) for values in (given, defaults, fitted)]
 
     def _record(self, value: Any, name: str, where: str) -> Any:
         fields = {field: getattr(value, field) for field in fields_of(type(value))}
@@ -196,31 +194,17 @@ def decoded(tree: Any, kind: type[Any], archive: Archive) -> Any:
     ModelFileError
         If the tree is not one of `encoded`, or its arrays are not those of the archive.
     """
-    if not isinstance(tree, dict) or tree.keys() != {"class", "parameters", "fitted", "shared"}:
+    if not isinstance(tree, dict) or tree.keys() != _TREE:
         raise ModelFileError("is damaged: it describes no detector.")
     if tree["class"] != kind.__name__:
         raise ModelFileError(f"holds a {tree['class']!r}, which this release does not know.")
     decoder = _Decoder(archive)
     for node in tree["shared"]:
         decoder.shared.append(decoder.value(node))
-    parameters, fitted = decoder.mapping(tree["parameters"]), decoder.mapping(tree["fitted"])
+    state = [decoder.mapping(tree[name]) for name in ("parameters", "defaults", "fitted")]
     if unused := archive.names - decoder.taken - {"detector.json"}:
         raise ModelFileError(f"is refused: it has parts without a use, such as {min(unused)!r}.")
-    return _estimator(kind, parameters, fitted)
-
-
-def _estimator(kind: type[Any], parameters: dict[str, Any], fitted: dict[str, Any]) -> Any:
-    if unknown := parameters.keys() - set(kind._get_param_names()):
-        raise ModelFileError(
-            f"has parameters that {kind.__name__} does not have here: {sorted(unknown)}. Install the "
-            "versions that its manifest.json names, or newer ones."
-        )
-    estimator = kind(**parameters)
-    for name in fitted:
-        if not _FITTED.fullmatch(name) or name in parameters or name in dir(kind):
-            raise ModelFileError(f"is refused: {name!r} is no name of a fitted attribute of {kind.__name__}.")
-    vars(estimator).update(fitted)
-    return estimator
+    return restored(kind, *state)
 
 
 class _Decoder:
@@ -308,13 +292,20 @@ class _Decoder:
             array[position] = value
         return array.reshape(shape)
 
+    def _plain(self, node: Any, dtype: type) -> npt.NDArray[Any]:
+        """A one-dimensional array of this type: of a smaller one, a list would take far more memory."""
+        array = self.value(node)
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
+            raise ModelFileError(f"is refused: it has a list that is no array of {dtype.__name__}.")
+        return array
+
     def _floats(self, content: Any) -> list[float]:
-        return [float(value) for value in self.value(content)]
+        return list(self._plain(content, np.float64).tolist())
 
     def _texts(self, content: list[Any]) -> list[str]:
-        lengths, joined = map(self.value, content)
+        lengths, joined = map(self._plain, content, (np.int64, np.uint8))
         ends = np.cumsum(lengths)
-        if joined.dtype != np.uint8 or (lengths < 0).any() or ends[-1] != len(joined):
+        if (lengths < 0).any() or ends[-1] != len(joined):
             raise ModelFileError("is damaged: texts are shorter or longer than it says.")
         data = joined.tobytes()
         return [
@@ -337,22 +328,23 @@ class _Decoder:
         return FUNCTIONS[name]
 
     def _class(self, content: list[Any]) -> Any:
-        name, parameters, fitted = content
+        name, *state = content
         kind = class_of(ESTIMATORS, name)
         if kind is None:
             raise ModelFileError(f"holds a {name!r}, which this release does not know.")
-        return self._restored(kind, name, parameters, fitted)
+        return self._restored(kind, name, *state)
 
-    def _registered(self, family: str, name: str, parameters: Any, fitted: Any) -> Any:
+    def _registered(self, family: str, name: str, *state: Any) -> Any:
         if name not in REGISTRIES[family]:
             raise ModelFileError(
                 f"holds the {family} {name!r}, which is not known here: import the module that defines it, "
                 "then load again."
             )
-        return self._restored(REGISTRIES[family][name], name, parameters, fitted)
+        return self._restored(REGISTRIES[family][name], name, *state)
 
-    def _restored(self, kind: type[Any], name: str, parameters: Any, fitted: Any) -> Any:
-        return _estimator(kind, checked(name, self.mapping(parameters), ""), self.mapping(fitted))
+    def _restored(self, kind: type[Any], name: str, given: Any, defaults: Any, fitted: Any) -> Any:
+        checked(name, {**given, **defaults}, "")
+        return restored(kind, *map(self.mapping, (given, defaults, fitted)))
 
     def _record(self, content: list[Any]) -> Any:
         name, nodes = content

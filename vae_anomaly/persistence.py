@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 import numpy as np
+import sklearn
 
 from vae_anomaly import archive, encoding
 from vae_anomaly.archive import ModelFileError
@@ -65,6 +66,7 @@ def load(path: str | os.PathLike[str]) -> VAEDetector:
         detector: VAEDetector = encoding.decoded(opened.json(DESCRIPTION), VAEDetector, opened)
         detector._validate_params()
         _check(detector)
+        _check_scaler(detector, opened.manifest.get("versions"))
     return detector
 
 
@@ -83,6 +85,22 @@ def _check(detector: VAEDetector) -> None:
         _check_state(state)
     _expect(_is_array(noise, np.float32, (-1, detector.latent_dim_)) and len(noise) > 0, "draws")
     _expect(_is_array(weights, np.float64, (len(members),)), "weights of the members")
+
+
+def _check_scaler(detector: VAEDetector, versions: Any) -> None:
+    """Refuse a scaler that another release of scikit-learn has fitted and this one cannot use."""
+    written = versions.get("scikit-learn") if isinstance(versions, dict) else None
+    if written == sklearn.__version__:
+        return
+    try:
+        with np.errstate(all="ignore"):
+            detector._scaled(np.zeros((1, detector.n_features_in_)))
+    except AttributeError as error:
+        raise ModelFileError(
+            f"holds a scaler of scikit-learn {written}, which {sklearn.__version__} here cannot use: {error}."
+        ) from error
+    except Exception:  # zeros may be no row that it takes, such as an unknown category
+        return
 
 
 def _check_state(state: Any) -> None:

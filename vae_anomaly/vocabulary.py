@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,8 @@ __all__ = [
     "described",
     "fields_of",
     "refusal",
+    "restored",
+    "state_of",
 ]
 
 #: Classes that are stored by their parameters and fitted attributes, with the module that has them.
@@ -83,6 +86,7 @@ NUMBERS = (
     *("float16", "float32", "float64"),
 )
 DTYPES = {*NUMBERS, "object"}
+_FITTED = re.compile(r"_?[a-z][a-z0-9_]*")
 # What the detector can do without once it is fitted.
 _WITHOUT = {"callbacks": None, "learning_rate_schedule": "cosine", "random_state": 0, "threshold": None}
 
@@ -100,6 +104,39 @@ def fields_of(kind: type[Any]) -> list[str]:
     if dataclasses.is_dataclass(kind):
         return [field.name for field in dataclasses.fields(kind)]
     return list(kind._fields)
+
+
+def state_of(estimator: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Parameters, those that have their default values, and everything else that an estimator holds."""
+    parameters = estimator.get_params(deep=False)
+    fitted = {name: value for name, value in vars(estimator).items() if name not in parameters}
+    signature = inspect.signature(type(estimator)).parameters
+    own = {name for name, value in parameters.items() if not _equal(value, signature[name].default)}
+    given = {name: value for name, value in parameters.items() if name in own}
+    return given, {name: value for name, value in parameters.items() if name not in own}, fitted
+
+
+def _equal(value: Any, default: Any) -> bool:
+    simple = default is None or type(default) in (bool, int, float, str, tuple, type)
+    return simple and type(value) is type(default) and repr(value) == repr(default)
+
+
+def restored(kind: type[Any], given: dict[str, Any], defaults: dict[str, Any], fitted: dict[str, Any]) -> Any:
+    """An estimator of these parameters and fitted attributes."""
+    # One that is not known here and had its default changed nothing.
+    known = set(kind._get_param_names())
+    parameters = {name: value for name, value in defaults.items() if name in known} | given
+    if unknown := parameters.keys() - known:
+        raise ModelFileError(
+            f"has parameters that {kind.__name__} does not have here: {sorted(unknown)}. Install the "
+            "versions that its manifest.json names, or newer ones."
+        )
+    estimator, taken = kind(**parameters), {*dir(kind), *parameters}
+    for name in fitted:
+        if not _FITTED.fullmatch(name) or name in taken:
+            raise ModelFileError(f"is refused: {name!r} is no name of a fitted attribute of {kind.__name__}.")
+    vars(estimator).update(fitted)
+    return estimator
 
 
 def checked(name: str, values: dict[str, Any], where: str) -> dict[str, Any]:
