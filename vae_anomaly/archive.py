@@ -8,6 +8,7 @@ larger than the file, and nothing in a part has a meaning before its checksum ho
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,11 @@ _PARTS = 2**14
 # What `zipfile` writes without the records that zip has for larger files.
 _BYTES = 2 * 10**9
 _BYTES_AT_ONCE = 2**20
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ". Make room, or choose another disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ". Choose a folder that you may write to"),
+    errno.ENOENT: ". Make the folder first",
+}
 _END = struct.Struct("<4s4H2LH")
 _END_OF_ZIP64 = b"PK\x06\x07"
 _LOCAL_HEADER = 30
@@ -77,8 +83,8 @@ def write(path: str | os.PathLike[str], about: Mapping[str, Any], parts: Mapping
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{error.strerror or error}; the model was not saved, and a file that was there before is as it "
-            "was. Make room or choose another folder, then save again",
+            f"{error.strerror or error}; the model was not saved, and an earlier file is as it was"
+            f"{_ADVICE.get(error.errno or 0, '')}",
             str(path),
         ) from error
 

@@ -125,7 +125,7 @@ class _Encoder:
             return {"floats": self._array(np.array(values), where)}
         if len(values) > _SHORT and all(type(value) is str for value in values):
             texts = [value.encode("utf-8", "surrogatepass") for value in values]
-            lengths = np.array([len(text) for text in texts])
+            lengths = np.array([len(text) for text in texts], dtype=np.int64)
             joined = np.frombuffer(b"".join(texts), dtype=np.uint8)
             return {"texts": [self._array(lengths, where), self._array(joined, where)]}
         return [self.node(value, f"{where}[{position}]") for position, value in enumerate(values)]

@@ -100,7 +100,7 @@ def _check_object(node: dict[str, Any]) -> None:
             return
         if module in _OPERATIONS and re.fullmatch(r"[A-Z][A-Za-z0-9]*", name):
             return
-    raise _refusal(f"{module}.{name}")
+    raise _refusal(registered if isinstance(registered, str) and ">" in registered else f"{module}.{name}")
 
 
 def _is_activation(name: Any) -> bool:

@@ -32,10 +32,17 @@ class Saved:
         """Write the fitted detector to one file of data, which `vae_anomaly.load` reads.
 
         The file is a zip of JSON and raw arrays with a SHA-256 for each: no pickle, and nothing in it is ever
-        run. It holds every parameter and fitted attribute, and none of the rows. Members, likelihoods,
-        networks and threshold rules of this library and such as have a name in its registries can be stored,
-        Keras models of layers that are data, `vocabulary.ESTIMATORS` as scalers, and a `RandomState` at its
-        present state.
+        run. It holds every parameter and fitted attribute, and none of the rows. What it can hold besides
+        numbers, texts and arrays:
+
+        - this library's likelihoods, networks, members and threshold rules, and your own once their classes
+          have a name in LIKELIHOODS, NETWORKS or THRESHOLDS, and are defined where the file is loaded;
+        - Keras models of layers that are data, without what they were compiled with;
+        - as ``scaler``: ColumnTransformer, FunctionTransformer (with exp, log1p and the like),
+          KBinsDiscretizer, MaxAbsScaler, MinMaxScaler, MissingIndicator, Normalizer, OneHotEncoder,
+          OrdinalEncoder, PCA, Pipeline, PowerTransformer, QuantileTransformer, RobustScaler, SimpleImputer,
+          StandardScaler, VarianceThreshold;
+        - a `RandomState`, which goes on in the loaded detector where it stands now.
 
         It is written beside its place, flushed to the disk and renamed: whatever happens in between, ``path``
         holds the old file or the new one. Saving the same detector twice makes the same bytes.

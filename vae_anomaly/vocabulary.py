@@ -166,6 +166,8 @@ def refusal(where: str, what: str, value: Any = None) -> ModelFileError:
         advice = "Give its class a name in LIKELIHOODS or NETWORKS, or save with joblib.dump"
     elif where.endswith(".activation"):
         advice = "Name an activation of Keras, such as activation='relu', or save with joblib.dump"
+    elif where.endswith("func"):
+        advice = f"Of functions it can hold numpy's {', '.join(FUNCTIONS)}; save others with joblib.dump"
     elif hasattr(value, "transform"):
         names = ", ".join(name for name, module in ESTIMATORS.items() if module.startswith("sklearn"))
         advice = f"Of transformers it can hold {names}; save others with joblib.dump or skops.io.dump"
