@@ -40,12 +40,18 @@ ORDER = [
     "tables",
     "fitted",
     "conventions",
+    "archive",
+    "keras_config",
+    "vocabulary",
+    "encoding",
+    "saving",
     "detector",
     "scorers",
     "plotting.scores",
     "plotting.models",
     "plotting.rows",
     "plotting",
+    "persistence",
 ]
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
@@ -64,7 +70,7 @@ def _package_imports(module):
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vae_anomaly":
             if node.module == "vae_anomaly":
-                yield from (alias.name for alias in node.names)
+                yield from (alias.name for alias in node.names if alias.name != "__version__")
             else:
                 yield node.module.removeprefix("vae_anomaly.")
         elif isinstance(node, ast.Import):

@@ -385,3 +385,20 @@ def test_different_callable_activations_have_different_architecture_keys() -> No
         DenseNetwork(activation=gentle).architecture_key()
         != DenseNetwork(activation=steep).architecture_key()
     )
+
+
+# -- sizes without building ------------------------------------------------------------------------------
+NETWORKS_WITH_KNOWN_SIZES = [
+    *(DenseNetwork(), DenseNetwork(()), DenseNetwork((7, 5, 3), batch_normalization=True)),
+    ConvNetwork((9, 6, 2)),
+    ConvNetwork((9, 6, 2), (), dense_units=()),
+    ConvNetwork((9, 6, 2), (4, 3, 5), kernel_size=2, strides=(1, 3, 2), dense_units=(6,)),
+]
+
+
+@pytest.mark.parametrize("n_params", [1, 2])
+@pytest.mark.parametrize("network", NETWORKS_WITH_KNOWN_SIZES, ids=repr)
+def test_the_kernels_are_counted_without_building_them(network: Network, n_params: int) -> None:
+    models = network.build(108, 3, n_params)
+    kernels = [weight for model in models for weight in model.weights if weight.name == "kernel"]
+    assert network.fewest_weights(108, 3, n_params) == sum(int(np.prod(kernel.shape)) for kernel in kernels)

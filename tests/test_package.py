@@ -21,7 +21,7 @@ def test_every_public_name_can_be_imported_and_is_listed():
         assert getattr(vae_anomaly, name) is not None
 
 
-@pytest.mark.parametrize("name", [n for n in vae_anomaly.__all__ if n.islower() and n[0] != "_"])
+@pytest.mark.parametrize("name", vae_anomaly._SUBMODULES)
 def test_every_submodules_public_names_exist(name):
     module = importlib.import_module(f"vae_anomaly.{name}")
     for public in module.__all__:

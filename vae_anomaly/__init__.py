@@ -14,6 +14,8 @@ _ADDRESS = {
     "DenseNetwork": "networks",
     "ConvNetwork": "networks",
     "KerasNetwork": "keras_network",
+    "ModelFileError": "archive",
+    "load": "persistence",
 }
 _SUBMODULES = (
     "datasets",
@@ -22,6 +24,7 @@ _SUBMODULES = (
     "likelihoods",
     "model",
     "networks",
+    "persistence",
     "plotting",
     "scorers",
     "scoring",
@@ -32,14 +35,17 @@ __all__ = [
     "ConvNetwork",
     "DenseNetwork",
     "KerasNetwork",
+    "ModelFileError",
     "VAEDetector",
     "__version__",
     "datasets",
     "ensemble",
     "layers",
     "likelihoods",
+    "load",
     "model",
     "networks",
+    "persistence",
     "plotting",
     "scorers",
     "scoring",
@@ -54,14 +60,17 @@ if TYPE_CHECKING:
         likelihoods,
         model,
         networks,
+        persistence,
         plotting,
         scorers,
         scoring,
         thresholds,
     )
+    from vae_anomaly.archive import ModelFileError
     from vae_anomaly.detector import VAEDetector
     from vae_anomaly.keras_network import KerasNetwork
     from vae_anomaly.networks import ConvNetwork, DenseNetwork
+    from vae_anomaly.persistence import load
 
 
 def __getattr__(name: str) -> Any:

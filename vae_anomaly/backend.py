@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["keras", "tf"]
+__all__ = ["keras", "tf", "without_weights"]
 
 # How TensorFlow's C++ side formats its log lines, which ignore every Python-level log setting.
 _LOG_LINE = re.compile(rb"^(WARNING: All log messages before absl|[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] )")
@@ -102,6 +102,11 @@ def _leave_gpu_memory_to_others(tensorflow: Any) -> None:
         # An initialized runtime refuses the setting: then the user came first, and their choice holds.
         with contextlib.suppress(RuntimeError, ValueError):
             tensorflow.config.experimental.set_memory_growth(gpu, True)
+
+
+def without_weights() -> contextlib.AbstractContextManager[Any]:
+    """A scope in which Keras models can be built, but take no memory for their weights and cannot run."""
+    return tf.Graph().as_default()  # type: ignore[no-any-return]
 
 
 if TYPE_CHECKING:

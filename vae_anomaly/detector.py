@@ -40,6 +40,7 @@ from vae_anomaly.rows import (
     unscaled,
     with_channels,
 )
+from vae_anomaly.saving import Saved
 from vae_anomaly.scoring import Score
 from vae_anomaly.sparse_rows import blocks, has_gaps, joined, rows_of
 from vae_anomaly.states import ModelState, Specification
@@ -48,7 +49,7 @@ from vae_anomaly.tables import table_of
 __all__ = ["VAEDetector"]
 
 
-class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class VAEDetector(Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
     Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import joblib
 
-from vae_anomaly.backend import keras
+from vae_anomaly.backend import keras, without_weights
 from vae_anomaly.layers import KLDivergence
 from vae_anomaly.networks import Network, initializer_of
 from vae_anomaly.spec import config_json
@@ -144,6 +144,9 @@ class Blueprint(NamedTuple):
     adds_kl : bool
         Whether the model holds a `KLDivergence` layer.
     input_shape, output_shape : the model's shapes
+    trusted : bool
+        Whether the configuration is the user's own. One from a file may hold no code and build no model of
+        other weights than these.
     """
 
     config: str
@@ -152,6 +155,7 @@ class Blueprint(NamedTuple):
     adds_kl: bool
     input_shape: Any
     output_shape: Any
+    trusted: bool = True
 
     def __repr__(self) -> str:
         return f"Blueprint({self.input_shape} -> {self.output_shape})"
@@ -185,12 +189,28 @@ class Blueprint(NamedTuple):
 
     def build(self) -> Any:
         """A new Keras model with these weights."""
+        if not self.trusted:
+            # Before any memory is spent on weights that are not in the file.
+            with without_weights():
+                shapes = [tuple(weight.shape) for weight in self._model().weights]
+            if shapes != [weight.shape for weight in self.weights]:
+                raise ValueError(
+                    f"a Keras model from a file has weights of shapes {[w.shape for w in self.weights]}, but "
+                    f"its configuration describes {shapes}."
+                )
+        model = self._model()
+        model.set_weights(self.weights)
+        for layer in model._flatten_layers():
+            if _adapts(layer):
+                layer.finalize_state()
+        return model
+
+    def _model(self) -> Any:
         # Layers without a seed draw one from Python's global generator when they are made.
         random_state = random.getstate()
         try:
-            # The model is the user's own, or comes in a pickle, which can run code anyway: a Lambda layer
-            # adds no risk.
-            model = keras.saving.deserialize_keras_object(json.loads(self.config), safe_mode=False)
+            # A user's own model, or one from a pickle, which can run code anyway, may have a Lambda layer.
+            return keras.saving.deserialize_keras_object(json.loads(self.config), safe_mode=not self.trusted)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 "Keras cannot build a copy of a model given to KerasNetwork. Classes of your own need the "
@@ -199,11 +219,6 @@ class Blueprint(NamedTuple):
             ) from error
         finally:
             random.setstate(random_state)
-        model.set_weights(self.weights)
-        for layer in model._flatten_layers():
-            if _adapts(layer):
-                layer.finalize_state()
-        return model
 
 
 class _Pickled(NamedTuple):

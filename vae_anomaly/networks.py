@@ -13,6 +13,7 @@ To add one: subclass `Network`, write ``build``, and pass an instance as ``netwo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -49,6 +50,10 @@ class Network(Spec):
     def default_likelihood(self, image_shape: tuple[int, ...] | None) -> str:
         """What ``likelihood="auto"`` means: Gaussian for tables, continuous Bernoulli for images."""
         return "continuous_bernoulli" if self.takes_images(image_shape) else "gaussian"
+
+    def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
+        """A bound from below for the number of weights in what `build` returns, known without building it."""
+        return 0
 
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
         """Return a new Keras encoder and decoder.
@@ -125,6 +130,12 @@ class DenseNetwork(Network):
         self.activation = activation
         self.batch_normalization = batch_normalization
         self.dropout = dropout
+
+    def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
+        _check_sizes("hidden_units", self.hidden_units)
+        encoder = (n_features, *self.hidden_units, 2 * latent_dim)
+        decoder = (latent_dim, *reversed(self.hidden_units), n_features * n_params)
+        return sum(a * b for widths in (encoder, decoder) for a, b in itertools.pairwise(widths))
 
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
         _check_sizes("hidden_units", self.hidden_units)
@@ -228,6 +239,22 @@ class ConvNetwork(Network):
         """No: an image has no place for marks."""
         return False
 
+    def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
+        _check_sizes("filters", self.filters)
+        _check_sizes("dense_units", self.dense_units)
+        *_, channels = self._image_shape(n_features)
+        (height, width), last = self._sides(n_features)[-1], (channels, *self.filters)[-1]
+        pixels = height * width * last
+        chains = [
+            (pixels, *self.dense_units, 2 * latent_dim),
+            (latent_dim, *reversed(self.dense_units), pixels),
+        ]
+        kernels = [(channels, *self.filters), (last, *reversed(self.filters), channels * n_params)]
+        dense, convolutions = (
+            sum(a * b for chain in kind for a, b in itertools.pairwise(chain)) for kind in (chains, kernels)
+        )
+        return dense + int(self.kernel_size) ** 2 * convolutions
+
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
         _check_sizes("filters", self.filters)
         _check_sizes("dense_units", self.dense_units)
@@ -237,12 +264,11 @@ class ConvNetwork(Network):
 
         rows = keras.Input((n_features,), name="x")
         hidden = keras.layers.Reshape((height, width, channels), name="image")(rows)
-        sides = [(height, width)]
+        sides = self._sides(n_features)
         for position, (filters, stride) in enumerate(zip(self.filters, strides, strict=True)):
             name = f"encoder_conv_{position}"
             layer = self._convolution(keras.layers.Conv2D, filters, stride, name)
             hidden = _after(self, layer(hidden), name)
-            sides.append((math.ceil(sides[-1][0] / stride), math.ceil(sides[-1][1] / stride)))
         hidden = keras.layers.Flatten(data_format="channels_last", name="flat")(hidden)
         for position, units in enumerate(self.dense_units):
             hidden = self._dense(hidden, units, f"encoder_dense_{position}")
@@ -290,6 +316,14 @@ class ConvNetwork(Network):
                 f"the number of features in a row; received image_shape={shape!r}."
             )
         return shape
+
+    def _sides(self, n_features: int) -> list[tuple[int, int]]:
+        """Height and width before and after each convolution of the encoder."""
+        height, width, _ = self._image_shape(n_features)
+        sides = [(height, width)]
+        for stride in self._strides():
+            sides.append((math.ceil(sides[-1][0] / stride), math.ceil(sides[-1][1] / stride)))
+        return sides
 
     def _strides(self) -> tuple[int, ...]:
         if not isinstance(self.strides, (tuple, list)):

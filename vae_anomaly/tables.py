@@ -8,6 +8,7 @@ and a missing value, None or NaN or NA, is NaN.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,17 +93,19 @@ class Column(NamedTuple):
                 )
 
 
+@dataclass(frozen=True, eq=False)
 class Table:
     """How the columns of a table become numbers; made by `table_of`.
 
     Attributes
     ----------
     columns : tuple of Column
+    named : bool
+        Whether the training rows had names; those of an array's columns are their positions.
     """
 
-    def __init__(self, columns: Sequence[Column], named: bool = True) -> None:
-        self.columns = tuple(columns)
-        self.named = named
+    columns: tuple[Column, ...]
+    named: bool
 
     @property
     def likelihood(self) -> Mixed:
@@ -190,7 +193,7 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
     unknown = [name for name in chosen if name not in X.columns]
     if unknown:
         raise ValueError(f"likelihood names column {unknown[0]!r}, but X has the columns {list(X.columns)}.")
-    return Table([_column(X[name], name, chosen.get(name, "auto")) for name in X.columns], named)
+    return Table(tuple(_column(X[name], name, chosen.get(name, "auto")) for name in X.columns), named)
 
 
 def _array(X: Any) -> npt.NDArray[Any]:

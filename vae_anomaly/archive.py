@@ -1,0 +1,327 @@
+"""Archives: named parts in one file, which is written whole or not at all and read within its own size.
+
+An archive is a zip file of one plain form: parts follow each other without gaps, neither compressed nor
+encrypted, and the first is a JSON manifest with the SHA-256 of every other. So all parts together are no
+larger than the file, and nothing in a part has a meaning before its checksum holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+__all__ = ["Archive", "ModelFileError", "opened", "parsed", "to_json", "write"]
+
+FORMAT, FORMAT_VERSION = "vae_anomaly model", 1
+
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"[a-z]+\.json|arrays/(0|[1-9][0-9]{0,4})")
+# Python makes up to 8 bytes of a byte of JSON, and far more of empty lists: hence both limits.
+_JSON_BYTES, _JSON_CONTAINERS = 2**22, 2**17
+_PARTS = 2**14
+# What `zipfile` writes without the records that zip has for larger files.
+_BYTES = 2 * 10**9
+_BYTES_AT_ONCE = 2**20
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ". Make room, or choose another disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ". Choose a folder that you may write to"),
+    errno.ENOENT: ". Make the folder first",
+}
+_END = struct.Struct("<4s4H2LH")
+_END_OF_ZIP64 = b"PK\x06\x07"
+_LOCAL_HEADER = 30
+
+
+class ModelFileError(ValueError):
+    """A detector that a model file cannot hold, or a file that is no whole model file of this version."""
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+def write(path: str | os.PathLike[str], about: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Write parts as one archive, in the place of a file that may be there.
+
+    The archive is written to a temporary file in the same folder, flushed to the disk and renamed: whatever
+    happens, the path holds the old file or the new one, each complete. (A process that is killed can leave a
+    file ``.saving-*`` behind.) Equal parts make equal files, byte by byte.
+
+    Parameters
+    ----------
+    path : str or path
+    about : dict of JSON values, for the manifest
+    parts : dict of name to bytes, or to another one-dimensional buffer of bytes
+
+    Raises
+    ------
+    ModelFileError
+        If there are more or larger parts than an archive can hold.
+    OSError
+        If the file cannot be written; its subclass and ``errno`` say why. The old file is as it was.
+    """
+    views = {name: memoryview(part) for name, part in parts.items()}
+    size = sum(view.nbytes for view in views.values())
+    if len(views) > _PARTS or size > _BYTES:
+        raise ModelFileError(
+            f"a model file holds at most {_PARTS} parts of together {_BYTES / 1e9:.3g} GB; this model has "
+            f"{len(views)} of {size / 1e9:.3g} GB. Save it with joblib.dump."
+        )
+    sums = {name: hashlib.sha256(view).hexdigest() for name, view in views.items()}
+    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "sha256": sums}
+    views = {_MANIFEST: memoryview(to_json(manifest, "the manifest", indent=1)), **views}
+    target = os.path.realpath(path)
+    try:
+        _replace(target, views)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}; the model was not saved, and an earlier file is as it was"
+            f"{_ADVICE.get(error.errno or 0, '')}",
+            str(path),
+        ) from error
+
+
+def to_json(tree: Any, what: str, indent: int | None = None) -> bytes:
+    """A tree as JSON, within the limits of `parsed`."""
+    data = json.dumps(tree, allow_nan=False, indent=indent).encode("ascii")
+    if excess := _excess(data):
+        raise ModelFileError(f"a model file cannot hold this detector: {what} is {excess}. Use joblib.dump.")
+    return data
+
+
+def _replace(target: str, parts: Mapping[str, memoryview]) -> None:
+    folder = os.path.dirname(target)
+    temporary = os.path.join(folder, f".saving-{secrets.token_hex(8)}")
+    try:
+        # Not by tempfile, which keeps files from everyone but their owner: others may be meant to load it.
+        with open(temporary, "xb") as file:
+            with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
+                for name, part in parts.items():
+                    entry = zipfile.ZipInfo(name)
+                    entry.create_system = 3  # the same bytes on every system
+                    archive.writestr(entry, part)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    # The rename itself is on the disk only with its folder; not every system can say so.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Archive]:
+    """The archive in a file. Whatever is wrong with it, here or in the block, is one `ModelFileError`.
+
+    Raises
+    ------
+    ModelFileError
+        Says in one line what is wrong with the file.
+    OSError
+        If the file cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise ModelFileError("is no regular file.")
+        with open(path, "rb") as file:
+            yield Archive(file)
+    except ModelFileError as error:
+        raise ModelFileError(f"model file {os.fspath(path)!r} {error}") from error.__cause__
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        # Checksums hold up to here, or none was promised: the bytes were made by no release of this library.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ModelFileError(
+            f"model file {os.fspath(path)!r} is not what it says it is ({reason})."
+        ) from error
+
+
+class Archive:
+    """The parts of an open archive.
+
+    Attributes
+    ----------
+    manifest : dict
+    names : set of str
+        The parts besides the manifest.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        n_bytes = os.fstat(file.fileno()).st_size
+        start_of_directory = _checked_end(file, n_bytes)
+        try:
+            self._zip = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error) as error:
+            raise ModelFileError(f"is damaged: its list of parts cannot be read ({error}).") from None
+        entries = self._zip.infolist()
+        self._entries = {entry.orig_filename: entry for entry in entries}
+        if _MANIFEST not in self._entries:
+            raise ModelFileError("is a zip file, but no model file: it has no manifest.")
+        if len(self._entries) != len(entries):
+            raise ModelFileError("is refused: two of its parts have the same name.")
+        _check_layout(entries, start_of_directory)
+        # Before all else that the manifest is needed for: a newer release may have other parts.
+        self.manifest = self._manifest()
+        for entry in entries:
+            _check_part(entry)
+        sums = self.manifest.get("sha256")
+        if not isinstance(sums, dict) or sums.keys() != self._entries.keys() - {_MANIFEST}:
+            raise ModelFileError("is damaged: its parts are not those that its manifest names.")
+        self._sums: dict[str, Any] = sums
+        self.names = set(sums)
+
+    def size(self, name: str) -> int:
+        """Bytes of a part."""
+        if name not in self.names:
+            raise ModelFileError(f"is damaged: its part {name!r} is missing.")
+        return self._entries[name].file_size
+
+    def json(self, name: str) -> Any:
+        """A part that is JSON."""
+        if self.size(name) > _JSON_BYTES:
+            raise ModelFileError(f"is refused: its part {name!r} has {self.size(name)} bytes of JSON.")
+        data = bytearray(self.size(name))
+        self.read_into(name, memoryview(data))
+        return parsed(bytes(data), f"its part {name!r}")
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """A part's bytes, checked, into a buffer of its size."""
+        if self.size(name) != buffer.nbytes:
+            raise ModelFileError(
+                f"is damaged: its part {name!r} has {self.size(name)} bytes in the place of {buffer.nbytes}."
+            )
+        if self._read(name, buffer) != self._sums[name]:
+            raise ModelFileError(f"is damaged: its part {name!r} does not have its checksum.")
+
+    def _manifest(self) -> dict[str, Any]:
+        _check_part(self._entries[_MANIFEST])
+        n_bytes = self._entries[_MANIFEST].file_size
+        if n_bytes > _JSON_BYTES:
+            raise ModelFileError(f"is refused: its manifest has {n_bytes} bytes.")
+        data = bytearray(n_bytes)
+        self._read(_MANIFEST, memoryview(data))
+        manifest = parsed(bytes(data), "its manifest")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise ModelFileError("is a zip file, but no model file: its manifest is another program's.")
+        version = manifest.get("format_version")
+        if type(version) is not int or version < 1:
+            raise ModelFileError(f"is damaged: its format version is {version!r}.")
+        if version > FORMAT_VERSION:
+            raise ModelFileError(
+                f"is newer than this release: it has format {version}, and formats up to {FORMAT_VERSION} "
+                "are known here. Upgrade vae-anomaly."
+            )
+        return manifest
+
+    def _read(self, name: str, buffer: memoryview) -> str:
+        """Fill the buffer with a part of its size; the part's SHA-256."""
+        checksum, position = hashlib.sha256(), 0
+        try:
+            with self._zip.open(self._entries[name]) as part:
+                while position < buffer.nbytes:
+                    block = part.read(_BYTES_AT_ONCE)
+                    if not block:
+                        raise EOFError("it ends early")
+                    buffer[position : position + len(block)] = block
+                    checksum.update(block)
+                    position += len(block)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+            raise ModelFileError(f"is damaged: its part {name!r} cannot be read ({error}).") from None
+        return checksum.hexdigest()
+
+
+def parsed(data: bytes, what: str) -> Any:
+    """JSON to the letter of its standard, with limits on how much Python makes of it."""
+    if excess := _excess(data):
+        raise ModelFileError(f"is refused: {what} is {excess}.")
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_without_twins, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"is damaged: {what} is no JSON ({error}).") from None
+
+
+def _excess(data: bytes) -> str:
+    """What is too much about a JSON text, or nothing."""
+    if len(data) > _JSON_BYTES:
+        return f"{len(data)} bytes of JSON, more than {_JSON_BYTES}"
+    n_containers = data.count(b"[") + data.count(b"{")
+    return "" if n_containers <= _JSON_CONTAINERS else f"JSON of {n_containers} lists and objects"
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice in an object")
+    return found
+
+
+def _no_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _checked_end(file: BinaryIO, n_bytes: int) -> int:
+    """Where the list of parts starts, from the file's last bytes. `zipfile` believes what they say."""
+    start = file.read(4)
+    if not start:
+        raise ModelFileError("is empty.")
+    if start[:2] != b"PK":
+        raise ModelFileError(
+            "is no model file: it does not begin like one. (What joblib.dump or pickle wrote is read by "
+            "joblib.load, which runs code that the file may hold.)"
+        )
+    tail_size = min(n_bytes, _END.size + 20)
+    file.seek(-tail_size, os.SEEK_END)
+    tail = file.read(tail_size)
+    if tail_size <= _END.size or tail[-_END.size :][:4] != b"PK\x05\x06":
+        raise ModelFileError("is truncated, or something was written behind its end.")
+    _, disk, first_disk, n_here, n_entries, size, start_of_directory, comment = _END.unpack(
+        tail[-_END.size :]
+    )
+    if tail.startswith(_END_OF_ZIP64) or (disk, first_disk, comment) != (0, 0, 0) or n_here != n_entries:
+        raise ModelFileError(
+            "is a zip file, but no model file: it uses parts of the zip format that none uses."
+        )
+    if start_of_directory + size != n_bytes - _END.size or n_entries > _PARTS + 1 or size > 64 * n_entries:
+        raise ModelFileError("is damaged: its list of parts is not where or what it should be.")
+    return int(start_of_directory)
+
+
+def _check_layout(entries: list[zipfile.ZipInfo], start_of_directory: int) -> None:
+    """Refuse anything but parts that fill the file one after another: then none is larger than the file."""
+    end = 0
+    for entry in entries:
+        if entry.header_offset != end:
+            raise ModelFileError("is refused: its parts overlap or leave gaps.")
+        end += _LOCAL_HEADER + len(entry.orig_filename) + entry.compress_size
+    if end != start_of_directory:
+        raise ModelFileError("is refused: its parts overlap or leave gaps.")
+
+
+def _check_part(entry: zipfile.ZipInfo) -> None:
+    """Refuse a part that `write` does not write."""
+    name = entry.orig_filename
+    if not _NAME.fullmatch(name):
+        raise ModelFileError(f"is refused: no part of a model file is named {name!r}.")
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+        raise ModelFileError(f"is refused: its part {name!r} is compressed.")
+    if entry.flag_bits or entry.extra or entry.comment:
+        raise ModelFileError(f"is refused: its part {name!r} uses features of zip that no model file does.")

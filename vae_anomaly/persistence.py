@@ -1,0 +1,166 @@
+"""Persistence: a detector out of a model file.
+
+`VAEDetector.save` writes it (see `saving`); `archive` decides the form of the file, `encoding` how a detector
+is written in it, `vocabulary` what it can hold at all. This module knows the detector; the detector does not
+know it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import sklearn
+
+from vae_anomaly import archive, encoding
+from vae_anomaly.archive import ModelFileError
+from vae_anomaly.detector import VAEDetector
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.networks import Network
+from vae_anomaly.saving import DESCRIPTION
+from vae_anomaly.states import ModelState, Specification
+from vae_anomaly.tables import Table
+
+__all__ = ["ModelFileError", "load"]
+
+
+def load(path: str | os.PathLike[str]) -> VAEDetector:
+    """A detector from a file that `VAEDetector.save` wrote.
+
+    It scores bit by bit as the one that was saved, on the same machine, and can be cloned, fitted again, warm
+    started and pickled like it. A `KerasNetwork` holds blueprints in the place of the user's own models.
+
+    Nothing in a file is run, and no objects are made but of the classes that `vocabulary` lists, so that a
+    stranger's file can be loaded. Loading takes as much memory as the file has bytes (texts in it, such as
+    column names, up to twenty times theirs) and up to 64 MiB for its description; what would take more is
+    refused before. TensorFlow is loaded with the first score, not here.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Returns
+    -------
+    VAEDetector
+
+    Raises
+    ------
+    ModelFileError
+        Says in one line what is wrong with a file that is damaged, truncated, newer, or no model file.
+    OSError
+        If there is no such file, or if it cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> import vae_anomaly
+    >>> X = np.random.RandomState(0).normal(size=(200, 3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "model.vae")
+    ...     vae_anomaly.VAEDetector(epochs=5, random_state=0).fit(X).save(path)
+    ...     vae_anomaly.load(path).predict([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
+    array([ 1, -1])
+    """
+    with archive.opened(path) as opened:
+        detector: VAEDetector = encoding.decoded(opened.json(DESCRIPTION), VAEDetector, opened)
+        detector._validate_params()
+        _check(detector)
+        _check_scaler(detector, opened.manifest.get("versions"))
+    return detector
+
+
+def _check(detector: VAEDetector) -> None:
+    """Refuse what fits no fit, above all networks that are larger than the weights in the file."""
+    _expect(
+        type(detector.n_features_in_) is int
+        and type(detector.offset_) is float
+        and isinstance(detector.history_, dict)
+        and (detector.scaler_ is None or hasattr(detector.scaler_, "transform")),
+        "attributes of a fitted detector",
+    )
+    members, noise, weights = detector.members_, detector.noise_, detector.weights_
+    _expect(type(members) is tuple and len(members) > 0, "members")
+    for state in members:
+        _check_state(state)
+    _expect(_is_array(noise, np.float32, (-1, detector.latent_dim_)) and len(noise) > 0, "draws")
+    _expect(_is_array(weights, np.float64, (len(members),)), "weights of the members")
+    table = detector.table_
+    _expect(
+        table is None or (isinstance(table, Table) and len(table.columns) == detector.n_features_in_),
+        "columns",
+    )
+
+
+def _check_scaler(detector: VAEDetector, versions: Any) -> None:
+    """Refuse a scaler that another release of scikit-learn has fitted and this one cannot use."""
+    written = versions.get("scikit-learn") if isinstance(versions, dict) else None
+    if written == sklearn.__version__:
+        return
+    try:
+        with np.errstate(all="ignore"):
+            detector._fitted.rows(np.zeros((1, detector.n_features_in_)))
+    except AttributeError as error:
+        raise ModelFileError(
+            f"holds a scaler of scikit-learn {written}, which {sklearn.__version__} here cannot use: {error}."
+        ) from error
+    except Exception:  # zeros may be no row that it takes, such as an unknown category
+        return
+
+
+def _check_state(state: Any) -> None:
+    _expect(isinstance(state, ModelState) and isinstance(state.specification, Specification), "a member")
+    network, likelihood, n_features, latent_dim, marks_missing = state.specification
+    _expect(
+        isinstance(network, Network)
+        and isinstance(likelihood, Likelihood)
+        and type(n_features) is type(latent_dim) is int
+        and type(marks_missing) is bool
+        and min(n_features, latent_dim) > 0,
+        "the specification of a member",
+    )
+    network._validate_params()
+    likelihood._validate_params()
+    _check_columns(likelihood, n_features)
+    _expect(_is_array(state.trainable, np.float32, (-1,)), "a member's weights")
+    # The decoder has a weight for each number that it computes for a column of a table.
+    of_columns = likelihood.n_outputs(n_features) <= state.trainable.size or network.takes_images(None)
+    _expect(of_columns, "the categories of a member")
+    n_inputs = len(likelihood.origins(n_features))
+    _expect(
+        type(state.non_trainable) is tuple
+        # Of these, one is the range of values that the encoder has seen.
+        and any(_is_array(values, np.float32, (2, n_inputs)) for values in state.non_trainable),
+        "a member's ranges",
+    )
+    arrays = (state.trainable, *state.non_trainable)
+    _expect(all(isinstance(values, (np.ndarray, np.generic)) for values in arrays), "a member's arrays")
+    fewest = network.fewest_weights(n_features, latent_dim, likelihood.n_params)
+    n_weights = sum(values.size for values in arrays)
+    if fewest > n_weights:
+        raise ModelFileError(
+            f"is refused: it describes a network of at least {fewest} weights, and holds {n_weights}."
+        )
+
+
+def _check_columns(likelihood: Likelihood, n_features: int) -> None:
+    try:
+        likelihood.check_columns(n_features)
+    except (TypeError, ValueError):
+        _expect(False, "the columns of a member")
+
+
+def _is_array(value: Any, dtype: type, shape: tuple[int, ...]) -> bool:
+    """Whether it is an array of this dtype and shape, in which -1 is any length."""
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype == dtype
+        and value.ndim == len(shape)
+        and all(wanted in (-1, side) for side, wanted in zip(value.shape, shape, strict=True))
+    )
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise ModelFileError(f"is refused: {what} in it cannot be those of a fitted detector.")
