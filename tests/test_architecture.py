@@ -44,6 +44,7 @@ ORDER = [
     "keras_config",
     "vocabulary",
     "encoding",
+    "decoding",
     "saving",
     "detector",
     "scorers",

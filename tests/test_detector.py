@@ -338,7 +338,7 @@ BAD_INPUT = {
     "infinity": (frame_with(np.inf), ValueError, "infinity"),
     "minus infinity": (frame_with(-np.inf), ValueError, "infinity"),
     "complex": (np.ones((20, 3)) * 1j, ValueError, "Complex data not supported"),
-    "strings": (np.array([["red"], ["blue"]]), ValueError, "could not convert string to float: 'red'"),
+    "strings": (np.array([["red"], ["blue"]]), ValueError, "could not convert string to float: .*'red'"),
     "numbers and strings": (
         frame_with("red"),
         ValueError,
@@ -462,6 +462,7 @@ WRONG = {
     "learning_rate": (0.0, "learning_rate"),
     "learning_rate_schedule": ("step", "learning_rate_schedule.*(?=.*'cosine')(?=.*'linear')"),
     "gradient_clip_norm": (0, "gradient_clip_norm"),
+    "masked_share": (1, "masked_share"),
     "members": (0, "members"),
     "validation_fraction": (1.0, "validation_fraction"),
     "early_stopping": ("yes", "early_stopping"),

@@ -32,7 +32,8 @@ from sklearn.preprocessing import (
 )
 
 from vae_anomaly import ConvNetwork, DenseNetwork, ModelFileError, archive, vocabulary
-from vae_anomaly.encoding import decoded, encoded
+from vae_anomaly.decoding import decoded
+from vae_anomaly.encoding import encoded
 from vae_anomaly.ensemble import Member
 from vae_anomaly.likelihoods import LIKELIHOODS, Gaussian, Likelihood, StudentT
 from vae_anomaly.networks import NETWORKS, Network

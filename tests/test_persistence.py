@@ -106,10 +106,21 @@ def test_every_network_with_a_name_has_a_row():
     assert {*NETWORKS, "keras"} == set(ALL_NETWORKS)
 
 
-@pytest.mark.parametrize("likelihood", list(LIKELIHOODS))
-@pytest.mark.parametrize("network", list(ALL_NETWORKS))
+OF_TABLES = {"categorical", "count"}  # of whole numbers, and networks that are built for their categories
+
+
+@pytest.mark.parametrize(
+    ("network", "likelihood"),
+    [
+        (network, likelihood)
+        for network in ALL_NETWORKS
+        for likelihood in LIKELIHOODS
+        if network == "dense" or likelihood not in OF_TABLES
+    ],
+)
 def test_a_loaded_detector_scores_to_the_same_bits(network, likelihood, X, path):
     scaler = SCALERS.get(likelihood, "auto")
+    X = np.round(np.abs(X)) if likelihood in OF_TABLES else X
     detector = VAEDetector(network=ALL_NETWORKS[network](), likelihood=likelihood, scaler=scaler, **QUICK)
     detector.fit(X)
     detector.save(path)
@@ -535,7 +546,7 @@ FORGERIES = {
         lambda t: specification(t)["network"]["network"][1].update(hidden_units=[1e300]),
         "hidden_units must hold positive integers",
     ),
-    "many features": (_set(specification, "n_features", 10**12), "a member's ranges"),
+    "many features": (_set(specification, "n_features", 10**12), "the width of a member"),
     "many latents": (_set(specification, "latent_dim", 10**12), "a network of at least"),
     "no latents": (_set(specification, "latent_dim", 0), "the specification of a member"),
     "a network that is none": (_set(specification, "network", "dense"), "the specification of a member"),
@@ -825,5 +836,5 @@ def test_a_file_that_promises_more_categories_than_it_has_weights_for_is_refused
     parts = detector.members_[0].specification.likelihood.parts
     parts[1][0].set_params(n_categories=10**12)
     detector.save(tmp_path / "model.vae")
-    with pytest.raises(vae_anomaly.ModelFileError, match="the categories of a member"):
+    with pytest.raises(vae_anomaly.ModelFileError, match="the width of a member"):
         vae_anomaly.load(tmp_path / "model.vae")

@@ -1,8 +1,8 @@
 """Persistence: a detector out of a model file.
 
 `VAEDetector.save` writes it (see `saving`); `archive` decides the form of the file, `encoding` how a detector
-is written in it, `vocabulary` what it can hold at all. This module knows the detector; the detector does not
-know it.
+is written in it, `decoding` how it is read, `vocabulary` what it can hold at all. This module knows the
+detector; the detector does not know it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import sklearn
 
-from vae_anomaly import archive, encoding
+from vae_anomaly import archive
 from vae_anomaly.archive import ModelFileError
+from vae_anomaly.decoding import decoded
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
@@ -64,7 +65,7 @@ def load(path: str | os.PathLike[str]) -> VAEDetector:
     array([ 1, -1])
     """
     with archive.opened(path) as opened:
-        detector: VAEDetector = encoding.decoded(opened.json(DESCRIPTION), VAEDetector, opened)
+        detector: VAEDetector = decoded(opened.json(DESCRIPTION), VAEDetector, opened)
         detector._validate_params()
         _check(detector)
         _check_scaler(detector, opened.manifest.get("versions"))
@@ -125,8 +126,8 @@ def _check_state(state: Any) -> None:
     _check_columns(likelihood, n_features)
     _expect(_is_array(state.trainable, np.float32, (-1,)), "a member's weights")
     # The decoder has a weight for each number that it computes for a column of a table.
-    of_columns = likelihood.n_outputs(n_features) <= state.trainable.size or network.takes_images(None)
-    _expect(of_columns, "the categories of a member")
+    wide_enough = likelihood.n_outputs(n_features) <= state.trainable.size or network.takes_images(None)
+    _expect(wide_enough, "the width of a member")
     n_inputs = len(likelihood.origins(n_features))
     _expect(
         type(state.non_trainable) is tuple
