@@ -89,3 +89,12 @@ def test_the_table_is_never_dense_as_a_whole():
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert float(ran.stdout) < 400
+
+
+def test_cells_of_sparse_rows_are_expected_and_explained_as_of_dense_ones(X):
+    detector = VAEDetector(epochs=2, random_state=0).fit(X)
+    rows = X[:6]
+    for method in ("expected", "explain", "reconstruct", "encode"):
+        np.testing.assert_array_equal(
+            getattr(detector, method)(rows), getattr(detector, method)(rows.toarray())
+        )

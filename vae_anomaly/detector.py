@@ -66,10 +66,13 @@ class VAEDetector(Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "auto" is dense for tables and convolutional for images.
     latent_dim : "auto" or int, default="auto"
         Latent dimensions. "auto" asks the network: min(n_features, 8) for a dense one.
-    likelihood : "auto", name or Likelihood, default="auto"
+    likelihood : "auto", name, Likelihood, dict or list, default="auto"
         p(x|z): "gaussian", "laplace", "student_t" for real values, "bernoulli", "continuous_bernoulli"
-        for values in [0, 1], or an instance from `vae_anomaly.likelihoods`. "auto" is "gaussian" for
-        tables and "continuous_bernoulli" for images, and for flat rows behind a `ConvNetwork`.
+        for values in [0, 1], "count", "categorical", or an instance from `vae_anomaly.likelihoods`. A dict
+        ``{column: likelihood}`` or a list of pairs ``(likelihood, columns)`` is for tables of mixed columns,
+        "mixed" goes by the columns' dtypes; see `tables.table_of`. "auto" is "mixed" for a DataFrame with
+        columns that are no numbers, "gaussian" for other tables, and "continuous_bernoulli" for images, and
+        for flat rows behind a `ConvNetwork`.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -188,6 +191,8 @@ class VAEDetector(Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Column names, if X was a DataFrame.
     image_shape_ : tuple of int or None
         Shape of an image, if X held images.
+    table_ : tables.Table or None
+        How mixed columns become numbers.
 
     Raises
     ------
@@ -204,6 +209,12 @@ class VAEDetector(Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     A row that lies far outside the training rows is flagged whatever the network: the encoder sees each
     feature clipped to `rows.usual_range` of the training rows, so it cannot describe such a row to the
     decoder.
+
+    Missing values are left out of the likelihood. If training rows have some, the encoder sees a mark for
+    each, and further values are masked in training (``masked_share``); otherwise missing inputs are inferred
+    again and again from what the model expects there. In a score, a missing cell counts what the model
+    expects a value to count, and a row without any value scores as the median training row: see
+    `fitted.FittedModel.member_scores`.
 
     References
     ----------
@@ -346,7 +357,8 @@ class VAEDetector(Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array or DataFrame of shape (n_rows, n_features), or images of shape (n, height, width) or
             (n, height, width, channels)
-            At least 2 rows of finite numbers.
+            At least 2 rows. Of numbers, or a DataFrame with booleans and categories too; NaN, None and NA
+            are missing values. A sparse table is made dense a block at a time.
         y : ignored
             For scikit-learn's conventions.
 
@@ -477,8 +489,8 @@ class VAEDetector(Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
         NotFittedError
             Before `fit`.
         ValueError, TypeError
-            For rows that don't fit the training rows: other width, names or image shape, values that
-            are not finite or lie outside the likelihood's support.
+            For rows that don't fit the training rows: other width, names, types or image shape, values that
+            are infinite or lie outside the likelihood's support.
         """
         X = self._validated(X)
         return -self._fitted.scores(X)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vae_anomaly import ensemble, explanations, scoring
 from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.rows import Rows, column_names, scaled, unscaled
+from vae_anomaly.rows import Rows, column_names, dense, scaled, unscaled
 from vae_anomaly.scoring import Score
 from vae_anomaly.sparse_rows import SparseRows, blocks, has_gaps
 from vae_anomaly.states import ModelState
@@ -152,9 +152,8 @@ class FittedModel(NamedTuple):
         """
         n_features = X.shape[1]
         block = max(1, _NUMBERS_AT_ONCE // (n_features**2 * (1 if coverage is None else _VALUES_OF_CELL)))
-        parts = [
-            self._expected_cells(X[start : start + block], coverage) for start in range(0, len(X), block)
-        ]
+        starts = range(0, X.shape[0], block)
+        parts = [self._expected_cells(dense(X[start : start + block]), coverage) for start in starts]
         return [np.concatenate(results) for results in zip(*parts, strict=True)]
 
     def _expected_cells(self, X: npt.NDArray[Any], coverage: float | None) -> list[Array]:

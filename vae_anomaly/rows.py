@@ -23,6 +23,7 @@ __all__ = [
     "check_magnitude",
     "check_observed",
     "column_names",
+    "dense",
     "fitted",
     "flattened",
     "scaled",
@@ -160,7 +161,7 @@ def fitted(scaler: Any, X: Any) -> Any:
         # In blocks: a variance makes copies of what it gets at once, and a sparse table is never dense.
         scaler = clone(scaler)
         for start in range(0, X.shape[0], block := _block_of(X)):
-            scaler.partial_fit(_dense(X[start : start + block]))
+            scaler.partial_fit(dense(X[start : start + block]))
         return scaler
     # A transformer of the user's may write into its argument.
     return None if scaler is None else clone(scaler).fit(X.copy())
@@ -189,7 +190,7 @@ def scaled(X: Any, scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
 
 def _scaled_block(X: Any, start: int, size: int, scaler: Any, names: npt.NDArray[Any] | None) -> Rows:
     given = X[start : start + size]
-    block = _dense(given)
+    block = dense(given)
     rows = block if scaler is None else _transformed(given, block, scaler)
     wrong = ~np.isfinite(rows)
     if wrong.any():  # a missing value stays one, or the scaler fills it
@@ -214,10 +215,11 @@ def _transformed(given: Any, block: npt.NDArray[Any], scaler: Any) -> npt.NDArra
         return np.asarray((block - scaler.mean_) / scaler.scale_)
     if hasattr(scaler, "partial_fit"):  # fitted on dense rows
         given = block
-    return _dense(scaler.transform(given.copy()))  # some transformers write into their argument
+    return dense(scaler.transform(given.copy()))  # some transformers write into their argument
 
 
-def _dense(X: Any) -> npt.NDArray[Any]:
+def dense(X: Any) -> npt.NDArray[Any]:
+    """X as an array, if it is sparse."""
     return np.asarray(X.toarray() if sparse.issparse(X) else X)
 
 

@@ -17,6 +17,8 @@ from vae_anomaly.rows import Rows, usual_range
 
 __all__ = ["Categorical", "Count"]
 
+_N_QUANTILES = 16
+
 
 class Categorical(Likelihood):
     r"""Categorical likelihood, for features that are one of several categories.
@@ -212,11 +214,12 @@ class Count(Likelihood):
         return keras.ops.square(self.inputs(x, parameters[1:]) - parameters[0])
 
     def expected_log_prob(self, parameters: Parameters) -> Any:
-        """Nearly: a logistic variable is 2 - log 4 nats below its mode on average, a certain one 0."""
-        at_median = self.log_prob(self.mean(parameters), parameters)
-        return at_median + (2 - math.log(4)) * keras.ops.expm1(at_median)
+        """Nearly: the mean over so many equally probable counts."""
+        levels = [(level + 0.5) / _N_QUANTILES for level in range(_N_QUANTILES)]
+        return sum(self.log_prob(self.quantile(p, parameters), parameters) for p in levels) / _N_QUANTILES
 
     def expected_error(self, parameters: Parameters) -> Any:
+        """Nearly: the variance of a logistic variable, which counts of a few are not."""
         _, scale, _, _ = self._unpacked(parameters)
         return keras.ops.zeros_like(parameters[0]) + math.pi**2 / 3 * keras.ops.square(scale)
 
