@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -242,6 +243,12 @@ def test_a_report_names_the_planted_cells(fitted, normal):
         assert not line.low < line.value < line.high
         assert line.contribution == fitted.explain(frame[[line.row]])[0, line.column]
         assert line.score == pytest.approx(-fitted.score_samples(frame[[line.row]])[0])
+
+
+def test_a_report_takes_lists_and_sparse_rows(fitted, normal):
+    report = fitted.report(normal[:8], n_rows=2, n_columns=2)
+    for rows in (normal[:8].tolist(), sparse.csr_array(normal[:8])):
+        pd.testing.assert_frame_equal(fitted.report(rows, n_rows=2, n_columns=2), report)
 
 
 def test_a_report_is_sorted_by_score_and_then_by_contribution(fitted, normal):

@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
+
+from vae_anomaly.rows import dense
 
 __all__ = ["by_column", "divided", "explain", "in_form_of", "origins", "report"]
 
@@ -79,11 +82,13 @@ def explain(pipeline: Pipeline, X: Any) -> Any:
 
 def report(detector: Any, X: Any, n_rows: int, n_columns: int, coverage: float) -> pd.DataFrame:
     """See `VAEDetector.report`."""
-    names = list(X.columns) if hasattr(X, "columns") else list(range(np.shape(X)[1]))
-    labels = list(X.index) if hasattr(X, "columns") else list(range(np.shape(X)[0]))
+    framed = hasattr(X, "columns")
+    X = X if framed or sparse.issparse(X) else np.asarray(X)
+    names = list(X.columns) if framed else list(range(X.shape[1]))
+    labels = list(X.index) if framed else list(range(X.shape[0]))
     decision = detector.decision_function(X)
     top = np.argsort(decision, kind="stable")[:n_rows]
-    given = X.iloc[top] if hasattr(X, "columns") else X[top]
+    given = X.iloc[top] if framed else dense(X[top])
     shares = np.asarray(detector.explain(given))
     tables = [given, *detector.expected(given, coverage=coverage)]
     values, expected, low, high = (np.asarray(table, dtype=object) for table in tables)
