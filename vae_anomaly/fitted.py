@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vae_anomaly import ensemble, explanations, scoring
 from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.rows import Rows, column_names, dense, scaled, unscaled
+from vae_anomaly.rows import Rows, any_missing, column_names, dense, scaled, unscaled
 from vae_anomaly.scoring import Score
 from vae_anomaly.sparse_rows import SparseRows, blocks, has_gaps
 from vae_anomaly.states import ModelState
@@ -72,9 +72,9 @@ class FittedModel(NamedTuple):
         if isinstance(rows, SparseRows):
             return np.concatenate([self.member_scores(block) for block in blocks(rows)], axis=1)
         self.likelihood.check_support(rows, column_names(self.scaler, self.names, rows.shape[1]))
-        n_missing = np.isnan(rows).sum(axis=1)
-        if self.levels is None or not n_missing.any():
+        if self.levels is None or not any_missing(rows):
             return self._score(rows)
+        n_missing = np.isnan(rows).sum(axis=1)
         nothing = np.full((1, rows.shape[1]), np.nan, dtype=np.float32)
         by_member = self._score(np.concatenate([rows, nothing]))
         excess = by_member[:, -1] - self.levels

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 __all__ = [
     "Rows",
     "ScalerOfColumns",
+    "any_missing",
     "check_image_shape",
     "check_magnitude",
     "check_observed",
@@ -239,6 +240,11 @@ def unscaled(rows: npt.NDArray[np.float64], scaler: Any) -> npt.NDArray[np.float
             f"rows in the units of X need a scaler with inverse_transform; {type(own).__name__} has none."
         )
     return np.asarray(scaler.inverse_transform(rows))
+
+
+def any_missing(rows: npt.NDArray[Any]) -> bool:
+    """Whether an array holds NaN, found without an array of answers."""
+    return rows.size > 0 and bool(np.isnan(rows.min()))
 
 
 def usual_range(rows: Rows) -> Rows:

@@ -78,7 +78,7 @@ def blocks(rows: Any) -> Iterator[Rows]:
 
 def has_gaps(rows: Any) -> bool:
     """Whether values are missing."""
-    return any(bool(np.isnan(block).any()) for block in blocks(rows))
+    return any(dense.any_missing(block) for block in blocks(rows))
 
 
 def representative(rows: Any) -> Rows:

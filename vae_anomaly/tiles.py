@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from vae_anomaly.backend import tf
 from vae_anomaly.programs import Architecture, architecture_of, placed
-from vae_anomaly.rows import Rows
+from vae_anomaly.rows import Rows, any_missing
 from vae_anomaly.states import ModelState
 
 __all__ = ["map_rows", "wide_tile"]
@@ -89,11 +89,11 @@ def map_rows(
 
     on_complete = partial(_map_rows, function, key)
     on_incomplete = partial(_map_rows, of_incomplete, ("incomplete", missing_counts, key))
-    incomplete = np.isnan(rows).any(axis=1)
     if states[0].specification.marks_missing:
         return on_incomplete(states, rows, noise, device)
-    if not incomplete.any():
+    if not any_missing(rows):
         return on_complete(states, rows, noise, device)
+    incomplete = np.isnan(rows).any(axis=1)
     if incomplete.all():
         return on_incomplete(states, rows, noise, device)
     results = on_complete(states, rows, noise, device)
