@@ -14,7 +14,7 @@ from vae_anomaly.sparse_rows import SparseRows, blocks, has_gaps, joined, repres
 
 @pytest.fixture(scope="module")
 def X():
-    return sparse.random_array((400, 12), density=0.3, random_state=0, format="csr")
+    return sparse.csr_array(sparse.random(400, 12, density=0.3, random_state=0))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_table_is_never_dense_as_a_whole():
         "from vae_anomaly import DenseNetwork, VAEDetector\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "detector = VAEDetector(network=DenseNetwork((8,)), epochs=1, n_draws=1, random_state=0)\n"
-        "small = sparse.random_array((300, 8000), density=0.001, random_state=0, format='csr')\n"
+        "small = sparse.csr_array(sparse.random(300, 8000, density=0.001, random_state=0))\n"
         "detector.fit(small).score_samples(small)\n"
         "before = peak()\n"
         "columns = np.random.RandomState(0).randint(8000, size=80_000)\n"

@@ -12,6 +12,7 @@ mean or high quantiles of the training rows) were tried and found planted errors
 
 from __future__ import annotations
 
+from collections import UserList
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,8 @@ def _origins_of_parts(transformer: ColumnTransformer, names: npt.NDArray[Any]) -
         made = range(slices[name].start, slices[name].stop)
         if not made:
             continue
+        if isinstance(columns, UserList):  # scikit-learn 1.6: warns when it is read as a list
+            columns = columns.data
         if isinstance(columns, slice):
             columns = names[columns] if isinstance(columns.start, (int, type(None))) else columns
         columns = [columns] if np.ndim(columns) == 0 else list(columns)
