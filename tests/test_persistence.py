@@ -546,7 +546,7 @@ FORGERIES = {
         lambda t: specification(t)["network"]["network"][1].update(hidden_units=[1e300]),
         "hidden_units must hold positive integers",
     ),
-    "many features": (_set(specification, "n_features", 10**12), "the width of a member"),
+    "many features": (_set(specification, "n_features", 10**12), "a member's ranges"),
     "many latents": (_set(specification, "latent_dim", 10**12), "a network of at least"),
     "no latents": (_set(specification, "latent_dim", 0), "the specification of a member"),
     "a network that is none": (_set(specification, "network", "dense"), "the specification of a member"),
@@ -748,9 +748,13 @@ def test_of_ten_thousand_spoiled_files_each_is_refused_or_read_within_little_mem
 ):
     VAEDetector(network=a_keras_network(), members=2, scaler=PCA(6), **QUICK).fit(X).save(tmp_path / "b")
     detector.save(tmp_path / "a")
+    mixed = pd.DataFrame(
+        {"size": X[:, 0], "city": np.where(X[:, 1] > 0, "Bern", "Genf"), "member": X[:, 2] > 0}
+    )
+    VAEDetector(network=DenseNetwork((8,)), **QUICK).fit(mixed).save(tmp_path / "c")
     code = FUZZ.format(
         tests=os.path.dirname(__file__),
-        files=[str(tmp_path / "a"), str(tmp_path / "b")],
+        files=[str(tmp_path / name) for name in "abc"],
         path=str(tmp_path / "spoiled"),
         seed=int(forged),
         n_inputs=10_000,
@@ -836,5 +840,5 @@ def test_a_file_that_promises_more_categories_than_it_has_weights_for_is_refused
     parts = detector.members_[0].specification.likelihood.parts
     parts[1][0].set_params(n_categories=10**12)
     detector.save(tmp_path / "model.vae")
-    with pytest.raises(vae_anomaly.ModelFileError, match="the width of a member"):
+    with pytest.raises(vae_anomaly.ModelFileError, match="a member's ranges"):
         vae_anomaly.load(tmp_path / "model.vae")

@@ -105,7 +105,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         # The engine hands in its noise; the layer's own generator serves `call` and Keras' `fit`.
         self.sampling = Sampling(seed=0, name="sampling")
         self.input_range = self.add_weight(
-            shape=(2, len(likelihood.origins(n_features))),
+            shape=(2, likelihood.n_inputs(n_features)),
             initializer=_unbounded,
             trainable=False,
             name="input_range",
@@ -271,7 +271,7 @@ class _Incomplete:
         self._vae = vae
         self.likelihood: Any = _WithoutMissing(vae.likelihood, missing_counts)
         self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
-        self.decode, self.draw, self.losses = vae.decode, vae.draw, vae.losses
+        self.decode, self.draw = vae.decode, vae.draw
 
     def encode(self, x: Any, training: bool = False) -> tuple[Any, Any]:
         """Posterior of each row given the values that are there.

@@ -125,10 +125,7 @@ def _check_state(state: Any) -> None:
     likelihood._validate_params()
     _check_columns(likelihood, n_features)
     _expect(_is_array(state.trainable, np.float32, (-1,)), "a member's weights")
-    # The decoder has a weight for each number that it computes for a column of a table.
-    wide_enough = likelihood.n_outputs(n_features) <= state.trainable.size or network.takes_images(None)
-    _expect(wide_enough, "the width of a member")
-    n_inputs = len(likelihood.origins(n_features))
+    n_inputs = likelihood.n_inputs(n_features)
     _expect(
         type(state.non_trainable) is tuple
         # Of these, one is the range of values that the encoder has seen.

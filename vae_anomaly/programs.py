@@ -110,7 +110,7 @@ class Architecture:
                 "keras.config.set_floatx('float32') and keras.config.set_dtype_policy('float32') first."
             )
         network, likelihood, n_features, latent_dim, marks_missing = self.specification
-        n_inputs = len(likelihood.origins(n_features)) + (n_features if marks_missing else 0)
+        n_inputs = likelihood.n_inputs(n_features) + (n_features if marks_missing else 0)
         n_outputs = likelihood.n_outputs(n_features)
         if (n_inputs, n_outputs) == (n_features, n_features * likelihood.n_params):
             models = network.build(n_features, latent_dim, likelihood.n_params)

@@ -66,6 +66,10 @@ class Likelihood(Spec):
         outputs = keras.ops.reshape(outputs, (*leading, n_features, self.n_params))
         return (*(outputs[..., position] for position in range(self.n_params)), *shared)
 
+    def n_inputs(self, n_features: int) -> int:
+        """How many numbers the encoder sees of a row."""
+        return n_features
+
     def origins(self, n_features: int) -> list[int]:
         """For each number that the encoder sees of a row, the feature it comes from."""
         return list(range(n_features))

@@ -70,6 +70,9 @@ class Categorical(Likelihood):
         leading = keras.ops.shape(outputs)[:-1]
         return (keras.ops.reshape(outputs, (*leading, n_features, self.n_categories)),)
 
+    def n_inputs(self, n_features: int) -> int:
+        return n_features * self.n_categories
+
     def origins(self, n_features: int) -> list[int]:
         return [feature for feature in range(n_features) for _ in range(self.n_categories)]
 

@@ -45,7 +45,7 @@ class Mixed(Likelihood):
     def check_columns(self, n_columns: int) -> None:
         """Raise a ValueError unless each column belongs to one part."""
         positions = sorted(int(column) for _, columns in self.parts for column in columns)
-        if positions != list(range(n_columns)):
+        if len(positions) != n_columns or positions != list(range(n_columns)):
             raise ValueError(
                 f"the parts of a Mixed must hold each of the {n_columns} columns of X once, by its position "
                 f"from 0 to {n_columns - 1}; received columns {positions}."
@@ -77,6 +77,9 @@ class Mixed(Likelihood):
             for (likelihood, columns), piece in zip(self.parts, pieces, strict=True)
         )
 
+    def n_inputs(self, n_features: int) -> int:
+        return sum(likelihood.n_inputs(len(columns)) for likelihood, columns in self.parts)
+
     def origins(self, n_features: int) -> list[int]:
         return [
             columns[position]
@@ -101,7 +104,7 @@ class Mixed(Likelihood):
         return self._joined(lambda likelihood, own: likelihood.expectations(own), parameters)
 
     def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        sizes = [len(likelihood.origins(len(columns))) for likelihood, columns in self.parts]
+        sizes = [likelihood.n_inputs(len(columns)) for likelihood, columns in self.parts]
         pieces = np.split(expectations, np.cumsum(sizes)[:-1], axis=-1)
         values = np.empty((*expectations.shape[:-1], sum(len(columns) for _, columns in self.parts)))
         for (likelihood, columns), piece in zip(self.parts, pieces, strict=True):
