@@ -546,6 +546,7 @@ FORGERIES = {
         lambda t: specification(t)["network"]["network"][1].update(hidden_units=[1e300]),
         "hidden_units must hold positive integers",
     ),
+    "many columns": (lambda t: t["fitted"].update(n_features_in_=10**9), "columns"),
     "many features": (_set(specification, "n_features", 10**12), "a member's ranges"),
     "many latents": (_set(specification, "latent_dim", 10**12), "a network of at least"),
     "no latents": (_set(specification, "latent_dim", 0), "the specification of a member"),

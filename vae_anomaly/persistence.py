@@ -68,6 +68,8 @@ def load(path: str | os.PathLike[str]) -> VAEDetector:
         detector: VAEDetector = decoded(opened.json(DESCRIPTION), VAEDetector, opened)
         detector._validate_params()
         _check(detector)
+        # Each column of the rows has a byte in the file, at least: in a scaler or in a range of values.
+        _expect(detector.n_features_in_ <= os.path.getsize(path), "columns")
         _check_scaler(detector, opened.manifest.get("versions"))
     return detector
 
