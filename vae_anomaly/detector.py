@@ -24,8 +24,10 @@ from vae_anomaly import (
     thresholds,
     training,
 )
+from vae_anomaly.calibration import Calibrated
 from vae_anomaly.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.ensemble import Member
+from vae_anomaly.explanations import Explained
 from vae_anomaly.fitted import FittedModel
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
@@ -49,7 +51,7 @@ from vae_anomaly.tables import table_of
 __all__ = ["VAEDetector"]
 
 
-class VAEDetector(Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
     Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural
@@ -521,224 +523,7 @@ class VAEDetector(Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    # -- what a score means ---------------------------------------------------------------------------
-    def p_values(self, X: Any) -> npt.NDArray[np.float64]:
-        r"""Conformal p-values: how often a normal row would look at least as anomalous.
-
-        .. math:: p(x) = \frac{1 + \#\{i : s_i \ge s(x)\}}{n + 1}
-
-        with the n `calibration_scores_`. If x is exchangeable with the calibration rows, p(x) <= alpha has a
-        probability of at most alpha, for every alpha and whatever the model (Vovk, Gammerman & Shafer 2005);
-        with ``calibration`` in folds this holds nearly, because folds are scored by other models. No p-value
-        is below 1 / (n + 1).
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of shape (n_rows,)
-
-        Raises
-        ------
-        ValueError
-            If the detector was fitted without calibration.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from vae_anomaly import VAEDetector
-        >>> X = np.random.RandomState(0).normal(size=(200, 3))
-        >>> detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(X)
-        >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
-        True
-        """
-        X = self._validated(X)
-        if self.calibration_scores_ is None:
-            raise ValueError(
-                "p-values need scores of rows that were not trained on: fit with calibration=5 (folds), "
-                f"with a share such as calibration=0.2, or with threshold='conformal'; now calibration="
-                f"{self.calibration!r} and threshold={self.threshold!r}."
-            )
-        return calibration.p_values(self._fitted.scores(X), self.calibration_scores_)
-
-    def anomaly_probability(self, X: Any) -> npt.NDArray[np.float64]:
-        """The probability that a new normal row looks less anomalous than this one: 1 - p.
-
-        Not the probability that the row is an anomaly, which depends on how common anomalies are.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of shape (n_rows,)
-
-        Raises
-        ------
-        ValueError
-            If the detector was fitted without calibration.
-        """
-        return 1 - self.p_values(X)
-
-    def select_anomalies(
-        self, X: Any, false_discovery_rate: float = 0.1, dependence: str = "positive"
-    ) -> npt.NDArray[np.bool_]:
-        """Rows to call anomalies so that on average at most a given share of them is normal.
-
-        `predict` limits how many normal rows raise an alarm, this how many alarms are false. It judges the
-        rows of X together: `calibration.discoveries` of their `p_values`.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-        false_discovery_rate : float, default=0.1
-            The expected share of normal rows among the selected ones, in (0, 1). With m rows of X and
-            n calibration rows, either none or at least m / (rate (n + 1)) rows are selected: few calibration
-            rows find few anomalies.
-        dependence : {"positive", "any"}, default="positive"
-            "any" is safe whatever the dependence between rows, and finds less.
-
-        Returns
-        -------
-        bool array of shape (n_rows,)
-
-        Raises
-        ------
-        ValueError
-            If the detector was fitted without calibration, or for a rate outside (0, 1).
-        """
-        return calibration.discoveries(self.p_values(X), false_discovery_rate, dependence)
-
-    def confidence(self, X: Any) -> npt.NDArray[np.float64]:
-        r"""How sure the label of each row is, given what chance decided in the model.
-
-        :math:`\Phi(|d| / \sqrt{e_m^2 + e_d^2})` with the decision function d, the standard error :math:`e_m`
-        of the mean over the members (each at its own level and scale) and the standard error :math:`e_d` that
-        comes from the draws (jackknife): the probability that other members and other draws would label the
-        row alike, if their mean is normally distributed. Near 0.5 the row lies on the border. It says nothing
-        of other training rows.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of shape (n_rows,), in [0.5, 1]
-
-        Raises
-        ------
-        ValueError
-            If there is one draw and one member: nothing to compare.
-        """
-        X = self._validated(X)
-        n_members = len(self.members_)
-        if n_members == 1 and len(self.noise_) == 1:
-            raise ValueError("confidence needs several draws or members; fit with n_draws=10 or members=4.")
-
-        return self._fitted.confidence(X, self.offset_)
-
-    def explain(self, X: Any) -> Any:
-        """Each feature's share of each row's anomaly score, in the columns of X.
-
-        For likelihood scores, the feature's part of -log p(x|z) in nats, averaged as the score averages; for
-        "reconstruction_error", its part of the error. What belongs to no feature, such as the KL, is spread
-        evenly: shares sum to the score, and it changes no order among them. See
-        `vae_anomaly.explanations`, also for detectors behind other transformers.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of the shape of X, or a DataFrame if X is one
-            Each row sums to ``-score_samples(X)``, up to float64 rounding.
-
-        Raises
-        ------
-        ValueError
-            If the ``score`` is one of your own without ``per_feature``, or if the ``scaler`` mixes columns.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from vae_anomaly import VAEDetector
-        >>> X = np.random.RandomState(0).normal(size=(200, 3))
-        >>> detector = VAEDetector(epochs=5, random_state=0).fit(X)
-        >>> int(detector.explain([[0.0, 9.0, 0.0]]).argmax())
-        1
-        """
-        given, X = X, self._validated(X)
-        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])
-        shares = explanations.by_column(self._fitted.shares(X), self.scaler_, np.asarray(names))
-        return explanations.in_form_of(given, shares)
-
-    def expected(self, X: Any, coverage: float | None = None) -> Any:
-        """What the model expects in each cell given the other cells of its row, in the units of X.
-
-        Each cell is masked in turn and inferred from the rest. That takes as many inferences as there are
-        columns, and ten times more from a model that was trained on complete rows without ``masked_share``.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features)
-        coverage : float or None, default=None
-            In (0, 1): adds the ends of intervals that hold this share of what the models think possible.
-
-        Returns
-        -------
-        expected : float64 array of the shape of X, or a DataFrame if X is one
-            Means; medians of counts, and the most probable of booleans and categories.
-        low, high : as ``expected``, if there is a ``coverage``
-            NaN for categories, which have no order.
-
-        Raises
-        ------
-        ValueError
-            If the ``scaler`` does not keep the columns, or for a coverage outside (0, 1).
-        NotImplementedError
-            If there is a ``coverage`` and the likelihood is one of your own without ``quantile``.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from vae_anomaly import VAEDetector
-        >>> x = np.random.RandomState(0).normal(size=(500, 1))
-        >>> detector = VAEDetector(epochs=50, random_state=0).fit(np.hstack([x, x, x]))
-        >>> expected, low, high = detector.expected([[1.0, 1.0, -3.0]], coverage=0.9)
-        >>> bool(-3.0 < low[0, 2] < expected[0, 2] < high[0, 2])
-        True
-        """
-        given, X = X, self._validated(X)
-        if coverage is not None and not 0 < coverage < 1:
-            raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
-        results = [self._as_given(values, given) for values in self._fitted.expected_cells(X, coverage)]
-        return results[0] if coverage is None else tuple(results)
-
-    def report(self, X: Any, n_rows: int = 5, n_columns: int = 3, coverage: float = 0.9) -> Any:
-        """The most anomalous rows and the cells that make them so: what is there, and what was expected.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features)
-        n_rows, n_columns : int, default=5, 3
-            How many rows, most anomalous first, and how many columns of each, greatest share first.
-        coverage : float, default=0.9
-            Of the interval from "low" to "high"; see `expected`.
-
-        Returns
-        -------
-        DataFrame
-            A line for each cell: "row" (its label in X), "score" (larger = more anomalous), "anomaly"
-            (whether `predict` says so), "column", "value", "expected", "low", "high", "contribution" (see
-            `explain`).
-        """
-        return explanations.report(self, X, n_rows, n_columns, coverage)
-
+    # -- the model ----------------------------------------------------------------------------------------
     @MethodNamedAsParameter
     def score(self, X: Any, y: Any = None) -> float:
         """Mean evidence lower bound of the rows, in nats: what GridSearchCV maximizes by default.
