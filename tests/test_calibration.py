@@ -25,8 +25,8 @@ def normal():
     [
         ("auto", False, 100, None),
         ("auto", True, 100, 5),
-        ("auto", True, 999, 5),
-        ("auto", True, 1000, 0.2),
+        ("auto", True, 499, 5),
+        ("auto", True, 500, 0.2),
         ("auto", True, 1_000_000, 0.01),
         (None, False, 100, None),
         (7, False, 100, 7),

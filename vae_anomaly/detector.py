@@ -137,7 +137,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         float in (0, 1) holds out that share of the rows. An int of at least 2 fits so many more detectors,
         each without one fold of the rows, and scores the fold by it: that spends no rows, and takes as many
         times longer. "auto" does nothing unless the threshold asks; then it takes 5 folds of fewer than
-        1,000 rows, else a fifth of the rows, at most 10,000.
+        500 rows, else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
         likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
