@@ -22,7 +22,7 @@ from sklearn.preprocessing import (
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
 from vae_anomaly.backend import keras
-from vae_anomaly.likelihoods import ContinuousBernoulli, Gaussian
+from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import Score
 
 
@@ -258,12 +258,36 @@ def test_images_come_back_in_the_form_they_had(digits):
     assert detector.encode(digits).shape == (len(digits), 16)
 
 
-def test_images_have_the_continuous_bernoulli_by_default_flat_or_not(digits):
+def test_images_have_a_likelihood_and_a_score_of_their_own_and_no_scaler_flat_or_not(digits):
     flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), epochs=1).fit(digits.reshape(-1, 64))
     for detector in (flat, VAEDetector(epochs=1).fit(digits), VAEDetector("dense", epochs=1).fit(digits)):
-        assert isinstance(detector.members_[0].specification.likelihood, ContinuousBernoulli)
+        assert repr(detector.members_[0].specification.likelihood) == "Gaussian(scale=0.3)"
+        assert detector.score_ == "unexplained_variance"
+        assert detector.scaler_ is None
     table = VAEDetector("dense", epochs=1).fit(digits.reshape(-1, 64))
-    assert isinstance(table.members_[0].specification.likelihood, Gaussian)
+    assert repr(table.members_[0].specification.likelihood) == "Gaussian()"
+    assert table.score_ == "elbo"
+    assert isinstance(table.scaler_, StandardScaler)
+
+
+def test_an_image_that_is_in_part_missing_is_scored_by_the_rest(digits):
+    detector = VAEDetector(epochs=60, random_state=0).fit(digits[:120])
+    gaps = digits[120:].copy()
+    gaps[:, :2] = np.nan
+    complete, incomplete = detector.score_samples(digits[120:]), detector.score_samples(gaps)
+    assert np.corrcoef(complete, incomplete)[0, 1] > 0.8
+    assert abs(np.median(complete) - np.median(incomplete)) < np.ptp(complete) / 4
+
+
+def test_samples_without_noise_are_expectations(digits, table):
+    detector = VAEDetector(epochs=3, random_state=0).fit(digits)
+    rows = detector.sample(500, random_state=0)
+    means = detector.sample(500, random_state=0, noise=False)
+    assert (rows - means).std() == pytest.approx(0.3, rel=0.02)
+    vae = detector.model_
+    prior = np.random.RandomState(0).normal(size=(2000, 16)).astype("f4")
+    decoded = np.asarray(vae.likelihood.mean(vae.decode(prior)))
+    assert means.mean() == pytest.approx(decoded.mean(), rel=0.05)
 
 
 def test_other_digits_score_lower(digits):

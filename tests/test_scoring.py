@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from vae_anomaly import DenseNetwork, VAEDetector, scoring
 from vae_anomaly.scoring import SCORES, Score
@@ -65,10 +66,81 @@ def test_more_draws_settle_the_score(state, rows):
 
 
 def test_names_are_looked_up_and_unknown_ones_refused():
-    assert scoring.resolve_name("auto", 1) == "elbo"
-    assert scoring.resolve_name("auto", 2) == "reconstruction_probability"
-    assert scoring.resolve("iwae") is SCORES["iwae"]
+    assert scoring.resolve_name("auto", 1, None) == "elbo"
+    assert scoring.resolve_name("auto", 2, None) == "reconstruction_probability"
+    assert scoring.resolve_name("auto", 2, (8, 8, 1)) == "unexplained_variance"
+    assert scoring.resolve("iwae", None) is SCORES["iwae"]
     own = Score(SCORES["elbo"].per_draw, SCORES["elbo"].combine)
-    assert scoring.resolve(own) is own
-    with pytest.raises(ValueError, match=r"one of \['auto', 'elbo', .*\]"):
-        scoring.resolve_name("energy", 1)
+    assert scoring.resolve(own, None) is own
+    with pytest.raises(ValueError, match="score must be one of .*'auto'.*received 'energy'"):
+        scoring.resolve_name("energy", 1, None)
+    with pytest.raises(ValueError, match="'unexplained_variance' is one of images"):
+        scoring.resolve_name("unexplained_variance", 1, None)
+
+
+# -- of images ------------------------------------------------------------------------------------------
+class Copying:
+    """What a score sees of a VAE, one that expects ``expected`` whatever it is shown."""
+
+    def __init__(self, expected):
+        self.likelihood = self
+        self._expected = expected
+
+    def mean(self, parameters):
+        return self._expected
+
+
+def unexplained(images, expected, **settings):
+    """Scores of images of shape (n, height, width, channels) for which a model expects ``expected``."""
+    score = scoring.unexplained_variance(images.shape[1:], **settings)
+    rows, expected = (np.float32(v).reshape(len(v), -1) for v in (images, expected))
+
+    class Inferred:
+        parameters = None
+
+    values = score.per_draw(Copying(expected[None]), rows, Inferred)
+    np.testing.assert_allclose(
+        score.per_feature(Copying(expected[None]), rows, Inferred).numpy().sum(axis=-1), values, rtol=1e-5
+    )
+    return score.combine(values, None).numpy()
+
+
+@pytest.mark.parametrize("smoothing", [0, 1.0, 2.5])
+@pytest.mark.parametrize("shape", [(7, 5, 1), (8, 8, 3)])
+def test_the_unexplained_share_is_that_of_smoothed_squares(shape, smoothing):
+    rng = np.random.default_rng(0)
+    images, expected = rng.uniform(size=(2, 4, *shape))
+
+    def squares(values):
+        width = (0, smoothing, smoothing, 0)
+        return (gaussian_filter(values, width) ** 2 if smoothing else values**2).sum(axis=(1, 2, 3))
+
+    own = squares(images - images.mean(axis=(1, 2), keepdims=True))
+    share = squares(images - expected) / (own + 0.01 * images[0].size)
+    np.testing.assert_allclose(unexplained(images, expected, smoothing=smoothing), share, rtol=1e-5)
+
+
+def test_nothing_is_unexplained_of_what_is_expected_and_little_less_than_all_of_the_mean_image():
+    images = np.random.default_rng(0).integers(0, 2, size=(3, 16, 16, 1))
+    np.testing.assert_array_equal(unexplained(images, images), 0)
+    blank = np.broadcast_to(images.mean(axis=(1, 2), keepdims=True), images.shape)
+    assert (unexplained(images, blank, smoothing=0) > 0.95).all()
+    assert (unexplained(images, blank, smoothing=0) < 1).all()
+
+
+def test_an_error_of_one_size_weighs_more_in_an_image_with_less_in_it():
+    full, faint = np.random.default_rng(0).uniform(size=(1, 16, 16, 1)) * [[[[1]]], [[[0.2]]]]
+    both = np.stack([full, faint])
+    expected = both.copy()
+    expected[:, 4:12, 4:12] += 0.1
+    share_full, share_faint = unexplained(both, expected, smoothing=0)
+    assert share_faint > 2 * share_full
+
+
+def test_a_missing_pixel_is_as_expected():
+    images = np.random.default_rng(0).uniform(size=(2, 8, 8, 1))
+    expected = images + 0.1
+    gaps = images.copy()
+    gaps[:, :4] = np.nan
+    filled = np.where(np.isnan(gaps), expected, gaps)
+    np.testing.assert_allclose(unexplained(gaps, expected), unexplained(filled, expected), rtol=1e-5)

@@ -70,18 +70,20 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         Latent dimensions. "auto" asks the network: min(n_features, 8) for a dense one.
     likelihood : "auto", name, Likelihood, dict or list, default="auto"
         p(x|z): "gaussian", "laplace", "student_t" for real values, "bernoulli", "continuous_bernoulli"
-        for values in [0, 1], "count", "categorical", or an instance from `vae_anomaly.likelihoods`. A dict
-        ``{column: likelihood}`` or a list of pairs ``(likelihood, columns)`` is for tables of mixed columns,
-        "mixed" goes by the columns' dtypes; see `tables.table_of`. "auto" is "mixed" for a DataFrame with
-        columns that are no numbers, "gaussian" for other tables, and "continuous_bernoulli" for images, and
-        for flat rows behind a `ConvNetwork`.
+        for values in [0, 1], "count", "categorical", or an instance from
+        `vae_anomaly.likelihoods`. A dict ``{column: likelihood}`` or a list of pairs ``(likelihood,
+        columns)`` is for tables of mixed columns, "mixed" goes by the columns' dtypes; see
+        `tables.table_of`. "auto" is "mixed" for a DataFrame with columns that are no numbers, "gaussian" for
+        other tables, and ``Gaussian(scale=0.3)`` for images, and for flat rows behind a `ConvNetwork`.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
         "reconstruction_probability": -E_q log p(x|z) (An & Cho 2015). "reconstruction_error": E_q of
-        the squared error, or of the cross-entropy for data in [0, 1]. All but the last in nats.
-        "auto" is "elbo" for one model and "reconstruction_probability" for an ensemble, whose score is the
-        members' weighted mean. A `scoring.Score` of your own works too.
+        the squared error, or of the cross-entropy for data in [0, 1]. "unexplained_variance": of images, the
+        share of their variance that is not reproduced; see `scoring.unexplained_variance`. All but the last
+        two in nats. "auto" is "elbo" for one model and "reconstruction_probability" for an ensemble, whose
+        score is the members' weighted mean, and "unexplained_variance" for images. A `scoring.Score` of your
+        own works too.
     n_draws : int, default=10
         Draws of z that a score averages over. They are made once in `fit` and shared by all rows.
     objective : {"elbo", "iwae"}, default="elbo"
@@ -140,7 +142,8 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         500 rows, else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
-        likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
+        likelihood: `StandardScaler` for real values, nothing for values in [0, 1]; and does nothing to
+        images. A scaler that clips
         (``MinMaxScaler(clip=True)``, `QuantileTransformer`) hides how far away a far row is.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights, scaler, draws and held-out rows of the earlier fit. The
@@ -377,11 +380,12 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), X.shape[0])
             rng = check_random_state(self.random_state)
             network, likelihood = self._specifications(image_shape)
+            of_images = network.shape_of_images(image_shape)
             recipe = ensemble.recipe(
                 self.members,
                 self.validation_fraction,
                 self.early_stopping,
-                decide=self.epochs == "auto" and not network.takes_images(image_shape),
+                decide=self.epochs == "auto" and of_images is None,
                 n_rows=X.shape[0],
             )
             draws_seed, *seeds = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * len(recipe.members))
@@ -395,8 +399,10 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
                 check_observed(X, getattr(self, "feature_names_in_", None))
                 likelihood.check_columns(X.shape[1])
-                own = isinstance(self.scaler, str)
-                scaler = likelihood.default_scaler() if own else likelihood.scaler_of(self.scaler)
+                if isinstance(self.scaler, str):
+                    scaler = likelihood.default_scaler() if of_images is None else None
+                else:
+                    scaler = likelihood.scaler_of(self.scaler)
                 self.scaler_ = fitted(scaler, X)
                 self.image_shape_ = image_shape
             names = getattr(self, "feature_names_in_", None)
@@ -439,7 +445,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
                 verbose=int(self.verbose),
             )
             self.history_ = training.continued(self.history_, history)
-            self.score_ = scoring.resolve_name(vars(self)["score"], len(self.members_))
+            self.score_ = scoring.resolve_name(vars(self)["score"], len(self.members_), of_images)
             if held_out.shape[0] and not thresholds.takes_held_out(rule):
                 rows = joined(rows, rows_of(held_out, self.scaler_, names))  # a share means all of X
             self.weights_, self._member_levels = None, None
@@ -469,7 +475,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         likelihood = likelihoods.resolve(likelihood).snapshot()
         network._validate_params()
         likelihood._validate_params()
-        scoring.resolve_name(vars(self)["score"], 1)
+        scoring.resolve_name(vars(self)["score"], 1, network.shape_of_images(image_shape))
         return network, likelihood
 
     # -- scoring --------------------------------------------------------------------------------------
@@ -483,7 +489,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         Returns
         -------
         float64 array of shape (n_rows,)
-            Higher = more normal; in nats, except for "reconstruction_error". Densities are those of
+            Higher = more normal; in nats, except for errors and shares. Densities are those of
             the scaled rows.
 
         Raises
@@ -577,7 +583,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         given, X = X, self._validated(X)
         return self._as_given(self._fitted.reconstructions(X), given)
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
+    def sample(self, n_samples: int = 1, random_state: Any = None, *, noise: bool = True) -> Any:
         """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
 
         Parameters
@@ -585,6 +591,8 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         n_samples : int, default=1
             At least 1.
         random_state : int, RandomState instance or None, default=None
+        noise : bool, default=True
+            False gives what is expected of x given z: images without the grain of their pixels' likelihood.
 
         Returns
         -------
@@ -601,7 +609,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
         with programs.placed(self.device):
             rng = check_random_state(random_state)
-            rows = ensemble.sample(self.members_, self.weights_, int(n_samples), rng)
+            rows = ensemble.sample(self.members_, self.weights_, int(n_samples), rng, noise)
         rows = unscaled(rows, self.scaler_)
         if self.table_ is not None:
             return self.table_.frame(rows)
@@ -622,10 +630,11 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
 
     @property
     def _fitted(self) -> FittedModel:
+        network = self.members_[0].specification.network
         return FittedModel(
             self.members_,
             self.noise_,
-            scoring.resolve(self.score_),
+            scoring.resolve(self.score_, network.shape_of_images(self.image_shape_)),
             self.scaler_,
             getattr(self, "feature_names_in_", None),
             self.device,

@@ -263,15 +263,19 @@ def confidence(
 
 
 def sample(
-    states: Sequence[ModelState], weights: npt.NDArray[np.float64], n_samples: int, rng: np.random.RandomState
+    states: Sequence[ModelState],
+    weights: npt.NDArray[np.float64],
+    n_samples: int,
+    rng: np.random.RandomState,
+    noise: bool = True,
 ) -> npt.NDArray[np.float64]:
-    """New rows, each by a member that its weight chooses: shape (n_samples, n_features)."""
+    """New rows, each by a member that its weight chooses, see `VAE.sample`: shape (n_samples, n_features)."""
     seeds = rng.randint(np.iinfo(np.int32).max, size=len(states))
     members = rng.choice(len(states), size=n_samples, p=weights)
     rows = np.empty((n_samples, states[0].specification.n_features))
     for position, (state, seed) in enumerate(zip(states, seeds, strict=True)):
         if chosen := (members == position).sum():
-            rows[members == position] = programs.model_of(state).sample(int(chosen), int(seed))
+            rows[members == position] = programs.model_of(state).sample(int(chosen), int(seed), noise)
     return rows
 
 

@@ -192,12 +192,18 @@ class VAE(keras.Model):  # type: ignore[misc]
         z = self.sampling(list(self.encode(x, training)))
         return self.likelihood.mean(self.decode(z, training))
 
-    def sample(self, n_samples: int, seed: int) -> npt.NDArray[np.float32]:
-        """New rows: z from the prior, then x from p(x|z); an array of shape (n_samples, n_features)."""
+    def sample(self, n_samples: int, seed: int, noise: bool = True) -> npt.NDArray[np.float32]:
+        """New rows: z from the prior, then x from p(x|z); an array of shape (n_samples, n_features).
+
+        Without ``noise``, what is expected of x given z.
+        """
         prior_seed, likelihood_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2) // 2)
         z = keras.random.normal((n_samples, self.latent_dim), seed=prior_seed)
-        drawn = self.likelihood.sample(self.decode(z), likelihood_seed)
-        return np.asarray(_array(drawn), dtype=np.float32)
+        parameters = self.decode(z)
+        if not noise:
+            expected = self.likelihood.values(_array(self.likelihood.expectations(parameters)))
+            return np.asarray(expected, dtype=np.float32)
+        return np.asarray(_array(self.likelihood.sample(parameters, likelihood_seed)), dtype=np.float32)
 
     def compute_loss(
         self,

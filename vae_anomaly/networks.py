@@ -22,9 +22,15 @@ from typing import Any, ClassVar
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly.backend import keras
+from vae_anomaly.likelihoods import Gaussian, Likelihood
+from vae_anomaly.rows import with_channels
 from vae_anomaly.spec import Spec
 
 __all__ = ["ConvNetwork", "DenseNetwork", "Network"]
+
+# The standard deviation of a pixel in [0, 1]. With a scale for each pixel, or a logit, pixels that are nearly
+# always black decide over an image (`benchmarks/results/images.md`).
+_SCALE_OF_PIXELS = 0.3
 
 
 class Network(Spec):
@@ -43,13 +49,16 @@ class Network(Spec):
         """What ``latent_dim="auto"`` means: as many latents as features, at most 8."""
         return min(n_features, 8)
 
-    def takes_images(self, image_shape: tuple[int, ...] | None) -> bool:
-        """Whether its rows are images; ``image_shape`` is the shape of those that X held, or None."""
-        return image_shape is not None
+    def shape_of_images(self, image_shape: tuple[int, ...] | None) -> Any:
+        """(height, width, channels) of the images that its rows are, or None for rows of a table.
 
-    def default_likelihood(self, image_shape: tuple[int, ...] | None) -> str:
-        """What ``likelihood="auto"`` means: Gaussian for tables, continuous Bernoulli for images."""
-        return "continuous_bernoulli" if self.takes_images(image_shape) else "gaussian"
+        ``image_shape`` is the shape of the images that X held, or None.
+        """
+        return None if image_shape is None else with_channels(image_shape)
+
+    def default_likelihood(self, image_shape: tuple[int, ...] | None) -> str | Likelihood:
+        """What ``likelihood="auto"`` means: Gaussian, for images of a scale that all pixels share."""
+        return Gaussian(scale=_SCALE_OF_PIXELS) if self.shape_of_images(image_shape) else "gaussian"
 
     def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
         """A bound from below for the number of weights in what `build` returns, known without building it."""
@@ -232,8 +241,8 @@ class ConvNetwork(Network):
         """What ``latent_dim="auto"`` means: as many latents as pixels, at most 16."""
         return min(n_features, 16)
 
-    def takes_images(self, image_shape: tuple[int, ...] | None) -> bool:
-        return True
+    def shape_of_images(self, image_shape: tuple[int, ...] | None) -> Any:
+        return self.image_shape
 
     def marks_missing(self) -> bool:
         """No: an image has no place for marks."""

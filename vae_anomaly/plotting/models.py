@@ -267,7 +267,7 @@ def samples(
     image_shape: tuple[int, ...] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """New images from the model, by `VAEDetector.sample`, as tiles of a square.
+    """New images from the model, by `VAEDetector.sample` without noise, as tiles of a square.
 
     Parameters
     ----------
@@ -299,7 +299,7 @@ def samples(
     """
     detector, _ = received(detector)
     shape = image_shape_of(detector, image_shape)
-    images = as_images(detector.sample(n, random_state), shape)
+    images = as_images(detector.sample(n, random_state, noise=False), shape)
     ax = new_axes(ax, (5, 5))
     show(ax, tiled(images, math.ceil(math.sqrt(n))), limits(images))
     ax.set_axis_off()
