@@ -109,7 +109,8 @@ def unexplained_variance(image_shape: ImageShape, smoothing: float = 1.0) -> Sco
     models know what they don't know?"), because there is little in them to get wrong. The denominator
     corrects for that, as the length of the compressed image does in Serrà et al. 2020, "Input complexity and
     out-of-distribution detection with likelihood-based generative models". The filter forgives strokes and
-    edges that lie a pixel off.
+    edges that lie a pixel off. A pixel's share is that of its surroundings: what it adds to the sum goes
+    through the filter once more, which keeps the sum and finds planted defects better.
 
     Parameters
     ----------
@@ -127,24 +128,28 @@ def unexplained_variance(image_shape: ImageShape, smoothing: float = 1.0) -> Sco
     n_features = height * width * channels
     of_rows, of_columns = (_filter(side, smoothing) for side in (height, width))
 
-    def smoothed_squares(images: Any) -> Any:
+    def smoothed(images: Any) -> Any:
         images = keras.ops.einsum("ij,njwc->niwc", of_rows, images)
-        return keras.ops.square(keras.ops.einsum("ij,nhjc->nhic", of_columns, images))
+        return keras.ops.einsum("ij,nhjc->nhic", of_columns, images)
 
-    def per_feature(vae: Any, x: Any, inferred: Any) -> Any:
+    def of_pixels(vae: Any, x: Any, inferred: Any) -> Any:
+        """The share of each pixel, for each draw and image: shape (n_draws * n_rows, height, width, channels)."""
         expected = vae.likelihood.mean(inferred.parameters)
         x = keras.ops.where(keras.ops.isnan(x), expected, x)  # a missing pixel is as expected
         own, missed = (keras.ops.reshape(v, (-1, *image_shape)) for v in (x, x - expected))
-        own = smoothed_squares(own - keras.ops.mean(own, axis=(1, 2), keepdims=True))
+        own = keras.ops.square(smoothed(own - keras.ops.mean(own, axis=(1, 2), keepdims=True)))
         variance = keras.ops.sum(own, axis=(1, 2, 3), keepdims=True)
-        shares = smoothed_squares(missed) / (n_features * _FAINTEST_CONTRAST**2 + variance)
-        return keras.ops.reshape(shares, keras.ops.shape(expected))
+        return keras.ops.square(smoothed(missed)) / (n_features * _FAINTEST_CONTRAST**2 + variance)
 
-    return Score(
-        lambda vae, x, inferred: keras.ops.sum(per_feature(vae, x, inferred), axis=-1),
-        lambda values, _: keras.ops.mean(values, axis=0),
-        per_feature,
-    )
+    def per_draw(vae: Any, x: Any, inferred: Any) -> Any:
+        total = keras.ops.sum(of_pixels(vae, x, inferred), axis=(1, 2, 3))
+        return keras.ops.reshape(total, (-1, keras.ops.shape(x)[0]))
+
+    def per_feature(vae: Any, x: Any, inferred: Any) -> Any:
+        around = smoothed(of_pixels(vae, x, inferred))
+        return keras.ops.reshape(around, (-1, keras.ops.shape(x)[0], n_features))
+
+    return Score(per_draw, lambda values, _: keras.ops.mean(values, axis=0), per_feature)
 
 
 def _filter(side: int, smoothing: float) -> Rows:
