@@ -461,13 +461,14 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         network, likelihood = self.network, self.likelihood
         if network == "auto":
             network = "dense" if image_shape is None else "conv"
-        network = networks.resolve(network).for_images(image_shape and with_channels(image_shape)).snapshot()
+        network = networks.resolve(network)
+        network._validate_params()
+        network = network.for_images(image_shape and with_channels(image_shape)).snapshot()
         if self.table_ is not None:
             likelihood = self.table_.likelihood
         elif likelihood == "auto":
             likelihood = network.default_likelihood(image_shape)
         likelihood = likelihoods.resolve(likelihood).snapshot()
-        network._validate_params()
         likelihood._validate_params()
         scoring.resolve_name(vars(self)["score"], 1)
         return network, likelihood

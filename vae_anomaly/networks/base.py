@@ -8,7 +8,16 @@ from typing import Any
 from vae_anomaly.backend import keras
 from vae_anomaly.spec import Spec
 
-__all__ = ["Network", "after", "check_activation", "check_sizes", "glorot", "initializer_of", "posterior"]
+__all__ = [
+    "Network",
+    "after",
+    "check_activation",
+    "check_sizes",
+    "glorot",
+    "hidden_initializer",
+    "initializer_of",
+    "posterior",
+]
 
 
 class Network(Spec):
@@ -81,6 +90,11 @@ def glorot() -> Any:
     return keras.initializers.GlorotUniform(seed=0)
 
 
+def hidden_initializer(activation: Any) -> Any:
+    """The initializer of a layer that this activation follows."""
+    return keras.initializers.LecunNormal(seed=0) if _is_selu(activation) else glorot()
+
+
 def initializer_of(layer: Any, name: str) -> Any:
     """The layer's initializer for its variable of this name, under any of Keras' names for it, or None."""
     stems = (name, name.removesuffix("_kernel"), *(["depthwise"] if name == "kernel" else []))
@@ -102,15 +116,23 @@ def after(spec: Any, x: Any, name: str) -> Any:
         x = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_normalization")(x)
     x = keras.layers.Activation(spec.activation, name=f"{name}_activation")(x)
     if spec.dropout:
-        x = keras.layers.Dropout(spec.dropout, seed=0, name=f"{name}_dropout")(x)
+        # Zeros are not what SELU takes for nothing: they would shift its mean and variance.
+        kind = keras.layers.AlphaDropout if _is_selu(spec.activation) else keras.layers.Dropout
+        x = kind(spec.dropout, seed=0, name=f"{name}_dropout")(x)
     return x
 
 
-def check_sizes(name: str, sizes: Any) -> None:
-    """Refuse anything but positive integers."""
+def _is_selu(activation: Any) -> bool:
+    return keras.activations.get(activation) is keras.activations.selu
+
+
+def check_sizes(name: str, sizes: Any, pairs: bool = False) -> None:
+    """Refuse anything but positive integers, or pairs of them if that is allowed."""
     for size in sizes:
-        if not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"{name} must hold positive integers; received {name}={sizes!r}.")
+        numbers = size if pairs and isinstance(size, (tuple, list)) and len(size) == 2 else (size,)
+        if not all(isinstance(number, Integral) and int(number) > 0 for number in numbers):
+            expected = "positive integers" + (" or pairs of them" if pairs else "")
+            raise ValueError(f"{name} must hold {expected}; received {name}={sizes!r}.")
 
 
 def check_activation(activation: Any) -> None:

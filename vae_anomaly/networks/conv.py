@@ -4,16 +4,62 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.backend import keras
-from vae_anomaly.networks.base import Network, after, check_activation, check_sizes, glorot, posterior
+from vae_anomaly.networks.base import (
+    Network,
+    after,
+    check_activation,
+    check_sizes,
+    glorot,
+    hidden_initializer,
+    posterior,
+)
 
 __all__ = ["ConvNetwork"]
+
+_FIRST_FILTERS, _MOST_FILTERS = 32, 128
+_FEWEST_CONVOLUTIONS = 2
+# More convolutions are stacked until the longer side is no longer than this.
+_LONGEST_SIDE = 8
+# Sides up to this are not halved any more.
+_SHORTEST_HALVED = 4
+
+Pair = tuple[int, int]
+
+
+class _Convolution(NamedTuple):
+    """One convolution of the encoder, and the transposed one that undoes it; pairs are vertical, horizontal.
+
+    Attributes
+    ----------
+    filters : int
+    kernel, strides : pair of int
+    sides : pair of int
+        Those of the image that the convolution sees.
+    """
+
+    filters: int
+    kernel: Pair
+    strides: Pair
+    sides: Pair
+
+    @property
+    def made(self) -> Pair:
+        """Sides of the image that the convolution makes."""
+        height, width = map(math.ceil, (s / t for s, t in zip(self.sides, self.strides, strict=True)))
+        return height, width
+
+    @property
+    def excess(self) -> Pair:
+        """By how much the transposed convolution makes the sides too long."""
+        low, wide = (m * t - s for m, t, s in zip(self.made, self.strides, self.sides, strict=True))
+        return low, wide
 
 
 class ConvNetwork(Network):
@@ -21,39 +67,57 @@ class ConvNetwork(Network):
 
     Rows are flat images of ``image_shape``, so the network works behind any scikit-learn step. Each
     strided convolution with "same" padding maps a side s to ceil(s / stride); the decoder undoes it
-    and crops to the exact side, so that odd sizes and any stride come back in their own shape.
+    and crops to the exact side, so that odd sizes and any stride come back in their own shape. A
+    transposed convolution without a stride makes the likelihood's parameters in the end.
+
+    Kernels and strides reach no further than a side, so a signal is an image of width 1,
+    ``image_shape=(length, 1, channels)``, and its convolutions are one-dimensional ones.
 
     Parameters
     ----------
     image_shape : tuple (height, width, channels) or None, default=None
         None takes the shape of the images that the detector is fitted on.
-    filters : tuple of int, default=(32, 64)
-        Channels of the encoder's convolutions; the decoder has the same in reverse.
-    kernel_size : int, default=3
-        Side of every convolution's kernel.
-    strides : int or tuple of int, default=2
-        One stride for all convolutions, or one for each.
+    filters : "auto" or tuple of int, default="auto"
+        Channels of the encoder's convolutions; the decoder has the same in reverse. "auto" is 32, 64 and
+        then 128, for two convolutions, or more that halve the longer side until it is at most 8; or as many
+        as ``kernel_sizes`` or ``strides`` lists.
+    kernel_sizes : int or tuple, default=3
+        Side of the kernels: one for all convolutions, or one for each, where a pair is (height, width). The
+        decoder's last layer has the first one.
+    strides : "auto", int or tuple, default="auto"
+        One for all convolutions, or one for each, where a pair is (vertical, horizontal). "auto" halves every
+        side that is longer than 4.
     dense_units : tuple of int, default=(128,)
         Widths of the dense layers between the convolutions and the latents.
     activation : str or callable, default="relu"
-        Any Keras activation.
+        Any Keras activation. "selu" brings what makes it normalize itself (Klambauer et al. 2017,
+        "Self-normalizing neural networks"): LeCun's normal initialization, and `AlphaDropout` for dropout.
     batch_normalization : bool, default=False
         Normalize before each activation.
     dropout : float, default=0.0
         Share of units dropped after each layer in each training step, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        When used, for an image shape that doesn't fit the rows, lists of different lengths, or an activation
+        that Keras does not know.
 
     Examples
     --------
     >>> from vae_anomaly import ConvNetwork
     >>> ConvNetwork(image_shape=(28, 28, 1), filters=(16, 32)).default_latent_dim(784)
     16
+    >>> network = ConvNetwork().for_images((64, 48, 3))
+    >>> network.filters, network.strides
+    ((32, 64, 128), (2, 2, 2))
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "image_shape": [tuple, list, None],
-        "filters": [tuple, list],
-        "kernel_size": [Interval(Integral, 1, None, closed="left")],
-        "strides": [Interval(Integral, 1, None, closed="left"), tuple, list],
+        "filters": [StrOptions({"auto"}), tuple, list],
+        "kernel_sizes": [Interval(Integral, 1, None, closed="left"), tuple, list],
+        "strides": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), tuple, list],
         "dense_units": [tuple, list],
         "activation": [str, callable],
         "batch_normalization": ["boolean"],
@@ -63,9 +127,9 @@ class ConvNetwork(Network):
     def __init__(
         self,
         image_shape: tuple[int, int, int] | None = None,
-        filters: tuple[int, ...] = (32, 64),
-        kernel_size: int = 3,
-        strides: int | tuple[int, ...] = 2,
+        filters: str | tuple[int, ...] = "auto",
+        kernel_sizes: int | tuple[int | Pair, ...] = 3,
+        strides: str | int | tuple[int | Pair, ...] = "auto",
         dense_units: tuple[int, ...] = (128,),
         activation: str | Callable[[Any], Any] = "relu",
         batch_normalization: bool = False,
@@ -73,7 +137,7 @@ class ConvNetwork(Network):
     ) -> None:
         self.image_shape = image_shape
         self.filters = filters
-        self.kernel_size = kernel_size
+        self.kernel_sizes = kernel_sizes
         self.strides = strides
         self.dense_units = dense_units
         self.activation = activation
@@ -81,10 +145,30 @@ class ConvNetwork(Network):
         self.dropout = dropout
 
     def for_images(self, image_shape: tuple[int, ...] | None) -> ConvNetwork:
-        """The network itself, with the images' shape if it has none of its own."""
-        if self.image_shape is not None or image_shape is None:
+        """The network for images of this shape, or of its own one, with every "auto" decided.
+
+        Raises
+        ------
+        ValueError
+            If it has another shape of its own, or one that is none of an image.
+        """
+        shape = image_shape if self.image_shape is None else tuple(self.image_shape)
+        if shape is None:
             return self
-        return ConvNetwork(**{**self.get_params(deep=False), "image_shape": image_shape})
+        if image_shape is not None and shape != image_shape:
+            raise ValueError(
+                f"ConvNetwork has image_shape={self.image_shape!r}, but X holds images of shape "
+                f"{image_shape} (height, width, channels): leave image_shape out, or give it this shape."
+            )
+        network = type(self)(**{**self.get_params(deep=False), "image_shape": shape})
+        convolutions = network._convolutions(None)
+        if self.filters == "auto":
+            network.filters = tuple(convolution.filters for convolution in convolutions)
+        if self.strides == "auto":
+            network.strides = tuple(
+                pair[0] if pair[0] == pair[1] else pair for pair in (c.strides for c in convolutions)
+            )
+        return network
 
     def default_latent_dim(self, n_features: int) -> int:
         """What ``latent_dim="auto"`` means: as many latents as pixels, at most 16."""
@@ -98,35 +182,36 @@ class ConvNetwork(Network):
         return False
 
     def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
-        check_sizes("filters", self.filters)
         check_sizes("dense_units", self.dense_units)
-        *_, channels = self._image_shape(n_features)
-        (height, width), last = self._sides(n_features)[-1], (channels, *self.filters)[-1]
-        pixels = height * width * last
+        convolutions, last = self._convolutions(n_features), self._last(n_features, n_params)
+        sides, channels = (
+            convolutions[-1].made if convolutions else last.sides,
+            self._image_shape(n_features)[2],
+        )
+        depth = convolutions[-1].filters if convolutions else channels
+        pixels = math.prod(sides) * depth
         chains = [
             (pixels, *self.dense_units, 2 * latent_dim),
             (latent_dim, *reversed(self.dense_units), pixels),
         ]
-        kernels = [(channels, *self.filters), (last, *reversed(self.filters), channels * n_params)]
-        dense, convolutions = (
-            sum(a * b for chain in kind for a, b in itertools.pairwise(chain)) for kind in (chains, kernels)
-        )
-        return dense + int(self.kernel_size) ** 2 * convolutions
+        n_weights = sum(a * b for chain in chains for a, b in itertools.pairwise(chain))
+        for layers, n_in in ((convolutions, channels), ([*reversed(convolutions), last], depth)):
+            for layer in layers:
+                n_weights += math.prod(layer.kernel) * n_in * layer.filters
+                n_in = layer.filters
+        return n_weights
 
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
-        check_sizes("filters", self.filters)
         check_sizes("dense_units", self.dense_units)
         check_activation(self.activation)
-        height, width, channels = self._image_shape(n_features)
-        strides = self._strides()
+        convolutions, last = self._convolutions(n_features), self._last(n_features, n_params)
+        image_shape = self._image_shape(n_features)
 
         rows = keras.Input((n_features,), name="x")
-        hidden = keras.layers.Reshape((height, width, channels), name="image")(rows)
-        sides = self._sides(n_features)
-        for position, (filters, stride) in enumerate(zip(self.filters, strides, strict=True)):
-            name = f"encoder_conv_{position}"
-            layer = self._convolution(keras.layers.Conv2D, filters, stride, name)
-            hidden = after(self, layer(hidden), name)
+        hidden = keras.layers.Reshape(image_shape, name="image")(rows)
+        for position, convolution in enumerate(convolutions):
+            hidden = self._convolved(keras.layers.Conv2D, hidden, convolution, f"encoder_conv_{position}")
+        flat_shape = hidden.shape[1:]
         hidden = keras.layers.Flatten(data_format="channels_last", name="flat")(hidden)
         for position, units in enumerate(self.dense_units):
             hidden = self._dense(hidden, units, f"encoder_dense_{position}")
@@ -135,29 +220,21 @@ class ConvNetwork(Network):
         latents = hidden = keras.Input((latent_dim,), name="z")
         for position, units in enumerate(reversed(self.dense_units)):
             hidden = self._dense(hidden, units, f"decoder_dense_{position}")
-        depth = self.filters[-1] if self.filters else channels
-        hidden = self._dense(hidden, sides[-1][0] * sides[-1][1] * depth, "decoder_map")
-        hidden = keras.layers.Reshape((*sides[-1], depth), name="decoder_image")(hidden)
-        for position in reversed(range(len(self.filters))):
+        hidden = self._dense(hidden, math.prod(flat_shape), "decoder_map")
+        hidden = keras.layers.Reshape(flat_shape, name="decoder_image")(hidden)
+        for position, convolution in reversed(list(enumerate(convolutions))):
             name = f"decoder_conv_{position}"
-            layer = self._convolution(
-                keras.layers.Conv2DTranspose, self.filters[position], strides[position], name
-            )
-            hidden = after(self, layer(hidden), name)
-            excess = [
-                grown * strides[position] - side
-                for grown, side in zip(sides[position + 1], sides[position], strict=True)
-            ]
-            if any(excess):
-                crop = ((0, excess[0]), (0, excess[1]))
+            hidden = self._convolved(keras.layers.Conv2DTranspose, hidden, convolution, name)
+            if any(convolution.excess):
+                crop = tuple((0, excess) for excess in convolution.excess)
                 hidden = keras.layers.Cropping2D(
                     crop, data_format="channels_last", name=f"decoder_crop_{position}"
                 )(hidden)
         # Transposed although it has no stride: of the two forms of one map, its gradient is the cheaper one
         # where a layer has few outputs.
         layer = keras.layers.Conv2DTranspose(
-            channels * n_params,
-            int(self.kernel_size),
+            last.filters,
+            last.kernel,
             padding="same",
             data_format="channels_last",
             kernel_initializer=glorot(),
@@ -166,47 +243,102 @@ class ConvNetwork(Network):
         outputs = keras.layers.Reshape((n_features * n_params,), name="rows")(layer(hidden))
         return encoder, keras.Model(latents, outputs, name="decoder")
 
-    def _image_shape(self, n_features: int) -> tuple[int, int, int]:
+    def _image_shape(self, n_features: int | None) -> tuple[int, int, int]:
         shape = self.image_shape
-        if shape is None or len(shape) != 3 or math.prod(shape) != n_features:
+        if (
+            shape is None
+            or len(shape) != 3
+            or not all(isinstance(side, Integral) and int(side) > 0 for side in shape)
+            or n_features not in (None, math.prod(shape))
+        ):
+            product = f" with a product of {n_features}, the number of features in a row"
             raise ValueError(
-                f"ConvNetwork needs image_shape=(height, width, channels) with a product of {n_features}, "
-                f"the number of features in a row; received image_shape={shape!r}."
+                f"ConvNetwork needs image_shape=(height, width, channels){product if n_features else ''}; "
+                f"received image_shape={shape!r}."
             )
-        return shape
+        height, width, channels = map(int, shape)
+        return height, width, channels
 
-    def _sides(self, n_features: int) -> list[tuple[int, int]]:
-        """Height and width before and after each convolution of the encoder."""
-        height, width, _ = self._image_shape(n_features)
-        sides = [(height, width)]
-        for stride in self._strides():
-            sides.append((math.ceil(sides[-1][0] / stride), math.ceil(sides[-1][1] / stride)))
-        return sides
+    def _convolutions(self, n_features: int | None) -> list[_Convolution]:
+        """The encoder's convolutions, with every "auto" decided."""
+        *sides, _ = self._image_shape(n_features)
+        n_convolutions = self._n_convolutions(max(sides))
+        if isinstance(self.filters, str):
+            filters = [min(_FIRST_FILTERS * 2**i, _MOST_FILTERS) for i in range(n_convolutions)]
+        else:
+            filters = [int(number) for number in self.filters]
+        convolutions = []
+        for number, kernel, strides in zip(
+            filters,
+            _each(self.kernel_sizes, n_convolutions),
+            _each(self.strides, n_convolutions),
+            strict=True,
+        ):
+            if isinstance(strides, str):
+                strides = [2 if side > _SHORTEST_HALVED else 1 for side in sides]
+            height, width = sides
+            vertical, horizontal = map(min, _pair(strides), sides)
+            convolution = _Convolution(
+                number, _reaching(kernel, sides), (vertical, horizontal), (height, width)
+            )
+            convolutions.append(convolution)
+            sides = list(convolution.made)
+        return convolutions
 
-    def _strides(self) -> tuple[int, ...]:
-        if not isinstance(self.strides, (tuple, list)):
-            return (int(self.strides),) * len(self.filters)
-        check_sizes("strides", self.strides)
-        if len(self.strides) != len(self.filters):
+    def _last(self, n_features: int, n_params: int) -> _Convolution:
+        """The transposed convolution that makes the likelihood's parameters."""
+        height, width, channels = self._image_shape(n_features)
+        kernel = next(iter(_each(self.kernel_sizes, 1)), 1)
+        return _Convolution(channels * n_params, _reaching(kernel, (height, width)), (1, 1), (height, width))
+
+    def _n_convolutions(self, longest: int) -> int:
+        lists = {
+            name: sizes
+            for name in ("filters", "kernel_sizes", "strides")
+            if isinstance(sizes := getattr(self, name), (tuple, list))
+        }
+        for name, sizes in lists.items():
+            check_sizes(name, sizes, pairs=name != "filters")
+        lengths = {len(sizes) for sizes in lists.values()}
+        if len(lengths) > 1:
+            received = ", ".join(f"{name}={sizes!r}" for name, sizes in lists.items())
             raise ValueError(
-                f"ConvNetwork needs one stride for each of its {len(self.filters)} filters {self.filters!r}, "
-                f"or one for all; received strides={self.strides!r}."
+                "ConvNetwork needs one entry for each convolution in filters, kernel_sizes and strides, or "
+                f"one number for all kernels or strides; received {received}."
             )
-        return tuple(int(stride) for stride in self.strides)
+        halvings = math.ceil(math.log2(longest / _LONGEST_SIDE))
+        return lengths.pop() if lengths else max(_FEWEST_CONVOLUTIONS, halvings)
 
-    def _convolution(self, layer: Any, filters: int, stride: int, name: str) -> Any:
-        return layer(
-            int(filters),
-            int(self.kernel_size),
-            strides=stride,
+    def _convolved(self, kind: Any, x: Any, convolution: _Convolution, name: str) -> Any:
+        layer = kind(
+            convolution.filters,
+            convolution.kernel,
+            strides=convolution.strides,
             padding="same",
             data_format="channels_last",
             use_bias=not self.batch_normalization,
-            kernel_initializer=glorot(),
+            kernel_initializer=hidden_initializer(self.activation),
             name=name,
         )
+        return after(self, layer(x), name)
 
     def _dense(self, x: Any, units: int, name: str) -> Any:
-        use_bias = not self.batch_normalization
-        layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=glorot(), name=name)
+        use_bias, initializer = not self.batch_normalization, hidden_initializer(self.activation)
+        layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=initializer, name=name)
         return after(self, layer(x), name)
+
+
+def _each(sizes: Any, n_convolutions: int) -> Sequence[Any]:
+    """A setting of each convolution, from a list or one value for all."""
+    return sizes if isinstance(sizes, (tuple, list)) else [sizes] * n_convolutions
+
+
+def _pair(size: Any) -> Pair:
+    vertical, horizontal = size if isinstance(size, (tuple, list)) else (size, size)
+    return int(vertical), int(horizontal)
+
+
+def _reaching(kernel: Any, sides: Sequence[int]) -> Pair:
+    """The kernel, without weights that only ever meet the padding."""
+    height, width = (min(reach, 2 * side - 1) for reach, side in zip(_pair(kernel), sides, strict=True))
+    return height, width

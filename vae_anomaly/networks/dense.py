@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly.backend import keras
-from vae_anomaly.networks.base import Network, after, check_activation, check_sizes, glorot, posterior
+from vae_anomaly.networks.base import (
+    Network,
+    after,
+    check_activation,
+    check_sizes,
+    glorot,
+    hidden_initializer,
+    posterior,
+)
 
 __all__ = ["DenseNetwork"]
 
@@ -25,7 +33,8 @@ class DenseNetwork(Network):
         linear model: probabilistic PCA with a Gaussian likelihood of one fixed scale, factor analysis
         with a scale for each feature, logistic factor analysis with a Bernoulli likelihood.
     activation : str or callable, default="relu"
-        Any Keras activation.
+        Any Keras activation. "selu" brings what makes it normalize itself (Klambauer et al. 2017,
+        "Self-normalizing neural networks"): LeCun's normal initialization, and `AlphaDropout` for dropout.
     batch_normalization : bool, default=False
         Normalize before each activation.
     dropout : float, default=0.0
@@ -78,7 +87,6 @@ class DenseNetwork(Network):
         return encoder, keras.Model(latents, outputs(hidden), name="decoder")
 
     def _hidden(self, x: Any, units: int, name: str) -> Any:
-        x = keras.layers.Dense(
-            int(units), use_bias=not self.batch_normalization, kernel_initializer=glorot(), name=name
-        )(x)
-        return after(self, x, name)
+        use_bias, initializer = not self.batch_normalization, hidden_initializer(self.activation)
+        layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=initializer, name=name)
+        return after(self, layer(x), name)
