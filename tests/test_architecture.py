@@ -12,6 +12,7 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 ORDER = [
     "backend",
     "rows",
+    "images",
     "sparse_rows",
     "plotting.canvas",
     "spec",

@@ -29,18 +29,16 @@ from vae_anomaly.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.ensemble import Member
 from vae_anomaly.explanations import Explained
 from vae_anomaly.fitted import FittedModel
+from vae_anomaly.images import check_image_shape, flattened, with_channels
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
 from vae_anomaly.rows import (
     Rows,
-    check_image_shape,
     check_magnitude,
     check_observed,
     column_names,
     fitted,
-    flattened,
     unscaled,
-    with_channels,
 )
 from vae_anomaly.saving import Saved
 from vae_anomaly.scoring import Score

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.decomposition import PCA
 
+from vae_anomaly.images import with_channels
 from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,
@@ -33,7 +34,7 @@ from vae_anomaly.plotting.canvas import (
     unit_of,
     usual_limits,
 )
-from vae_anomaly.rows import unscaled, with_channels
+from vae_anomaly.rows import unscaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
