@@ -12,9 +12,7 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 ORDER = [
     "backend",
     "rows",
-    "images",
     "sparse_rows",
-    "plotting.canvas",
     "spec",
     "likelihoods.base",
     "likelihoods.location_scale",
@@ -22,6 +20,8 @@ ORDER = [
     "likelihoods.discrete",
     "likelihoods.mixed",
     "likelihoods",
+    "images",
+    "plotting.canvas",
     "objective",
     "thresholds",
     "datasets",

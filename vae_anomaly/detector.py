@@ -29,7 +29,14 @@ from vae_anomaly.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.ensemble import Member
 from vae_anomaly.explanations import Explained
 from vae_anomaly.fitted import FittedModel
-from vae_anomaly.images import check_image_shape, flattened, with_channels
+from vae_anomaly.images import (
+    check_image_shape,
+    dtype_of,
+    flattened,
+    pixel_range,
+    pixels,
+    with_channels,
+)
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
 from vae_anomaly.rows import (
@@ -191,6 +198,9 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         Column names, if X was a DataFrame.
     image_shape_ : tuple of int or None
         Shape of an image, if X held images.
+    pixel_range_ : tuple of two floats or None
+        Lowest and highest pixel of the training images, in the units that the model works in: uint8 pixels
+        have been divided by 255. None for rows of a table.
     table_ : tables.Table or None
         How mixed columns become numbers.
 
@@ -209,6 +219,9 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
     A row that lies far outside the training rows is flagged whatever the network: the encoder sees each
     feature clipped to `rows.usual_range` of the training rows, so it cannot describe such a row to the
     decoder.
+
+    Images of dtype uint8 are divided by 255 wherever they come in, and score as the same images in [0, 1] do;
+    what comes out is floats in [0, 1]. Likelihoods of whole numbers take them as they are.
 
     Missing values are left out of the likelihood. If training rows have some, the encoder sees a mark for
     each, and further values are masked in training (``masked_share``); otherwise missing inputs are inferred
@@ -234,6 +247,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
     members_: tuple[ModelState, ...]
     noise_: Rows
     history_: dict[str, list[float]]
+    pixel_range_: tuple[float, float] | None
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         # Names are checked where they are looked up, so that ones registered later are known too.
@@ -358,7 +372,9 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         X : array or DataFrame of shape (n_rows, n_features), or images of shape (n, height, width) or
             (n, height, width, channels)
             At least 2 rows. Of numbers, or a DataFrame with booleans and categories too; NaN, None and NA
-            are missing values. A sparse table is made dense a block at a time.
+            are missing values. A sparse table is made dense a block at a time. Images of dtype uint8 are
+            divided by 255; all others are taken as they are, in [0, 1] unless the likelihood or a scaler is
+            for other values. A list of images of one size is as good as an array.
         y : ignored
             For scikit-learn's conventions.
 
@@ -370,11 +386,15 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             self._validate_params()
             plan = training.Plan(**{name: getattr(self, name) for name in training.PARAMETERS})
             continuing = self.warm_start and hasattr(self, "members_")
-            X, image_shape = self._checked(X, reset=not continuing)
+            X, image_shape, dtype = self._checked(X, reset=not continuing)
             rule = thresholds.resolve(self.threshold, self.contamination)
             aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), X.shape[0])
             rng = check_random_state(self.random_state)
             network, likelihood = self._specifications(image_shape)
+            own_scaler = not isinstance(self.scaler, str)
+            if of_pixels := network.takes_images(image_shape):
+                scaled = own_scaler and self.scaler is not None
+                X = pixels(X, dtype, likelihood, scaled, self.pixel_range_ if continuing else None)
             recipe = ensemble.recipe(
                 self.members,
                 self.validation_fraction,
@@ -393,10 +413,10 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
                 check_observed(X, getattr(self, "feature_names_in_", None))
                 likelihood.check_columns(X.shape[1])
-                own = isinstance(self.scaler, str)
-                scaler = likelihood.default_scaler() if own else likelihood.scaler_of(self.scaler)
+                scaler = likelihood.scaler_of(self.scaler) if own_scaler else likelihood.default_scaler()
                 self.scaler_ = fitted(scaler, X)
                 self.image_shape_ = image_shape
+                self.pixel_range_ = pixel_range(X) if of_pixels else None
             names = getattr(self, "feature_names_in_", None)
             rows = rows_of(X, self.scaler_, names)
             for block in blocks(rows):
@@ -491,7 +511,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             Before `fit`.
         ValueError, TypeError
             For rows that don't fit the training rows: other width, names, types or image shape, values that
-            are infinite or lie outside the likelihood's support.
+            are infinite or lie outside the likelihood's support, pixels of another range.
         """
         X = self._validated(X)
         return -self._fitted.scores(X)
@@ -567,6 +587,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         Returns
         -------
         float64 array of the shape of X, or a DataFrame if X is one
+            Of uint8 images, pixels in [0, 1].
 
         Raises
         ------
@@ -589,6 +610,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         -------
         float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
         mixed table
+            Of uint8 images, pixels in [0, 1].
 
         Raises
         ------
@@ -632,19 +654,30 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             self._member_levels,
         )
 
-    # -- the door -------------------------------------------------------------------------------------
-    def _validated(self, X: Any) -> npt.NDArray[Any]:
-        check_is_fitted(self)
-        return self._checked(X, reset=False)[0]
+    @property
+    def _known_image_shape(self) -> tuple[int, ...] | None:
+        own = getattr(self.members_[0].specification.network, "image_shape", None)
+        return self.image_shape_ or own
 
-    def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
-        """X as a 2-D float array, and the shape of an image if it held images."""
+    # -- the door -------------------------------------------------------------------------------------
+    def _validated(self, X: Any) -> Any:
+        check_is_fitted(self)
+        X, _, dtype = self._checked(X, reset=False)
+        if self.pixel_range_ is not None:
+            likelihood = self.members_[0].specification.likelihood
+            X = pixels(X, dtype, likelihood, self.scaler_ is not None, self.pixel_range_)
+        return X
+
+    def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None, Any]:
+        """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""
+        received = getattr(X, "shape", None)
         X, image_shape = flattened(X)
+        dtype = dtype_of(X)
         if reset:
             self.table_ = table_of(X, self.likelihood) if image_shape is None else None
         if self.table_ is not None:
             X = self.table_.numbers(X)
-        check_image_shape(image_shape, None if reset else self.image_shape_)
+        check_image_shape(received, image_shape, None if reset else self._known_image_shape)
         X = validate_data(
             self,
             X,
@@ -654,4 +687,4 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             ensure_all_finite="allow-nan",
             ensure_min_samples=2 if reset else 1,
         )
-        return X, image_shape
+        return X, image_shape, dtype

@@ -13,19 +13,30 @@ from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_none
 
 __all__ = ["Bernoulli", "ContinuousBernoulli", "UnitInterval"]
 
+# Scalers that map to [0, 1] overshoot by a rounding error.
+_ROUNDING = 1e-6
+
 
 class UnitInterval(Likelihood):
     """Base class of the likelihoods for values in [0, 1], with a logit from the decoder."""
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
-        # Scalers that map to [0, 1] overshoot by a rounding error.
         check_none(
-            (X < -1e-6) | (X > 1 + 1e-6),
+            (X < -_ROUNDING) | (X > 1 + _ROUNDING),
             X,
             names,
             f"likelihood {self.name!r} needs values in [0, 1] after scaling: scale the data to [0, 1], for "
             "example by MinMaxScaler(clip=True), or choose likelihood='gaussian'",
         )
+
+    def check_pixels(self, low: float, high: float, dtype: Any) -> None:
+        if low < -_ROUNDING or high > 1 + _ROUNDING:
+            received = f" of dtype {dtype}" if dtype is not None else ""
+            raise ValueError(
+                f"likelihood {self.name!r} needs images with pixel values in [0, 1]; received values from "
+                f"{low:g} to {high:g}{received}: divide by the largest value that a pixel can have (255 in "
+                "8-bit images), or hand in uint8, or choose likelihood='gaussian'."
+            )
 
 
 class Bernoulli(UnitInterval):

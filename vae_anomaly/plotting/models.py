@@ -242,7 +242,7 @@ def reconstructions(
     """
     detector, rows = received(detector, images)
     shape = image_shape_of(detector, image_shape)
-    originals = as_images(rows, shape)
+    originals = as_images(detector._validated(rows), shape)  # in the units of what is expected
     expected = as_images(detector.reconstruct(rows), shape)
     maps = np.reshape(detector.explain(rows), (len(originals), *with_channels(shape))).sum(axis=-1)
     scores = -detector.score_samples(rows)
