@@ -97,6 +97,12 @@ def test_flat_rows_of_another_width_are_refused(of_bytes):
         of_bytes.score_samples(np.zeros((5, 63)))
 
 
+@pytest.mark.parametrize("X", [np.float64(5), np.zeros(64), "pixels", None], ids=repr)
+def test_what_is_no_array_of_images_is_refused(of_bytes, X):
+    with pytest.raises(ValueError):
+        of_bytes.score_samples(X)
+
+
 def test_the_networks_shape_is_compared_if_training_rows_were_flat(digits):
     detector = VAEDetector(NETWORK, **QUICK).fit(digits.reshape(-1, 64))
     with pytest.raises(ValueError, match=r"images of shape \(8, 8, 1\); received .*\(4, 16\)"):

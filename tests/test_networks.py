@@ -567,3 +567,20 @@ def test_the_kernels_are_counted_without_building_them(network: Network, n_param
     models = network.build(108, 3, n_params)
     kernels = [weight for model in models for weight in model.weights if weight.name == "kernel"]
     assert network.fewest_weights(108, 3, n_params) == sum(int(np.prod(kernel.shape)) for kernel in kernels)
+
+
+HUGE = np.int64(2**40)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        DenseNetwork((HUGE, HUGE)),
+        ConvNetwork((9, 6, 2), (4,), dense_units=(HUGE, HUGE)),
+        ConvNetwork((9, 6, 2), (HUGE, HUGE)),
+    ],
+    ids=repr,
+)
+def test_counting_weights_does_not_overflow(network: Network) -> None:
+    """A file could describe a network by numpy's integers."""
+    assert network.fewest_weights(108, 3, 1) > 2**80

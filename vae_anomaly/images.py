@@ -81,7 +81,7 @@ def check_image_shape(
     if expected is None:
         return
     if image_shape is None:
-        right = received is None or received[-1] == math.prod(expected)
+        right = not received or received[-1] == math.prod(expected)
     else:
         right = with_channels(image_shape) == with_channels(expected)
     of_one = with_channels(expected)

@@ -189,11 +189,8 @@ class ConvNetwork(Network):
             self._image_shape(n_features)[2],
         )
         depth = convolutions[-1].filters if convolutions else channels
-        pixels = math.prod(sides) * depth
-        chains = [
-            (pixels, *self.dense_units, 2 * latent_dim),
-            (latent_dim, *reversed(self.dense_units), pixels),
-        ]
+        pixels, dense_units = math.prod(sides) * depth, [int(units) for units in self.dense_units]
+        chains = [(pixels, *dense_units, 2 * latent_dim), (latent_dim, *reversed(dense_units), pixels)]
         n_weights = sum(a * b for chain in chains for a, b in itertools.pairwise(chain))
         for layers, n_in in ((convolutions, channels), ([*reversed(convolutions), last], depth)):
             for layer in layers:

@@ -68,8 +68,10 @@ class DenseNetwork(Network):
 
     def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
         check_sizes("hidden_units", self.hidden_units)
-        encoder = (n_features, *self.hidden_units, 2 * latent_dim)
-        decoder = (latent_dim, *reversed(self.hidden_units), n_features * n_params)
+        # As Python's integers: numpy's would wrap around, and a forged file pass for small.
+        hidden_units = [int(units) for units in self.hidden_units]
+        encoder = (n_features, *hidden_units, 2 * latent_dim)
+        decoder = (latent_dim, *reversed(hidden_units), n_features * n_params)
         return sum(a * b for widths in (encoder, decoder) for a, b in itertools.pairwise(widths))
 
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
