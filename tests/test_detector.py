@@ -261,7 +261,7 @@ def test_images_come_back_in_the_form_they_had(digits):
 def test_images_have_a_likelihood_and_a_score_of_their_own_and_no_scaler_flat_or_not(digits):
     flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), epochs=1).fit(digits.reshape(-1, 64))
     for detector in (flat, VAEDetector(epochs=1).fit(digits), VAEDetector("dense", epochs=1).fit(digits)):
-        assert repr(detector.members_[0].specification.likelihood) == "Gaussian(scale=0.3)"
+        assert repr(detector.members_[0].specification.likelihood) == "UnitGaussian()"
         assert detector.score_ == "unexplained_variance"
         assert detector.scaler_ is None
     table = VAEDetector("dense", epochs=1).fit(digits.reshape(-1, 64))

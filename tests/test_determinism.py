@@ -33,6 +33,11 @@ SETTINGS = {
         "network": ConvNetwork(image_shape=(2, 3, 1), filters=(8, 4), dense_units=(16,)),
         "likelihood": "gaussian",
     },
+    "conv of lists": {
+        "network": ConvNetwork((2, 3, 1), (8, 4), (2, 3), (1, 2), dense_units=(), activation="leaky_relu"),
+        "likelihood": "gaussian",
+    },
+    "selu": {"network": DenseNetwork(activation="selu", dropout=0.2)},
     "one draw": {"n_draws": 1},
     "100 draws": {"n_draws": 100},
     "iwae": {"score": "iwae", "objective": "iwae", "n_training_draws": 3},

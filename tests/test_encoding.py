@@ -227,6 +227,7 @@ SPECS = [
         ParetoTail(1e-4, 0.2),
     ),
     *(DenseNetwork((7, 3), "tanh", True, 0.25), ConvNetwork((4, 5, 1), (2,), strides=(3,), dense_units=())),
+    ConvNetwork((4, 5, 1), (2, 3), (4, (2, 1)), "auto"),
     [Member(trimmed_share=0.2), Member(beta_factor=0.3)] * 2,
 ]
 

@@ -30,12 +30,19 @@ from vae_anomaly.likelihoods import (
     Likelihood,
     LocationScale,
     StudentT,
+    UnitGaussian,
     base,
 )
 
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
-LOCATION_SCALE = {"gaussian": Gaussian, "laplace": Laplace, "student_t": StudentT}
+LOCATION_SCALE = {
+    "gaussian": Gaussian,
+    "laplace": Laplace,
+    "student_t": StudentT,
+    "unit_gaussian": UnitGaussian,
+}
+REAL = [name for name in LOCATION_SCALE if name != "unit_gaussian"]
 UNIT_INTERVAL = {"bernoulli": Bernoulli, "continuous_bernoulli": ContinuousBernoulli}
 FAMILIES: dict[str, type[Likelihood]] = {**LOCATION_SCALE, **UNIT_INTERVAL}
 # Where the other likelihoods have their references.
@@ -89,6 +96,7 @@ REFERENCES = {
         lambda x, location, scale: stats.t.logpdf(x, 4.0, location, scale),
         (-40.0, -1.5, 0.0, 0.25, 3.0, 1e3),
     ),
+    "unit_gaussian": Reference(stats.norm.logpdf, (-40.0, -1.5, 0.0, 0.25, 3.0, 1e3)),
     "bernoulli": Reference(bernoulli_log_probability, (0.0, 1.0)),
     "continuous_bernoulli": Reference(continuous_bernoulli_log_density, (0.0, 1e-3, 0.25, 0.5, 1.0)),
 }
@@ -447,7 +455,7 @@ def test_every_location_scale_quantile_equals_scipy(name: str, scale: Any) -> No
     location = np.repeat(FIRST[None], 4, axis=0)
     raw_scale = np.random.RandomState(0).uniform(-6, 3, location.shape)
     parameters = as_parameters(likelihood, location, raw_scale)
-    distribution = SCIPY[name](location, expected_scale(likelihood, raw_scale))
+    distribution = SCIPY[name.removeprefix("unit_")](location, expected_scale(likelihood, raw_scale))
     for probability in PROBABILITIES:
         quantile = likelihood.quantile(probability, parameters).numpy()
         np.testing.assert_allclose(quantile, distribution.ppf(probability), rtol=1e-12, atol=1e-12)
@@ -491,10 +499,11 @@ def test_expectations_of_real_values_are_minus_the_entropy_and_the_variance(name
     raw_scale = np.random.RandomState(0).uniform(-6, 3, location.shape)
     parameters = as_parameters(likelihood, location, raw_scale)
     scales = np.broadcast_to(expected_scale(likelihood, raw_scale), location.shape)
-    entropy = math.log(0.5) + SCIPY[name](0.0, 2.0).entropy() - np.log(1 / scales)
+    distribution = SCIPY[name.removeprefix("unit_")]
+    entropy = math.log(0.5) + distribution(0.0, 2.0).entropy() - np.log(1 / scales)
     log_prob, error = likelihood.expected_log_prob(parameters), likelihood.expected_error(parameters)
     np.testing.assert_allclose(log_prob.numpy(), -entropy, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(error.numpy(), SCIPY[name](location, scales).var(), rtol=1e-12)
+    np.testing.assert_allclose(error.numpy(), distribution(location, scales).var(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", UNIT_INTERVAL)
@@ -630,16 +639,23 @@ def test_the_unit_interval_is_closed_and_accepts_rounding(name: str) -> None:
     UNIT_INTERVAL[name]().check_support(np.array([[0.0, 1.0, -1e-7, 1 + 1e-7]]))
 
 
-@pytest.mark.parametrize("name", LOCATION_SCALE)
-def test_location_scale_likelihoods_accept_every_real_value(name: str) -> None:
+@pytest.mark.parametrize("name", REAL)
+def test_likelihoods_of_real_values_accept_every_one(name: str) -> None:
     LOCATION_SCALE[name]().check_support(np.array([[-1e30, 0.0, 1e30]]))
 
 
 def test_real_values_are_standardized_and_the_unit_interval_is_left_alone() -> None:
-    assert all(
-        isinstance(likelihood().default_scaler(), StandardScaler) for likelihood in LOCATION_SCALE.values()
-    )
+    assert all(isinstance(LOCATION_SCALE[name]().default_scaler(), StandardScaler) for name in REAL)
     assert all(likelihood().default_scaler() is None for likelihood in UNIT_INTERVAL.values())
+    assert UnitGaussian().default_scaler() is None
+
+
+def test_the_gaussian_of_the_unit_interval_differs_in_its_scale_its_support_and_its_values() -> None:
+    np.testing.assert_array_equal(UnitGaussian().values(np.array([-0.1, 0.2, 1.3])), [0, 0.2, 1])
+    assert UnitGaussian().get_params() == {**Gaussian().get_params(), "scale": 0.3}
+    UnitGaussian().check_support(np.array([[0.0, 1.0]]))
+    with pytest.raises(ValueError, match=r"'unit_gaussian' needs values in \[0, 1\].*column 1 holds 1.5"):
+        UnitGaussian().check_support(np.array([[0.0, 1.5]]))
 
 
 # -- names ---------------------------------------------------------------------------------------------

@@ -222,6 +222,7 @@ def test_a_model_leaves_global_random_state_alone(use: str, draws_after: Any) ->
 NETWORKS = {
     "dense": (DenseNetwork((8, 4), batch_normalization=True, dropout=0.2), 16),
     "conv": (ConvNetwork((4, 4, 1), (3,), dense_units=(5,), batch_normalization=True, dropout=0.2), 16),
+    "selu": (DenseNetwork((8, 4), "selu", batch_normalization=True, dropout=0.2), 16),
 }
 each_network = pytest.mark.parametrize(("network", "n_features"), NETWORKS.values(), ids=NETWORKS)
 
@@ -369,6 +370,7 @@ MODELS = {
     "normalized": (DenseNetwork((8, 4), batch_normalization=True), Gaussian()),
     "conv": (ConvNetwork((4, 4, 1), (3,), dense_units=(5,)), ContinuousBernoulli()),
     "conv of two parameters": (ConvNetwork((4, 4, 1), (3,)), Gaussian(scale="per_row")),
+    "conv of large kernels": (ConvNetwork((4, 2, 2), (3, 2), kernel_sizes=(9, 5)), Gaussian()),
     "conv normalized": (ConvNetwork((4, 4, 1), (3,), batch_normalization=True), Gaussian()),
 }
 each_model = pytest.mark.parametrize(("network", "likelihood"), MODELS.values(), ids=MODELS)

@@ -12,6 +12,8 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, networks
 from vae_anomaly.backend import keras, tf
+from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.model import VAE
 from vae_anomaly.networks import Network
 
 
@@ -135,14 +137,69 @@ def test_dropout_acts_in_training_only(network: Any, n_features: int) -> None:
     assert (np.asarray(encoder(x, training=True)[0]) != np.asarray(encoder(x, training=True)[0])).any()
 
 
+# -- SELU ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("activation", ["selu", "relu"])
+@with_hidden_layers
+def test_selu_brings_its_initialization_and_dropout(network: Any, n_features: int, activation: str) -> None:
+    expected = ("LecunNormal", "AlphaDropout") if activation == "selu" else ("GlorotUniform", "Dropout")
+    for model in network(activation=activation, dropout=0.3).build(n_features, 2, 1):
+        layers = [layer for layer in model.layers if hasattr(layer, "kernel_initializer")]
+        outputs = {"z_mean", "z_log_var", "parameters"}
+        for layer in layers:
+            kind = "GlorotUniform" if layer.name in outputs else expected[0]
+            assert type(layer.kernel_initializer).__name__ == kind, layer.name
+        kinds = {type(layer).__name__ for layer in model.layers}
+        assert kinds & {"AlphaDropout", "Dropout"} == {expected[1]}
+
+
+def test_selu_is_known_as_a_function_too() -> None:
+    encoder, _ = DenseNetwork((4,), keras.activations.selu, dropout=0.1).build(3, 2, 1)
+    assert len(layers_of_type(encoder, "AlphaDropout")) == 1
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_selu_keeps_mean_and_variance_through_many_layers(training: bool) -> None:
+    network = DenseNetwork((400,) * 12, activation="selu", dropout=0.1)
+    vae = VAE(*network.build(400, 2, 1), Gaussian(), n_features=400, latent_dim=2)
+    for variable, value in zip(vae.variables, vae.initial_values(0), strict=True):
+        variable.assign(value)
+    last = keras.Model(vae.encoder.input, vae.encoder.get_layer("encoder_11_dropout").output)
+    made = np.asarray(last(np.random.RandomState(0).normal(size=(500, 400)), training=training))
+    assert abs(made.mean()) < 0.1
+    assert made.var() == pytest.approx(1, abs=0.2)
+
+
 # -- images --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("strides", [1, 2, 3, (2, 3), (3, 1)], ids=str)
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("sides", [(1, 1), (5, 7), (28, 28), (65, 33)], ids=str)
-def test_images_of_any_size_come_back_in_their_own_shape(sides: Any, channels: int, strides: Any) -> None:
-    n_features = sides[0] * sides[1] * channels
-    network = ConvNetwork((*sides, channels), filters=(3, 2), strides=strides, dense_units=(4,))
-    encoder, decoder = network.build(n_features, 2, 1)
+def drawn_images(n_cases: int) -> list[dict[str, Any]]:
+    """Images of 1x1 to 65x33 with networks of every stride and kernel, each setting one number or a list."""
+    rng = np.random.RandomState(0)
+    cases: list[dict[str, Any]] = []
+    for _ in range(n_cases):
+        sides = [int(np.ceil(longest ** rng.uniform())) for longest in (65, 33)]
+        n = int(rng.randint(1, 4))
+        strides, kernels = rng.randint(1, 4, n).tolist(), rng.randint(1, 6, n).tolist()
+        cases.append(
+            {
+                "image_shape": (*sides, int(rng.randint(1, 5))),
+                "filters": (3, 2, 4)[:n],
+                "strides": ["auto", strides[0], strides][rng.randint(3)],
+                "kernel_sizes": [kernels[0], kernels][rng.randint(2)],
+            }
+        )
+    return cases
+
+
+CORNERS = [
+    {"image_shape": (*sides, channels), "filters": (3, 2), "strides": strides}
+    for sides, channels in (((1, 1), 1), ((65, 33), 4), ((28, 28), 1), ((1, 33), 2), ((65, 1), 3))
+    for strides in (1, 2, 3, (2, 3), (3, 1), "auto")
+]
+
+
+@pytest.mark.parametrize("options", CORNERS + drawn_images(50), ids=str)
+def test_images_of_any_size_come_back_in_their_own_shape(options: dict[str, Any]) -> None:
+    n_features = int(np.prod(options["image_shape"]))
+    encoder, decoder = ConvNetwork(**options, dense_units=(4,)).build(n_features, 2, 1)
     z_mean, z_log_var = encoder(np.zeros((2, n_features)))
     assert z_mean.shape == z_log_var.shape == (2, 2)
     assert decoder(z_mean).shape == (2, n_features)
@@ -154,9 +211,12 @@ def test_images_of_any_size_come_back_in_their_own_shape(sides: Any, channels: i
         {"filters": ()},
         {"dense_units": ()},
         {"filters": (), "dense_units": ()},
-        {"kernel_size": 1, "strides": 3},
-        {"kernel_size": 7},
+        {"filters": (), "kernel_sizes": (), "strides": ()},
+        {"kernel_sizes": 1, "strides": 3},
+        {"kernel_sizes": 7},
+        {"kernel_sizes": (4, (1, 5)), "strides": [(2, 1), 1]},
         {"filters": [2, 3, 4], "dense_units": [5, 4], "strides": [1, 2, 1]},
+        {"filters": "auto", "kernel_sizes": (1, 2, 3)},
     ],
     ids=str,
 )
@@ -166,9 +226,76 @@ def test_any_depth_and_kernel_works_with_two_parameters_for_each_pixel(options: 
     assert decoder(encoder(np.zeros((3, 105)))[0]).shape == (3, 210)
 
 
+def kernels_of(model: Any, kind: str) -> list[Any]:
+    """Shapes of the kernels of layers of this class."""
+    return [tuple(layer.kernel.shape) for layer in model.layers if type(layer).__name__ == kind]
+
+
+def test_each_convolution_has_its_own_setting_and_the_decoder_mirrors_it() -> None:
+    network = ConvNetwork((28, 28, 1), (32, 64, 128), (3, 5, 2), (1, 2, 2), dense_units=())
+    encoder, decoder = network.build(784, 2, 1)
+    assert kernels_of(encoder, "Conv2D") == [(3, 3, 1, 32), (5, 5, 32, 64), (2, 2, 64, 128)]
+    shapes = [layer.output.shape[1:] for layer in encoder.layers if type(layer).__name__ == "Conv2D"]
+    assert shapes == [(28, 28, 32), (14, 14, 64), (7, 7, 128)]
+    # A transposed kernel has its outputs before its inputs.
+    transposed = [(2, 2, 128, 128), (5, 5, 64, 128), (3, 3, 32, 64), (3, 3, 1, 32)]
+    assert kernels_of(decoder, "Conv2DTranspose") == transposed
+
+
+AUTOMATIC = {
+    (1, 1, 1): ((16, 32), (1, 1)),
+    (8, 8, 1): ((16, 32), (2, 2)),
+    (28, 28, 1): ((16, 32), (2, 2)),
+    (6, 6, 1): ((16, 32), (2, 1)),
+    (32, 32, 3): ((16, 32), (2, 2)),
+    (64, 64, 3): ((16, 32, 64), (2, 2, 2)),
+    (3, 100, 1): ((16, 32, 64, 128), ((1, 2),) * 4),
+    (1000, 1, 2): ((16, 32, 64, *(4 * [128])), ((2, 1),) * 7),
+}
+
+
+@pytest.mark.parametrize(("image_shape", "decided"), AUTOMATIC.items(), ids=str)
+def test_automatic_convolutions_follow_the_shape_of_the_images(image_shape: Any, decided: Any) -> None:
+    network = ConvNetwork().for_images(image_shape)
+    assert (network.filters, network.strides) == decided
+    n_features = int(np.prod(image_shape))
+    for built, explicit in zip(
+        ConvNetwork(image_shape).build(n_features, 2, 1), network.build(n_features, 2, 1), strict=True
+    ):
+        assert [w.shape for w in built.weights] == [w.shape for w in explicit.weights]
+
+
+def test_automatic_filters_are_as_many_as_there_are_kernels_or_strides() -> None:
+    assert ConvNetwork(kernel_sizes=(5, 3, 3)).for_images((8, 8, 1)).filters == (16, 32, 64)
+    assert ConvNetwork(strides=(2,)).for_images((64, 64, 1)).filters == (16,)
+    assert ConvNetwork(filters=(8, 8, 8)).for_images((28, 28, 1)).strides == (2, 2, 2)
+
+
+def test_images_of_width_1_have_one_dimensional_convolutions() -> None:
+    encoder, decoder = ConvNetwork((50, 1, 2), (4, 8), kernel_sizes=5, strides=2).build(100, 2, 1)
+    assert kernels_of(encoder, "Conv2D") == [(5, 1, 2, 4), (5, 1, 4, 8)]
+    assert {kernel[:2] for kernel in kernels_of(decoder, "Conv2DTranspose")} == {(5, 1)}
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 9])
+@pytest.mark.parametrize("sides", [(1, 1), (2, 3), (1, 4)], ids=str)
+def test_no_weight_of_a_kernel_meets_the_padding_only(sides: tuple[int, int], kernel_size: int) -> None:
+    network = ConvNetwork((*sides, 1), (2,), kernel_size, strides=1, activation="linear")
+    n_features = sides[0] * sides[1]
+    inputs = np.random.RandomState(0).normal(size=(4, n_features)).astype("f4")
+    for model, x in zip(network.build(n_features, n_features, 1), (inputs, inputs), strict=True):
+        with tf.GradientTape() as tape:
+            outputs = tf.concat([tf.square(output) for output in tf.nest.flatten(model(x))], axis=-1)
+        for weight, gradient in zip(
+            model.trainable_variables, tape.gradient(outputs, model.trainable_variables), strict=True
+        ):
+            if len(weight.shape) == 4:
+                assert (np.abs(gradient).max(axis=(2, 3)) > 0).all(), weight.path
+
+
 def test_each_pixel_is_reconstructed_at_its_own_place() -> None:
     """With 1x1 kernels and strides, what the decoder makes of one place depends on that place alone."""
-    network = ConvNetwork((3, 4, 2), filters=(5,), kernel_size=1, strides=1, dense_units=())
+    network = ConvNetwork((3, 4, 2), filters=(5,), kernel_sizes=1, strides=1, dense_units=())
     _, decoder = network.build(24, 2, 2)
     kernel, bias = decoder.get_layer("decoder_map").get_weights()
     z = np.ones((1, 2))
@@ -191,6 +318,8 @@ WRONG_IMAGE_SHAPES = {
     "another product": (28, 28, 1),
     "no channels": (4, 6),
     "four sides": (2, 2, 3, 2),
+    "negative sides": (-4, -6, 1),
+    "fractional sides": (4.0, 6.0, 1),
 }
 
 
@@ -203,23 +332,48 @@ def test_an_image_shape_that_does_not_fit_the_row_is_named(image_shape: Any) -> 
     assert f"received image_shape={image_shape!r}" in str(raised.value)
 
 
-@pytest.mark.parametrize("strides", [(), (2,), (2, 2, 2)], ids=str)
-def test_a_wrong_number_of_strides_is_named(strides: Any) -> None:
-    with pytest.raises(ValueError, match=r"one stride for each of its 2 filters \(3, 4\)") as raised:
-        ConvNetwork((4, 6, 1), filters=(3, 4), strides=strides).build(24, 2, 1)
-    assert f"received strides={strides!r}" in str(raised.value)
+@pytest.mark.parametrize("image_shape", [(4, 6), (2, 2, 3, 2), (-4, -6, 1), (4.0, 6.0, 1), ("4", "6", "1")])
+def test_a_shape_of_no_image_is_named_before_a_row_is_seen(image_shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"image_shape=\(height, width, channels\); received") as raised:
+        ConvNetwork(image_shape).for_images(None)
+    assert f"received image_shape={image_shape!r}" in str(raised.value)
 
 
-def test_for_images_fills_in_a_missing_shape_and_nothing_else() -> None:
-    network = ConvNetwork(filters=(3, 4), activation="gelu")
+LENGTHS = {
+    "no strides": {"strides": ()},
+    "one stride": {"strides": (2,)},
+    "three strides": {"strides": (2, 2, 2)},
+    "one kernel": {"kernel_sizes": (3,)},
+    "kernels against strides": {"filters": "auto", "kernel_sizes": (3,), "strides": (2, 2)},
+}
+
+
+@pytest.mark.parametrize("options", LENGTHS.values(), ids=LENGTHS)
+def test_lists_of_different_lengths_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"one entry for each convolution") as raised:
+        ConvNetwork(**{"image_shape": (4, 6, 1), "filters": (3, 4), **options}).build(24, 2, 1)
+    assert all(f"{name}={value!r}" in str(raised.value) for name, value in options.items() if value != "auto")
+
+
+def test_for_images_fills_in_a_missing_shape_and_nothing_else_that_is_decided() -> None:
+    network = ConvNetwork(filters=(3, 4), strides=2, activation="gelu")
     filled = network.for_images((28, 28, 1))
     assert filled.get_params() == {**network.get_params(), "image_shape": (28, 28, 1)}
     assert network.image_shape is None
 
 
-def test_for_images_keeps_a_shape_that_is_given() -> None:
-    network = ConvNetwork(image_shape=(14, 56, 1))
-    assert network.for_images((28, 28, 1)) is network
+def test_for_images_keeps_a_class_of_ones_own() -> None:
+    class OwnNetwork(ConvNetwork):
+        pass
+
+    assert type(OwnNetwork().for_images((28, 28, 1))) is OwnNetwork
+
+
+def test_images_of_another_shape_than_the_networks_are_refused_with_both() -> None:
+    network = ConvNetwork(image_shape=[28, 28, 1])
+    assert network.for_images((28, 28, 1)).image_shape == (28, 28, 1)
+    with pytest.raises(ValueError, match=r"image_shape=\[28, 28, 1\], but X .* shape \(14, 56, 1\)"):
+        network.for_images((14, 56, 1))
 
 
 @pytest.mark.parametrize("network", [ConvNetwork(), DenseNetwork()], ids=str)
@@ -246,6 +400,9 @@ WRONG_SIZES = {
     "zero dense units": (conv(dense_units=(0,)), "dense_units=(0,)"),
     "zero strides": (conv(strides=(1, 0)), "strides=(1, 0)"),
     "fractional strides": (conv(strides=(1, 1.5)), "strides=(1, 1.5)"),
+    "three numbers for a stride": (conv(strides=((1, 1, 1), 1)), "strides=((1, 1, 1), 1)"),
+    "zero in a pair": (conv(kernel_sizes=(3, (3, 0))), "kernel_sizes=(3, (3, 0))"),
+    "pairs of filters": (conv(filters=((3, 3),)), "filters=((3, 3),)"),
 }
 
 
@@ -265,7 +422,9 @@ INVALID = {
     "negative dropout": (ConvNetwork(dropout=-0.1), "dropout"),
     "filters": (ConvNetwork(filters=8), "filters"),
     "dense_units": (ConvNetwork(dense_units=None), "dense_units"),
-    "kernel_size": (ConvNetwork(kernel_size=0), "kernel_size"),
+    "named filters": (ConvNetwork(filters="many"), "filters"),
+    "kernel_sizes": (ConvNetwork(kernel_sizes=0), "kernel_sizes"),
+    "named strides": (ConvNetwork(strides="some"), "strides"),
     "zero stride": (ConvNetwork(strides=0), "strides"),
     "fractional stride": (ConvNetwork(strides=1.5), "strides"),
     "image_shape": (ConvNetwork(image_shape=28), "image_shape"),
@@ -282,7 +441,8 @@ def test_invalid_parameters_are_named(network: Network, parameter: str) -> None:
 NUMPY_SIZES = {
     "hidden_units": DenseNetwork(hidden_units=(np.int64(8), np.int32(4))),
     "filters": conv(filters=(np.int64(3),), dense_units=(np.int64(4),)),
-    "kernel_size": conv(kernel_size=np.int64(3)),
+    "one kernel": conv(kernel_sizes=np.int64(3)),
+    "kernels": conv(kernel_sizes=(np.int64(3), (np.int32(2), np.int64(1)))),
     "one stride": conv(strides=np.int64(2)),
     "strides": conv(strides=(np.int64(2), np.int64(1))),
 }
@@ -354,6 +514,8 @@ SPECIFICATIONS = {
     "conv of a shape": ConvNetwork(image_shape=(28, 28, 1)),
     "conv of another shape": ConvNetwork(image_shape=(14, 56, 1)),
     "conv, strides": ConvNetwork(strides=(2, 1)),
+    "conv, kernels": ConvNetwork(kernel_sizes=(3, 5)),
+    "conv, selu": ConvNetwork(activation="selu"),
 }
 
 
@@ -392,7 +554,10 @@ NETWORKS_WITH_KNOWN_SIZES = [
     *(DenseNetwork(), DenseNetwork(()), DenseNetwork((7, 5, 3), batch_normalization=True)),
     ConvNetwork((9, 6, 2)),
     ConvNetwork((9, 6, 2), (), dense_units=()),
-    ConvNetwork((9, 6, 2), (4, 3, 5), kernel_size=2, strides=(1, 3, 2), dense_units=(6,)),
+    ConvNetwork((9, 6, 2), (4, 3, 5), kernel_sizes=2, strides=(1, 3, 2), dense_units=(6,)),
+    ConvNetwork((9, 6, 2), (4, 3, 5), kernel_sizes=(50, (2, 1), 4), strides=(9, 1, 1), dense_units=(6, 5)),
+    ConvNetwork((108, 1, 1), kernel_sizes=4, strides=(2, 2, 2)),
+    ConvNetwork((9, 6, 2), (), kernel_sizes=(), dropout=0.1, activation="selu"),
 ]
 
 
@@ -402,3 +567,20 @@ def test_the_kernels_are_counted_without_building_them(network: Network, n_param
     models = network.build(108, 3, n_params)
     kernels = [weight for model in models for weight in model.weights if weight.name == "kernel"]
     assert network.fewest_weights(108, 3, n_params) == sum(int(np.prod(kernel.shape)) for kernel in kernels)
+
+
+HUGE = np.int64(2**40)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        DenseNetwork((HUGE, HUGE)),
+        ConvNetwork((9, 6, 2), (4,), dense_units=(HUGE, HUGE)),
+        ConvNetwork((9, 6, 2), (HUGE, HUGE)),
+    ],
+    ids=repr,
+)
+def test_counting_weights_does_not_overflow(network: Network) -> None:
+    """A file could describe a network by numpy's integers."""
+    assert network.fewest_weights(108, 3, 1) > 2**80

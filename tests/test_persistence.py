@@ -538,6 +538,12 @@ FORGERIES = {
         lambda t: specification(t)["network"]["network"][1].update(hidden_units=[10**6, 10**6]),
         r"a network of at least 20000\d{8} weights, and holds \d{3}\.",
     ),
+    "a network whose size wraps around": (
+        lambda t: specification(t)["network"]["network"][1].update(
+            hidden_units=[{"number": ["int64", 2**40]}, {"number": ["int64", 2**40]}]
+        ),
+        r"a network of at least \d{25} weights",
+    ),
     "a negative network": (
         lambda t: specification(t)["network"]["network"][1].update(hidden_units=[-(10**6)]),
         "hidden_units must hold positive integers",
@@ -573,6 +579,7 @@ FORGERIES = {
         _set(lambda t: t["fitted"], "scaler_", {"estimator": ["Member", {}, {}, {}]}),
         "attributes of a fitted detector|parts without a use",
     ),
+    "a range of pixels that is none": (_set(lambda t: t["fitted"], "pixel_range_", 1), "pixels in it"),
     "a method": (_set(lambda t: t["fitted"], "predict", 1), "'predict' is no name of a fitted attribute"),
     "a property": (_set(lambda t: t["fitted"], "model_", 1), "'model_' is no name of a fitted attribute"),
     "a magic name": (_set(lambda t: t["fitted"], "__class__", 1), "'__class__' is no name"),

@@ -479,6 +479,14 @@ def test_reconstructions_stand_below_the_images_and_maps_below_them(image_detect
     assert [panel.get_ylabel() for panel in panels[:, 0]] == ["image", "expected", "anomaly"]
 
 
+def test_images_of_bytes_are_drawn_in_the_units_of_what_is_expected(image_detector, images):
+    of_bytes = (images[:2] * 255).round().astype(np.uint8)
+    top, middle, _ = plotting.reconstructions(image_detector, of_bytes)
+    for drawn, image in zip(top, of_bytes, strict=True):
+        np.testing.assert_array_equal(drawn.images[0].get_array(), image / 255)
+    assert top[0].images[0].get_clim() == middle[0].images[0].get_clim() == (0, 1)
+
+
 def test_all_maps_share_one_scale_and_one_colour_bar(image_detector, images):
     panels = plotting.reconstructions(image_detector, images[:3])
     low, high = np.quantile(image_detector.explain(images[:3]), [0.005, 0.995])

@@ -1,7 +1,6 @@
-"""Rows: from users' tables and images to what a model sees, and back."""
+"""Rows: from users' tables to what a model sees, and back."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
@@ -10,26 +9,10 @@ from vae_anomaly.rows import (
     check_magnitude,
     column_names,
     fitted,
-    flattened,
     scaled,
     unscaled,
     usual_range,
 )
-
-
-@pytest.mark.parametrize("image_shape", [(2, 3), (2, 3, 4)])
-def test_images_become_one_row_each(image_shape):
-    images = np.arange(5 * np.prod(image_shape)).reshape(5, *image_shape)
-    rows, shape = flattened(images)
-    assert shape == image_shape
-    np.testing.assert_array_equal(rows, [image.ravel() for image in images])
-
-
-@pytest.mark.parametrize("X", [[[1, 2]], np.ones((3, 2)), np.ones(3), pd.DataFrame({"a": [1]}), "text"])
-def test_anything_but_images_passes_as_it_is(X):
-    rows, shape = flattened(X)
-    assert rows is X
-    assert shape is None
 
 
 def test_a_value_whose_square_overflows_is_named():

@@ -29,18 +29,23 @@ from vae_anomaly.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.ensemble import Member
 from vae_anomaly.explanations import Explained
 from vae_anomaly.fitted import FittedModel
+from vae_anomaly.images import (
+    check_image_shape,
+    dtype_of,
+    flattened,
+    pixel_range,
+    pixels,
+    with_channels,
+)
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
 from vae_anomaly.rows import (
     Rows,
-    check_image_shape,
     check_magnitude,
     check_observed,
     column_names,
     fitted,
-    flattened,
     unscaled,
-    with_channels,
 )
 from vae_anomaly.saving import Saved
 from vae_anomaly.scoring import Score
@@ -69,12 +74,12 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
     latent_dim : "auto" or int, default="auto"
         Latent dimensions. "auto" asks the network: min(n_features, 8) for a dense one.
     likelihood : "auto", name, Likelihood, dict or list, default="auto"
-        p(x|z): "gaussian", "laplace", "student_t" for real values, "bernoulli", "continuous_bernoulli"
-        for values in [0, 1], "count", "categorical", or an instance from
+        p(x|z): "gaussian", "laplace", "student_t" for real values, "bernoulli", "continuous_bernoulli",
+        "unit_gaussian" for values in [0, 1], "count", "categorical", or an instance from
         `vae_anomaly.likelihoods`. A dict ``{column: likelihood}`` or a list of pairs ``(likelihood,
         columns)`` is for tables of mixed columns, "mixed" goes by the columns' dtypes; see
         `tables.table_of`. "auto" is "mixed" for a DataFrame with columns that are no numbers, "gaussian" for
-        other tables, and ``Gaussian(scale=0.3)`` for images, and for flat rows behind a `ConvNetwork`.
+        other tables, and "unit_gaussian" for images, and for flat rows behind a `ConvNetwork`.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -142,8 +147,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         500 rows, else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
-        likelihood: `StandardScaler` for real values, nothing for values in [0, 1]; and does nothing to
-        images. A scaler that clips
+        likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
         (``MinMaxScaler(clip=True)``, `QuantileTransformer`) hides how far away a far row is.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights, scaler, draws and held-out rows of the earlier fit. The
@@ -196,6 +200,9 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         Column names, if X was a DataFrame.
     image_shape_ : tuple of int or None
         Shape of an image, if X held images.
+    pixel_range_ : tuple of two floats or None
+        Lowest and highest pixel of the training images, in the units that the model works in: uint8 pixels
+        have been divided by 255. None for rows of a table.
     table_ : tables.Table or None
         How mixed columns become numbers.
 
@@ -214,6 +221,9 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
     A row that lies far outside the training rows is flagged whatever the network: the encoder sees each
     feature clipped to `rows.usual_range` of the training rows, so it cannot describe such a row to the
     decoder.
+
+    Images of dtype uint8 are divided by 255 wherever they come in, and score as the same images in [0, 1] do;
+    what comes out is floats in [0, 1]. Likelihoods of whole numbers take them as they are.
 
     Missing values are left out of the likelihood. If training rows have some, the encoder sees a mark for
     each, and further values are masked in training (``masked_share``); otherwise missing inputs are inferred
@@ -239,6 +249,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
     members_: tuple[ModelState, ...]
     noise_: Rows
     history_: dict[str, list[float]]
+    pixel_range_: tuple[float, float] | None
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         # Names are checked where they are looked up, so that ones registered later are known too.
@@ -363,7 +374,9 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         X : array or DataFrame of shape (n_rows, n_features), or images of shape (n, height, width) or
             (n, height, width, channels)
             At least 2 rows. Of numbers, or a DataFrame with booleans and categories too; NaN, None and NA
-            are missing values. A sparse table is made dense a block at a time.
+            are missing values. A sparse table is made dense a block at a time. Images of dtype uint8 are
+            divided by 255; all others are taken as they are, in [0, 1] unless the likelihood or a scaler is
+            for other values. A list of images of one size is as good as an array.
         y : ignored
             For scikit-learn's conventions.
 
@@ -375,12 +388,16 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             self._validate_params()
             plan = training.Plan(**{name: getattr(self, name) for name in training.PARAMETERS})
             continuing = self.warm_start and hasattr(self, "members_")
-            X, image_shape = self._checked(X, reset=not continuing)
+            X, image_shape, dtype = self._checked(X, reset=not continuing)
             rule = thresholds.resolve(self.threshold, self.contamination)
             aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), X.shape[0])
             rng = check_random_state(self.random_state)
             network, likelihood = self._specifications(image_shape)
+            own_scaler = not isinstance(self.scaler, str)
             of_images = network.shape_of_images(image_shape)
+            if of_images is not None:
+                scaled = own_scaler and self.scaler is not None
+                X = pixels(X, dtype, likelihood, scaled, self.pixel_range_ if continuing else None)
             recipe = ensemble.recipe(
                 self.members,
                 self.validation_fraction,
@@ -399,12 +416,10 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
                 check_observed(X, getattr(self, "feature_names_in_", None))
                 likelihood.check_columns(X.shape[1])
-                if isinstance(self.scaler, str):
-                    scaler = likelihood.default_scaler() if of_images is None else None
-                else:
-                    scaler = likelihood.scaler_of(self.scaler)
+                scaler = likelihood.scaler_of(self.scaler) if own_scaler else likelihood.default_scaler()
                 self.scaler_ = fitted(scaler, X)
                 self.image_shape_ = image_shape
+                self.pixel_range_ = None if of_images is None else pixel_range(X)
             names = getattr(self, "feature_names_in_", None)
             rows = rows_of(X, self.scaler_, names)
             for block in blocks(rows):
@@ -467,13 +482,14 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         network, likelihood = self.network, self.likelihood
         if network == "auto":
             network = "dense" if image_shape is None else "conv"
-        network = networks.resolve(network).for_images(image_shape and with_channels(image_shape)).snapshot()
+        network = networks.resolve(network)
+        network._validate_params()
+        network = network.for_images(image_shape and with_channels(image_shape)).snapshot()
         if self.table_ is not None:
             likelihood = self.table_.likelihood
         elif likelihood == "auto":
             likelihood = network.default_likelihood(image_shape)
         likelihood = likelihoods.resolve(likelihood).snapshot()
-        network._validate_params()
         likelihood._validate_params()
         scoring.resolve_name(vars(self)["score"], 1, network.shape_of_images(image_shape))
         return network, likelihood
@@ -498,7 +514,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             Before `fit`.
         ValueError, TypeError
             For rows that don't fit the training rows: other width, names, types or image shape, values that
-            are infinite or lie outside the likelihood's support.
+            are infinite or lie outside the likelihood's support, pixels of another range.
         """
         X = self._validated(X)
         return -self._fitted.scores(X)
@@ -574,6 +590,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         Returns
         -------
         float64 array of the shape of X, or a DataFrame if X is one
+            Of uint8 images, pixels in [0, 1].
 
         Raises
         ------
@@ -598,6 +615,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         -------
         float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
         mixed table
+            Of uint8 images, pixels in [0, 1].
 
         Raises
         ------
@@ -642,19 +660,30 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             self._member_levels,
         )
 
-    # -- the door -------------------------------------------------------------------------------------
-    def _validated(self, X: Any) -> npt.NDArray[Any]:
-        check_is_fitted(self)
-        return self._checked(X, reset=False)[0]
+    @property
+    def _known_image_shape(self) -> tuple[int, ...] | None:
+        own = getattr(self.members_[0].specification.network, "image_shape", None)
+        return self.image_shape_ or own
 
-    def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
-        """X as a 2-D float array, and the shape of an image if it held images."""
+    # -- the door -------------------------------------------------------------------------------------
+    def _validated(self, X: Any) -> Any:
+        check_is_fitted(self)
+        X, _, dtype = self._checked(X, reset=False)
+        if self.pixel_range_ is not None:
+            likelihood = self.members_[0].specification.likelihood
+            X = pixels(X, dtype, likelihood, self.scaler_ is not None, self.pixel_range_)
+        return X
+
+    def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None, Any]:
+        """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""
+        received = getattr(X, "shape", None)
         X, image_shape = flattened(X)
+        dtype = dtype_of(X)
         if reset:
             self.table_ = table_of(X, self.likelihood) if image_shape is None else None
         if self.table_ is not None:
             X = self.table_.numbers(X)
-        check_image_shape(image_shape, None if reset else self.image_shape_)
+        check_image_shape(received, image_shape, None if reset else self._known_image_shape)
         X = validate_data(
             self,
             X,
@@ -664,4 +693,4 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             ensure_all_finite="allow-nan",
             ensure_min_samples=2 if reset else 1,
         )
-        return X, image_shape
+        return X, image_shape, dtype

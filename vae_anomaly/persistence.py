@@ -89,6 +89,12 @@ def _check(detector: VAEDetector) -> None:
         _check_state(state)
     _expect(_is_array(noise, np.float32, (-1, detector.latent_dim_)) and len(noise) > 0, "draws")
     _expect(_is_array(weights, np.float64, (len(members),)), "weights of the members")
+    pixel_range = detector.pixel_range_
+    _expect(
+        pixel_range is None
+        or (type(pixel_range) is tuple and [type(end) for end in pixel_range] == [float, float]),
+        "pixels",
+    )
     table = detector.table_
     _expect(
         table is None or (isinstance(table, Table) and len(table.columns) == detector.n_features_in_),

@@ -1,12 +1,10 @@
 """Rows: what users hand in -> the float32 rows that a model sees, and back into the users' units.
 
-The model's rows are flat and scaled. Images are flattened on the way in and take their own shape again on
-the way out; a scaler is any scikit-learn transformer, or None.
+The model's rows are flat (`images` flattens) and scaled; a scaler is any scikit-learn transformer, or None.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,17 +18,14 @@ __all__ = [
     "Rows",
     "ScalerOfColumns",
     "any_missing",
-    "check_image_shape",
     "check_magnitude",
     "check_observed",
     "column_names",
     "dense",
     "fitted",
-    "flattened",
     "scaled",
     "unscaled",
     "usual_range",
-    "with_channels",
 ]
 
 Rows = npt.NDArray[np.float32]
@@ -42,23 +37,6 @@ _OUTERMOST = 0.005
 _TAIL_WIDTHS = 10
 _COLUMNS_AT_ONCE = 64
 _NUMBERS_AT_ONCE = 2**21
-
-
-def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
-    """X with one row for each image, and the shape of an image; anything but images comes back as it is.
-
-    Images are arrays of shape (n, height, width) or (n, height, width, channels).
-    """
-    if getattr(X, "ndim", 2) not in (3, 4):
-        return X, None
-    X = np.asarray(X)
-    image_shape = X.shape[1:]
-    return X.reshape(len(X), math.prod(image_shape)), image_shape
-
-
-def with_channels(image_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(height, width, channels): grey images may leave their one channel out."""
-    return tuple(image_shape) if len(image_shape) == 3 else (*image_shape, 1)
 
 
 class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -102,16 +80,6 @@ class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         result = np.array(X, dtype=np.float64)
         result[:, self.columns] = columns
         return result
-
-
-def check_image_shape(image_shape: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> None:
-    """Refuse images of another shape than those of `fit`; rows that are no images have None."""
-    if image_shape is None or expected is None:
-        return
-    if with_channels(expected) != with_channels(image_shape):
-        raise ValueError(
-            f"the detector was fitted on images of shape {expected}; received images of shape {image_shape}."
-        )
 
 
 def check_magnitude(X: Any, names: npt.NDArray[Any] | None) -> None:

@@ -133,7 +133,7 @@ def unexplained_variance(image_shape: ImageShape, smoothing: float = 1.0) -> Sco
         return keras.ops.einsum("ij,nhjc->nhic", of_columns, images)
 
     def of_pixels(vae: Any, x: Any, inferred: Any) -> Any:
-        """The share of each pixel, for each draw and image: shape (n_draws * n_rows, height, width, channels)."""
+        """The share of each pixel in each draw and image: (n_draws * n_rows, height, width, channels)."""
         expected = vae.likelihood.mean(inferred.parameters)
         x = keras.ops.where(keras.ops.isnan(x), expected, x)  # a missing pixel is as expected
         own, missed = (keras.ops.reshape(v, (-1, *image_shape)) for v in (x, x - expected))

@@ -14,7 +14,12 @@ from vae_anomaly.likelihoods.base import LIKELIHOODS, Likelihood, Parameters, fr
 from vae_anomaly.likelihoods.discrete import Categorical, Count
 from vae_anomaly.likelihoods.location_scale import Gaussian, Laplace, LocationScale, StudentT
 from vae_anomaly.likelihoods.mixed import Mixed
-from vae_anomaly.likelihoods.unit_interval import Bernoulli, ContinuousBernoulli, UnitInterval
+from vae_anomaly.likelihoods.unit_interval import (
+    Bernoulli,
+    ContinuousBernoulli,
+    UnitGaussian,
+    UnitInterval,
+)
 
 __all__ = [
     "LIKELIHOODS",
@@ -29,6 +34,7 @@ __all__ = [
     "Mixed",
     "Parameters",
     "StudentT",
+    "UnitGaussian",
     "UnitInterval",
     "from_config",
     "resolve",

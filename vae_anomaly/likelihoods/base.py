@@ -27,6 +27,8 @@ class Likelihood(Spec):
     ----------
     name : str
         What ``VAEDetector(likelihood=...)`` calls it. A subclass with a name registers itself.
+    whole_numbers : bool
+        Whether x is 0, 1, 2, ...; otherwise images of dtype uint8 are taken for shares of 255.
     n_params : int
         How many numbers the decoder computes for each row and feature.
     n_shared : int
@@ -34,6 +36,7 @@ class Likelihood(Spec):
     """
 
     name: ClassVar[str] = ""
+    whole_numbers: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -151,6 +154,9 @@ class Likelihood(Spec):
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         """Raise a ValueError that names the column and the value if X lies outside the support."""
+
+    def check_pixels(self, low: float, high: float, dtype: Any) -> None:
+        """Raise a ValueError that names the range if pixels from ``low`` to ``high`` leave the support."""
 
     def check_columns(self, n_columns: int) -> None:
         """Raise a ValueError if the likelihood is not one of so many columns."""

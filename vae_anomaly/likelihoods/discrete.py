@@ -47,6 +47,7 @@ class Categorical(Likelihood):
     """
 
     name = "categorical"
+    whole_numbers = True
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_categories": [Interval(Integral, 1, None, closed="left")],
         "unseen_probability": [Interval(Real, 0, 1, closed="neither")],
@@ -159,6 +160,7 @@ class Count(Likelihood):
     """
 
     name = "count"
+    whole_numbers = True
     _minimum_scale: ClassVar[float] = 0.1
 
     @property

@@ -1,4 +1,4 @@
-"""Likelihoods of values in [0, 1], with a logit from the decoder."""
+"""Likelihoods of values in [0, 1]."""
 
 from __future__ import annotations
 
@@ -10,22 +10,34 @@ import numpy.typing as npt
 
 from vae_anomaly.backend import keras
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_none
+from vae_anomaly.likelihoods.location_scale import Gaussian
 
-__all__ = ["Bernoulli", "ContinuousBernoulli", "UnitInterval"]
+__all__ = ["Bernoulli", "ContinuousBernoulli", "UnitGaussian", "UnitInterval"]
+
+# Scalers that map to [0, 1] overshoot by a rounding error.
+_ROUNDING = 1e-6
 
 
 class UnitInterval(Likelihood):
-    """Base class of the likelihoods for values in [0, 1], with a logit from the decoder."""
+    """Base class of the likelihoods for values in [0, 1]."""
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
-        # Scalers that map to [0, 1] overshoot by a rounding error.
         check_none(
-            (X < -1e-6) | (X > 1 + 1e-6),
+            (X < -_ROUNDING) | (X > 1 + _ROUNDING),
             X,
             names,
             f"likelihood {self.name!r} needs values in [0, 1] after scaling: scale the data to [0, 1], for "
             "example by MinMaxScaler(clip=True), or choose likelihood='gaussian'",
         )
+
+    def check_pixels(self, low: float, high: float, dtype: Any) -> None:
+        if low < -_ROUNDING or high > 1 + _ROUNDING:
+            received = f" of dtype {dtype}" if dtype is not None else ""
+            raise ValueError(
+                f"likelihood {self.name!r} needs images with pixel values in [0, 1]; received values from "
+                f"{low:g} to {high:g}{received}: divide by the largest value that a pixel can have (255 in "
+                "8-bit images), or hand in uint8, or choose likelihood='gaussian'."
+            )
 
 
 class Bernoulli(UnitInterval):
@@ -140,3 +152,39 @@ class ContinuousBernoulli(UnitInterval):
         size = keras.ops.abs(logits)
         inverse_sinh = 2 * keras.ops.exp(-size) / (1 - keras.ops.exp(-2 * size))
         return keras.ops.sign(logits) * (inverse_sinh - 1 / size)
+
+
+class UnitGaussian(UnitInterval, Gaussian):
+    r"""Normal likelihood for values in [0, 1], the default for images.
+
+    .. math:: \log p(x|z) = -\tfrac12\left(\frac{x - m(z)}{s}\right)^2 - \log s - \tfrac12\log 2\pi
+
+    One scale for all pixels, and no scaler before: all count alike. The likelihoods above, or a scale for
+    each pixel, let those that are nearly always black or nearly always grey decide over an image. It is a
+    density on the real line, of which nothing is cut off: samples may lie outside of [0, 1]. Expected values
+    are brought back into it.
+
+    Parameters
+    ----------
+    scale : {"per_feature", "per_row"} or float, default=0.3
+        The standard deviation; see `Gaussian`. A larger one lets the model keep less of an image.
+    minimum_scale : float, default=0.1
+        The smallest standard deviation that can be learned.
+
+    Examples
+    --------
+    >>> from vae_anomaly.likelihoods import UnitGaussian
+    >>> UnitGaussian().scale
+    0.3
+    """
+
+    name = "unit_gaussian"
+
+    def __init__(self, scale: str | float = 0.3, minimum_scale: float = 0.1) -> None:
+        super().__init__(scale, minimum_scale)
+
+    def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.asarray(np.clip(expectations, 0.0, 1.0))
+
+    def default_scaler(self) -> Any:
+        return None

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.decomposition import PCA
 
+from vae_anomaly.images import with_channels
 from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,
@@ -33,7 +34,7 @@ from vae_anomaly.plotting.canvas import (
     unit_of,
     usual_limits,
 )
-from vae_anomaly.rows import unscaled, with_channels
+from vae_anomaly.rows import unscaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -241,7 +242,7 @@ def reconstructions(
     """
     detector, rows = received(detector, images)
     shape = image_shape_of(detector, image_shape)
-    originals = as_images(rows, shape)
+    originals = as_images(detector._validated(rows), shape)  # in the units of what is expected
     expected = as_images(detector.reconstruct(rows), shape)
     maps = np.reshape(detector.explain(rows), (len(originals), *with_channels(shape))).sum(axis=-1)
     scores = -detector.score_samples(rows)

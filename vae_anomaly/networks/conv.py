@@ -1,0 +1,342 @@
+"""`ConvNetwork`: convolutions, for images."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple
+
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from vae_anomaly.backend import keras
+from vae_anomaly.networks.base import (
+    Network,
+    after,
+    check_activation,
+    check_sizes,
+    glorot,
+    hidden_initializer,
+    posterior,
+)
+
+__all__ = ["ConvNetwork"]
+
+# With twice as many, one class of MNIST digits was found no better, at three times the cost.
+_FIRST_FILTERS, _MOST_FILTERS = 16, 128
+_FEWEST_CONVOLUTIONS = 2
+# More convolutions are stacked until the longer side is no longer than this.
+_LONGEST_SIDE = 8
+# Shorter sides are not halved: on digits of 8x8, ending in 4x4 took half as long again and found no more.
+_SHORTEST_HALVED = 4
+
+Pair = tuple[int, int]
+
+
+class _Convolution(NamedTuple):
+    """One convolution of the encoder, and the transposed one that undoes it; pairs are vertical, horizontal.
+
+    Attributes
+    ----------
+    filters : int
+    kernel, strides : pair of int
+    sides : pair of int
+        Those of the image that the convolution sees.
+    """
+
+    filters: int
+    kernel: Pair
+    strides: Pair
+    sides: Pair
+
+    @property
+    def made(self) -> Pair:
+        """Sides of the image that the convolution makes."""
+        height, width = map(math.ceil, (s / t for s, t in zip(self.sides, self.strides, strict=True)))
+        return height, width
+
+    @property
+    def excess(self) -> Pair:
+        """By how much the transposed convolution makes the sides too long."""
+        low, wide = (m * t - s for m, t, s in zip(self.made, self.strides, self.sides, strict=True))
+        return low, wide
+
+
+class ConvNetwork(Network):
+    """Convolutional encoder and mirrored transposed-convolution decoder, for images.
+
+    Rows are flat images of ``image_shape``, so the network works behind any scikit-learn step. Each
+    strided convolution with "same" padding maps a side s to ceil(s / stride); the decoder undoes it
+    and crops to the exact side, so that odd sizes and any stride come back in their own shape. A
+    transposed convolution without a stride makes the likelihood's parameters in the end.
+
+    Kernels and strides reach no further than a side, so a signal is an image of width 1,
+    ``image_shape=(length, 1, channels)``, and its convolutions are one-dimensional ones.
+
+    Parameters
+    ----------
+    image_shape : tuple (height, width, channels) or None, default=None
+        None takes the shape of the images that the detector is fitted on.
+    filters : "auto" or tuple of int, default="auto"
+        Channels of the encoder's convolutions; the decoder has the same in reverse. "auto" is 16, 32 and
+        so on to 128, for two convolutions, or more that halve the longer side until it is at most 8; or as
+        many as ``kernel_sizes`` or ``strides`` lists.
+    kernel_sizes : int or tuple, default=3
+        Side of the kernels: one for all convolutions, or one for each, where a pair is (height, width). The
+        decoder's last layer has the first one.
+    strides : "auto", int or tuple, default="auto"
+        One for all convolutions, or one for each, where a pair is (vertical, horizontal). "auto" halves every
+        side of at least 4.
+    dense_units : tuple of int, default=(128,)
+        Widths of the dense layers between the convolutions and the latents.
+    activation : str or callable, default="relu"
+        Any Keras activation. "selu" brings what makes it normalize itself (Klambauer et al. 2017,
+        "Self-normalizing neural networks"): LeCun's normal initialization, and `AlphaDropout` for dropout.
+    batch_normalization : bool, default=False
+        Normalize before each activation.
+    dropout : float, default=0.0
+        Share of units dropped after each layer in each training step, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        When used, for an image shape that doesn't fit the rows, lists of different lengths, or an activation
+        that Keras does not know.
+
+    Examples
+    --------
+    >>> from vae_anomaly import ConvNetwork
+    >>> ConvNetwork(image_shape=(28, 28, 1), filters=(16, 32)).default_latent_dim(784)
+    16
+    >>> network = ConvNetwork().for_images((64, 48, 3))
+    >>> network.filters, network.strides
+    ((16, 32, 64), (2, 2, 2))
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "image_shape": [tuple, list, None],
+        "filters": [StrOptions({"auto"}), tuple, list],
+        "kernel_sizes": [Interval(Integral, 1, None, closed="left"), tuple, list],
+        "strides": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), tuple, list],
+        "dense_units": [tuple, list],
+        "activation": [str, callable],
+        "batch_normalization": ["boolean"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+    }
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | None = None,
+        filters: str | tuple[int, ...] = "auto",
+        kernel_sizes: int | tuple[int | Pair, ...] = 3,
+        strides: str | int | tuple[int | Pair, ...] = "auto",
+        dense_units: tuple[int, ...] = (128,),
+        activation: str | Callable[[Any], Any] = "relu",
+        batch_normalization: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        self.image_shape = image_shape
+        self.filters = filters
+        self.kernel_sizes = kernel_sizes
+        self.strides = strides
+        self.dense_units = dense_units
+        self.activation = activation
+        self.batch_normalization = batch_normalization
+        self.dropout = dropout
+
+    def for_images(self, image_shape: tuple[int, ...] | None) -> ConvNetwork:
+        """The network for images of this shape, or of its own one, with every "auto" decided.
+
+        Raises
+        ------
+        ValueError
+            If it has another shape of its own, or one that is none of an image.
+        """
+        shape = image_shape if self.image_shape is None else tuple(self.image_shape)
+        if shape is None:
+            return self
+        if image_shape is not None and shape != image_shape:
+            raise ValueError(
+                f"ConvNetwork has image_shape={self.image_shape!r}, but X holds images of shape "
+                f"{image_shape} (height, width, channels): leave image_shape out, or give it this shape."
+            )
+        network = type(self)(**{**self.get_params(deep=False), "image_shape": shape})
+        convolutions = network._convolutions(None)
+        if self.filters == "auto":
+            network.filters = tuple(convolution.filters for convolution in convolutions)
+        if self.strides == "auto":
+            network.strides = tuple(
+                pair[0] if pair[0] == pair[1] else pair for pair in (c.strides for c in convolutions)
+            )
+        return network
+
+    def default_latent_dim(self, n_features: int) -> int:
+        """What ``latent_dim="auto"`` means: as many latents as pixels, at most 16."""
+        return min(n_features, 16)
+
+    def shape_of_images(self, image_shape: tuple[int, ...] | None) -> Any:
+        return self.image_shape
+
+    def marks_missing(self) -> bool:
+        """No: an image has no place for marks."""
+        return False
+
+    def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
+        check_sizes("dense_units", self.dense_units)
+        convolutions, last = self._convolutions(n_features), self._last(n_features, n_params)
+        sides, channels = (
+            convolutions[-1].made if convolutions else last.sides,
+            self._image_shape(n_features)[2],
+        )
+        depth = convolutions[-1].filters if convolutions else channels
+        pixels, dense_units = math.prod(sides) * depth, [int(units) for units in self.dense_units]
+        chains = [(pixels, *dense_units, 2 * latent_dim), (latent_dim, *reversed(dense_units), pixels)]
+        n_weights = sum(a * b for chain in chains for a, b in itertools.pairwise(chain))
+        for layers, n_in in ((convolutions, channels), ([*reversed(convolutions), last], depth)):
+            for layer in layers:
+                n_weights += math.prod(layer.kernel) * n_in * layer.filters
+                n_in = layer.filters
+        return n_weights
+
+    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+        check_sizes("dense_units", self.dense_units)
+        check_activation(self.activation)
+        convolutions, last = self._convolutions(n_features), self._last(n_features, n_params)
+        image_shape = self._image_shape(n_features)
+
+        rows = keras.Input((n_features,), name="x")
+        hidden = keras.layers.Reshape(image_shape, name="image")(rows)
+        for position, convolution in enumerate(convolutions):
+            hidden = self._convolved(keras.layers.Conv2D, hidden, convolution, f"encoder_conv_{position}")
+        flat_shape = hidden.shape[1:]
+        hidden = keras.layers.Flatten(data_format="channels_last", name="flat")(hidden)
+        for position, units in enumerate(self.dense_units):
+            hidden = self._dense(hidden, units, f"encoder_dense_{position}")
+        encoder = keras.Model(rows, posterior(hidden, latent_dim), name="encoder")
+
+        latents = hidden = keras.Input((latent_dim,), name="z")
+        for position, units in enumerate(reversed(self.dense_units)):
+            hidden = self._dense(hidden, units, f"decoder_dense_{position}")
+        hidden = self._dense(hidden, math.prod(flat_shape), "decoder_map")
+        hidden = keras.layers.Reshape(flat_shape, name="decoder_image")(hidden)
+        for position, convolution in reversed(list(enumerate(convolutions))):
+            name = f"decoder_conv_{position}"
+            hidden = self._convolved(keras.layers.Conv2DTranspose, hidden, convolution, name)
+            if any(convolution.excess):
+                crop = tuple((0, excess) for excess in convolution.excess)
+                hidden = keras.layers.Cropping2D(
+                    crop, data_format="channels_last", name=f"decoder_crop_{position}"
+                )(hidden)
+        # Transposed although it has no stride: of the two forms of one map, its gradient is the cheaper one
+        # where a layer has few outputs.
+        layer = keras.layers.Conv2DTranspose(
+            last.filters,
+            last.kernel,
+            padding="same",
+            data_format="channels_last",
+            kernel_initializer=glorot(),
+            name="parameters",
+        )
+        outputs = keras.layers.Reshape((n_features * n_params,), name="rows")(layer(hidden))
+        return encoder, keras.Model(latents, outputs, name="decoder")
+
+    def _image_shape(self, n_features: int | None) -> tuple[int, int, int]:
+        shape = self.image_shape
+        if (
+            shape is None
+            or len(shape) != 3
+            or not all(isinstance(side, Integral) and int(side) > 0 for side in shape)
+            or n_features not in (None, math.prod(shape))
+        ):
+            product = f" with a product of {n_features}, the number of features in a row"
+            raise ValueError(
+                f"ConvNetwork needs image_shape=(height, width, channels){product if n_features else ''}; "
+                f"received image_shape={shape!r}."
+            )
+        height, width, channels = map(int, shape)
+        return height, width, channels
+
+    def _convolutions(self, n_features: int | None) -> list[_Convolution]:
+        """The encoder's convolutions, with every "auto" decided."""
+        *sides, _ = self._image_shape(n_features)
+        n_convolutions = self._n_convolutions(max(sides))
+        if isinstance(self.filters, str):
+            filters = [min(_FIRST_FILTERS * 2**i, _MOST_FILTERS) for i in range(n_convolutions)]
+        else:
+            filters = [int(number) for number in self.filters]
+        convolutions = []
+        for number, kernel, strides in zip(
+            filters,
+            _each(self.kernel_sizes, n_convolutions),
+            _each(self.strides, n_convolutions),
+            strict=True,
+        ):
+            if isinstance(strides, str):
+                strides = [2 if side >= _SHORTEST_HALVED else 1 for side in sides]
+            height, width = sides
+            vertical, horizontal = map(min, _pair(strides), sides)
+            convolution = _Convolution(
+                number, _reaching(kernel, sides), (vertical, horizontal), (height, width)
+            )
+            convolutions.append(convolution)
+            sides = list(convolution.made)
+        return convolutions
+
+    def _last(self, n_features: int, n_params: int) -> _Convolution:
+        """The transposed convolution that makes the likelihood's parameters."""
+        height, width, channels = self._image_shape(n_features)
+        kernel = next(iter(_each(self.kernel_sizes, 1)), 1)
+        return _Convolution(channels * n_params, _reaching(kernel, (height, width)), (1, 1), (height, width))
+
+    def _n_convolutions(self, longest: int) -> int:
+        lists = {
+            name: sizes
+            for name in ("filters", "kernel_sizes", "strides")
+            if isinstance(sizes := getattr(self, name), (tuple, list))
+        }
+        for name, sizes in lists.items():
+            check_sizes(name, sizes, pairs=name != "filters")
+        lengths = {len(sizes) for sizes in lists.values()}
+        if len(lengths) > 1:
+            received = ", ".join(f"{name}={sizes!r}" for name, sizes in lists.items())
+            raise ValueError(
+                "ConvNetwork needs one entry for each convolution in filters, kernel_sizes and strides, or "
+                f"one number for all kernels or strides; received {received}."
+            )
+        halvings = math.ceil(math.log2(longest / _LONGEST_SIDE))
+        return lengths.pop() if lengths else max(_FEWEST_CONVOLUTIONS, halvings)
+
+    def _convolved(self, kind: Any, x: Any, convolution: _Convolution, name: str) -> Any:
+        layer = kind(
+            convolution.filters,
+            convolution.kernel,
+            strides=convolution.strides,
+            padding="same",
+            data_format="channels_last",
+            use_bias=not self.batch_normalization,
+            kernel_initializer=hidden_initializer(self.activation),
+            name=name,
+        )
+        return after(self, layer(x), name)
+
+    def _dense(self, x: Any, units: int, name: str) -> Any:
+        use_bias, initializer = not self.batch_normalization, hidden_initializer(self.activation)
+        layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=initializer, name=name)
+        return after(self, layer(x), name)
+
+
+def _each(sizes: Any, n_convolutions: int) -> Sequence[Any]:
+    """A setting of each convolution, from a list or one value for all."""
+    return sizes if isinstance(sizes, (tuple, list)) else [sizes] * n_convolutions
+
+
+def _pair(size: Any) -> Pair:
+    vertical, horizontal = size if isinstance(size, (tuple, list)) else (size, size)
+    return int(vertical), int(horizontal)
+
+
+def _reaching(kernel: Any, sides: Sequence[int]) -> Pair:
+    """The kernel, without weights that only ever meet the padding."""
+    height, width = (min(reach, 2 * side - 1) for reach, side in zip(_pair(kernel), sides, strict=True))
+    return height, width
