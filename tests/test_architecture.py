@@ -34,6 +34,7 @@ ORDER = [
     "tiles",
     "scoring",
     "interruption",
+    "listeners",
     "training",
     "ensemble",
     "calibration",

@@ -211,7 +211,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
     ValueError, TypeError
         In `fit`, for parameters and data that don't fit; an earlier fit stays usable.
     FloatingPointError
-        In `fit`, if the training diverges; an earlier fit stays usable.
+        In `fit`, if the training diverges, also at a tenth of the rate; an earlier fit stays usable.
 
     Notes
     -----
@@ -373,7 +373,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         members that had not begun are left out. A second Ctrl-C, or one before the end of the first epoch or
         during a calibration in folds, raises `KeyboardInterrupt` and leaves an earlier fit as it was.
 
-        An epoch whose loss is not finite, or a thousand times larger than ever before, is repeated once at a
+        An epoch whose loss is not finite, or 10,000 times larger than ever before, is repeated once at a
         tenth of the learning rate, which then holds for the rest, with a `ConvergenceWarning`.
 
         Parameters

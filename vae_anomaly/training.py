@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
-from vae_anomaly.backend import keras, tf
+from vae_anomaly.backend import tf
 from vae_anomaly.interruption import Interruption
+from vae_anomaly.listeners import Listeners
 from vae_anomaly.programs import Architecture, architecture_of, placed
 from vae_anomaly.rows import Rows
 from vae_anomaly.scoring import elbo_terms
@@ -49,8 +50,8 @@ _MASKED_SHARE = 0.2
 
 _AUTO_STEPS, _AUTO_STEPS_AT_MOST, _AUTO_EPOCHS = 1000, 2000, 5
 
-# No training that ends well was seen to come near it: heavy tails begin high and fall.
-_EXPLODES_FROM = 1e3
+# Trainings that end well stay far below: far rows begin with a great loss.
+_EXPLODES_FROM = 1e4
 _LOWER_RATE = 0.1
 
 Schedule = str | Callable[[npt.NDArray[np.float64]], Any] | None
@@ -214,9 +215,9 @@ def train(
     """Train from ``state`` on ``rows`` and return the new state with its history.
 
     An epoch diverges if its loss, or a weight after it, is no finite number, or if its loss explodes: is
-    greater than 1,000 times the largest of n_features nats and ``abs(loss) + beta * kl`` of every epoch
-    before. It is then repeated from its beginning, and all that follow are trained, at a tenth of the
-    learning rate; once.
+    greater than 10,000 times the largest of n_features nats and ``abs(loss) + beta * kl`` of every epoch
+    before and, for the first one, of the model that it starts from. It is then repeated from its beginning,
+    and all that follow are trained, at a tenth of the learning rate; once.
 
     Parameters
     ----------
@@ -234,7 +235,7 @@ def train(
     architecture = architecture_of(state)
     n_epochs = plan.n_epochs(len(rows))
     interruption = interruption or Interruption()
-    listeners = _Listeners(architecture, plan, n_epochs, callbacks, verbose)
+    listeners = Listeners(architecture, plan.learning_rate, n_epochs, callbacks, verbose)
     with placed(plan.device), contextlib.closing(listeners):
         epochs = _Epochs(architecture, rows, plan, shuffle_seed, noise_seed, validation, interruption)
         if standing is None:
@@ -311,11 +312,11 @@ class _Epochs:
         """One epoch, repeated at a lower rate if it diverges and none has been repeated."""
         order, lowered = self._shuffler.order(), standing.rate_factor
         training, figures = self._attempt(standing, order, rate_factor * np.float32(lowered))
-        reason = self._divergence(standing, training, figures)
+        reason = self._divergence(standing, order, training, figures)
         if reason and lowered == 1:
             diverged, lowered = reason, _LOWER_RATE
             training, figures = self._attempt(standing, order, rate_factor * np.float32(lowered))
-            reason = self._divergence(standing, training, figures)
+            reason = self._divergence(standing, order, training, figures)
             if not reason:
                 warnings.warn(
                     f"training diverged: {diverged}. It was repeated from the beginning of this epoch, and "
@@ -334,8 +335,7 @@ class _Epochs:
                 best = (float(figures["val_loss"]), standing.n_epochs, present)
         for name, value in figures.items():
             standing.history.setdefault(name, []).append(float(value))
-        size = abs(figures["loss"]) + self._plan.beta * figures["kl"]
-        largest = float(max(standing.largest, size))
+        largest = max(standing.largest, self._size(figures))
         following = Standing(
             standing.n_epochs + 1, training, standing.history, best, largest, rate_factor=lowered
         )
@@ -365,7 +365,17 @@ class _Epochs:
         means = sums / self._steps_per_epoch
         return training, dict(zip(("loss", "reconstruction", "kl"), means, strict=True))
 
-    def _divergence(self, before: Standing, after: TrainingState, figures: dict[str, float]) -> str:
+    def _size(self, figures: dict[str, float]) -> float:
+        """How large the loss is; with the whole KL, which a warm-up may not count yet."""
+        return float(abs(figures["loss"]) + self._plan.beta * figures["kl"])
+
+    def _divergence(
+        self,
+        before: Standing,
+        order: npt.NDArray[np.integer],
+        after: TrainingState,
+        figures: dict[str, float],
+    ) -> str:
         """What says that the epoch diverged, or nothing."""
         loss, number = figures["loss"], f"epoch {before.n_epochs + 1}"
         if not np.isfinite(loss):
@@ -373,8 +383,12 @@ class _Epochs:
         if not np.isfinite(after.trainable.numpy().sum()):
             return f"weights after {number} are not finite"
         usual = max(before.largest, self._architecture.n_features)
-        if before.n_epochs and loss > _EXPLODES_FROM * usual:
-            return f"the loss of {number} is {loss:g}, far beyond that of any before"
+        if loss > _EXPLODES_FROM * usual and not before.n_epochs:
+            # Far rows or an explosion? Only now it is worth an epoch to know what nothing learnt would lose.
+            _, untrained = self._attempt(before, order, np.float32(0.0))
+            usual = max(usual, self._size(untrained))
+        if loss > _EXPLODES_FROM * usual:
+            return f"the loss of {number} is {loss:g}, more than {_EXPLODES_FROM:g} times any before"
         return ""
 
     def _error(self, reason: str) -> FloatingPointError:
@@ -408,67 +422,6 @@ class _Shuffler:
         order = np.resize(order, (self._steps_per_epoch, self._batch_size)).astype(np.int32)
         for start in range(0, self._steps_per_epoch, self._block_steps):
             yield order[start : start + self._block_steps], epoch * self._steps_per_epoch + start
-
-
-class _Listeners:
-    """Whoever watches the training: Keras callbacks and a progress bar."""
-
-    def __init__(
-        self, architecture: Architecture, plan: Plan, n_epochs: int, callbacks: Sequence[Any], verbose: int
-    ) -> None:
-        self._architecture, self._plan = architecture, plan
-        for callback in callbacks:
-            if not isinstance(callback, keras.callbacks.Callback):
-                raise TypeError(f"callbacks must be keras.callbacks.Callback objects; received {callback!r}.")
-        self._given = callbacks
-        self._model = architecture.new_model() if callbacks else None
-        if self._model is not None:
-            # Callbacks that steer the learning rate read and set it here.
-            self._model.compile(optimizer=keras.optimizers.Adam(plan.learning_rate))
-            self._model.stop_training = False
-            self._callbacks = keras.callbacks.CallbackList(
-                list(callbacks), model=self._model, epochs=n_epochs
-            )
-        self._bar = keras.utils.Progbar(n_epochs, unit_name="epoch") if verbose else None
-
-    def close(self) -> None:
-        """Take the model from the callbacks: they outlive the training, are pickled and cloned."""
-        for callback in self._given:
-            callback._model = None
-
-    def rate_factor(self) -> np.float32:
-        if self._model is None:
-            return np.float32(1.0)
-        return np.float32(float(self._model.optimizer.learning_rate) / self._plan.learning_rate)
-
-    def begin(self) -> None:
-        if self._model is not None:
-            self._callbacks.on_train_begin()
-
-    def begin_epoch(self, epoch: int) -> None:
-        if self._model is not None:
-            self._callbacks.on_epoch_begin(epoch)
-
-    def end_epoch(self, epoch: int, figures: dict[str, Any], training: TrainingState, last: bool) -> bool:
-        """Tell everyone; return whether this was the last epoch, by the schedule or by a callback."""
-        figures = {name: float(value) for name, value in figures.items()}
-        if self._model is not None:
-            self._architecture.load_into(self._model, model_state(self._architecture, training))
-            self._callbacks.on_epoch_end(epoch, figures)
-            last = last or bool(self._model.stop_training)
-        if self._bar is not None:
-            # Each figure is already an epoch's mean; the bar would average it over epochs again.
-            self._bar.stateful_metrics = set(figures)
-            self._bar.update(epoch + 1, list(figures.items()), finalize=last)
-        return last
-
-    def end(self, final: ModelState) -> ModelState:
-        """Let callbacks have the last word on the weights, as when one restores its best epoch."""
-        if self._model is None:
-            return final
-        self._architecture.load_into(self._model, final)
-        self._callbacks.on_train_end()
-        return self._architecture.state_of(self._model)
 
 
 def continued(history: dict[str, list[float]], new: dict[str, list[float]]) -> dict[str, list[float]]:
