@@ -291,8 +291,10 @@ def _plain(value: Any) -> Any:
     """Values as texts and tuples of them; classes and functions by their names."""
     if isinstance(value, (tuple, list)):
         return tuple(map(_plain, value))
-    if isinstance(value, type) or callable(value):
-        return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if callable(value):
+        return f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', type(value).__name__)}"
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
