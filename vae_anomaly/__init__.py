@@ -18,6 +18,7 @@ _ADDRESS = {
     "load": "persistence",
 }
 _SUBMODULES = (
+    "checkpoints",
     "datasets",
     "ensemble",
     "layers",
@@ -38,6 +39,7 @@ __all__ = [
     "ModelFileError",
     "VAEDetector",
     "__version__",
+    "checkpoints",
     "datasets",
     "ensemble",
     "layers",
@@ -54,6 +56,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vae_anomaly import (
+        checkpoints,
         datasets,
         ensemble,
         layers,

@@ -47,7 +47,14 @@ class ModelFileError(ValueError):
 
 
 # -- writing ------------------------------------------------------------------------------------------------
-def write(path: str | os.PathLike[str], about: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+def write(
+    path: str | os.PathLike[str],
+    about: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    *,
+    what: str = "model",
+    otherwise: str = "Save it with joblib.dump",
+) -> None:
     """Write parts as one archive, in the place of a file that may be there.
 
     The archive is written to a temporary file in the same folder, flushed to the disk and renamed: whatever
@@ -59,6 +66,7 @@ def write(path: str | os.PathLike[str], about: Mapping[str, Any], parts: Mapping
     path : str or path
     about : dict of JSON values, for the manifest
     parts : dict of name to bytes, or to another one-dimensional buffer of bytes
+    what, otherwise : what is saved and how else to save it, for errors
 
     Raises
     ------
@@ -71,8 +79,8 @@ def write(path: str | os.PathLike[str], about: Mapping[str, Any], parts: Mapping
     size = sum(view.nbytes for view in views.values())
     if len(views) > _PARTS or size > _BYTES:
         raise ModelFileError(
-            f"a model file holds at most {_PARTS} parts of together {_BYTES / 1e9:.3g} GB; this model has "
-            f"{len(views)} of {size / 1e9:.3g} GB. Save it with joblib.dump."
+            f"a model file holds at most {_PARTS} parts of together {_BYTES / 1e9:.3g} GB; this {what} has "
+            f"{len(views)} of {size / 1e9:.3g} GB. {otherwise}."
         )
     sums = {name: hashlib.sha256(view).hexdigest() for name, view in views.items()}
     manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "sha256": sums}
@@ -83,7 +91,7 @@ def write(path: str | os.PathLike[str], about: Mapping[str, Any], parts: Mapping
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{error.strerror or error}; the model was not saved, and an earlier file is as it was"
+            f"{error.strerror or error}; the {what} was not saved, and an earlier file is as it was"
             f"{_ADVICE.get(error.errno or 0, '')}",
             str(path),
         ) from error

@@ -84,16 +84,26 @@ def uncalibrated(detector: Any, likelihood: Any, seed: int) -> Any:
         calibration=None,
         warm_start=False,
         callbacks=None,
+        checkpoint=None,
         verbose=0,
         random_state=seed,
     )
 
 
 def out_of_fold_scores(detector: Any, X: Any, n_folds: int, seed: int) -> npt.NDArray[np.float64]:
-    """Each row's anomaly score by a clone of the detector that is fitted without the row's fold."""
+    """Each row's anomaly score by a clone of the detector that is fitted without the row's fold.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If Ctrl-C ends a fit: its rows would be scored by another kind of detector.
+    """
     scores = np.empty(X.shape[0])
     for trained_on, held_out in KFold(n_folds, shuffle=True, random_state=seed).split(X):
-        scores[held_out] = -clone(detector).fit(X[trained_on]).score_samples(X[held_out])
+        of_fold = clone(detector).fit(X[trained_on])
+        if of_fold.interrupted_:
+            raise KeyboardInterrupt
+        scores[held_out] = -of_fold.score_samples(X[held_out])
     return scores
 
 

@@ -29,7 +29,7 @@ from vae_anomaly.vocabulary import (
     restored,
 )
 
-__all__ = ["decoded"]
+__all__ = ["decoded", "decoded_values"]
 
 _LARGEST_CODE_POINT = 0x10FFFF
 _STATE_WORDS = 624
@@ -54,6 +54,19 @@ def decoded(tree: Any, kind: type[Any], archive: Archive) -> Any:
     if unused := archive.names - decoder.taken - {"detector.json"}:
         raise ModelFileError(f"is refused: it has parts without a use, such as {min(unused)!r}.")
     return restored(kind, *state)
+
+
+def decoded_values(tree: Any, archive: Archive) -> dict[str, Any]:
+    """The values that `encoded_values` was given, their arrays read from ``arrays/0`` and so on.
+
+    Raises
+    ------
+    ModelFileError
+        If the tree is not one of `encoded_values`, or its arrays are not those of the archive.
+    """
+    if not isinstance(tree, dict):
+        raise ModelFileError("is damaged: it describes no values.")
+    return _Decoder(archive).mapping(tree)
 
 
 class _Decoder:

@@ -36,7 +36,7 @@ from vae_anomaly.vocabulary import (
     state_of,
 )
 
-__all__ = ["ARRAY_DTYPE", "MERSENNE_TWISTER", "TREE", "Encoded", "encoded"]
+__all__ = ["ARRAY_DTYPE", "MERSENNE_TWISTER", "TREE", "Encoded", "encoded", "encoded_values"]
 
 ARRAY_DTYPE = re.compile(r"\|b1|\|[iu]1|<[iu][248]|<f[248]|<U[1-9][0-9]{0,8}")
 # Longer lists of one kind are arrays: a history of 100,000 epochs is no JSON.
@@ -71,6 +71,18 @@ def encoded(estimator: Any) -> Encoded:
         "shared": encoder.shared,
     }
     return Encoded(tree, encoder.arrays)
+
+
+def encoded_values(values: Mapping[str, Any]) -> Encoded:
+    """Numbers, texts, arrays, and lists, tuples and dictionaries of them.
+
+    Raises
+    ------
+    ModelFileError
+        If one of them is something else; names it.
+    """
+    encoder = _Encoder()
+    return Encoded(encoder.mapping(values, "state "), encoder.arrays)
 
 
 class _Encoder:

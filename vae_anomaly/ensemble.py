@@ -7,29 +7,35 @@ a bound: by Jensen's inequality, of the log-density of the members' mixture :mat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import joblib
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly import programs, training
+from vae_anomaly.interruption import Interruption
 from vae_anomaly.rows import Rows
 from vae_anomaly.sparse_rows import representative, subset
 from vae_anomaly.states import ModelState, Specification
 
 __all__ = [
+    "Keeper",
     "Member",
     "Recipe",
     "Seeds",
+    "Trained",
     "averaged",
     "check_continues",
     "confidence",
@@ -148,6 +154,44 @@ class Seeds(NamedTuple):
     noise: int
 
 
+class Keeper(Protocol):
+    """Who keeps where the members' trainings stand, and knows where an earlier process left them."""
+
+    def begin(
+        self,
+        specification: Specification,
+        rows: Rows,
+        plan: training.Plan,
+        the_recipe: Recipe,
+        seeds: Sequence[Seeds],
+        noise: Rows,
+        earlier: Sequence[ModelState] | None,
+    ) -> list[training.Standing | None]:
+        """Where each member's training is to go on; None is its beginning."""
+
+    def keep(self, position: int, standing: training.Standing) -> None:
+        """Take note of where a member stands; called after each epoch, by any thread."""
+
+    def flush(self) -> None:
+        """Lose nothing of what was noted."""
+
+
+class Trained(NamedTuple):
+    """What a training of all members leaves.
+
+    Attributes
+    ----------
+    states : tuple of ModelState
+        After an interruption, of the members that were trained for an epoch: the first ones.
+    history : dict of list of float, means over the members that still trained
+    interrupted : bool
+    """
+
+    states: tuple[ModelState, ...]
+    history: dict[str, list[float]]
+    interrupted: bool
+
+
 def train_members(
     specification: Specification,
     rows: Rows,
@@ -159,10 +203,12 @@ def train_members(
     earlier: Sequence[ModelState] | None = None,
     callbacks: Sequence[Any] = (),
     verbose: int = 0,
-) -> tuple[tuple[ModelState, ...], dict[str, list[float]]]:
+    keeper: Keeper | None = None,
+) -> Trained:
     """Train every member on its own split of the rows, one on each processor, and average their histories.
 
-    The result does not depend on how many are trained at once.
+    The result does not depend on how many are trained at once. Ctrl-C ends all trainings with the epochs that
+    they are in, and members that have not begun are left out.
 
     Parameters
     ----------
@@ -175,11 +221,23 @@ def train_members(
     noise : float32 array of shape (n_draws, latent_dim), for the loss of held-out rows
     earlier : the members' states to go on from, or None
     callbacks, verbose : as in `training.train`
+    keeper : Keeper or None
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If Ctrl-C comes before an epoch has been finished, or twice.
     """
     n_members = len(the_recipe.members)
+    standings: list[training.Standing | None] = [None] * n_members
+    if keeper is not None:
+        standings = keeper.begin(specification, rows, plan, the_recipe, seeds, noise, earlier)
+    interruption = Interruption()
 
-    def train_one(position: int) -> training.TrainingResult:
+    def train_one(position: int) -> training.TrainingResult | None:
         member, seed = the_recipe.members[position], seeds[position]
+        if interruption.asked and standings[position] is None:
+            return None
         kept, validation = _split(rows, the_recipe.validation_fraction, seed.split, noise)
         if verbose and n_members > 1:
             print(f"Member {position + 1} of {n_members}")
@@ -203,18 +261,81 @@ def train_members(
             validation=validation,
             callbacks=callbacks,
             verbose=verbose,
+            standing=standings[position],
+            keep=None if keeper is None else partial(keeper.keep, position),
+            interruption=interruption,
         )
 
     # Programs are pure functions and run outside Python's lock; a terminal and callbacks take one at a time.
     n_threads = 1 if callbacks or verbose else min(n_members, joblib.cpu_count())
-    if n_threads == 1:
-        results = [train_one(position) for position in range(n_members)]
-    else:
-        # Built before the threads start: Keras' settings and custom objects belong to the caller's thread.
-        programs.architecture(specification)
-        with ThreadPoolExecutor(n_threads) as pool:
-            results = list(pool.map(train_one, range(n_members)))
-    return tuple(result.state for result in results), _mean_history([result.history for result in results])
+    try:
+        if n_threads == 1:
+            found = _one_by_one(train_one, n_members, interruption)
+        else:
+            # Built before the threads start: Keras' settings and custom objects are the calling thread's.
+            programs.architecture(specification)
+            found = _in_threads(train_one, n_members, n_threads, interruption)
+    finally:
+        if keeper is not None:
+            keeper.flush()
+    results = []
+    for result in found:
+        if result is None:
+            break
+        results.append(result)
+    if not results:
+        raise KeyboardInterrupt
+    history = _mean_history([result.history for result in results])
+    if interruption.asked:
+        of_members = "" if n_members == 1 else f" of {len(results)} of {n_members} members"
+        warnings.warn(
+            f"Ctrl-C has ended the training{of_members} after {len(history['loss'])} epochs: the detector "
+            "works, but was trained for less than its parameters say. Its attribute interrupted_ is True."
+            f"{'' if keeper is None else ' fit(X, resume=True) goes on with the training.'}",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return Trained(tuple(result.state for result in results), history, interruption.asked)
+
+
+def _one_by_one(
+    train_one: Callable[[int], training.TrainingResult | None], n_members: int, interruption: Interruption
+) -> list[training.TrainingResult | None]:
+    results = []
+    for position in range(n_members):
+        try:
+            results.append(train_one(position))
+        except KeyboardInterrupt:
+            interruption.ask()
+            results.append(None)
+    return results
+
+
+def _in_threads(
+    train_one: Callable[[int], training.TrainingResult | None],
+    n_members: int,
+    n_threads: int,
+    interruption: Interruption,
+) -> list[training.TrainingResult | None]:
+    with ThreadPoolExecutor(n_threads) as pool:
+        try:
+            futures = [pool.submit(train_one, position) for position in range(n_members)]
+            try:
+                return [_result(future) for future in futures]
+            except KeyboardInterrupt:
+                interruption.ask()
+                return [_result(future) for future in futures]
+        except BaseException:
+            # The pool waits for its threads.
+            interruption.abandon()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _result(future: Future[training.TrainingResult | None]) -> training.TrainingResult | None:
+    while not future.done():
+        wait([future], timeout=1)  # on Windows, Ctrl-C does not end a wait without end
+    return future.result()
 
 
 def weights_for(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -15,6 +15,7 @@ import sklearn
 
 from vae_anomaly import archive
 from vae_anomaly.archive import ModelFileError
+from vae_anomaly.checkpoints import CHECKPOINT
 from vae_anomaly.decoding import decoded
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.likelihoods import Likelihood
@@ -65,7 +66,13 @@ def load(path: str | os.PathLike[str]) -> VAEDetector:
     array([ 1, -1])
     """
     with archive.opened(path) as opened:
+        if CHECKPOINT in opened.names:
+            raise ModelFileError(
+                "is the checkpoint of an unfinished fit, no model: fit(X, resume=True) of a detector with "
+                "checkpoint=path goes on with it."
+            )
         detector: VAEDetector = decoded(opened.json(DESCRIPTION), VAEDetector, opened)
+        detector.checkpoint = None
         detector._validate_params()
         _check(detector)
         # Each column of the rows has a byte in the file, at least: in a scaler or in a range of values.

@@ -7,6 +7,7 @@ detector and makes detectors of files.
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import os
 import platform
@@ -18,7 +19,7 @@ from vae_anomaly import __version__, archive
 from vae_anomaly.archive import ModelFileError
 from vae_anomaly.encoding import encoded
 
-__all__ = ["DESCRIPTION", "Saved"]
+__all__ = ["DESCRIPTION", "Saved", "versions"]
 
 DESCRIPTION = "detector.json"
 
@@ -43,6 +44,8 @@ class Saved:
           OrdinalEncoder, PCA, Pipeline, PowerTransformer, QuantileTransformer, RobustScaler, SimpleImputer,
           StandardScaler, VarianceThreshold;
         - a `RandomState`, which goes on in the loaded detector where it stands now.
+
+        ``checkpoint`` is left out: where a fit writes is no stranger's choice.
 
         It is written beside its place, flushed to the disk and renamed: whatever happens in between, ``path``
         holds the old file or the new one. Saving the same detector twice makes the same bytes.
@@ -81,20 +84,23 @@ class Saved:
                 f"a model file names no classes of your own, and {type(self).__qualname__} is one: it would "
                 "come back as its base class. Use joblib.dump."
             )
-        tree, arrays = encoded(self)
+        saved: Any = copy.copy(self)
+        saved.checkpoint = None
+        tree, arrays = encoded(saved)
         parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
-        about = {"versions": _versions(), "summary": _summary(self)}
+        about = {"versions": versions(), "summary": _summary(self)}
         archive.write(path, about, {DESCRIPTION: archive.to_json(tree, "its description"), **parts})
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"vae-anomaly": __version__, "python": platform.python_version()}
+def versions() -> dict[str, str | None]:
+    """Releases of this library, of Python, and of the libraries that decide the bits of a result."""
+    found: dict[str, str | None] = {"vae-anomaly": __version__, "python": platform.python_version()}
     for library in _LIBRARIES:
         try:
-            versions[library] = importlib.metadata.version(library)
+            found[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu and the like
-            versions[library] = None
-    return versions
+            found[library] = None
+    return found
 
 
 def _summary(detector: Any) -> dict[str, Any]:

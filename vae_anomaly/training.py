@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
 
-from vae_anomaly.backend import keras, tf
+from vae_anomaly.backend import tf
+from vae_anomaly.interruption import Interruption
+from vae_anomaly.listeners import Listeners
 from vae_anomaly.programs import Architecture, architecture_of, placed
 from vae_anomaly.rows import Rows
 from vae_anomaly.scoring import elbo_terms
@@ -32,7 +36,7 @@ from vae_anomaly.steps import (
     training_state,
 )
 
-__all__ = ["Plan", "TrainingResult", "Validation", "continued", "train"]
+__all__ = ["Plan", "Standing", "TrainingResult", "Validation", "continued", "train"]
 
 # XLA compiles the training loop in about 1.3 s and then saves about 0.1 ms a step, which is most of a small
 # network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights). One
@@ -45,6 +49,10 @@ _XLA_PAYS_TO_WEIGHTS = 20_000
 _MASKED_SHARE = 0.2
 
 _AUTO_STEPS, _AUTO_STEPS_AT_MOST, _AUTO_EPOCHS = 1000, 2000, 5
+
+# Trainings that end well stay far below: far rows begin with a great loss.
+_EXPLODES_FROM = 1e4
+_LOWER_RATE = 0.1
 
 Schedule = str | Callable[[npt.NDArray[np.float64]], Any] | None
 
@@ -160,6 +168,36 @@ class TrainingResult(NamedTuple):
     history: dict[str, list[float]]
 
 
+class Standing(NamedTuple):
+    """Where a training stands between two epochs: all it takes to go on to the same bits.
+
+    Attributes
+    ----------
+    n_epochs : int
+        Finished epochs.
+    training : TrainingState
+    history : dict of list of float
+        Of its lists, the first ``n_epochs`` numbers count: others may follow while the training goes on.
+    best : (val_loss, epoch, ModelState) or None
+    largest : float
+        The greatest size that the loss has had.
+    rate_factor : float
+        Multiplies the learning rate: below 1 once an epoch had to be repeated.
+    """
+
+    n_epochs: int
+    training: TrainingState
+    history: dict[str, list[float]]
+    best: tuple[float, int, ModelState] | None = None
+    largest: float = 0.0
+    rate_factor: float = 1.0
+
+    def is_last(self, plan: Plan, n_epochs: int) -> bool:
+        """Whether no epoch follows."""
+        patient = self.best is None or self.n_epochs - 1 - self.best[1] < plan.patience
+        return self.n_epochs >= n_epochs or (plan.early_stopping and not patient)
+
+
 def train(
     state: ModelState,
     rows: Rows,
@@ -170,76 +208,197 @@ def train(
     validation: Validation | None = None,
     callbacks: Sequence[Any] = (),
     verbose: int = 0,
+    standing: Standing | None = None,
+    keep: Callable[[Standing], None] | None = None,
+    interruption: Interruption | None = None,
 ) -> TrainingResult:
     """Train from ``state`` on ``rows`` and return the new state with its history.
+
+    An epoch diverges if its loss, or a weight after it, is no finite number, or if its loss explodes: is
+    greater than 10,000 times the largest of n_features nats and ``abs(loss) + beta * kl`` of every epoch
+    before and, for the first one, of the model that it starts from. It is then repeated from its beginning,
+    and all that follow are trained, at a tenth of the learning rate; once.
+
+    Parameters
+    ----------
+    state, rows, plan, shuffle_seed, noise_seed, validation, callbacks, verbose
+        What decides the result.
+    standing : Standing of an equal training to go on from, or None
+    keep : called with the `Standing` after each epoch, or None
+    interruption : Interruption, or None for one of this training's own
 
     Raises
     ------
     FloatingPointError
-        If the loss stops being a finite number.
+        If the training diverges, also at a tenth of the learning rate.
     """
     architecture = architecture_of(state)
-    steps_per_epoch = plan.steps_per_epoch(len(rows))
     n_epochs = plan.n_epochs(len(rows))
-    n_steps = steps_per_epoch * n_epochs
-    share_to_mask = plan.share_to_mask(rows)
-    options = BlockOptions(
-        plan.batch_size,
-        plan.objective,
-        plan.n_training_draws,
-        plan.free_bits > 0,
-        plan.gradient_clip_norm is not None,
-        plan.trimmed_share > 0,
-        state.specification.marks_missing or share_to_mask > 0 or has_gaps(rows),
-        plan.uses_xla(n_steps, architecture.n_weights),
-        plan.device,
-    )
-    shuffler = _Shuffler(len(rows), plan, block_steps(architecture, plan.batch_size), shuffle_seed)
-    listeners = _Listeners(architecture, plan, n_epochs, callbacks, verbose)
-    history: dict[str, list[float]] = {}
-    best: tuple[float, int, ModelState] | None = None
+    interruption = interruption or Interruption()
+    listeners = Listeners(architecture, plan.learning_rate, n_epochs, callbacks, verbose)
     with placed(plan.device), contextlib.closing(listeners):
-        training = training_state(state)
-        limits = Limits(
+        epochs = _Epochs(architecture, rows, plan, shuffle_seed, noise_seed, validation, interruption)
+        if standing is None:
+            standing = Standing(0, training_state(state), {})
+        else:
+            tensors = tf.nest.map_structure(tf.convert_to_tensor, standing.training)
+            standing = standing._replace(training=tensors)
+            epochs.skip(standing.n_epochs)
+            interruption.epoch_finished()
+        listeners.begin()
+        last = standing.is_last(plan, n_epochs)
+        while not last and not interruption.asked:
+            try:
+                listeners.begin_epoch(standing.n_epochs)
+                standing, figures = epochs.next(standing, listeners.rate_factor())
+                interruption.epoch_finished()
+                if keep is not None:
+                    keep(standing)
+                last = standing.is_last(plan, n_epochs)
+                ends = last or interruption.asked
+                last = listeners.end_epoch(standing.n_epochs - 1, figures, standing.training, ends)
+            except KeyboardInterrupt:
+                interruption.ask()
+        history = {name: values[: standing.n_epochs] for name, values in standing.history.items()}
+        if plan.early_stopping and standing.best is not None:
+            return TrainingResult(listeners.end(standing.best[2]), history)
+        return TrainingResult(listeners.end(model_state(architecture, standing.training)), history)
+
+
+class _Epochs:
+    """The epochs of one training: a `Standing` in, the next one out."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        rows: Rows,
+        plan: Plan,
+        shuffle_seed: int,
+        noise_seed: int,
+        validation: Validation | None,
+        interruption: Interruption,
+    ) -> None:
+        self._architecture, self._rows, self._plan = architecture, rows, plan
+        self._noise_seed, self._validation = noise_seed, validation
+        self._interruption = interruption
+        self._steps_per_epoch = plan.steps_per_epoch(len(rows))
+        self._n_steps = self._steps_per_epoch * plan.n_epochs(len(rows))
+        share_to_mask = plan.share_to_mask(rows)
+        self._options = BlockOptions(
+            plan.batch_size,
+            plan.objective,
+            plan.n_training_draws,
+            plan.free_bits > 0,
+            plan.gradient_clip_norm is not None,
+            plan.trimmed_share > 0,
+            architecture.specification.marks_missing or share_to_mask > 0 or has_gaps(rows),
+            plan.uses_xla(self._n_steps, architecture.n_weights),
+            plan.device,
+        )
+        self._limits = Limits(
             tf.constant(plan.free_bits, tf.float32),
             tf.constant(plan.gradient_clip_norm or 0.0, tf.float32),
             tf.constant(plan.n_kept()),
             tf.constant(share_to_mask, tf.float32),
         )
-        listeners.begin()
-        for epoch in range(n_epochs):
-            listeners.begin_epoch(epoch)
-            sums = np.zeros(3)
-            for order, first_step in shuffler.blocks(epoch):
-                progress = (first_step + np.arange(len(order))) / n_steps
-                training, block_sums = train_block(
-                    architecture,
-                    training,
-                    rows,
-                    order,
-                    plan.rates(progress) * listeners.rate_factor(),
-                    plan.betas(progress),
-                    options,
-                    limits,
-                    noise_seed=noise_seed,
-                    first_step=first_step,
+        self._shuffler = _Shuffler(len(rows), plan, block_steps(architecture, plan.batch_size), shuffle_seed)
+
+    def skip(self, n_epochs: int) -> None:
+        """Draw what epochs that are finished have drawn: the generator's state need not be kept."""
+        for _ in range(n_epochs):
+            self._shuffler.order()
+
+    def next(self, standing: Standing, rate_factor: np.float32) -> tuple[Standing, dict[str, float]]:
+        """One epoch, repeated at a lower rate if it diverges and none has been repeated."""
+        order, lowered = self._shuffler.order(), standing.rate_factor
+        training, figures = self._attempt(standing, order, rate_factor * np.float32(lowered))
+        reason = self._divergence(standing, order, training, figures)
+        if reason and lowered == 1:
+            diverged, lowered = reason, _LOWER_RATE
+            training, figures = self._attempt(standing, order, rate_factor * np.float32(lowered))
+            reason = self._divergence(standing, order, training, figures)
+            if not reason:
+                warnings.warn(
+                    f"training diverged: {diverged}. It was repeated from the beginning of this epoch, and "
+                    f"goes on, at a tenth of the learning rate (now {self._plan.learning_rate:g}); lower "
+                    "learning_rate yourself for a better model.",
+                    ConvergenceWarning,
+                    stacklevel=2,
                 )
-                sums += block_sums.numpy()
-            figures = dict(zip(("loss", "reconstruction", "kl"), sums / steps_per_epoch, strict=True))
-            _check_finite(figures["loss"], epoch, plan, rows)
-            if validation is not None:
-                present = model_state(architecture, training)
-                figures |= _validate(present, validation, plan)
-                if best is None or figures["val_loss"] < best[0]:
-                    best = (figures["val_loss"], epoch, present)
-            for name, value in figures.items():
-                history.setdefault(name, []).append(float(value))
-            out_of_patience = plan.early_stopping and best is not None and epoch - best[1] >= plan.patience
-            last = out_of_patience or epoch + 1 == n_epochs
-            if listeners.end_epoch(epoch, figures, training, last):
-                break
-        final = best[2] if plan.early_stopping and best is not None else model_state(architecture, training)
-        return TrainingResult(listeners.end(final), history)
+        if reason:
+            raise self._error(reason)
+        best = standing.best
+        if self._validation is not None:
+            present = model_state(self._architecture, training)
+            figures |= self._interruption.completed(_validate, present, self._validation, self._plan)
+            if best is None or figures["val_loss"] < best[0]:
+                best = (float(figures["val_loss"]), standing.n_epochs, present)
+        for name, value in figures.items():
+            standing.history.setdefault(name, []).append(float(value))
+        largest = max(standing.largest, self._size(figures))
+        following = Standing(
+            standing.n_epochs + 1, training, standing.history, best, largest, rate_factor=lowered
+        )
+        return following, figures
+
+    def _attempt(
+        self, standing: Standing, order: npt.NDArray[np.integer], rate_factor: np.float32
+    ) -> tuple[TrainingState, dict[str, float]]:
+        """The state after the epoch and its mean loss, reconstruction and KL."""
+        training, sums = standing.training, np.zeros(3)
+        for block, first_step in self._shuffler.blocks(order, standing.n_epochs):
+            progress = (first_step + np.arange(len(block))) / self._n_steps
+            training, block_sums = self._interruption.completed(
+                train_block,
+                self._architecture,
+                training,
+                self._rows,
+                block,
+                self._plan.rates(progress) * rate_factor,
+                self._plan.betas(progress),
+                self._options,
+                self._limits,
+                noise_seed=self._noise_seed,
+                first_step=first_step,
+            )
+            sums += block_sums.numpy()
+        means = sums / self._steps_per_epoch
+        return training, dict(zip(("loss", "reconstruction", "kl"), means, strict=True))
+
+    def _size(self, figures: dict[str, float]) -> float:
+        """How large the loss is; with the whole KL, which a warm-up may not count yet."""
+        return float(abs(figures["loss"]) + self._plan.beta * figures["kl"])
+
+    def _divergence(
+        self,
+        before: Standing,
+        order: npt.NDArray[np.integer],
+        after: TrainingState,
+        figures: dict[str, float],
+    ) -> str:
+        """What says that the epoch diverged, or nothing."""
+        loss, number = figures["loss"], f"epoch {before.n_epochs + 1}"
+        if not np.isfinite(loss):
+            return f"the loss of {number} is {loss}"
+        if not np.isfinite(after.trainable.numpy().sum()):
+            return f"weights after {number} are not finite"
+        usual = max(before.largest, self._architecture.n_features)
+        if loss > _EXPLODES_FROM * usual and not before.n_epochs:
+            # Far rows or an explosion? Only now it is worth an epoch to know what nothing learnt would lose.
+            _, untrained = self._attempt(before, order, np.float32(0.0))
+            usual = max(usual, self._size(untrained))
+        if loss > _EXPLODES_FROM * usual:
+            return f"the loss of {number} is {loss:g}, more than {_EXPLODES_FROM:g} times any before"
+        return ""
+
+    def _error(self, reason: str) -> FloatingPointError:
+        largest = np.nan_to_num(np.abs(representative(self._rows))).max(axis=0)
+        return FloatingPointError(
+            f"training diverged, also at a tenth of the learning rate: {reason}. Lower learning_rate (now "
+            f"{self._plan.learning_rate:g}), set gradient_clip_norm (now {self._plan.gradient_clip_norm}), "
+            f"or bring the data nearer to 1: column {largest.argmax()} of the scaled rows holds values up to "
+            f"{largest.max():g}."
+        )
 
 
 class _Shuffler:
@@ -251,74 +410,18 @@ class _Shuffler:
         self._n_rows = n_rows
         self._rng = np.random.RandomState(seed)
 
-    def blocks(self, epoch: int) -> Iterator[tuple[npt.NDArray[np.integer], int]]:
+    def order(self) -> npt.NDArray[np.integer]:
+        """All rows' positions in the order of the next epoch."""
+        return self._rng.permutation(self._n_rows)
+
+    def blocks(
+        self, order: npt.NDArray[np.integer], epoch: int
+    ) -> Iterator[tuple[npt.NDArray[np.integer], int]]:
         """Positions of the rows of each batch, and how many steps come before."""
         # np.resize repeats the order from its beginning until the last batch is full.
-        order = self._rng.permutation(self._n_rows)
         order = np.resize(order, (self._steps_per_epoch, self._batch_size)).astype(np.int32)
         for start in range(0, self._steps_per_epoch, self._block_steps):
             yield order[start : start + self._block_steps], epoch * self._steps_per_epoch + start
-
-
-class _Listeners:
-    """Whoever watches the training: Keras callbacks and a progress bar."""
-
-    def __init__(
-        self, architecture: Architecture, plan: Plan, n_epochs: int, callbacks: Sequence[Any], verbose: int
-    ) -> None:
-        self._architecture, self._plan = architecture, plan
-        for callback in callbacks:
-            if not isinstance(callback, keras.callbacks.Callback):
-                raise TypeError(f"callbacks must be keras.callbacks.Callback objects; received {callback!r}.")
-        self._given = callbacks
-        self._model = architecture.new_model() if callbacks else None
-        if self._model is not None:
-            # Callbacks that steer the learning rate read and set it here.
-            self._model.compile(optimizer=keras.optimizers.Adam(plan.learning_rate))
-            self._model.stop_training = False
-            self._callbacks = keras.callbacks.CallbackList(
-                list(callbacks), model=self._model, epochs=n_epochs
-            )
-        self._bar = keras.utils.Progbar(n_epochs, unit_name="epoch") if verbose else None
-
-    def close(self) -> None:
-        """Take the model from the callbacks: they outlive the training, are pickled and cloned."""
-        for callback in self._given:
-            callback._model = None
-
-    def rate_factor(self) -> np.float32:
-        if self._model is None:
-            return np.float32(1.0)
-        return np.float32(float(self._model.optimizer.learning_rate) / self._plan.learning_rate)
-
-    def begin(self) -> None:
-        if self._model is not None:
-            self._callbacks.on_train_begin()
-
-    def begin_epoch(self, epoch: int) -> None:
-        if self._model is not None:
-            self._callbacks.on_epoch_begin(epoch)
-
-    def end_epoch(self, epoch: int, figures: dict[str, Any], training: TrainingState, last: bool) -> bool:
-        """Tell everyone; return whether this was the last epoch, by the schedule or by a callback."""
-        figures = {name: float(value) for name, value in figures.items()}
-        if self._model is not None:
-            self._architecture.load_into(self._model, model_state(self._architecture, training))
-            self._callbacks.on_epoch_end(epoch, figures)
-            last = last or bool(self._model.stop_training)
-        if self._bar is not None:
-            # Each figure is already an epoch's mean; the bar would average it over epochs again.
-            self._bar.stateful_metrics = set(figures)
-            self._bar.update(epoch + 1, list(figures.items()), finalize=last)
-        return last
-
-    def end(self, final: ModelState) -> ModelState:
-        """Let callbacks have the last word on the weights, as when one restores its best epoch."""
-        if self._model is None:
-            return final
-        self._architecture.load_into(self._model, final)
-        self._callbacks.on_train_end()
-        return self._architecture.state_of(self._model)
 
 
 def continued(history: dict[str, list[float]], new: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -336,14 +439,3 @@ def _validate(state: ModelState, validation: Validation, plan: Plan) -> dict[str
     ]
     reconstruction, kl = np.concatenate(terms).mean(axis=0)
     return {"val_loss": reconstruction + plan.beta * kl, "val_reconstruction": reconstruction, "val_kl": kl}
-
-
-def _check_finite(loss: float, epoch: int, plan: Plan, rows: Rows) -> None:
-    if not np.isfinite(loss):
-        largest = np.nan_to_num(np.abs(representative(rows))).max(axis=0)
-        raise FloatingPointError(
-            f"training diverged: the loss of epoch {epoch + 1} is {loss}. Lower learning_rate (now "
-            f"{plan.learning_rate:g}), set gradient_clip_norm (now {plan.gradient_clip_norm}), or bring the "
-            f"data nearer to 1: column {largest.argmax()} of the scaled rows holds values up to "
-            f"{largest.max():g}."
-        )

@@ -1,0 +1,318 @@
+"""Checkpoints: where an unfinished fit stands, in one file, and how a later fit goes on from there.
+
+The file is an archive like that of a model (see `archive`): data without code, with checksums, replaced whole
+or not at all. It holds what the trainings of all members need to go on to the same bits, the seeds that were
+drawn, and a description of the fit, so that no other fit goes on with it. It holds no rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+
+from vae_anomaly import archive, training
+from vae_anomaly.archive import ModelFileError
+from vae_anomaly.decoding import decoded_values
+from vae_anomaly.encoding import encoded_values
+from vae_anomaly.ensemble import Recipe, Seeds
+from vae_anomaly.rows import Rows
+from vae_anomaly.saving import versions
+from vae_anomaly.sparse_rows import blocks
+from vae_anomaly.states import ModelState, Specification
+from vae_anomaly.steps import TrainingState
+from vae_anomaly.training import Standing
+
+__all__ = ["CHECKPOINT", "Checkpoint", "CheckpointFile", "opened"]
+
+CHECKPOINT = "checkpoint.json"
+
+# Writing is to take at most 2 % of the time.
+_WAITS = 50
+_ROWS_AT_ONCE = 2**16
+_SHOWN = 40
+# What the learning-rate schedule is known by.
+_PROGRESS = np.linspace(0, 1, 1001)
+
+
+class Checkpoint(BaseEstimator):  # type: ignore[misc]
+    """Where and how often a fit writes what it takes to go on with it.
+
+    Parameters
+    ----------
+    path : str or path
+        A file, for one fit at a time. The first state is written before the first epoch.
+    every : "auto" or int, default="auto"
+        Write after each so many epochs of a member. "auto" writes after an epoch once 50 times as much time
+        has passed as the last writing took: a checkpoint costs about 2 % of the time.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from vae_anomaly import VAEDetector
+    >>> from vae_anomaly.checkpoints import Checkpoint
+    >>> X = np.random.RandomState(0).normal(size=(200, 3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     checkpoint = Checkpoint(os.path.join(folder, "fit.checkpoint"), every=2)
+    ...     detector = VAEDetector(epochs=5, checkpoint=checkpoint, random_state=0).fit(X, resume=True)
+    ...     os.listdir(folder)  # the fit has been finished
+    []
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "path": [str, HasMethods("__fspath__")],
+        "every": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(self, path: str | os.PathLike[str], every: str | int = "auto") -> None:
+        self.path = path
+        self.every = every
+
+
+def opened(
+    checkpoint: str | os.PathLike[str] | Checkpoint | None, resume: bool, callbacks: Any = None
+) -> CheckpointFile | None:
+    """The file of a detector's ``checkpoint``, read if a fit is to go on with it; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to resume from, or ``callbacks``, whose state no checkpoint can hold.
+    ModelFileError
+        If the path holds a file that is no checkpoint, or a damaged one. It is left as it is.
+    """
+    if checkpoint is None:
+        if resume:
+            raise ValueError(
+                "resume=True goes on from a checkpoint, and checkpoint is None: set it to the path of a file "
+                "and fit with resume=True from the beginning; while there is no such file, a fit starts anew."
+            )
+        return None
+    if callbacks:
+        raise ValueError(
+            "a checkpoint cannot hold what callbacks remember, so a fit with them could not go on from it; "
+            "set callbacks=None (early_stopping and learning_rate_schedule are kept) or checkpoint=None."
+        )
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
+    checkpoint._validate_params()
+    return CheckpointFile(os.path.abspath(checkpoint.path), checkpoint.every, resume)
+
+
+class CheckpointFile:
+    """The checkpoint of one fit: an `ensemble.Keeper`."""
+
+    def __init__(self, path: str, every: str | int, resume: bool) -> None:
+        self._path, self._every = path, every
+        found = _read(path)
+        self._found = found if resume else None
+        self._standings: list[Standing | None] = []
+        self._about: dict[str, Any] = {}
+        self._has_news = False
+        self._written_at = self._took = 0.0
+        self._lock = threading.Lock()
+
+    def seeds(self, drawn: Sequence[int], random_state: Any) -> list[int]:
+        """The seeds of the fit to go on with, where only chance decided them; else those ``drawn`` now."""
+        kept = self._found["seeds"] if self._found is not None else []
+        seeds = drawn if isinstance(random_state, Integral) or len(kept) != len(drawn) else kept
+        self._about["seeds"] = [int(seed) for seed in seeds]
+        return list(self._about["seeds"])
+
+    def begin(
+        self,
+        specification: Specification,
+        rows: Rows,
+        plan: training.Plan,
+        the_recipe: Recipe,
+        seeds: Sequence[Seeds],
+        noise: Rows,
+        earlier: Sequence[ModelState] | None,
+    ) -> list[Standing | None]:
+        """Where each member's training is to go on; None is its beginning.
+
+        Raises
+        ------
+        ValueError
+            If the file is that of another fit; says what differs.
+        OSError
+            If the file cannot be written.
+        """
+        self._about["fit"] = {
+            name: _described(value)
+            for name, value in {
+                **{name: getattr(plan, name) for name in training.PARAMETERS},
+                "learning_rate_schedule": replace(plan, learning_rate=1.0).rates(_PROGRESS).tolist(),
+                "members": tuple((member.trimmed_share, member.beta_factor) for member in the_recipe.members),
+                "validation_fraction": the_recipe.validation_fraction,
+                "early_stopping": the_recipe.early_stopping,
+                "network": specification.network.architecture_key(),
+                "likelihood": specification.likelihood.architecture_key(),
+                "latent_dim": specification.latent_dim,
+                "n_draws": len(noise),
+                "random_state": (tuple(self._about["seeds"]), *map(tuple, seeds)),
+                "the earlier fit that warm_start goes on from": _digest(_arrays(earlier, noise)),
+                "the scaled training rows": (*map(int, rows.shape), _digest(_pieces(rows))),
+                **{f"the release of {name}": release for name, release in versions().items()},
+            }.items()
+            if name != "the release of python"  # it decides no bits
+        }
+        self._standings = [None] * len(seeds)
+        if self._found is None:
+            self._write()
+        else:
+            self._check(self._found["fit"])
+            members = self._found["members"]
+            self._standings = [member and _standing(member, specification) for member in members]
+            self._found = None
+            self._written_at = time.monotonic()
+        return list(self._standings)
+
+    def keep(self, position: int, standing: Standing) -> None:
+        """Take note of where a member stands, and write if it is time to."""
+        self._standings[position] = standing
+        self._has_news = True
+        if isinstance(self._every, str):
+            # Another thread that is writing just now has hardly less to tell.
+            if time.monotonic() - self._written_at < _WAITS * self._took or not self._lock.acquire(False):
+                return
+        elif standing.n_epochs % self._every:
+            return
+        else:
+            self._lock.acquire()
+        try:
+            self._write()
+        finally:
+            self._lock.release()
+
+    def flush(self) -> None:
+        """Write what has not been written."""
+        if self._has_news:
+            with self._lock:
+                self._write()
+
+    def remove(self) -> None:
+        """The fit has been finished."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    def _check(self, found: dict[str, str]) -> None:
+        now = self._about["fit"]
+        differing = [name for name in now if found.get(name) != now[name]]
+        if {"members", "random_state"} <= {*differing}:
+            differing.remove("random_state")  # more members draw more seeds
+        if differing:
+            shown = [
+                name
+                if max(len(str(found.get(name))), len(now[name])) > _SHOWN
+                else f"{name} ({found.get(name)} there, {now[name]} here)"
+                for name in differing
+            ]
+            raise ValueError(
+                f"the checkpoint {self._path!r} is of another fit: what differs is {', '.join(shown)}. "
+                "Restore it; or fit with resume=False, which starts anew and replaces the file; or choose "
+                "another path."
+            )
+
+    def _write(self) -> None:
+        start = time.monotonic()
+        self._has_news = False
+        members = [standing and _stored(standing) for standing in self._standings]
+        tree, arrays = encoded_values({**self._about, "members": members})
+        parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
+        archive.write(
+            self._path,
+            {"versions": versions()},
+            {CHECKPOINT: archive.to_json(tree, "its state"), **parts},
+            what="checkpoint",
+            otherwise="Set checkpoint=None",
+        )
+        self._written_at = time.monotonic()
+        self._took = self._written_at - start
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    """What a checkpoint holds; None if there is no file."""
+    try:
+        with archive.opened(path) as file:
+            if CHECKPOINT not in file.names:
+                raise ModelFileError("is a model, no checkpoint.")
+            return decoded_values(file.json(CHECKPOINT), file)
+    except FileNotFoundError:
+        return None
+    except ModelFileError as error:
+        raise ModelFileError(
+            f"checkpoint={path!r} cannot be used: {error} The file is left as it is; choose another path, or "
+            "remove it to start anew."
+        ) from error
+
+
+def _stored(standing: Standing) -> dict[str, Any]:
+    """A standing as values that a file can hold."""
+    state, best = standing.training, standing.best
+    return {
+        **standing._asdict(),
+        "training": [np.asarray(values) for values in state[:3]],
+        "non_trainable": [np.asarray(values) for values in state.non_trainable],
+        "history": {name: values[: standing.n_epochs] for name, values in standing.history.items()},
+        "best": best and [*best[:2], best[2].trainable, list(best[2].non_trainable)],
+    }
+
+
+def _standing(stored: dict[str, Any], specification: Specification) -> Standing:
+    best = stored["best"]
+    if best is not None:
+        val_loss, epoch, trainable, non_trainable = best
+        best = val_loss, epoch, ModelState(specification, trainable, tuple(non_trainable))
+    weights, first_moment, second_moment = stored["training"]
+    state = TrainingState(weights, first_moment, second_moment, stored["non_trainable"])
+    others = {name: stored[name] for name in ("n_epochs", "history", "largest", "rate_factor")}
+    return Standing(training=state, best=best, **others)
+
+
+def _described(value: Any) -> str:
+    """Equal for equal values, in every process; a digest if it would be long."""
+    text = str(_plain(value))
+    return text if len(text) <= _SHOWN else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Values as texts and tuples of them; classes and functions by their names."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain, value))
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if callable(value):
+        return f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', type(value).__name__)}"
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+
+
+def _arrays(states: Sequence[ModelState] | None, noise: Rows) -> Iterable[Any]:
+    """The arrays that a warm start goes on from; none without."""
+    for state in states or ():
+        yield from (state.trainable, *state.non_trainable, noise)
+
+
+def _pieces(rows: Any) -> Iterable[Rows]:
+    for block in blocks(rows):
+        for start in range(0, len(block), _ROWS_AT_ONCE):
+            yield block[start : start + _ROWS_AT_ONCE]
+
+
+def _digest(arrays: Iterable[Any]) -> str:
+    """SHA-256 of arrays, whatever their order in memory."""
+    checksum = hashlib.sha256()
+    for array in arrays:
+        checksum.update(np.ascontiguousarray(array).data)
+    return checksum.hexdigest()
