@@ -45,6 +45,7 @@ ORDER = [
     "vocabulary",
     "encoding",
     "decoding",
+    "model_card",
     "saving",
     "detector",
     "scorers",

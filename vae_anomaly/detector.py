@@ -30,15 +30,16 @@ from vae_anomaly.ensemble import Member
 from vae_anomaly.explanations import Explained
 from vae_anomaly.fitted import FittedModel
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model_card import Described
 from vae_anomaly.networks import Network
 from vae_anomaly.rows import (
     Rows,
     check_image_shape,
     check_magnitude,
-    check_observed,
     column_names,
     fitted,
     flattened,
+    missing_shares,
     unscaled,
     with_channels,
 )
@@ -51,7 +52,7 @@ from vae_anomaly.tables import table_of
 __all__ = ["VAEDetector"]
 
 
-class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class VAEDetector(Calibrated, Described, Explained, Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
     Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural
@@ -173,6 +174,8 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         which a figure was not measured.
     calibration_scores_ : float64 array of shape (n_rows,), or None
         Anomaly scores, larger = more anomalous, of rows that were not trained on; see ``calibration``.
+    false_alarm_rate_ : float or None
+        What the threshold promises for new rows of the training rows' kind.
     score_ : str or Score
         The ``score`` that `offset_` was set for; setting the parameter anew acts at the next `fit`.
     scaler_ : transformer or None
@@ -187,6 +190,12 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         The members' weights in every average, inverse to the interquartile range of their training scores.
     model_ : VAE
         The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
+    n_samples_fit_ : int
+        Rows that the last `fit` was given, those that it held out included.
+    missing_share_ : float64 array of shape (n_features_in_,)
+        Share of missing values in each column of the training rows.
+    do_early_stopping_ : bool
+        Whether `fit` could stop early.
     n_features_in_ : int
         Features in a row; for images, pixels times channels.
     feature_names_in_ : array of str
@@ -384,6 +393,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
                 decide=self.epochs == "auto" and not network.takes_images(image_shape),
                 n_rows=X.shape[0],
             )
+            self.n_samples_fit_, self.do_early_stopping_ = X.shape[0], recipe.early_stopping
             draws_seed, *seeds = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * len(recipe.members))
             if not continuing:
                 self._calibration_seed = int(draws_seed)
@@ -393,7 +403,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
                 X, held_out = X[kept], X[held]
             if not continuing:
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
-                check_observed(X, getattr(self, "feature_names_in_", None))
+                self.missing_share_ = missing_shares(X, getattr(self, "feature_names_in_", None))
                 likelihood.check_columns(X.shape[1])
                 own = isinstance(self.scaler, str)
                 scaler = likelihood.default_scaler() if own else likelihood.scaler_of(self.scaler)
@@ -452,7 +462,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
                 unseen = calibration.out_of_fold_scores(of_fold, images, aside, draws_seed)
             elif aside is not None:
                 unseen = self._fitted.scores(held_out)
-            self.calibration_scores_ = unseen
+            self.calibration_scores_, self.false_alarm_rate_ = unseen, thresholds.promised_rate(rule)
             self.offset_ = -float(rule.cut(unseen if thresholds.takes_held_out(rule) else scores))
         return self
 
