@@ -36,6 +36,7 @@ ORDER = [
     "training",
     "ensemble",
     "calibration",
+    "monitoring",
     "explanations",
     "tables",
     "fitted",
