@@ -200,8 +200,9 @@ class Monitor:
 
     averaged over the stakes, is a martingale that starts at 1: it ever reaches 1 / α with a probability of at
     most α (Ville 1939). The sum over the times k at which a bet begins keeps it ready for a change after a
-    long time without any. Bets are bounded: less than 5 % of anomalies gain them nothing. What is bet on
-    anomalies is :math:`1 + \lambda (1[p \le 0.01] / 0.01 - 1)`.
+    long time without any. Bets are bounded: less than 5 % of anomalies gain them nothing on average, but may
+    now and then (`benchmarks/results/drift.md`). What is bet on anomalies is
+    :math:`1 + \lambda (1[p \le 0.01] / 0.01 - 1)`.
 
     The probability is one of calibration and stream together. After an alarm, look into it, fit anew if the
     change is to stay, and begin a new monitor. It keeps all scores, 8 bytes for each row.
