@@ -1,5 +1,6 @@
 """VAEDetector where scikit-learn's users use outlier detectors."""
 
+import pickle
 import subprocess
 import sys
 import warnings
@@ -8,6 +9,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import skops.io
 from joblib import parallel_backend
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -17,9 +19,13 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
-from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector, scorers
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, scorers
 from vae_anomaly.datasets import load_tumours
+from vae_anomaly.ensemble import Member
+from vae_anomaly.persistence import SKOPS_TRUSTED
 from vae_anomaly.states import ModelState
+from vae_anomaly.tables import table_of
+from vae_anomaly.thresholds import Conformal
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +128,122 @@ def test_a_dumped_detector_scores_alike_in_a_fresh_process(tmp_path, table):
     np.testing.assert_array_equal(np.load(tmp_path / "pipeline.npy"), in_pipeline)
 
 
+def every_kind(n_rows=80):
+    """A table with every kind of column, and gaps."""
+    rng = np.random.RandomState(0)
+    X = pd.DataFrame({"area": rng.normal(size=n_rows), "kind": rng.choice(["flat", "house"], n_rows)})
+    X["size"] = pd.Categorical(rng.choice(["s", "m"], n_rows), ["s", "m"], ordered=True)
+    X["garden"], X["rooms"] = rng.random_sample(n_rows) < 0.5, rng.poisson(3, n_rows)
+    X["floor"] = pd.array(rng.poisson(2, n_rows), dtype="Int64")
+    X.loc[:9, "area"], X.loc[5:7, "kind"] = np.nan, None
+    return X
+
+
+def scaled_detector(**settings):
+    quick = {"network": DenseNetwork((8,)), "epochs": 2, "random_state": 0}
+    return make_pipeline(MinMaxScaler(), VAEDetector(**{**quick, **settings}))
+
+
+STORED = {
+    "numbers": lambda table, mixed: (scaled_detector(), table),
+    "members and a rule": lambda table, mixed: (
+        scaled_detector(members=[Member(), Member(0.1)], threshold=Conformal(0.1), calibration=0.3),
+        table,
+    ),
+    "a generator": lambda table, mixed: (scaled_detector(random_state=np.random.RandomState(3)), table),
+    "strings behind a column transformer": lambda table, mixed: (pipeline(epochs=2), mixed),
+    "every kind of column": lambda table, mixed: (
+        Pipeline([("detector", scaled_detector()[-1])]),
+        every_kind(),
+    ),
+    "images": lambda table, mixed: (
+        scaled_detector(network=ConvNetwork((2, 3, 1), filters=(3,), dense_units=(4,))),
+        table,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def stored(table, mixed):
+    """Fitted pipelines with their rows."""
+    made = {name: make(table[0], mixed[0]) for name, make in STORED.items()}
+    return {name: (unfitted.fit(X), X) for name, (unfitted, X) in made.items()}
+
+
+def assert_same_scores_elsewhere(stored, load, folder):
+    """``load`` is code that makes ``pipeline`` of the file ``name``, in a new process in its folder."""
+    for name, (_, X) in stored.items():
+        pd.to_pickle(X, folder / f"{name}.rows")
+    code = (
+        "import sys, numpy as np, pandas as pd\n"
+        "for name in sys.argv[1:]:\n"
+        f"    {load}\n"
+        "    X = pd.read_pickle(name + '.rows')\n"
+        "    np.save(name + '.npy', [pipeline.score_samples(X), pipeline.predict(X)])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *stored], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    for name, (fitted, X) in stored.items():
+        found = np.load(folder / f"{name}.npy")
+        np.testing.assert_array_equal(found, [fitted.score_samples(X), fitted.predict(X)])
+
+
+def test_skops_stores_whole_pipelines_with_nothing_to_trust_but_this_librarys_classes(stored, tmp_path):
+    for name, (fitted, _) in stored.items():
+        skops.io.dump(fitted, tmp_path / name)
+        assert set(skops.io.get_untrusted_types(file=tmp_path / name)) <= set(SKOPS_TRUSTED)
+    load = (
+        "import skops.io; from vae_anomaly.persistence import SKOPS_TRUSTED; "
+        "pipeline = skops.io.load(name, trusted=SKOPS_TRUSTED)"
+    )
+    assert_same_scores_elsewhere(stored, load, tmp_path)
+
+
+def test_joblib_stores_whole_pipelines_that_score_from_mapped_memory(stored, tmp_path):
+    for name, (fitted, _) in stored.items():
+        joblib.dump(fitted, tmp_path / name)
+    load = (
+        "import joblib; pipeline = joblib.load(name, mmap_mode='r'); "
+        "assert isinstance(pipeline[-1].members_[0].trainable, np.memmap)"
+    )
+    assert_same_scores_elsewhere(stored, load, tmp_path)
+
+
+def test_what_skops_has_loaded_can_be_used_as_before(mixed, tmp_path):
+    fitted = Pipeline([("detector", scaled_detector()[-1])]).fit(X := every_kind())
+    loaded = skops.io.loads(skops.io.dumps(fitted), trusted=SKOPS_TRUSTED)
+    pd.testing.assert_frame_equal(loaded[-1].reconstruct(X), fitted[-1].reconstruct(X))
+    np.testing.assert_array_equal(clone(loaded).fit(X).score_samples(X), fitted.score_samples(X))
+
+
+def test_skops_is_not_told_to_trust_what_can_run_code(table):
+    encoder, decoder = DenseNetwork((4,)).build(6, 2, 1)
+    fitted = VAEDetector(network=KerasNetwork(encoder, decoder), epochs=1, random_state=0).fit(table[0])
+    data = skops.io.dumps(fitted)
+    beyond = set(skops.io.get_untrusted_types(data=data)) - set(SKOPS_TRUSTED)
+    assert beyond == {
+        f"vae_anomaly.keras_network.{name}" for name in ("Blueprint", "KerasNetwork", "_Pickled")
+    }
+    loaded = skops.io.loads(data, trusted=[*SKOPS_TRUSTED, *beyond])
+    np.testing.assert_array_equal(loaded.score_samples(table[0]), fitted.score_samples(table[0]))
+
+
+def test_every_class_of_a_table_comes_back_from_a_pickle():
+    table = table_of(every_kind(), "auto")
+    again = pickle.loads(pickle.dumps(table))
+    for column, copied in zip(table.columns, again.columns, strict=True):
+        assert (column.name, column.dtype, repr(column.likelihood)) == (
+            copied.name,
+            copied.dtype,
+            repr(copied.likelihood),
+        )
+        assert (column.categories is None) is (copied.categories is None)
+        if column.categories is not None:
+            pd.testing.assert_index_equal(column.categories, copied.categories)
+
+
 def test_the_state_is_arrays_and_plain_configuration(table):
     """Loading a dump does not even need TensorFlow, let alone hold anything of it."""
-    import pickle
-
     detector = VAEDetector(epochs=1, random_state=0).fit(table[0])
     dumped = pickle.dumps(detector)
     code = (

@@ -288,10 +288,10 @@ def test_the_manifest_says_what_the_file_holds(detector, path):
     assert manifest["versions"]["keras"] == keras.__version__
     assert manifest["versions"]["numpy"] == np.__version__
     summary = manifest["summary"]
-    assert (summary["n_features"], summary["latent_dim"], summary["members"]) == (6, 2, 1)
-    assert summary["epochs"] == 1
-    assert float(summary["offset"]) == pytest.approx(detector.offset_, rel=1e-5)
-    assert float(summary["last_epoch"]["loss"]) == pytest.approx(detector.history_["loss"][-1], rel=1e-5)
+    card = detector.model_card()
+    assert summary == {section: card[section] for section in ("data", "model", "training", "threshold")}
+    assert (summary["data"]["rows"], summary["data"]["features"]) == (120, 6)
+    assert summary["training"]["last_epoch"]["loss"] == detector.history_["loss"][-1]
 
 
 def test_the_same_detector_makes_the_same_bytes(detector, path, tmp_path):

@@ -26,8 +26,8 @@ from vae_anomaly.archive import ModelFileError
 from vae_anomaly.decoding import decoded_values
 from vae_anomaly.encoding import encoded_values
 from vae_anomaly.ensemble import Recipe, Seeds
+from vae_anomaly.model_card import versions
 from vae_anomaly.rows import Rows
-from vae_anomaly.saving import versions
 from vae_anomaly.sparse_rows import blocks
 from vae_anomaly.states import ModelState, Specification
 from vae_anomaly.steps import TrainingState

@@ -18,10 +18,8 @@ from vae_anomaly import (
     calibration,
     checkpoints,
     ensemble,
-    explanations,
     likelihoods,
     networks,
-    programs,
     scoring,
     thresholds,
     training,
@@ -31,7 +29,7 @@ from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.ensemble import Member
 from vae_anomaly.explanations import Explained
-from vae_anomaly.fitted import FittedModel
+from vae_anomaly.fitted import FittedModel, Generative
 from vae_anomaly.images import (
     check_image_shape,
     dtype_of,
@@ -41,14 +39,15 @@ from vae_anomaly.images import (
     with_channels,
 )
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model_card import Described
+from vae_anomaly.monitoring import Monitored
 from vae_anomaly.networks import Network
 from vae_anomaly.rows import (
     Rows,
     check_magnitude,
-    check_observed,
     column_names,
     fitted,
-    unscaled,
+    missing_shares,
 )
 from vae_anomaly.saving import Saved
 from vae_anomaly.scoring import Score
@@ -59,7 +58,16 @@ from vae_anomaly.tables import table_of
 __all__ = ["VAEDetector"]
 
 
-class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class VAEDetector(
+    Calibrated,
+    Described,
+    Explained,
+    Generative,
+    Monitored,
+    Saved,
+    OutlierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
     Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural
@@ -190,6 +198,8 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         which a figure was not measured.
     calibration_scores_ : float64 array of shape (n_rows,), or None
         Anomaly scores, larger = more anomalous, of rows that were not trained on; see ``calibration``.
+    false_alarm_rate_ : float or None
+        What the threshold promises for new rows of the training rows' kind.
     score_ : str or Score
         The ``score`` that `offset_` was set for; setting the parameter anew acts at the next `fit`.
     scaler_ : transformer or None
@@ -204,6 +214,12 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         The members' weights in every average, inverse to the interquartile range of their training scores.
     model_ : VAE
         The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
+    n_samples_fit_ : int
+        Rows that the last `fit` was given, those that it held out included.
+    missing_share_ : float64 array of shape (n_features_in_,)
+        Share of missing values in each column of the training rows.
+    do_early_stopping_ : bool
+        Whether `fit` could stop early.
     n_features_in_ : int
         Features in a row; for images, pixels times channels.
     feature_names_in_ : array of str
@@ -446,6 +462,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
             if checkpoint is not None:
                 drawn = checkpoint.seeds(drawn, self.random_state)
             draws_seed, *seeds = map(int, drawn)
+            self.n_samples_fit_, self.do_early_stopping_ = X.shape[0], recipe.early_stopping
             if not continuing:
                 self._calibration_seed = draws_seed
             held_out = X[:0]
@@ -454,7 +471,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
                 X, held_out = X[kept], X[held]
             if not continuing:
                 check_magnitude(X, getattr(self, "feature_names_in_", None))
-                check_observed(X, getattr(self, "feature_names_in_", None))
+                self.missing_share_ = missing_shares(X, getattr(self, "feature_names_in_", None))
                 likelihood.check_columns(X.shape[1])
                 scaler = likelihood.scaler_of(self.scaler) if own_scaler else likelihood.default_scaler()
                 self.scaler_ = fitted(scaler, X)
@@ -518,7 +535,7 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
                 unseen = calibration.out_of_fold_scores(of_fold, images, aside, draws_seed)
             elif aside is not None:
                 unseen = self._fitted.scores(held_out)
-            self.calibration_scores_ = unseen
+            self.calibration_scores_, self.false_alarm_rate_ = unseen, thresholds.promised_rate(rule)
             self.offset_ = -float(rule.cut(unseen if thresholds.takes_held_out(rule) else scores))
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
@@ -612,86 +629,6 @@ class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  #
         """
         X = self._validated(X)
         return self._fitted.evidence_lower_bound(X)
-
-    def encode(self, X: Any) -> npt.NDArray[np.float64]:
-        """Posterior means of z.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of shape (n_rows, latent_dim_)
-        """
-        X = self._validated(X)
-        return self._fitted.posterior_means(X)
-
-    def reconstruct(self, X: Any) -> Any:
-        """Expected x given z, averaged over the draws of z, in the units of X: gaps are filled.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of the shape of X, or a DataFrame if X is one
-            Of uint8 images, pixels in [0, 1].
-
-        Raises
-        ------
-        TypeError
-            If ``scaler_`` has no ``inverse_transform``.
-        """
-        given, X = X, self._validated(X)
-        return self._as_given(self._fitted.reconstructions(X), given)
-
-    def sample(self, n_samples: int = 1, random_state: Any = None, *, noise: bool = True) -> Any:
-        """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-            At least 1.
-        random_state : int, RandomState instance or None, default=None
-        noise : bool, default=True
-            False gives what is expected of x given z: images without the grain of their pixels' likelihood.
-
-        Returns
-        -------
-        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
-        mixed table
-            Of uint8 images, pixels in [0, 1].
-
-        Raises
-        ------
-        TypeError
-            If ``scaler_`` has no ``inverse_transform``.
-        """
-        check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
-        with programs.placed(self.device):
-            rng = check_random_state(random_state)
-            rows = ensemble.sample(self.members_, self.weights_, int(n_samples), rng, noise)
-        rows = unscaled(rows, self.scaler_)
-        if self.table_ is not None:
-            return self.table_.frame(rows)
-        return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
-
-    def _as_given(self, values: npt.NDArray[np.float64], given: Any) -> Any:
-        """Values in the form of the rows that were given."""
-        if self.table_ is None:
-            return explanations.in_form_of(given, values)
-        frame = self.table_.frame(values, getattr(given, "index", None))
-        return frame if hasattr(given, "columns") else frame.to_numpy()
-
-    @property
-    def model_(self) -> Any:
-        """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
-        check_is_fitted(self)
-        return programs.model_of(self.members_[0])
 
     @property
     def _fitted(self) -> FittedModel:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
-from vae_anomaly import ensemble, explanations, scoring
+from vae_anomaly import ensemble, explanations, programs, scoring
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.rows import Rows, any_missing, column_names, dense, scaled, unscaled
 from vae_anomaly.scoring import Score
 from vae_anomaly.sparse_rows import SparseRows, blocks, has_gaps
 from vae_anomaly.states import ModelState
 
-__all__ = ["FittedModel"]
+__all__ = ["FittedModel", "Generative"]
 
 _NUMBERS_AT_ONCE = 2**22
 # Equally probable values of each cell, over all members and draws, that an interval is read off.
@@ -193,6 +196,90 @@ class FittedModel(NamedTuple):
         block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
         parts = [function(self.rows(X[start : start + block])) for start in range(0, X.shape[0], block)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class Generative:
+    """Base class of detectors that show what their model makes of rows, and new rows."""
+
+    def encode(self: Any, X: Any) -> npt.NDArray[np.float64]:
+        """Posterior means of z.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows, latent_dim_)
+        """
+        X = self._validated(X)
+        return np.asarray(self._fitted.posterior_means(X))
+
+    def reconstruct(self: Any, X: Any) -> Any:
+        """Expected x given z, averaged over the draws of z, in the units of X: gaps are filled.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of the shape of X, or a DataFrame if X is one
+            Of uint8 images, pixels in [0, 1].
+
+        Raises
+        ------
+        TypeError
+            If ``scaler_`` has no ``inverse_transform``.
+        """
+        given, X = X, self._validated(X)
+        return self._as_given(self._fitted.reconstructions(X), given)
+
+    def sample(self: Any, n_samples: int = 1, random_state: Any = None, *, noise: bool = True) -> Any:
+        """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            At least 1.
+        random_state : int, RandomState instance or None, default=None
+        noise : bool, default=True
+            False gives what is expected of x given z: images without the grain of their pixels' likelihood.
+
+        Returns
+        -------
+        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
+        mixed table
+            Of uint8 images, pixels in [0, 1].
+
+        Raises
+        ------
+        TypeError
+            If ``scaler_`` has no ``inverse_transform``.
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
+        with programs.placed(self.device):
+            rng = check_random_state(random_state)
+            rows = ensemble.sample(self.members_, self.weights_, int(n_samples), rng, noise)
+        rows = unscaled(rows, self.scaler_)
+        if self.table_ is not None:
+            return self.table_.frame(rows)
+        return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
+
+    def _as_given(self: Any, values: npt.NDArray[np.float64], given: Any) -> Any:
+        """Values in the form of the rows that were given."""
+        if self.table_ is None:
+            return explanations.in_form_of(given, values)
+        frame = self.table_.frame(values, getattr(given, "index", None))
+        return frame if hasattr(given, "columns") else frame.to_numpy()
+
+    @property
+    def model_(self: Any) -> Any:
+        """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
+        check_is_fitted(self)
+        return programs.model_of(self.members_[0])
 
 
 def _quantiles(values: Array, weights: Array, probabilities: Sequence[float]) -> list[Array]:

@@ -23,8 +23,24 @@ from vae_anomaly.networks import Network
 from vae_anomaly.saving import DESCRIPTION
 from vae_anomaly.states import ModelState, Specification
 from vae_anomaly.tables import Table
+from vae_anomaly.vocabulary import ESTIMATORS, RECORDS, REGISTRIES, class_of
 
-__all__ = ["ModelFileError", "load"]
+__all__ = ["SKOPS_TRUSTED", "ModelFileError", "load"]
+
+_PACKAGE = "vae_anomaly."
+_RUNS_CODE = {"Blueprint", "KerasNetwork"}
+#: This library's classes in a file of skops: ``skops.io.load(path, trusted=SKOPS_TRUSTED)``. They run no code
+#: of their own; a `KerasNetwork` does if a layer of it is a Lambda, so it is not among them. skops checks
+#: classes only, `load` checks what is in them too: it is the one for files from strangers.
+SKOPS_TRUSTED: list[str] = sorted(
+    f"{kind.__module__}.{kind.__qualname__}"
+    for kind in [
+        VAEDetector,
+        *(class_of(names, name) for names in (ESTIMATORS, RECORDS) for name in names),
+        *(kind for registry in REGISTRIES.values() for kind in registry.values()),
+    ]
+    if kind is not None and kind.__module__.startswith(_PACKAGE) and kind.__name__ not in _RUNS_CODE
+)
 
 
 def load(path: str | os.PathLike[str]) -> VAEDetector:

@@ -19,10 +19,10 @@ __all__ = [
     "ScalerOfColumns",
     "any_missing",
     "check_magnitude",
-    "check_observed",
     "column_names",
     "dense",
     "fitted",
+    "missing_shares",
     "scaled",
     "unscaled",
     "usual_range",
@@ -97,8 +97,14 @@ def check_magnitude(X: Any, names: npt.NDArray[Any] | None) -> None:
         )
 
 
-def check_observed(X: Any, names: npt.NDArray[Any] | None) -> None:
-    """Refuse to learn from a column without any value."""
+def missing_shares(X: Any, names: npt.NDArray[Any] | None) -> npt.NDArray[np.float64]:
+    """Share of missing values in each column; there is nothing to learn of one without any value.
+
+    Raises
+    ------
+    ValueError
+        If a column holds none; ``names`` are those of X's columns.
+    """
     if sparse.issparse(X):
         n_missing = np.bincount(X.indices[np.isnan(X.data)], minlength=X.shape[1])
     else:
@@ -109,6 +115,7 @@ def check_observed(X: Any, names: npt.NDArray[Any] | None) -> None:
             f"{_label(empty[0], names)} holds no value in any of the {X.shape[0]} training rows, so there is "
             "nothing to learn of it; drop the column."
         )
+    return np.asarray(n_missing / X.shape[0])
 
 
 def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) -> npt.NDArray[Any] | None:

@@ -8,22 +8,19 @@ detector and makes detectors of files.
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import os
-import platform
 from typing import Any
 
 from sklearn.utils.validation import check_is_fitted
 
-from vae_anomaly import __version__, archive
+from vae_anomaly import archive
 from vae_anomaly.archive import ModelFileError
 from vae_anomaly.encoding import encoded
+from vae_anomaly.model_card import summary, versions
 
-__all__ = ["DESCRIPTION", "Saved", "versions"]
+__all__ = ["DESCRIPTION", "Saved"]
 
 DESCRIPTION = "detector.json"
-
-_LIBRARIES = ("keras", "numpy", "scikit-learn", "tensorflow")
 
 
 class Saved:
@@ -88,38 +85,5 @@ class Saved:
         saved.checkpoint = None
         tree, arrays = encoded(saved)
         parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
-        about = {"versions": versions(), "summary": _summary(self)}
+        about = {"versions": versions(), "summary": summary(self)}
         archive.write(path, about, {DESCRIPTION: archive.to_json(tree, "its description"), **parts})
-
-
-def versions() -> dict[str, str | None]:
-    """Releases of this library, of Python, and of the libraries that decide the bits of a result."""
-    found: dict[str, str | None] = {"vae-anomaly": __version__, "python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu and the like
-            found[library] = None
-    return found
-
-
-def _summary(detector: Any) -> dict[str, Any]:
-    """What a reader of the file wants to know of the training. Nothing reads it back."""
-    state, history = detector.members_[0], detector.history_
-    return {
-        "n_features": int(detector.n_features_in_),
-        "latent_dim": int(detector.latent_dim_),
-        "network": _shortened(state.specification.network),
-        "likelihood": _shortened(state.specification.likelihood),
-        "scaler": _shortened(detector.scaler_),
-        "members": len(detector.members_),
-        "weights_of_a_member": int(state.trainable.size),
-        "epochs": len(history["loss"]),
-        "last_epoch": {name: f"{values[-1]:.6g}" for name, values in history.items() if values},
-        "offset": f"{detector.offset_:.6g}",
-    }
-
-
-def _shortened(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -7,6 +7,7 @@ and a missing value, None or NaN or NA, is NaN.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -106,6 +107,26 @@ class Table:
 
     columns: tuple[Column, ...]
     named: bool
+
+    # Copies and pickles hold no objects of pandas, which skops cannot store and other releases may not read.
+    def __getstate__(self) -> dict[str, Any]:
+        columns = [
+            (name, likelihood, _plain(dtype), None if categories is None else list(categories))
+            for name, likelihood, dtype, categories in self.columns
+        ]
+        return {"columns": columns, "named": self.named}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        columns = tuple(
+            Column(
+                name,
+                likelihood,
+                _dtype(dtype),
+                None if categories is None else pd.Index(categories, dtype=object),
+            )
+            for name, likelihood, dtype, categories in state["columns"]
+        )
+        vars(self).update(columns=columns, named=state["named"])
 
     @property
     def likelihood(self) -> Mixed:
@@ -268,6 +289,28 @@ def _by_dtype(values: pd.Series, name: Any) -> Likelihood | str:
         f"column {name!r} has the dtype {values.dtype}, which no likelihood knows; turn it into numbers or "
         "categories, or drop it."
     )
+
+
+def _plain(dtype: Any) -> Any:
+    """A dtype as its name, if that says all; categories with theirs."""
+    if isinstance(dtype, pd.CategoricalDtype):
+        categories = None if dtype.categories is None else list(dtype.categories)
+        its_dtype = None if dtype.categories is None else _plain(dtype.categories.dtype)
+        return {"categories": categories, "dtype": its_dtype, "ordered": dtype.ordered}
+    with contextlib.suppress(TypeError):  # a name that nobody has registered
+        if types.pandas_dtype(str(dtype)) == dtype:
+            return str(dtype)
+    return dtype
+
+
+def _dtype(plain: Any) -> Any:
+    """The dtype that `_plain` was made of."""
+    if not isinstance(plain, dict):
+        return types.pandas_dtype(plain)
+    categories = plain["categories"]
+    if categories is not None:
+        categories = pd.Index(categories, dtype=_dtype(plain["dtype"]))
+    return pd.CategoricalDtype(categories, plain["ordered"])
 
 
 def _is_number(values: pd.Series) -> bool:

@@ -3,8 +3,9 @@
 A rule is any object with ``cut(scores) -> float``, where larger scores are more anomalous. It knows
 nothing of where the scores came from, but may say what it needs: ``held_out = True`` asks for scores of
 rows that were not trained on (see `vae_anomaly.calibration`), ``n_scores`` says that so many training rows,
-drawn at random, settle the cut. To add a rule, write a class with that method; with a row in `THRESHOLDS`
-it has a name. Rules of other libraries that label scores, such as pythresh's, work as they are.
+drawn at random, settle the cut. ``false_alarm_rate`` is what the cut promises for new rows. To add a rule,
+write a class with that method; with a row in `THRESHOLDS` it has a name. Rules of other libraries that label
+scores, such as pythresh's, work as they are.
 """
 
 from __future__ import annotations
@@ -172,8 +173,7 @@ class Conformal(BaseEstimator):  # type: ignore[misc]
     def cut(self, scores: npt.NDArray[np.floating]) -> float:
         """The cut for these scores of rows that were not trained on, an array of shape (n_rows,)."""
         self._validate_params()
-        # Rounded: (n + 1)(1 - alpha) of, say, 0.1 and 9 rows is not the 9 that it means.
-        position = math.ceil(round((len(scores) + 1) * (1 - self.alpha), 9))
+        position = self._position(len(scores))
         if position > len(scores):
             n_needed = math.ceil(round(1 / self.alpha, 9)) - 1
             raise ValueError(
@@ -182,6 +182,26 @@ class Conformal(BaseEstimator):  # type: ignore[misc]
                 "hold out more of them with the detector's calibration parameter (an int uses all)."
             )
         return float(np.partition(scores, position - 1)[position - 1])
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """What is promised for new rows."""
+        return self.alpha
+
+    def realized_rates(self, n_scores: int, coverage: float = 0.95) -> tuple[float, float]:
+        r"""Between which rates the false alarms after one calibration lie with this probability.
+
+        The share of new rows above the k-th smallest of n exchangeable scores without ties has the law
+        :math:`\mathrm{Beta}(n + 1 - k, k)`; here is its central interval.
+        """
+        position = self._position(n_scores)
+        ends = ((1 - coverage) / 2, (1 + coverage) / 2)
+        low, high = stats.beta.ppf(ends, n_scores + 1 - position, position)
+        return float(low), float(high)
+
+    def _position(self, n_scores: int) -> int:
+        # Rounded: (n + 1)(1 - alpha) of, say, 0.1 and 9 rows is not the 9 that it means.
+        return math.ceil(round((n_scores + 1) * (1 - self.alpha), 9))
 
 
 class ParetoTail(BaseEstimator):  # type: ignore[misc]
@@ -247,6 +267,11 @@ class ParetoTail(BaseEstimator):  # type: ignore[misc]
         shape, _, scale = stats.genpareto.fit(excesses / unit, floc=0)
         return float(level + unit * stats.genpareto.isf(self.risk * n_rows / n_excesses, shape, 0, scale))
 
+    @property
+    def false_alarm_rate(self) -> float:
+        """What is promised for new rows."""
+        return self.risk
+
 
 #: Every rule that has a name.
 THRESHOLDS: dict[str, type[Any]] = {
@@ -282,6 +307,12 @@ class _FromLabels:
 def takes_held_out(rule: Any) -> bool:
     """Whether the rule asks for scores of rows that were not trained on."""
     return bool(getattr(rule, "held_out", False))
+
+
+def promised_rate(rule: Any) -> float | None:
+    """The rule's false-alarm rate for new rows; None if it promises none."""
+    rate = getattr(rule, "false_alarm_rate", None)
+    return None if rate is None else float(rate)
 
 
 def rows_to_score(rule: Any, rows: Any, seed: int) -> Any:

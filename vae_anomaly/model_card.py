@@ -1,0 +1,305 @@
+"""Model cards: what a fitted detector is, as figures and as a page of Markdown.
+
+Here is the one address of these figures; the manifest of a model file holds them too (see `saving`).
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import math
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from vae_anomaly import __version__, thresholds
+from vae_anomaly.vocabulary import state_of
+
+__all__ = ["Described", "ModelCard", "summary", "versions"]
+
+_LIBRARIES = ("keras", "numpy", "scikit-learn", "tensorflow")
+_LONGEST_TEXT, _MOST_COLUMNS = 200, 50
+_SHARES = ("share", "rate", "rates")
+
+
+class ModelCard(Mapping[str, Any]):
+    """What a fitted detector is: a read-only dictionary of sections, and a page of Markdown by ``str``.
+
+    `VAEDetector.model_card` makes it. Notebooks show the page. What is not known of a detector, for example
+    of one that an older release has saved, is None and does not stand on the page.
+
+    Parameters
+    ----------
+    sections : dict of str to dict or list
+        Numbers, texts, booleans and None, in dictionaries and lists: JSON can hold them.
+
+    Examples
+    --------
+    >>> from vae_anomaly.model_card import ModelCard
+    >>> card = ModelCard({"data": {"rows": 1200, "missing_share": 0.05}, "notes": ["Made by hand."]})
+    >>> card["data"]["rows"]
+    1200
+    >>> print(card)
+    # VAEDetector
+    <BLANKLINE>
+    ## Data
+    <BLANKLINE>
+    - rows: 1,200
+    - missing share: 5 %
+    <BLANKLINE>
+    ## Notes
+    <BLANKLINE>
+    - Made by hand.
+    """
+
+    def __init__(self, sections: Mapping[str, Any]) -> None:
+        self._sections = copy.deepcopy(dict(sections))
+
+    def __getitem__(self, section: str) -> Any:
+        return self._sections[section]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sections)
+
+    def __len__(self) -> int:
+        return len(self._sections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sections as a dictionary of one's own, which `json.dump` takes as it is."""
+        return copy.deepcopy(self._sections)
+
+    def __str__(self) -> str:
+        parts = ["# VAEDetector"]
+        for name, content in self._sections.items():
+            parts.append(f"## {name.capitalize()}")
+            if name == "columns":
+                parts.append(_table(content))
+            elif isinstance(content, list):
+                parts.append("\n".join(f"- {text}" for text in content))
+            else:
+                known = {key: value for key, value in content.items() if value is not None}
+                label = _code if name == "parameters" else _label
+                lines = [f"- {label(key)}: {_in_words(key, value)}" for key, value in known.items()]
+                parts.append("\n".join(lines) or "None.")
+        return "\n\n".join(parts)
+
+    __repr__ = __str__
+    _repr_markdown_ = __str__
+
+
+class Described:
+    """Base class of detectors that say what they are."""
+
+    def model_card(self) -> ModelCard:
+        """What this detector was fitted on and how, what its threshold promises, and what it does not.
+
+        Returns
+        -------
+        ModelCard
+            A mapping with the sections "data", "columns" (a list, not for images), "model", "parameters"
+            (those that are not the defaults; a later set_params shows here), "training" (the last epoch's
+            figures, in nats), "threshold", "notes" and "versions" (those of now, not of the fit). Between the
+            threshold's ``realized_rates`` lie 95 % of the false-alarm rates that chance makes of so many
+            calibration rows (nearly, if they are scored by folds).
+            ``str(card)`` is Markdown, ``card.to_dict()`` is JSON's.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> card = VAEDetector(epochs=5, threshold="conformal", random_state=0).fit(X).model_card()
+        >>> card["data"]["rows"], card["threshold"]["false_alarm_rate"], card["threshold"]["calibration_rows"]
+        (200, 0.05, 200)
+        >>> str(card).splitlines()[2]
+        '## Data'
+        """
+        check_is_fitted(self)
+        figures = summary(self)
+        sections: dict[str, Any] = {"data": figures.pop("data")}
+        if self.image_shape_ is None:  # type: ignore[attr-defined]
+            sections["columns"] = _columns(self)
+        sections["model"] = figures.pop("model")
+        given, _, _ = state_of(self)
+        sections["parameters"] = {name: _shortened(value) for name, value in given.items()}
+        return ModelCard({**sections, **figures, "notes": _notes(self), "versions": versions()})
+
+
+def summary(detector: Any) -> dict[str, dict[str, Any]]:
+    """The sections of a card whose size does not grow with the columns."""
+    state, history = detector.members_[0], detector.history_
+    network, likelihood, *_ = state.specification
+    missing = getattr(detector, "missing_share_", None)
+    last_epoch = {name: _number(values[-1]) for name, values in history.items() if values}
+    return {
+        "data": {
+            "rows": getattr(detector, "n_samples_fit_", None),
+            "features": int(detector.n_features_in_),
+            "image_shape": None if detector.image_shape_ is None else list(map(int, detector.image_shape_)),
+            "likelihoods": None if detector.table_ is None else _counted(detector.table_),
+            "missing_share": None if missing is None else float(np.mean(missing)),
+        },
+        "model": {
+            "network": _shortened(network),
+            "members": len(detector.members_),
+            "weights_of_a_member": int(state.trainable.size),
+            "latent_dim": int(detector.latent_dim_),
+            "likelihood": _shortened(likelihood) if detector.table_ is None else likelihood.name,
+            "scaler": _shortened(detector.scaler_),
+            "score": detector.score_ if isinstance(detector.score_, str) else _shortened(detector.score_),
+            "draws": len(detector.noise_),
+        },
+        "training": {
+            "epochs": len(history["loss"]),
+            "early_stopping": getattr(detector, "do_early_stopping_", None),
+            "interrupted": getattr(detector, "interrupted_", None),
+            "last_epoch": last_epoch,
+        },
+        "threshold": _threshold(detector),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of this library, Python, and what it computes with; None for what is installed by another name."""
+    found: dict[str, str | None] = {"vae-anomaly": __version__, "python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu and the like
+            found[library] = None
+    return found
+
+
+def _threshold(detector: Any) -> dict[str, Any]:
+    promised = getattr(detector, "false_alarm_rate_", None)
+    scores = detector.calibration_scores_
+    try:
+        rule = thresholds.resolve(detector.threshold, detector.contamination)
+    except ValueError:  # set since the fit, and refused by the next one
+        rule = None
+    # A rule that was set since the fit promises something else.
+    same = promised is not None and thresholds.promised_rate(rule) == promised
+    rates = rule.realized_rates(len(scores)) if same and hasattr(rule, "realized_rates") else None
+    return {
+        "rule": None if rule is None else _shortened(rule),
+        "offset": _number(detector.offset_),
+        "false_alarm_rate": promised,
+        "realized_rates": None if rates is None else list(rates),
+        "calibration_rows": None if scores is None else len(scores),
+    }
+
+
+def _counted(table: Any) -> dict[str, int]:
+    return dict(Counter(str(column.likelihood.name) for column in table.columns))
+
+
+def _columns(detector: Any) -> list[dict[str, Any]]:
+    table, names = detector.table_, getattr(detector, "feature_names_in_", None)
+    missing = getattr(detector, "missing_share_", None)
+    lines = []
+    for position in range(detector.n_features_in_):
+        column = None if table is None else table.columns[position]
+        name = position if names is None else names[position]
+        name = name if column is None else column.name
+        categories = None if column is None else column.categories
+        lines.append(
+            {
+                "name": name if type(name) in (str, int) else str(name),
+                "likelihood": None if column is None else str(column.likelihood.name),
+                "categories": None if categories is None else len(categories),
+                "missing_share": None if missing is None else float(missing[position]),
+            }
+        )
+    return lines
+
+
+def _notes(detector: Any) -> list[str]:
+    """What a reader should know before trusting the figures."""
+    notes = [
+        "Normal is what is common among the training rows, whatever it means; the detector does not follow "
+        "rows that change.",
+    ]
+    promised = getattr(detector, "false_alarm_rate_", False)
+    if promised is None:
+        notes.append(
+            "The threshold lies among the scores of training rows, which are lower than those of new rows: "
+            "it promises no false-alarm rate for them. threshold='conformal' does."
+        )
+    elif promised:
+        notes.append(
+            "The false-alarm rate is that of new rows of the training rows' kind. It says nothing of how "
+            "many anomalies are found, or how many alarms are false."
+        )
+    if getattr(detector, "interrupted_", False):
+        notes.append(
+            "The training was interrupted: the model is the one of the last epoch that was finished."
+        )
+    missing = getattr(detector, "missing_share_", None)
+    if missing is not None and not np.any(missing):
+        notes.append("The training rows had no gaps. Gaps in new rows are inferred from the other columns.")
+    if detector.table_ is not None and any(c.categories is not None for c in detector.table_.columns):
+        notes.append("A category that the training rows did not have counts as improbable, or as an error.")
+    if detector.random_state is None:
+        notes.append("random_state is None: another fit on the same rows gives other scores.")
+    return notes
+
+
+# -- words --------------------------------------------------------------------------------------------------
+def _number(value: Any) -> float | str:
+    """A float, or its name if JSON has no such number."""
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+def _shortened(value: Any) -> str:
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(value).split()))
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
+
+
+def _in_words(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(key, part)}" for key, part in value.items()) or "none"
+    if name.split("_")[-1] in _SHARES:
+        return " to ".join(
+            f"{100 * share:.3g} %" for share in (value if isinstance(value, list) else [value])
+        )
+    if isinstance(value, list):
+        return " × ".join(map(str, value))
+    if isinstance(value, str):
+        return _code(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _code(text: str) -> str:
+    # A name may come from a stranger's file: as code, notebooks show it and never render it.
+    text = " ".join(text.split()).replace("`", "'")
+    return f"`{text or ' '}`"
+
+
+def _table(columns: list[dict[str, Any]]) -> str:
+    known = [key for key in columns[0] if any(column[key] is not None for column in columns)]
+    lines = [
+        "| " + " | ".join(map(_label, known)) + " |",
+        "|" + "---|" * len(known),
+    ]
+    for column in columns[:_MOST_COLUMNS]:
+        cells = ["" if column[key] is None else _in_words(key, column[key]) for key in known]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    if len(columns) > _MOST_COLUMNS:
+        lines.append(f"\nand {len(columns) - _MOST_COLUMNS:,} more.")
+    return "\n".join(lines)
