@@ -46,6 +46,7 @@ ORDER = [
     "encoding",
     "decoding",
     "saving",
+    "onnx_export",
     "detector",
     "scorers",
     "plotting.scores",
@@ -59,7 +60,7 @@ FILES = {
     for path in PACKAGE.rglob("*.py")
 }
 MODULES = sorted({*FILES} - {"__init__"})
-KNOWS_TENSORFLOW = {"backend", "programs", "scoring", "steps", "tiles", "training"}
+KNOWS_TENSORFLOW = {"backend", "onnx_export", "programs", "scoring", "steps", "tiles", "training"}
 
 
 def _tree(module):

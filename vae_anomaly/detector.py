@@ -31,6 +31,7 @@ from vae_anomaly.explanations import Explained
 from vae_anomaly.fitted import FittedModel
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
+from vae_anomaly.onnx_export import Exported
 from vae_anomaly.rows import (
     Rows,
     check_image_shape,
@@ -51,7 +52,7 @@ from vae_anomaly.tables import table_of
 __all__ = ["VAEDetector"]
 
 
-class VAEDetector(Calibrated, Explained, Saved, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class VAEDetector(Calibrated, Explained, Saved, Exported, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
     Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural

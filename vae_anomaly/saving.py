@@ -18,7 +18,7 @@ from vae_anomaly import __version__, archive
 from vae_anomaly.archive import ModelFileError
 from vae_anomaly.encoding import encoded
 
-__all__ = ["DESCRIPTION", "Saved"]
+__all__ = ["DESCRIPTION", "Saved", "versions"]
 
 DESCRIPTION = "detector.json"
 
@@ -83,18 +83,19 @@ class Saved:
             )
         tree, arrays = encoded(self)
         parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
-        about = {"versions": _versions(), "summary": _summary(self)}
+        about = {"versions": versions(), "summary": _summary(self)}
         archive.write(path, about, {DESCRIPTION: archive.to_json(tree, "its description"), **parts})
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"vae-anomaly": __version__, "python": platform.python_version()}
+def versions() -> dict[str, str | None]:
+    """The versions of this package, of Python and of the libraries below; None of those not installed."""
+    found: dict[str, str | None] = {"vae-anomaly": __version__, "python": platform.python_version()}
     for library in _LIBRARIES:
         try:
-            versions[library] = importlib.metadata.version(library)
+            found[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu and the like
-            versions[library] = None
-    return versions
+            found[library] = None
+    return found
 
 
 def _summary(detector: Any) -> dict[str, Any]:

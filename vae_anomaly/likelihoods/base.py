@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -151,6 +152,14 @@ class Likelihood(Spec):
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         """Raise a ValueError that names the column and the value if X lies outside the support."""
+
+    def outside_support(self, X: Any) -> Any:
+        """Where X lies outside the support: booleans of its shape; False for a missing value.
+
+        By operators alone, which arrays and tensors share. A likelihood of your own that says this has its
+        support checked by exported graphs too.
+        """
+        return X > math.inf
 
     def check_columns(self, n_columns: int) -> None:
         """Raise a ValueError if the likelihood is not one of so many columns."""

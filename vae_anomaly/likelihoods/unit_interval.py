@@ -18,14 +18,17 @@ class UnitInterval(Likelihood):
     """Base class of the likelihoods for values in [0, 1], with a logit from the decoder."""
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
-        # Scalers that map to [0, 1] overshoot by a rounding error.
         check_none(
-            (X < -1e-6) | (X > 1 + 1e-6),
+            self.outside_support(X),
             X,
             names,
             f"likelihood {self.name!r} needs values in [0, 1] after scaling: scale the data to [0, 1], for "
             "example by MinMaxScaler(clip=True), or choose likelihood='gaussian'",
         )
+
+    def outside_support(self, X: Any) -> Any:
+        # Scalers that map to [0, 1] overshoot by a rounding error.
+        return (X < -1e-6) | (X > 1 + 1e-6)
 
 
 class Bernoulli(UnitInterval):
