@@ -498,7 +498,7 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 def _about(detector: Any) -> dict[str, str]:
-    about: dict[str, Any] = {"versions": versions(), "offset": detector.offset_}
+    about: dict[str, Any] = {"versions": versions("skl2onnx", "tf2onnx"), "offset": detector.offset_}
     if hasattr(detector, "feature_names_in_"):
         about["feature_names"] = list(map(str, detector.feature_names_in_))
     if detector.table_ is not None:

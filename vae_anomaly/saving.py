@@ -87,10 +87,10 @@ class Saved:
         archive.write(path, about, {DESCRIPTION: archive.to_json(tree, "its description"), **parts})
 
 
-def versions() -> dict[str, str | None]:
-    """The versions of this package, of Python and of the libraries below; None of those not installed."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Versions of this package, of Python, of the libraries it stands on and of others; None if unknown."""
     found: dict[str, str | None] = {"vae-anomaly": __version__, "python": platform.python_version()}
-    for library in _LIBRARIES:
+    for library in (*_LIBRARIES, *more):
         try:
             found[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu and the like
