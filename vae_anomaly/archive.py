@@ -81,7 +81,7 @@ def write(path: str | os.PathLike[str], about: Mapping[str, Any], parts: Mapping
     put(path, partial(_write_zip, views))
 
 
-def put(path: str | os.PathLike[str], write_to: Callable[[BinaryIO], None]) -> None:
+def put(path: str | os.PathLike[str], write_to: Callable[[BinaryIO], object]) -> None:
     """Let a function write a file, in the place of one that may be there: see `write`."""
     try:
         _replace(os.path.realpath(path), write_to)
@@ -110,7 +110,7 @@ def _write_zip(parts: Mapping[str, memoryview], file: BinaryIO) -> None:
             archive.writestr(entry, part)
 
 
-def _replace(target: str, write_to: Callable[[BinaryIO], None]) -> None:
+def _replace(target: str, write_to: Callable[[BinaryIO], object]) -> None:
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".saving-{secrets.token_hex(8)}")
     try:

@@ -81,22 +81,22 @@ class Exported:
         r"""Write the fitted detector as one ONNX graph: rows in, scores and labels out.
 
         The graph holds the scaler, all members with their weights, the draws of z and the threshold. It runs
-        under onnxruntime, or anything else that knows ONNX's operators of version 18, without TensorFlow, Keras,
-        scikit-learn or this package.
+        under onnxruntime, or anything else that knows ONNX's operators of version 18, without TensorFlow,
+        Keras, scikit-learn or this package.
 
-        Inputs: ``X``, float64 of shape (n_rows, n_features), or (n_rows, \*image_shape) if the detector was fitted
-        on images. Of a mixed table, one input for each column by its name (by its position, if it has none),
-        of shape (n_rows,): texts for categories that are texts, float64 for all others. A missing value is NaN,
-        and an empty text among texts without such a category.
+        Inputs: ``X``, float64 of shape (n_rows, n_features), or (n_rows, \*image_shape) if the detector was
+        fitted on images. Of a mixed table, one input for each column by its name (by its position, if it has
+        none), of shape (n_rows,): texts for categories that are texts, float64 for all others. A missing
+        value is NaN, and an empty text among texts without such a category.
 
         Outputs, each of shape (n_rows,): ``score_samples`` and ``decision_function``, float64, and ``label``,
         int64, -1 for anomalies and +1 for the others. Scores differ from the detector's own by at most
-        :math:`10^{-4} (1 + |s|)`, usually by a hundredth of that: float32 sums are rounded in another order. So
-        that a row on the threshold is no anomaly, as in `predict`, the label is -1 from that far below it.
+        :math:`10^{-4} (1 + |s|)`, usually by a hundredth of that: float32 sums are rounded in another order.
+        So that a row on the threshold is no anomaly, as in `predict`, a label is -1 from that far below it.
 
-        Where the detector refuses a row, because it holds infinite values or such as lie outside the likelihood's
-        support, the score is NaN and the label -1. A missing value is refused only if the scaler takes none.
-        The rows of one call are scored at once: give many in blocks of some thousands.
+        Where the detector refuses a row, because it holds infinite values or such as lie outside the
+        likelihood's support, the score is NaN and the label -1. The rows of one call are scored at once: give
+        many in blocks of some thousands.
 
         Before the file takes its place, its scores of sampled rows are compared with `score_samples`. It is
         written beside its place and renamed: whatever happens, ``path`` holds the old file or the new one.
@@ -113,7 +113,7 @@ class Exported:
         ImportError
             Without the extra: ``pip install 'vae-anomaly[onnx]'``.
         NotImplementedError
-            If a converter does not know a part of the detector, such as a layer or a scaler of your own; names it.
+            If a converter does not know a part of the detector, such as a scaler of your own; names it.
         ValueError
             If the weights take more than 2 GB, which an ONNX file cannot hold.
         RuntimeError
@@ -123,8 +123,8 @@ class Exported:
 
         Notes
         -----
-        The file's metadata holds the versions that made it, the threshold ("offset"), the names of the features,
-        and of mixed tables the likelihood and the categories of each column, as JSON.
+        The file's metadata holds the versions that made it, the threshold ("offset"), the names of the
+        features, and of mixed tables the likelihood and the categories of each column, as JSON.
 
         Examples
         --------
@@ -153,8 +153,8 @@ def _model_of(detector: Any) -> Any:
     n_bytes = sum(state.trainable.nbytes for state in fitted.members)
     if n_bytes > _WEIGHT_BYTES:
         raise ValueError(
-            f"an ONNX file holds at most 2 GB; the weights of this detector take {n_bytes / 1e9:.3g} GB. Save it "
-            "with `save`, or fit fewer members or a smaller network."
+            f"an ONNX file holds at most 2 GB; the weights of this detector take {n_bytes / 1e9:.3g} GB. "
+            "Save it with `save`, or fit fewer members or a smaller network."
         )
     graph, n_features = _Graph(), detector.n_features_in_
     X = _cells(graph, detector, n_features)
@@ -284,8 +284,8 @@ def _kind_of(column: Column) -> type[Any]:
     if all(isinstance(value, str) for value in values):
         return str
     raise NotImplementedError(
-        f"column {column.name!r} holds categories such as {values[0]!r}, of type {type(values[0]).__name__}; an "
-        "ONNX graph takes texts and numbers. Turn the column into texts with astype(str) and fit again."
+        f"column {column.name!r} holds categories such as {values[0]!r}, of type {type(values[0]).__name__}; "
+        "an ONNX graph takes texts and numbers. Turn the column into texts with astype(str) and fit again."
     )
 
 
@@ -334,7 +334,7 @@ def _member_scores(graph: _Graph, fitted: FittedModel) -> list[str]:
     if len(calls) == 1:
         graph.nodes += calls[0]
     else:
-        graph.branch("any_missing", *calls, outputs=scores)
+        graph.branch("any_missing", calls, scores)
     return scores
 
 
@@ -370,10 +370,10 @@ class _Graph:
         self.nodes.append(self._onnx.helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def branch(self, condition: str, then: Sequence[Any], other: Sequence[Any], outputs: list[str]) -> None:
+    def branch(self, condition: str, ways: Sequence[Sequence[Any]], outputs: list[str]) -> None:
         """Nodes that compute float64 numbers for each row, in one way or the other."""
         infos = [self.value_info(name, np.float64, (None,)) for name in outputs]
-        branches = [self._onnx.helper.make_graph(nodes, "branch", [], infos) for nodes in (then, other)]
+        branches = [self._onnx.helper.make_graph(nodes, "branch", [], infos) for nodes in ways]
         self.nodes.append(
             self._onnx.helper.make_node(
                 "If", [condition], outputs, then_branch=branches[0], else_branch=branches[1]
@@ -428,9 +428,9 @@ class _Graph:
         strangers |= {value.name for value in graph.input} - set(inputs)
         if strangers:
             raise NotImplementedError(
-                f"no ONNX operator is known for {', '.join(sorted(strangers))}, which the detector's network, "
-                "likelihood or score uses. Write it with other operations of keras.ops, or save the detector "
-                "with `save` and score with this package."
+                f"no ONNX operator is known for {', '.join(sorted(strangers))}, which the detector's "
+                "network, likelihood or score uses. Write it with other operations of keras.ops, or save the "
+                "detector with `save` and score with this package."
             )
         constants = [helper.make_node("Constant", [], [c.name], value=c) for c in graph.initializer]
         self._functions[name] = helper.make_function(
@@ -536,16 +536,18 @@ def _check(detector: Any, data: bytes) -> None:
         if wrong.mean() > (0.1 if X is gaps else 0):
             row = wrong.argmax()
             raise RuntimeError(
-                f"the ONNX graph scores a row {scores[row]:.8g}, and score_samples {expected[row]:.8g}; nothing "
-                "was written. A converter does not do what Keras or scikit-learn does: try other versions of "
-                "tf2onnx and skl2onnx, or save the detector with `save`."
+                f"the ONNX graph scores a row {scores[row]:.8g}, and score_samples {expected[row]:.8g}; "
+                "nothing was written. A converter does not do what Keras or scikit-learn does: try other "
+                "versions of tf2onnx and skl2onnx, or save the detector with `save`."
             )
 
 
 def _sampled(detector: Any, rng: np.random.RandomState) -> npt.NDArray[np.float64]:
     """Rows as they come through the detector's door."""
     try:
-        return np.asarray(detector._validated(detector.sample(_ROWS_TO_CHECK, 0)), dtype=np.float64)
+        rows = detector.sample(_ROWS_TO_CHECK, 0)
+        rows = rows if detector.table_ is None else detector.table_.numbers(rows)
+        return np.asarray(rows, dtype=np.float64).reshape(_ROWS_TO_CHECK, -1)
     except (TypeError, ValueError):  # a scaler without a way back
         return rng.standard_normal((_ROWS_TO_CHECK, detector.n_features_in_))
 

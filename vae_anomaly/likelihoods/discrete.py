@@ -125,7 +125,7 @@ class Categorical(Likelihood):
         check_none(self.outside_support(X), X, names, expected)
 
     def outside_support(self, X: Any) -> Any:
-        return (X % 1 > 0) | (X < 0) | (X > self.n_categories)
+        return (X % 1 > 0) | (X < 0) | (self.n_categories < X)
 
     @property
     def _least(self) -> float:
