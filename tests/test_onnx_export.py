@@ -12,7 +12,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
-    MaxAbsScaler,
     MinMaxScaler,
     PowerTransformer,
     QuantileTransformer,
@@ -22,7 +21,7 @@ from sklearn.preprocessing import (
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, onnx_export
 from vae_anomaly.backend import keras, tf
-from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.likelihoods import Gaussian, Laplace
 from vae_anomaly.scoring import SCORES, Score
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: pip install 'vae-anomaly[onnx]'")
@@ -53,17 +52,20 @@ def session(detector, tmp_path):
     return onnxruntime.InferenceSession(path)
 
 
-def assert_same(graph, detector, X, feed=None):
-    scores, decision, labels = graph.run(OUTPUTS, {"X": X} if feed is None else feed)
-    expected = detector.score_samples(X)
-    assert scores.dtype == decision.dtype == np.float64
-    assert labels.dtype == np.int64
-    assert (np.abs(scores - expected) <= TOLERANCE * (1 + np.abs(expected))).all()
-    np.testing.assert_array_equal(decision, scores - detector.offset_)
-    expected, margin = detector.decision_function(X), TOLERANCE * (1 + abs(detector.offset_))
-    clear = (expected >= 0) | (expected < -2 * margin)
+def assert_same(graph, detector, X, feed=None, sizes=()):
+    """Also of the first rows alone, in batches of other sizes."""
+    expected, labels = detector.score_samples(X), detector.predict(X)
+    decision = detector.decision_function(X)
+    clear = (decision >= 0) | (decision < -2 * TOLERANCE * (1 + abs(detector.offset_)))
     assert clear.mean() > 0.98
-    np.testing.assert_array_equal(labels[clear], detector.predict(X)[clear])
+    for size in (*sizes, len(X)):
+        given = {"X": X} if feed is None else feed
+        found = graph.run(OUTPUTS, {name: values[:size] for name, values in given.items()})
+        assert [values.dtype for values in found] == [np.float64, np.float64, np.int64]
+        assert [values.shape for values in found] == [(size,)] * 3
+        assert (np.abs(found[0] - expected[:size]) <= TOLERANCE * (1 + np.abs(expected[:size]))).all()
+        np.testing.assert_array_equal(found[1], found[0] - detector.offset_)
+        np.testing.assert_array_equal(found[2][clear[:size]], labels[:size][clear[:size]])
 
 
 RNG = np.random.RandomState(0)
@@ -73,7 +75,7 @@ BINARY = np.round(UNIT)
 COUNTS = RNG.poisson(4.0, size=(1000, 4)).astype(float)
 
 
-def in_a_thousand_pieces(X, share=0.2):
+def with_gaps(X, share=0.2):
     return np.where(np.random.RandomState(1).random_sample(X.shape) < share, np.nan, X)
 
 
@@ -82,22 +84,13 @@ CASES = {
         f"gaussian, {score}": (small(likelihood="gaussian", score=score), REAL, [1e3, 1e6, 1e13])
         for score in SCORES
     },
-    "gaussian, a scale for each row": (small(likelihood=Gaussian(scale="per_row")), REAL, [1e3, 1e13]),
-    "laplace, iwae": (small(likelihood="laplace", score="iwae"), REAL, [1e3, 1e13]),
-    "student_t, elbo": (small(likelihood="student_t", score="elbo"), REAL, [1e3, 1e13]),
+    "laplace, elbo": (small(likelihood=Laplace(scale="per_row"), score="elbo"), REAL, [1e3, 1e13]),
     "student_t, iwae": (small(likelihood="student_t", score="iwae"), REAL, [1e3, 1e13]),
     "bernoulli, error": (small(likelihood="bernoulli", score="reconstruction_error"), BINARY, []),
-    "bernoulli, iwae": (small(likelihood="bernoulli", score="iwae"), BINARY, []),
-    "continuous_bernoulli": (small(likelihood="continuous_bernoulli", score="elbo"), UNIT, []),
-    "continuous_bernoulli, error": (
-        small(likelihood="continuous_bernoulli", score="reconstruction_error"),
-        UNIT,
-        [],
-    ),
+    "continuous_bernoulli, iwae": (small(likelihood="continuous_bernoulli", score="iwae"), UNIT, []),
     "count, elbo": (small(likelihood="count", score="elbo"), COUNTS, [1e3, 1e6, 1e12]),
-    "count, error": (small(likelihood="count", score="reconstruction_error"), COUNTS, [1e3, 1e12]),
     "more draws than are taken at once": (small(n_draws=70), REAL, [1e3, 1e13]),
-    "trained on rows with gaps": (small(), in_a_thousand_pieces(REAL, 0.05), [1e3, 1e13]),
+    "trained on rows with gaps": (small(), with_gaps(REAL, 0.05), [1e3, 1e13]),
     "normalized and dropped out": (
         small(network=DenseNetwork((6,), activation="gelu", batch_normalization=True, dropout=0.1)),
         REAL,
@@ -120,20 +113,15 @@ CASES = {
 def test_scores_and_labels_are_the_detectors(detector, X, factors, tmp_path):
     detector.fit(X[:200])
     graph = session(detector, tmp_path)
-    for n_rows in (1, 7, 1000):
-        assert_same(graph, detector, X[:n_rows])
-    for factor in factors:
-        assert_same(graph, detector, factor * X[:50])
-    assert_same(graph, detector, in_a_thousand_pieces(X[:200]))
-    assert_same(graph, detector, np.full((2, X.shape[1]), np.nan))
+    far = [factor * X[:50] for factor in factors]
+    rows = np.concatenate([X, *far, with_gaps(X[:200]), np.full((2, X.shape[1]), np.nan)])
+    assert_same(graph, detector, rows, sizes=(1, 7, 1000))
 
 
 def test_the_default_detector_is_its_graph(table, tmp_path):
     X, _ = table
     detector = VAEDetector(random_state=0).fit(X)
-    graph = session(detector, tmp_path)
-    assert_same(graph, detector, X)
-    assert_same(graph, detector, 1e9 * X)
+    assert_same(session(detector, tmp_path), detector, np.concatenate([X, 1e9 * X]), sizes=(1, 7, 500))
 
 
 def keras_network(n_features, latent_dim):
@@ -146,10 +134,8 @@ def keras_network(n_features, latent_dim):
 
 def test_keras_models_of_ones_own(tmp_path):
     detector = small(network=keras_network(4, 2), likelihood=Gaussian(0.5)).fit(REAL[:200])
-    graph = session(detector, tmp_path)
-    assert_same(graph, detector, REAL)
-    assert_same(graph, detector, 1e6 * REAL)
-    assert_same(graph, detector, in_a_thousand_pieces(REAL))
+    rows = np.concatenate([REAL, 1e6 * REAL, with_gaps(REAL)])
+    assert_same(session(detector, tmp_path), detector, rows, sizes=(1, 7, 1000))
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (6, 6, 2)])
@@ -159,29 +145,26 @@ def test_images_go_in_as_images(shape, tmp_path):
     detector = small(network=network, members=1).fit(images)
     graph = session(detector, tmp_path)
     assert graph.get_inputs()[0].shape == ["n_rows", *shape]
-    for X in (images[:1], images, np.round(images), in_a_thousand_pieces(images)):
-        assert_same(graph, detector, X)
+    rows = np.concatenate([images, np.round(images), with_gaps(images)])
+    assert_same(graph, detector, rows, sizes=(1, 7, 80))
 
 
 @pytest.mark.parametrize(
     "scaler",
     [
         None,
-        MaxAbsScaler(),
         MinMaxScaler(),
         PowerTransformer(),
         QuantileTransformer(n_quantiles=20),
         RobustScaler(),
-        StandardScaler(with_std=False),
         make_pipeline(StandardScaler(), PCA(2)),
     ],
     ids=repr,
 )
 def test_the_scaler_is_in_the_graph(scaler, tmp_path):
-    detector = small(scaler=scaler, members=1).fit(REAL[:200])
-    graph = session(detector, tmp_path)
-    assert_same(graph, detector, REAL)
-    assert_same(graph, detector, 30 * REAL[:100])
+    detector = small(scaler=scaler, members=1, network=DenseNetwork(())).fit(REAL[:200])
+    rows = np.concatenate([REAL, 30 * REAL])
+    assert_same(session(detector, tmp_path), detector, rows, sizes=(1,))
 
 
 # -- tables of mixed columns -----------------------------------------------------------------------------
@@ -216,8 +199,8 @@ def test_columns_of_a_mixed_table_go_in_by_name(homes, gaps, tmp_path):
     graph = session(detector, tmp_path)
     types = {value.name: value.type for value in graph.get_inputs()}
     assert types == {name: "tensor(string)" if name == "kind" else "tensor(double)" for name in homes}
-    assert_same(graph, detector, homes, columns(homes))
-    assert_same(graph, detector, new, columns(new))
+    for frame in (homes, new):
+        assert_same(graph, detector, frame, columns(frame), sizes=(1,))
 
 
 def test_categories_that_are_neither_texts_nor_numbers_are_refused(tmp_path):

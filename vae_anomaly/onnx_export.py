@@ -38,7 +38,8 @@ _OPERATORS, _ML_OPERATORS, _FILE_FORMAT = 18, 3, 8
 # Of 1 + |score|.
 _TOLERANCE = 1e-4
 _WEIGHT_BYTES = 2 * 10**9
-_ROWS_TO_CHECK = 32
+# Fewer would have TensorFlow compile programs for narrow tiles first.
+_ROWS_TO_CHECK = 256
 # What tf2onnx does not know, exact for small arguments too (Higham 2002, "Accuracy and stability of numerical
 # algorithms", section 1.14).
 _MISSING_OPERATORS = {
@@ -169,7 +170,7 @@ def _model_of(detector: Any) -> Any:
     )
     graph.call("prepared", [X, rows], prepared)
     by_member = _member_scores(graph, fitted)
-    nothing = np.full((1, n_columns), np.nan, dtype=np.float32)
+    nothing = np.full((_ROWS_TO_CHECK, n_columns), np.nan, dtype=np.float32)
     excess = fitted._replace(levels=None).member_scores(nothing)[:, 0] - np.asarray(fitted.levels)
     results = {"score_samples": np.float64, "decision_function": np.float64, "label": np.int64}
     graph.define(
