@@ -55,6 +55,8 @@ ORDER = [
     "model_card",
     "saving",
     "checkpoints",
+    "onnx_graph",
+    "onnx_export",
     "detector",
     "scorers",
     "plotting.scores",
@@ -68,7 +70,16 @@ FILES = {
     for path in PACKAGE.rglob("*.py")
 }
 MODULES = sorted({*FILES} - {"__init__"})
-KNOWS_TENSORFLOW = {"backend", "programs", "scoring", "steps", "tiles", "training"}
+KNOWS_TENSORFLOW = {
+    "backend",
+    "onnx_export",
+    "onnx_graph",
+    "programs",
+    "scoring",
+    "steps",
+    "tiles",
+    "training",
+}
 
 
 def _tree(module):

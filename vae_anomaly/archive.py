@@ -17,10 +17,11 @@ import secrets
 import stat
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
-__all__ = ["Archive", "ModelFileError", "opened", "parsed", "to_json", "write"]
+__all__ = ["Archive", "ModelFileError", "opened", "parsed", "put", "to_json", "write"]
 
 FORMAT, FORMAT_VERSION = "vae_anomaly model", 1
 
@@ -85,9 +86,13 @@ def write(
     sums = {name: hashlib.sha256(view).hexdigest() for name, view in views.items()}
     manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "sha256": sums}
     views = {_MANIFEST: memoryview(to_json(manifest, "the manifest", indent=1)), **views}
-    target = os.path.realpath(path)
+    put(path, partial(_write_zip, views), what)
+
+
+def put(path: str | os.PathLike[str], write_to: Callable[[BinaryIO], object], what: str = "model") -> None:
+    """Let a function write a file, in the place of one that may be there: see `write`."""
     try:
-        _replace(target, views)
+        _replace(os.path.realpath(path), write_to)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -105,17 +110,21 @@ def to_json(tree: Any, what: str, indent: int | None = None) -> bytes:
     return data
 
 
-def _replace(target: str, parts: Mapping[str, memoryview]) -> None:
+def _write_zip(parts: Mapping[str, memoryview], file: BinaryIO) -> None:
+    with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
+        for name, part in parts.items():
+            entry = zipfile.ZipInfo(name)
+            entry.create_system = 3  # the same bytes on every system
+            archive.writestr(entry, part)
+
+
+def _replace(target: str, write_to: Callable[[BinaryIO], object]) -> None:
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".saving-{secrets.token_hex(8)}")
     try:
         # Not by tempfile, which keeps files from everyone but their owner: others may be meant to load it.
         with open(temporary, "xb") as file:
-            with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
-                for name, part in parts.items():
-                    entry = zipfile.ZipInfo(name)
-                    entry.create_system = 3  # the same bytes on every system
-                    archive.writestr(entry, part)
+            write_to(file)
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileNotFoundError):

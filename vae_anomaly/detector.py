@@ -42,6 +42,7 @@ from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model_card import Described
 from vae_anomaly.monitoring import Monitored
 from vae_anomaly.networks import Network
+from vae_anomaly.onnx_export import Exported
 from vae_anomaly.rows import (
     Rows,
     check_magnitude,
@@ -62,6 +63,7 @@ class VAEDetector(
     Calibrated,
     Described,
     Explained,
+    Exported,
     Generative,
     Monitored,
     Saved,

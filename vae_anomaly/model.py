@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ _SHARED_STRIDE = 10.0
 _UNBOUNDED = 3.0e38
 # How often missing inputs are inferred again from what the last inference expects; they settle within it.
 _INFERENCES = 10
+
+Repeated = Callable[[Callable[[Any], Any], int, Any], Any]
 
 
 class Inference(NamedTuple):
@@ -176,16 +179,17 @@ class VAE(keras.Model):  # type: ignore[misc]
         z = self.sampling([z_mean, z_log_var], noise=noise)
         return Inference(z_mean, z_log_var, noise, z, self.decode(z, training))
 
-    def incomplete(self, missing_counts: bool = True) -> _Incomplete:
+    def incomplete(self, missing_counts: bool = True, repeated: Repeated | None = None) -> _Incomplete:
         r"""The model for rows in which NaN marks missing values.
 
         Its ``likelihood`` gives a missing cell what the model expects a value to count there,
         :math:`\mathrm{E}_{x' \sim p(x|z)} \log p(x'|z)`, so that rows with few and with many values have
         comparable scores; or nothing, if ``missing_counts`` is False: then the ELBO bounds the log-density
         of the values that are there. Both bounds hold for any encoder, so whatever takes a missing input's
-        place is right; see `_Incomplete.encode`.
+        place is right; see `_Incomplete.encode`. Its inferences follow each other in the graph, unless
+        ``repeated(function, n_times, value)`` says how else to repeat a function.
         """
-        return _Incomplete(self, missing_counts)
+        return _Incomplete(self, missing_counts, repeated or _unrolled)
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Expected x at one draw of z from each row's posterior, of shape (n_rows, n_features)."""
@@ -273,8 +277,8 @@ class VAE(keras.Model):  # type: ignore[misc]
 class _Incomplete:
     """A VAE whose rows have NaN for missing values: what training and scores use of a `VAE`."""
 
-    def __init__(self, vae: VAE, missing_counts: bool) -> None:
-        self._vae = vae
+    def __init__(self, vae: VAE, missing_counts: bool, repeated: Repeated) -> None:
+        self._vae, self._repeated = vae, repeated
         self.likelihood: Any = _WithoutMissing(vae.likelihood, missing_counts)
         self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
         self.decode, self.draw = vae.decode, vae.draw
@@ -296,10 +300,14 @@ class _Incomplete:
         if vae.marks_missing:
             marks = ops.cast(missing, seen.dtype)
             return vae.posterior(ops.concatenate([inputs, marks], axis=-1), training)
-        for _ in range(0 if training else _INFERENCES - 1):
+
+        def inferred(inputs: Any) -> Any:
             z_mean, _ = vae.posterior(inputs)
             expected = vae.likelihood.expected_inputs(vae.decode(z_mean))
-            inputs = ops.where(hidden, expected, seen)
+            return ops.where(hidden, expected, seen)
+
+        if not training:
+            inputs = self._repeated(inferred, _INFERENCES - 1, inputs)
         return vae.posterior(inputs, training)
 
     def infer(self, x: Any, noise: Any, training: bool = False) -> Inference:
@@ -326,6 +334,12 @@ class _WithoutMissing:
         missing = keras.ops.isnan(x)
         terms = of_value(keras.ops.where(missing, 0.0, x), parameters)
         return keras.ops.where(missing, expected(parameters) if self._missing_counts else 0.0, terms)
+
+
+def _unrolled(function: Callable[[Any], Any], n_times: int, value: Any) -> Any:
+    for _ in range(n_times):
+        value = function(value)
+    return value
 
 
 def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:

@@ -169,10 +169,10 @@ def summary(detector: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Of this library, Python, and what it computes with; None for what is installed by another name."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Of this library, Python, what it computes with, and more; None for what has another name here."""
     found: dict[str, str | None] = {"vae-anomaly": __version__, "python": platform.python_version()}
-    for library in _LIBRARIES:
+    for library in (*_LIBRARIES, *more):
         try:
             found[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu and the like

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.rows import Rows
@@ -155,11 +156,15 @@ class Architecture:
 
     def load_into(self, model: Any, state: ModelState) -> None:
         """Assign a state's arrays to a model's variables."""
-        pieces = np.split(np.asarray(state.trainable), np.cumsum(self._sizes)[:-1])
-        for variable, piece, shape in zip(model.trainable_variables, pieces, self._shapes, strict=True):
-            variable.assign(piece.reshape(shape))
-        for variable, value in zip(model.non_trainable_variables, state.non_trainable, strict=True):
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        for variable, value in zip(variables, self.arrays(state), strict=True):
             variable.assign(value)
+
+    def arrays(self, state: ModelState) -> list[npt.NDArray[Any]]:
+        """The values of a state's variables: of the trainable ones, then of the others."""
+        pieces = np.split(np.asarray(state.trainable), np.cumsum(self._sizes)[:-1])
+        trainable = [piece.reshape(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        return [*trainable, *state.non_trainable]
 
     def state_of(self, model: Any) -> ModelState:
         """A model's variables as arrays."""

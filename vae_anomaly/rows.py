@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
 __all__ = [
+    "FARTHEST",
     "Rows",
     "ScalerOfColumns",
     "any_missing",
@@ -30,8 +31,8 @@ __all__ = [
 
 Rows = npt.NDArray[np.float32]
 
-# Far enough to be any anomaly, near enough for its square to be a float32.
-_FARTHEST = 1e14
+#: Where scaled rows are clipped: far enough to be any anomaly, near enough for its square to be a float32.
+FARTHEST = 1e14
 _LARGEST = 1e150
 _OUTERMOST = 0.005
 _TAIL_WIDTHS = 10
@@ -181,7 +182,7 @@ def _scaled_block(X: Any, start: int, size: int, scaler: Any, names: npt.NDArray
             f"{type(scaler).__name__} turns {label}{held} into {rows[row, column]}; rescale "
             "or transform the column first, or pass another scaler."
         )
-    within: Rows = np.clip(rows, -_FARTHEST, _FARTHEST).astype(np.float32, copy=False)
+    within: Rows = np.clip(rows, -FARTHEST, FARTHEST).astype(np.float32, copy=False)
     return within
 
 

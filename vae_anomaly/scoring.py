@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "predictive_values",
     "reconstruct",
     "score_rows",
+    "score_tile",
     "shares",
     "unexplained_variance",
 ]
@@ -208,11 +210,12 @@ def score_rows(
     states: Sequence[ModelState], rows: Rows, noise: Rows, score: Score, device: str | None
 ) -> npt.NDArray[np.float64]:
     """The score of each row by each model: shape (n_states, n_rows), larger = more anomalous."""
+    return map_rows(partial(score_tile, score), ("score", score), states, rows, noise, device)
 
-    def tile_scores(vae: Any, x: Any, noise: Any) -> Any:
-        return score.combine(*_in_float64(_over_draws(vae, x, noise, score.per_draw)))
 
-    return map_rows(tile_scores, ("score", score), states, rows, noise, device)
+def score_tile(score: Score, vae: Any, x: Any, noise: Any) -> Any:
+    """What a program computes of rows x, (n_rows, n_features), with noise of (n_draws, 1, latent_dim)."""
+    return score.combine(*_in_float64(_over_draws(vae, x, noise, score.per_draw)))
 
 
 def draw_errors(
@@ -339,7 +342,7 @@ def _over_draws(vae: Any, x: Any, noise: Any, per_draw: Callable[[Any, Any, Any]
     posterior = vae.encode(x)
     kl = keras.ops.sum(kl_divergence(*posterior), axis=-1)
     values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.draw(*posterior, chunk)), noise)
-    return tf.reshape(values, (-1, x.shape[0]))[: noise.shape[0]], kl
+    return tf.reshape(values, (-1, keras.ops.shape(x)[0]))[: noise.shape[0]], kl
 
 
 def _in_float64(values_and_kl: tuple[Any, Any]) -> list[Any]:

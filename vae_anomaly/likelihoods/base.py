@@ -158,6 +158,14 @@ class Likelihood(Spec):
     def check_pixels(self, low: float, high: float, dtype: Any) -> None:
         """Raise a ValueError that names the range if pixels from ``low`` to ``high`` leave the support."""
 
+    def outside_support(self, X: Any) -> Any:
+        """Where X lies outside the support: booleans of its shape; False for a missing value.
+
+        By operators alone, which arrays and tensors share. A likelihood of your own that says this has its
+        support checked by exported graphs too.
+        """
+        return (X < 0) & (X > 0)
+
     def check_columns(self, n_columns: int) -> None:
         """Raise a ValueError if the likelihood is not one of so many columns."""
 

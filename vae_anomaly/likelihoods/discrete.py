@@ -122,9 +122,11 @@ class Categorical(Likelihood):
         return keras.ops.full_like(parameters[0][..., 0], math.nan)
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
-        codes = np.nan_to_num(X)
-        wrong = (codes != np.round(codes)) | (codes < 0) | (codes > self.n_categories)
-        check_none(wrong, X, names, f"likelihood 'categorical' needs codes from 0 to {self.n_categories - 1}")
+        expected = f"likelihood 'categorical' needs codes from 0 to {self.n_categories - 1}"
+        check_none(self.outside_support(X), X, names, expected)
+
+    def outside_support(self, X: Any) -> Any:
+        return (X % 1 > 0) | (X < 0) | (self.n_categories < X)
 
     @property
     def _least(self) -> float:
@@ -220,8 +222,9 @@ class Count(Likelihood):
 
     def expected_log_prob(self, parameters: Parameters) -> Any:
         """Nearly: the mean over so many equally probable counts."""
-        levels = [(level + 0.5) / _N_QUANTILES for level in range(_N_QUANTILES)]
-        return sum(self.log_prob(self.quantile(p, parameters), parameters) for p in levels) / _N_QUANTILES
+        levels = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES
+        levels = levels.reshape(-1, *[1] * len(parameters[0].shape))
+        return keras.ops.mean(self.log_prob(self.quantile(levels, parameters), parameters), axis=0)
 
     def expected_error(self, parameters: Parameters) -> Any:
         """Nearly: the variance of a logistic variable, which counts of a few are not."""
@@ -229,11 +232,11 @@ class Count(Likelihood):
         return keras.ops.zeros_like(parameters[0]) + math.pi**2 / 3 * keras.ops.square(scale)
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
-        counts = np.nan_to_num(X)
-        wrong = (counts < 0) | (counts != np.round(counts))
-        check_none(
-            wrong, X, names, "likelihood 'count' needs whole numbers from 0 on; choose 'gaussian' for others"
-        )
+        expected = "likelihood 'count' needs whole numbers from 0 on; choose 'gaussian' for others"
+        check_none(self.outside_support(X), X, names, expected)
+
+    def outside_support(self, X: Any) -> Any:
+        return (X % 1 > 0) | (X < 0)
 
     def _unpacked(self, parameters: Parameters) -> tuple[Any, Any, Any, Any]:
         location, raw, *constants = parameters

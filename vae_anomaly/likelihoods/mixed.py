@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -147,6 +149,16 @@ class Mixed(Likelihood):
         for likelihood, columns in self.parts:
             labels = columns if names is None else np.asarray(names, dtype=object)[list(columns)]
             likelihood.check_support(X[:, list(columns)], labels)
+
+    def outside_support(self, X: Any) -> Any:
+        n_columns = sum(len(columns) for _, columns in self.parts)
+        return functools.reduce(
+            operator.or_,
+            (
+                likelihood.outside_support(X) & np.isin(np.arange(n_columns), columns)
+                for likelihood, columns in self.parts
+            ),
+        )
 
     def default_scaler(self) -> Any:
         """The first scaler that a part asks for, on all columns that ask for one; or None."""

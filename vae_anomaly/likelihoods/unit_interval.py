@@ -23,12 +23,15 @@ class UnitInterval(Likelihood):
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         check_none(
-            (X < -_ROUNDING) | (X > 1 + _ROUNDING),
+            self.outside_support(X),
             X,
             names,
             f"likelihood {self.name!r} needs values in [0, 1] after scaling: scale the data to [0, 1], for "
             "example by MinMaxScaler(clip=True), or choose likelihood='gaussian'",
         )
+
+    def outside_support(self, X: Any) -> Any:
+        return (X < -_ROUNDING) | (X > 1 + _ROUNDING)
 
     def check_pixels(self, low: float, high: float, dtype: Any) -> None:
         if low < -_ROUNDING or high > 1 + _ROUNDING:

@@ -1,0 +1,357 @@
+"""ONNX export: the graph gives the detector's scores and labels, with nothing but a runtime."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MinMaxScaler,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, onnx_export, onnx_graph
+from vae_anomaly.backend import keras, tf
+from vae_anomaly.likelihoods import Gaussian, Laplace
+from vae_anomaly.scoring import SCORES, Score
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: pip install 'vae-anomaly[onnx]'")
+pytest.importorskip("tf2onnx", reason="needs the extra: pip install 'vae-anomaly[onnx]'")
+pytest.importorskip("skl2onnx", reason="needs the extra: pip install 'vae-anomaly[onnx]'")
+
+TOLERANCE = 1e-4  # of 1 + |score|, as the documentation says
+OUTPUTS = ["score_samples", "decision_function", "label"]
+
+
+def small(**settings):
+    return VAEDetector(
+        **{
+            "network": DenseNetwork(hidden_units=(5,)),
+            "latent_dim": 2,
+            "epochs": 3,
+            "n_draws": 3,
+            "members": 2,
+            "random_state": 0,
+            **settings,
+        }
+    )
+
+
+def session(detector, tmp_path):
+    path = tmp_path / "detector.onnx"
+    detector.to_onnx(path)
+    return onnxruntime.InferenceSession(path)
+
+
+def assert_same(graph, detector, X, feed=None, sizes=()):
+    """Also of the first rows alone, in batches of other sizes."""
+    expected, labels = detector.score_samples(X), detector.predict(X)
+    decision = detector.decision_function(X)
+    clear = (decision >= 0) | (decision < -2 * TOLERANCE * (1 + abs(detector.offset_)))
+    assert clear.mean() > 0.98
+    for size in (*sizes, len(X)):
+        given = {"X": X} if feed is None else feed
+        found = graph.run(OUTPUTS, {name: values[:size] for name, values in given.items()})
+        assert [values.dtype for values in found] == [np.float64, np.float64, np.int64]
+        assert [values.shape for values in found] == [(size,)] * 3
+        assert (np.abs(found[0] - expected[:size]) <= TOLERANCE * (1 + np.abs(expected[:size]))).all()
+        np.testing.assert_array_equal(found[1], found[0] - detector.offset_)
+        np.testing.assert_array_equal(found[2][clear[:size]], labels[:size][clear[:size]])
+
+
+RNG = np.random.RandomState(0)
+REAL = RNG.normal(size=(1000, 4)) @ RNG.normal(size=(4, 4))
+UNIT = RNG.random_sample((1000, 4))
+BINARY = np.round(UNIT)
+COUNTS = RNG.poisson(4.0, size=(1000, 4)).astype(float)
+
+
+def with_gaps(X, share=0.2):
+    return np.where(np.random.RandomState(1).random_sample(X.shape) < share, np.nan, X)
+
+
+CASES = {
+    **{
+        f"gaussian, {score}": (small(likelihood="gaussian", score=score), REAL, [1e3, 1e6, 1e13])
+        for score in SCORES
+    },
+    "laplace, elbo": (small(likelihood=Laplace(scale="per_row"), score="elbo"), REAL, [1e3, 1e13]),
+    "student_t, iwae": (small(likelihood="student_t", score="iwae"), REAL, [1e3, 1e13]),
+    "bernoulli, error": (small(likelihood="bernoulli", score="reconstruction_error"), BINARY, []),
+    "continuous_bernoulli, iwae": (small(likelihood="continuous_bernoulli", score="iwae"), UNIT, []),
+    "count, elbo": (small(likelihood="count", score="elbo"), COUNTS, [1e3, 1e6, 1e12]),
+    "more draws than are taken at once": (small(n_draws=70), REAL, [1e3, 1e13]),
+    "trained on rows with gaps": (small(), with_gaps(REAL, 0.05), [1e3, 1e13]),
+    "normalized and dropped out": (
+        small(network=DenseNetwork((6,), activation="gelu", batch_normalization=True, dropout=0.1)),
+        REAL,
+        [1e3],
+    ),
+    "a score of one's own": (
+        small(
+            score=Score(
+                lambda vae, x, inferred: -keras.ops.min(vae.likelihood.log_prob(x, inferred.parameters), -1),
+                lambda values, kl: kl + keras.ops.max(values, axis=0),
+            )
+        ),
+        REAL,
+        [1e3],
+    ),
+}
+
+
+@pytest.mark.parametrize(("detector", "X", "factors"), CASES.values(), ids=CASES)
+def test_scores_and_labels_are_the_detectors(detector, X, factors, tmp_path):
+    detector.fit(X[:200])
+    graph = session(detector, tmp_path)
+    far = [factor * X[:50] for factor in factors]
+    rows = np.concatenate([X, *far, with_gaps(X[:200]), np.full((2, X.shape[1]), np.nan)])
+    assert_same(graph, detector, rows, sizes=(1, 7, 1000))
+
+
+def test_the_default_detector_is_its_graph(table, tmp_path):
+    X, _ = table
+    detector = VAEDetector(random_state=0).fit(X)
+    assert_same(session(detector, tmp_path), detector, np.concatenate([X, 1e9 * X]), sizes=(1, 7, 500))
+
+
+def keras_network(n_features, latent_dim):
+    x = keras.Input((n_features,))
+    hidden = keras.layers.Dense(6, activation="swish")(keras.layers.LayerNormalization()(x))
+    encoder = keras.Model(x, keras.layers.Dense(2 * latent_dim)(hidden))
+    layers = [keras.layers.Dense(6, activation="elu"), keras.layers.Dense(n_features)]
+    return KerasNetwork(encoder, keras.Sequential([keras.Input((latent_dim,)), *layers]))
+
+
+def test_keras_models_of_ones_own(tmp_path):
+    detector = small(network=keras_network(4, 2), likelihood=Gaussian(0.5)).fit(REAL[:200])
+    rows = np.concatenate([REAL, 1e6 * REAL, with_gaps(REAL)])
+    assert_same(session(detector, tmp_path), detector, rows, sizes=(1, 7, 1000))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (6, 6, 2)])
+def test_images_go_in_as_images(shape, tmp_path):
+    images = np.random.RandomState(0).random_sample((40, *shape))
+    network = ConvNetwork(filters=(3, 4), dense_units=(5,), batch_normalization=True)
+    detector = small(network=network, members=1).fit(images)
+    graph = session(detector, tmp_path)
+    assert graph.get_inputs()[0].shape == ["n_rows", *shape]
+    rows = np.concatenate([images, np.round(images), with_gaps(images)])
+    assert_same(graph, detector, rows, sizes=(1, 7, 80))
+
+
+@pytest.mark.parametrize(
+    "scaler",
+    [
+        None,
+        MinMaxScaler(),
+        PowerTransformer(),
+        QuantileTransformer(n_quantiles=20),
+        RobustScaler(),
+        make_pipeline(StandardScaler(), PCA(2)),
+    ],
+    ids=repr,
+)
+def test_the_scaler_is_in_the_graph(scaler, tmp_path):
+    detector = small(scaler=scaler, members=1, network=DenseNetwork(())).fit(REAL[:200])
+    rows = np.concatenate([REAL, 30 * REAL])
+    assert_same(session(detector, tmp_path), detector, rows, sizes=(1,))
+
+
+# -- tables of mixed columns -----------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def homes():
+    rng = np.random.RandomState(0)
+    frame = pd.DataFrame({"kind": rng.choice(["studio", "flat", "house"], 300)})
+    frame["area"] = rng.normal(80.0, 20.0, 300)
+    frame["rooms"] = rng.poisson(3.0, 300)
+    frame["floor"] = pd.Categorical(rng.choice([1, 2, 5], 300))
+    frame["garden"] = rng.random_sample(300) < 0.3
+    return frame
+
+
+def columns(frame):
+    texts = {"kind": frame["kind"].fillna("").to_numpy(object)}
+    return texts | {name: frame[name].to_numpy(float) for name in frame if name != "kind"}
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_columns_of_a_mixed_table_go_in_by_name(homes, gaps, tmp_path):
+    new = homes[:50].copy()
+    new.loc[:10, "kind"] = "castle"
+    new["floor"] = new["floor"].astype(float)
+    new.loc[20:30, "floor"] = 7.0
+    new.loc[25:40, "area"] = 1e12
+    if gaps:
+        homes = homes.copy()
+        homes.loc[:40, "area"] = np.nan
+        new.loc[5:15, ["kind", "area"]] = [None, np.nan]
+    detector = small().fit(homes)
+    graph = session(detector, tmp_path)
+    types = {value.name: value.type for value in graph.get_inputs()}
+    assert types == {name: "tensor(string)" if name == "kind" else "tensor(double)" for name in homes}
+    for frame in (homes, new):
+        assert_same(graph, detector, frame, columns(frame), sizes=(1,))
+
+
+def test_categories_that_are_neither_texts_nor_numbers_are_refused(tmp_path):
+    X = pd.DataFrame({"day": pd.to_datetime(["2020-01-01", "2020-01-02"] * 20), "x": range(40)})
+    detector = small(likelihood={"day": "categorical"}).fit(X)
+    with pytest.raises(NotImplementedError, match="column 'day' holds categories.*Timestamp.*astype"):
+        detector.to_onnx(tmp_path / "detector.onnx")
+
+
+# -- what a detector refuses -----------------------------------------------------------------------------
+def test_infinite_values_score_nan_and_are_anomalies(tmp_path):
+    detector = small(members=1).fit(REAL[:200])
+    rows = REAL[:3].copy()
+    rows[1, 2] = np.inf
+    scores, _, labels = session(detector, tmp_path).run(OUTPUTS, {"X": rows})
+    assert np.isnan(scores).tolist() == [False, True, False]
+    assert labels[1] == -1
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "X", "outside"),
+    [("bernoulli", BINARY, [-0.1, 1.1, 1e9]), ("count", COUNTS, [-1.0, 2.5, -1e9])],
+)
+def test_values_outside_the_support_score_nan_and_are_anomalies(likelihood, X, outside, tmp_path):
+    detector = small(likelihood=likelihood, members=1).fit(X[:200])
+    rows = X[: len(outside) + 1].copy()
+    rows[1:, 0] = outside
+    scores, _, labels = session(detector, tmp_path).run(OUTPUTS, {"X": rows})
+    assert np.isnan(scores).tolist() == [False] + [True] * len(outside)
+    assert (labels[1:] == -1).all()
+    for row in rows[1:]:
+        with pytest.raises(ValueError, match="needs"):
+            detector.score_samples([row])
+
+
+def test_rows_on_the_threshold_are_normal(tmp_path):
+    # Few different rows: the threshold is the score of many of them.
+    X = BINARY[:200, :2]
+    detector = small(likelihood="bernoulli", contamination=0.3).fit(X)
+    assert (np.abs(detector.decision_function(X)) < 1e-12).any()
+    _, _, labels = session(detector, tmp_path).run(OUTPUTS, {"X": X})
+    np.testing.assert_array_equal(labels, detector.predict(X))
+
+
+# -- the file --------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("written") / "detector.onnx"
+    frame = pd.DataFrame(REAL[:200], columns=["a", "b", "c", "d"])
+    detector = small().fit(frame)
+    detector.to_onnx(path)
+    return detector, frame, path
+
+
+def test_it_runs_where_nothing_but_a_runtime_can_be_imported(written, tmp_path):
+    detector, frame, path = written
+    np.save(tmp_path / "rows.npy", frame.to_numpy())
+    code = f"""
+import sys
+for name in ("tensorflow", "keras", "sklearn", "vae_anomaly", "tf2onnx", "skl2onnx", "onnx"):
+    sys.modules[name] = None
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession({str(path)!r})
+scores, labels = session.run(["score_samples", "label"], {{"X": numpy.load("rows.npy")}})
+numpy.savez("results.npz", scores=scores, labels=labels)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    with np.load(tmp_path / "results.npz") as results:
+        np.testing.assert_allclose(results["scores"], detector.score_samples(frame), rtol=TOLERANCE)
+        np.testing.assert_array_equal(results["labels"], detector.predict(frame))
+
+
+def test_the_metadata_say_what_it_is(written):
+    detector, frame, path = written
+    about = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert json.loads(about["offset"]) == detector.offset_
+    assert json.loads(about["feature_names"]) == list(frame.columns)
+    assert {"vae-anomaly", "tensorflow", "tf2onnx"} <= json.loads(about["versions"]).keys()
+
+
+def test_exporting_changes_no_score(written):
+    detector, frame, path = written
+    before = detector.score_samples(frame)
+    detector.to_onnx(path)
+    np.testing.assert_array_equal(detector.score_samples(frame), before)
+
+
+def test_a_detector_that_is_not_fitted_is_refused(tmp_path):
+    with pytest.raises(NotFittedError):
+        VAEDetector().to_onnx(tmp_path / "detector.onnx")
+
+
+@pytest.mark.parametrize("library", ["onnx", "onnxruntime", "skl2onnx", "tf2onnx"])
+def test_without_the_extra_it_says_what_to_install(library, written, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"needs {library}.*pip install 'vae-anomaly\[onnx\]'"):
+        written[0].to_onnx(tmp_path / "detector.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scaler_that_no_converter_knows_is_named(tmp_path):
+    detector = small(scaler=FunctionTransformer(np.arcsinh), members=1).fit(REAL[:100])
+    with pytest.raises(NotImplementedError, match="scaler, a FunctionTransformer.*before the detector"):
+        detector.to_onnx(tmp_path / "detector.onnx")
+
+
+def test_an_operation_that_no_converter_knows_is_named(tmp_path):
+    def odd(vae, x, inferred):
+        return keras.ops.sum(keras.ops.erfinv(keras.ops.tanh(x - inferred.parameters[0]) / 2), axis=-1)
+
+    score = Score(odd, lambda values, kl: keras.ops.mean(values, axis=0))
+    detector = small(score=score, members=1).fit(REAL[:100])
+    with pytest.raises(NotImplementedError, match="no ONNX operator is known for Erfinv"):
+        detector.to_onnx(tmp_path / "detector.onnx")
+
+
+def test_a_graph_that_scores_otherwise_is_not_written(written, tmp_path, monkeypatch):
+    path = tmp_path / "detector.onnx"
+    path.write_bytes(b"earlier")
+    monkeypatch.setattr(onnx_export, "FARTHEST", 1.0)
+    with pytest.raises(RuntimeError, match="scores a row.*nothing was written"):
+        written[0].to_onnx(path)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"earlier"]
+
+
+def test_a_file_that_cannot_be_written_says_why(written, tmp_path):
+    with pytest.raises(FileNotFoundError, match="Make the folder first"):
+        written[0].to_onnx(tmp_path / "no folder" / "detector.onnx")
+
+
+def test_weights_beyond_what_a_file_holds_are_refused(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "_WEIGHT_BYTES", 100)
+    with pytest.raises(ValueError, match="at most 2 GB"):
+        written[0].to_onnx(tmp_path / "detector.onnx")
+
+
+# -- operators of our own --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("operation", "reference", "values"),
+    [
+        (lambda x: tf.math.log1p(x), np.log1p, [-0.999, -1e-6, 0, 1e-30, 1e-14, 1e-6, 0.3, 5, 1e14, np.inf]),
+        (lambda x: tf.math.expm1(x), np.expm1, [-500, -20, -1, -1e-6, 0, 1e-30, 1e-6, 0.3, 5, 80, np.inf]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_small_arguments_keep_their_digits(operation, reference, values, dtype):
+    values = np.array(values, dtype=dtype)
+    graph = onnx_graph.Graph()
+    graph.define("f", lambda x: (operation(x),), [((None,), dtype)], ["y"])
+    graph.call("f", [graph.input("x", dtype, ("n",))], ["y"])
+    graph.outputs.append(graph.value_info("y", dtype, ("n",)))
+    found = onnxruntime.InferenceSession(graph.model({}).SerializeToString()).run(None, {"x": values})[0]
+    np.testing.assert_allclose(found, reference(values), rtol=8 * np.finfo(dtype).eps)

@@ -1,0 +1,238 @@
+"""An ONNX graph, put together from what converters make of functions and transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.backend import tf
+
+__all__ = ["Graph", "library"]
+
+_DOMAIN = "vae_anomaly"
+# Of early 2023, with the file format of its day: older runtimes read it too.
+_OPERATORS, _ML_OPERATORS, _FILE_FORMAT = 18, 3, 8
+# What tf2onnx does not know, exact for small arguments too (Higham 2002, "Accuracy and stability of numerical
+# algorithms", section 1.14).
+_MISSING_OPERATORS = {
+    "Log1p": """
+        zero = Constant <value_int: int = 0> ()
+        one = Pow (x, zero)
+        sum = Add (one, x)
+        excess = Sub (sum, one)
+        logarithm = Log (sum)
+        ratio = Div (x, excess)
+        product = Mul (logarithm, ratio)
+        tiny = Equal (sum, one)
+        finite = Where (tiny, x, product)
+        overflown = IsInf (sum)
+        y = Where (overflown, sum, finite)
+    """,
+    "Expm1": """
+        zero = Constant <value_int: int = 0> ()
+        one = Pow (x, zero)
+        power = Exp (x)
+        excess = Sub (power, one)
+        logarithm = Log (power)
+        ratio = Div (x, logarithm)
+        product = Mul (excess, ratio)
+        minus_one = Neg (one)
+        vanished = Equal (excess, minus_one)
+        bounded = Where (vanished, excess, product)
+        tiny = Equal (power, one)
+        finite = Where (tiny, x, bounded)
+        overflown = IsInf (power)
+        y = Where (overflown, power, finite)
+    """,
+}
+
+
+class Graph:
+    """An ONNX graph that grows node by node, with functions of its own."""
+
+    def __init__(self) -> None:
+        self._onnx = library("onnx")
+        self._functions: dict[str, Any] = {}
+        self._initializers: list[Any] = []
+        self.nodes: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+
+    # -- parts ----------------------------------------------------------------------------------------
+    def type_of(self, dtype: Any) -> int:
+        return int(self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def value_info(self, name: str, dtype: Any, shape: Sequence[Any]) -> Any:
+        return self._onnx.helper.make_tensor_value_info(name, self.type_of(dtype), shape)
+
+    def input(self, name: str, dtype: Any, shape: Sequence[Any]) -> str:
+        self.inputs.append(self.value_info(name, dtype, shape))
+        return name
+
+    def constant(self, value: npt.NDArray[Any], name: str | None = None) -> str:
+        name = name or f"constant {len(self._initializers)}"
+        self._initializers.append(self._onnx.numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        output = f"{operator} {len(self.nodes)}"
+        self.nodes.append(self._onnx.helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def branch(self, condition: str, ways: Sequence[Sequence[Any]], outputs: list[str]) -> None:
+        """Nodes that compute float64 numbers for each row, in one way or the other."""
+        infos = [self.value_info(name, np.float64, (None,)) for name in outputs]
+        branches = [self._onnx.helper.make_graph(nodes, "branch", [], infos) for nodes in ways]
+        self.nodes.append(
+            self._onnx.helper.make_node(
+                "If", [condition], outputs, then_branch=branches[0], else_branch=branches[1]
+            )
+        )
+
+    # -- functions ------------------------------------------------------------------------------------
+    def define(
+        self,
+        name: str,
+        function: Callable[..., tuple[Any, ...]],
+        inputs: Sequence[tuple[tuple[int | None, ...], Any]],
+        outputs: list[str],
+    ) -> None:
+        """A function of tensors of these shapes and types, from TensorFlow's operations."""
+
+        def run(*tensors: Any) -> dict[str, Any]:
+            return dict(zip(outputs, function(*tensors), strict=True))
+
+        signature = [tf.TensorSpec(shape, dtype) for shape, dtype in inputs]
+        with _silent("tf2onnx"):
+            model, _ = library("tf2onnx").convert.from_function(
+                tf.function(run, autograph=False),
+                signature,
+                opset=_OPERATORS,
+                custom_ops=dict.fromkeys(_MISSING_OPERATORS, _DOMAIN),
+            )
+        self._add(name, model, [f"tensors_{position}" for position in range(len(inputs))], outputs)
+
+    def transformed(self, X: str, transformer: Any, n_columns: int) -> str:
+        """What a fitted transformer makes of float64 columns."""
+        skl2onnx, name = library("skl2onnx"), type(transformer).__name__
+        types = skl2onnx.common.data_types
+        try:
+            model = skl2onnx.to_onnx(
+                transformer,
+                initial_types=[("X", types.DoubleTensorType([None, n_columns]))],
+                target_opset={"": _OPERATORS, "ai.onnx.ml": _ML_OPERATORS},
+            )
+        except Exception as error:
+            raise NotImplementedError(
+                f"skl2onnx cannot convert the detector's scaler, a {name} ({_first_line(error)}). Scale the "
+                "rows before the detector, or choose a scaler that it knows, such as StandardScaler."
+            ) from error
+        self._add(name, model, ["X"], [output.name for output in model.graph.output])
+        (output,) = self.call(name, [X], ["scaled"])
+        return output
+
+    def _add(self, name: str, model: Any, inputs: list[str], outputs: list[str]) -> None:
+        graph, helper = model.graph, self._onnx.helper
+        strangers = {node.op_type for node in _nodes(graph) if not self._knows(node)}
+        strangers |= {value.name for value in graph.input} - set(inputs)
+        if strangers:
+            raise NotImplementedError(
+                f"no ONNX operator is known for {', '.join(sorted(strangers))}, which the detector's "
+                "network, likelihood or score uses. Write it with other operations of keras.ops, or save the "
+                "detector with `save` and score with this package."
+            )
+        constants = [helper.make_node("Constant", [], [c.name], value=c) for c in graph.initializer]
+        self._functions[name] = helper.make_function(
+            _DOMAIN,
+            name,
+            inputs,
+            outputs,
+            [*constants, *graph.node],
+            self._operators(),
+        )
+
+    def _knows(self, node: Any) -> bool:
+        if node.domain == _DOMAIN:
+            return node.op_type in _MISSING_OPERATORS
+        return bool(self._onnx.defs.has(node.op_type, node.domain))
+
+    def uses(self, function: str, position: int) -> bool:
+        """Whether a function does anything with this input."""
+        definition = self._functions[function]
+        return any(definition.input[position] in node.input for node in _nodes(definition))
+
+    def call_node(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+        """A call of a function; inputs that it does not use are left out."""
+        inputs = [name if self.uses(function, position) else "" for position, name in enumerate(inputs)]
+        return self._onnx.helper.make_node(function, inputs, outputs, domain=_DOMAIN)
+
+    def call(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> Sequence[str]:
+        self.nodes.append(self.call_node(function, inputs, outputs))
+        return outputs
+
+    # -- the whole ------------------------------------------------------------------------------------
+    def _operators(self) -> list[Any]:
+        versions = {"": _OPERATORS, "ai.onnx.ml": _ML_OPERATORS, _DOMAIN: 1}
+        return [self._onnx.helper.make_opsetid(*item) for item in versions.items()]
+
+    def model(self, about: Mapping[str, str]) -> Any:
+        own = [
+            self._onnx.parser.parse_function(
+                f'<domain: "{_DOMAIN}", opset_import: ["": {_OPERATORS}]> {name} (x) => (y) {{{text}}}'
+            )
+            for name, text in _MISSING_OPERATORS.items()
+        ]
+        graph = self._onnx.helper.make_graph(
+            self.nodes, "detector", self.inputs, self.outputs, self._initializers
+        )
+        model = self._onnx.helper.make_model(
+            graph,
+            functions=[*own, *self._functions.values()],
+            opset_imports=self._operators(),
+            ir_version=_FILE_FORMAT,
+            producer_name="vae-anomaly",
+        )
+        self._onnx.helper.set_model_props(model, dict(about))
+        self._onnx.checker.check_model(model)
+        return model
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph or a function, and of the graphs inside."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+
+
+def library(name: str) -> Any:
+    """A library of the extra ``onnx``."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"to_onnx needs {name}, which cannot be imported ({error}): pip install 'vae-anomaly[onnx]'."
+        ) from error
+
+
+@contextlib.contextmanager
+def _silent(library: str) -> Iterator[None]:
+    """Without the log lines of a library, whose errors are told otherwise."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
