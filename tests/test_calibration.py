@@ -77,6 +77,8 @@ def test_each_fold_is_scored_by_a_detector_that_has_not_seen_it(normal):
     X = normal[0][:60]
 
     class Remembers:
+        interrupted_ = False
+
         def get_params(self, deep=False):
             return {}
 
