@@ -18,6 +18,7 @@ from vae_anomaly.ensemble import Member
 DETECTORS = {
     "default": VAEDetector(epochs=5),
     "bernoulli": VAEDetector(epochs=5, likelihood="bernoulli", scaler=MinMaxScaler(clip=True)),
+    "unit_gaussian": VAEDetector(epochs=5, likelihood="unit_gaussian", scaler=MinMaxScaler(clip=True)),
     "continuous_bernoulli": VAEDetector(
         epochs=5, likelihood="continuous_bernoulli", scaler=MinMaxScaler(clip=True)
     ),

@@ -419,7 +419,7 @@ def test_an_unfitted_detector_has_neither_samples_nor_a_model():
         VAEDetector().model_  # noqa: B018
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous_bernoulli"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous_bernoulli", "unit_gaussian"])
 def test_values_outside_the_support_are_named_with_their_column(likelihood):
     X = pd.DataFrame({"a": [0.0, 1, 1], "b": [0.5, 0.5, 1.5]})
     with pytest.raises(ValueError, match=r"MinMaxScaler\(clip=True\).*column 'b' holds 1.5 in row 2"):

@@ -13,13 +13,13 @@ from sklearn.preprocessing import MinMaxScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
 from vae_anomaly.ensemble import Member
-from vae_anomaly.likelihoods import LIKELIHOODS, Gaussian
+from vae_anomaly.likelihoods import LIKELIHOODS, Gaussian, UnitInterval
 
 TO_UNIT_INTERVAL = MinMaxScaler(clip=True)
 SETTINGS = {
     **{
-        name: {"likelihood": name, "scaler": TO_UNIT_INTERVAL if "bernoulli" in name else "auto"}
-        for name in LIKELIHOODS
+        name: {"likelihood": name, "scaler": TO_UNIT_INTERVAL if issubclass(kind, UnitInterval) else "auto"}
+        for name, kind in LIKELIHOODS.items()
         if name not in ("categorical", "count")  # of whole numbers: see test_tables.py
     },
     "per_row": {"likelihood": Gaussian(scale="per_row")},

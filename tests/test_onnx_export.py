@@ -87,6 +87,7 @@ CASES = {
     "laplace, elbo": (small(likelihood=Laplace(scale="per_row"), score="elbo"), REAL, [1e3, 1e13]),
     "student_t, iwae": (small(likelihood="student_t", score="iwae"), REAL, [1e3, 1e13]),
     "bernoulli, error": (small(likelihood="bernoulli", score="reconstruction_error"), BINARY, []),
+    "unit_gaussian, elbo": (small(likelihood="unit_gaussian", score="elbo"), UNIT, []),
     "continuous_bernoulli, iwae": (small(likelihood="continuous_bernoulli", score="iwae"), UNIT, []),
     "count, elbo": (small(likelihood="count", score="elbo"), COUNTS, [1e3, 1e6, 1e12]),
     "more draws than are taken at once": (small(n_draws=70), REAL, [1e3, 1e13]),

@@ -94,7 +94,11 @@ def a_keras_network(n_params=1, n_features=6):
 
 
 # -- the same detector ----------------------------------------------------------------------------------
-SCALERS = {"bernoulli": MinMaxScaler(), "continuous_bernoulli": MinMaxScaler(clip=True)}
+SCALERS = {
+    "bernoulli": MinMaxScaler(),
+    "continuous_bernoulli": MinMaxScaler(clip=True),
+    "unit_gaussian": MinMaxScaler(),
+}
 ALL_NETWORKS = {
     "dense": lambda: DenseNetwork((5,), batch_normalization=True, dropout=0.1),
     "conv": lambda: ConvNetwork((3, 2, 1), filters=(3,), dense_units=(4,)),
