@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -21,7 +22,8 @@ from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, pl
 from vae_anomaly.backend import keras
 from vae_anomaly.explanations import explain
 from vae_anomaly.networks import Network
-from vae_anomaly.plotting.canvas import as_images, limits, pointed, show, tiled, usual_limits
+from vae_anomaly.plotting.canvas import as_images, limits, pointed, show, tiled, unit_of, usual_limits
+from vae_anomaly.scoring import IMAGE_SCORES, SCORES
 
 # One architecture for most tests: a program is compiled once for each.
 SMALL = ConvNetwork((8, 8, 1), filters=(4,), dense_units=(8,))
@@ -224,6 +226,13 @@ def test_the_histogram_counts_every_row_and_marks_the_detectors_threshold(detect
     flagged = (detector.predict(frame) == -1).sum()
     assert legend(ax) == ["all (500 rows)", f"threshold {-detector.offset_:.4g} ({flagged} rows above)"]
     assert ax.get_xlabel() == "anomaly score (nats)"
+
+
+def test_only_log_probabilities_are_in_nats():
+    unit = {name: unit_of(SimpleNamespace(score_=name)) for name in [*SCORES, *IMAGE_SCORES]}
+    assert {name for name in unit if unit[name]} == {"elbo", "iwae", "reconstruction_probability"}
+    assert {*unit.values()} == {" (nats)", ""}
+    assert unit_of(SimpleNamespace(score_=SCORES["elbo"])) == ""  # one of your own, for all that is known
 
 
 def test_bars_stand_where_the_scores_are():
@@ -493,7 +502,7 @@ def test_all_maps_share_one_scale_and_one_colour_bar(image_detector, images):
     assert {panel.images[0].get_clim() for panel in panels[2]} == {(low, high)}
     assert {panel.images[0].get_clim() for panel in panels[:2].flat} == {(0.0, 1.0)}
     beside = [ax for ax in panels[0, 0].figure.axes if ax not in set(panels.flat)]
-    assert [ax.get_ylabel() for ax in beside] == ["share of the score (nats)"]
+    assert [ax.get_ylabel() for ax in beside] == ["share of the score"]
     assert panels[2, -1].images[0].colorbar.extend == "both"
 
 

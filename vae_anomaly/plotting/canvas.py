@@ -52,6 +52,8 @@ COLOURS = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
 MARKERS = "os^DvPX*"
 HEAT = "viridis"
 _REACH = 5
+# Scores that are no log-probabilities.
+_WITHOUT_UNIT = {"reconstruction_error", "unexplained_variance"}
 
 
 # -- what comes in --------------------------------------------------------------------------------------
@@ -64,7 +66,8 @@ def received(detector: Any, X: Any = None) -> tuple[Any, Any]:
 
 def unit_of(detector: Any) -> str:
     """What to write behind "anomaly score" on an axis."""
-    return " (nats)" if isinstance(detector.score_, str) and detector.score_ != "reconstruction_error" else ""
+    in_nats = isinstance(detector.score_, str) and detector.score_ not in _WITHOUT_UNIT
+    return " (nats)" if in_nats else ""
 
 
 def counted(number: int, noun: str) -> str:
