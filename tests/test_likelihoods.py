@@ -650,9 +650,19 @@ def test_real_values_are_standardized_and_the_unit_interval_is_left_alone() -> N
     assert UnitGaussian().default_scaler() is None
 
 
+@pytest.mark.parametrize("n_pixels", [1, 64, 784, 3072])
+def test_pixels_of_an_image_count_together_as_784_of_scale_0_3(n_pixels: int) -> None:
+    location = np.random.RandomState(0).uniform(size=(3, n_pixels))
+    x, scale = location + 0.1, 0.3 * math.sqrt(n_pixels / 784)
+    log_prob = UnitGaussian().log_prob(tensor(x), (tensor(location),))
+    np.testing.assert_allclose(log_prob, stats.norm.logpdf(x, location, scale), rtol=1e-6, atol=1e-6)
+    share = n_pixels / 784 * (x - location) ** 2 / (2 * scale**2)
+    np.testing.assert_allclose(share, 0.1**2 / (2 * 0.3**2))
+
+
 def test_the_gaussian_of_the_unit_interval_differs_in_its_scale_its_support_and_its_values() -> None:
     np.testing.assert_array_equal(UnitGaussian().values(np.array([-0.1, 0.2, 1.3])), [0, 0.2, 1])
-    assert UnitGaussian().get_params() == {**Gaussian().get_params(), "scale": 0.3}
+    assert UnitGaussian().get_params() == {**Gaussian().get_params(), "scale": "auto"}
     UnitGaussian().check_support(np.array([[0.0, 1.0]]))
     with pytest.raises(ValueError, match=r"'unit_gaussian' needs values in \[0, 1\].*column 1 holds 1.5"):
         UnitGaussian().check_support(np.array([[0.0, 1.5]]))

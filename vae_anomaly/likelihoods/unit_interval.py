@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.backend import keras
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_none
@@ -16,6 +18,8 @@ __all__ = ["Bernoulli", "ContinuousBernoulli", "UnitGaussian", "UnitInterval"]
 
 # Scalers that map to [0, 1] overshoot by a rounding error.
 _ROUNDING = 1e-6
+# The standard deviation of a pixel, in images of so many.
+_SCALE, _PIXELS = 0.3, 784
 
 
 class UnitInterval(Likelihood):
@@ -162,14 +166,16 @@ class UnitGaussian(UnitInterval, Gaussian):
 
     .. math:: \log p(x|z) = -\tfrac12\left(\frac{x - m(z)}{s}\right)^2 - \log s - \tfrac12\log 2\pi
 
-    One scale for all pixels, and no scaler before: all count alike. The likelihoods above, or a scale for
-    each pixel, let those that are nearly always black or nearly always grey decide over an image. It is a
-    density on the real line, of which nothing is cut off: samples may lie outside of [0, 1]. Expected values
-    are brought back into it.
+    One scale for all pixels, and no scaler before: all count alike. By default it grows with their number d,
+    :math:`s = 0.3 \sqrt{d / 784}`, so that an image at twice the resolution is not four times the evidence;
+    0.3 was found on images of 28 x 28 pixels, and a third of it is better on 8 x 8. The likelihoods above, or
+    a scale for each pixel, let those that are nearly always black or nearly always grey decide over an
+    image. It is a density on the real line, of which nothing is cut off: samples may lie outside of [0, 1].
+    Expected values are brought back into it.
 
     Parameters
     ----------
-    scale : {"per_feature", "per_row"} or float, default=0.3
+    scale : {"auto", "per_feature", "per_row"} or float, default="auto"
         The standard deviation; see `Gaussian`. A larger one lets the model keep less of an image.
     minimum_scale : float, default=0.1
         The smallest standard deviation that can be learned.
@@ -177,14 +183,29 @@ class UnitGaussian(UnitInterval, Gaussian):
     Examples
     --------
     >>> from vae_anomaly.likelihoods import UnitGaussian
-    >>> UnitGaussian().scale
-    0.3
+    >>> UnitGaussian(scale=0.1).n_params
+    1
     """
 
     name = "unit_gaussian"
 
-    def __init__(self, scale: str | float = 0.3, minimum_scale: float = 0.1) -> None:
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **Gaussian._parameter_constraints,
+        "scale": [
+            StrOptions({"auto", "per_feature", "per_row"}),
+            Interval(Real, 0, None, closed="neither"),
+        ],
+    }
+
+    def __init__(self, scale: str | float = "auto", minimum_scale: float = 0.1) -> None:
         super().__init__(scale, minimum_scale)
+
+    def log_scale(self, parameters: Parameters) -> Any:
+        if self.scale != "auto":
+            return super().log_scale(parameters)
+        n_pixels = parameters[0].shape[-1]
+        log_scale = math.log(_SCALE) + 0.5 * math.log(n_pixels / _PIXELS)
+        return keras.ops.convert_to_tensor(log_scale, dtype=parameters[0].dtype)
 
     def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.asarray(np.clip(expectations, 0.0, 1.0))
