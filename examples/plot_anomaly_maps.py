@@ -33,9 +33,7 @@ quick = {"epochs": 2} if os.environ.get("VAE_ANOMALY_QUICK") else {}
 # pixels: ink where there was none, or a hole in a stroke. The place is drawn from those where the square is
 # blank all over or inked all over; elsewhere it could be part of another way to write the digit.
 digits = load_digits()
-train, flawless, _, digit = train_test_split(
-    digits.images / 16, digits.target, test_size=0.25, random_state=0, stratify=digits.target
-)
+train, flawless = train_test_split(digits.images / 16, test_size=0.25, random_state=0, stratify=digits.target)
 n_images, n_pixels, side = len(flawless), flawless[0].size, 2
 rng = np.random.default_rng(0)
 
@@ -56,15 +54,15 @@ detector = VAEDetector(random_state=0, **quick).fit(train)
 # %%
 # The maps
 # --------
-# `explain` divides the score of an image among its pixels: a map that sums to the score. Of each digit, the
-# first one with a defect: the frame is where the defect was planted, which the detector is not told.
-shown = [int(np.flatnonzero(digit == d)[0]) for d in range(10)]
-panels = plotting.reconstructions(detector, damaged[shown])
-for position, image in enumerate(shown):
-    for panel in panels[[0, 2], position]:
-        panel.add_patch(Rectangle(corners[image], side, side, fill=False, edgecolor="#D55E00", linewidth=2))
+# `explain` divides the score of an image among its pixels: a map that sums to the score. Of the first images,
+# what came in, what the model expected in its place, and the map. The frame is where the defect was planted,
+# which the detector is not told.
+panels = plotting.reconstructions(detector, damaged[:8])
+for column, corner in zip(panels.T, corners, strict=False):
+    for panel in column[[0, 2]]:
+        panel.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="#D55E00", linewidth=2))
 if len(sys.argv) > 1:
-    panels[0, 0].figure.savefig(sys.argv[1], dpi=70)
+    panels[0, 0].figure.savefig(sys.argv[1], dpi=79)
 plt.show()
 
 # %%

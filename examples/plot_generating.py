@@ -35,7 +35,8 @@ detector = VAEDetector(random_state=0, **quick).fit(train)
 # New digits
 # ----------
 # What the model expects of an image for each draw of the latent variables, without the grain that its
-# likelihood adds to every pixel.
+# likelihood adds to every pixel. They are blurred: the default of images leaves details to the noise, because
+# that finds anomalies better.
 ax = plotting.samples(detector, 100, random_state=0)
 ax.set_title("100 new digits")
 plt.show()
@@ -64,7 +65,7 @@ plt.show()
 smooth = detector.reconstruct(held_out)
 real = neighbours.kneighbors(held_out.reshape(len(held_out), -1))[0][:, 0]
 of_smooth = neighbours.kneighbors(smooth.reshape(len(smooth), -1))[0][:, 0]
-figure, ax = plt.subplots(figsize=(6.8, 3.8), layout="constrained")
+figure, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
 groups = {
     "new digits of the model": distance,
     "real digits, held out": real,
@@ -84,7 +85,7 @@ for (name, values), colour, style in zip(
     )
     print(f"{name}: median distance {np.median(values):.2f}, smallest {values.min():.2f}")
 ax.set(xlabel="distance from the nearest training image (0: a copy)", ylabel="images")
-ax.legend()
+figure.legend(loc="outside upper center", ncols=3, frameon=False)
 plt.show()
 
 # %%

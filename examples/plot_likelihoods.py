@@ -41,7 +41,7 @@ def table(kind, n_rows):
         ),
         "noise that differs\nfrom row to row": lambda: np.exp(hidden[:, :1]) * rng.normal(size=size),
     }[kind]()
-    return np.tanh(hidden) @ mixing + hidden @ mixing + 0.3 * noise
+    return np.tanh(hidden) @ mixing + hidden @ mixing + 0.5 * noise
 
 
 KINDS = ["normal", "heavy tails", "1 % gross errors", "noise that differs\nfrom row to row"]
@@ -49,7 +49,7 @@ LIKELIHOODS = {
     '"gaussian"': "gaussian",
     '"laplace"': "laplace",
     '"student_t"': "student_t",
-    'Gaussian(\nscale="per_row")': Gaussian(scale="per_row"),
+    'Gaussian(scale=\n"per_row")': Gaussian(scale="per_row"),
 }
 
 # %%
@@ -71,20 +71,24 @@ for kind in KINDS:
         auroc.loc[kind, name] = roc_auc_score(np.repeat([0, 1], 1500), scores)
 
 behind = bound.sub(bound.max(axis=1), axis=0)
+chosen, finder = bound.idxmax(axis=1), auroc.idxmax(axis=1)
 for kind in KINDS:
-    best, finder = bound.loc[kind].idxmax(), auroc.loc[kind].idxmax()
-    print(f"{kind}: highest bound {best}, highest AUROC {finder}".replace("\n", " "))
+    print(f"{kind}: the bound chooses {chosen[kind]}, best at finding {finder[kind]}".replace("\n", " "))
+behind_best = max(auroc.loc[kind].max() - auroc.loc[kind, chosen[kind]] for kind in KINDS)
+print(f"in AUROC, the choice by the bound is at most {behind_best:.3f} behind the best")
 
 # %%
 # What comes out
 # --------------
-# The best of each row of the table is framed.
+# The best of each line is framed. Where two likelihoods are next to equal, as they are for normal noise,
+# chance decides between them, and either will do. Errors and heavy tails are what a Gaussian
+# suffers from: it takes them for noise of all rows.
 figure, panels = plt.subplots(1, 2, figsize=(11.5, 4.4), sharey=True, layout="constrained")
 titles = [
     "Evidence lower bound of new rows,\nnats behind the best",
     "AUROC for rows of\nvalues that do not fit together",
 ]
-ranges = [(-3, 0), (0.5, 1)]
+ranges = [(-3, 0), (0.8, 1)]
 for ax, figures, title, (low, high) in zip(panels, [behind, auroc], titles, ranges, strict=True):
     ax.imshow(figures, cmap="Blues", vmin=low, vmax=high, aspect="auto")
     for (row, column), value in np.ndenumerate(figures.to_numpy()):
@@ -97,7 +101,7 @@ for ax, figures, title, (low, high) in zip(panels, [behind, auroc], titles, rang
     ax.set_yticks(range(len(KINDS)), KINDS)
     ax.set_title(title)
 panels[0].set_ylabel("noise in the data")
-figure.supxlabel("likelihood=")
+figure.supxlabel("likelihood")
 plt.show()
 
 # %%

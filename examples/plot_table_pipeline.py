@@ -88,7 +88,7 @@ print(f"it is among the largest two: {among_two:.0%}; by guessing: {2 / shares.s
 worst = scores.idxmax()
 print(f"\nrecord {worst}: wrong is {wrong[worst] or 'nothing'}, by the detector {shares.loc[worst].idxmax()}")
 ax = plotting.contributions(pipeline, new.loc[[worst]])
-ax.set_title(f"Record {worst}, in which the wrong value is that of: {wrong[worst] or 'none'}")
+ax.set_title(f"Record {worst}, score {scores[worst]:.0f} nats; wrong: {wrong[worst] or 'nothing'}")
 plt.show()
 
 # %%
