@@ -93,13 +93,15 @@ class Exported:
         --------
         >>> import os, tempfile
         >>> import numpy as np
-        >>> import onnxruntime  # doctest: +SKIP
+        >>> import onnxruntime
         >>> from vae_anomaly import VAEDetector
         >>> X = np.random.RandomState(0).normal(size=(200, 3))
         >>> detector = VAEDetector(epochs=5, random_state=0).fit(X)
-        >>> detector.to_onnx("detector.onnx")  # doctest: +SKIP
-        >>> session = onnxruntime.InferenceSession("detector.onnx")  # doctest: +SKIP
-        >>> session.run(["label"], {"X": [[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]]})  # doctest: +SKIP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     detector.to_onnx(os.path.join(folder, "detector.onnx"))
+        ...     session = onnxruntime.InferenceSession(os.path.join(folder, "detector.onnx"))
+        >>> rows = np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
+        >>> session.run(["label"], {"X": rows})
         [array([ 1, -1])]
         """
         check_is_fitted(self)

@@ -18,8 +18,8 @@ __all__ = ["Graph", "library"]
 _DOMAIN = "vae_anomaly"
 # Of early 2023, with the file format of its day: older runtimes read it too.
 _OPERATORS, _ML_OPERATORS, _FILE_FORMAT = 18, 3, 8
-# What tf2onnx does not know, exact for small arguments too (Higham 2002, "Accuracy and stability of numerical
-# algorithms", section 1.14).
+# What tf2onnx does not know; the first two exact for small arguments too (Higham 2002, "Accuracy and
+# stability of numerical algorithms", section 1.14).
 _MISSING_OPERATORS = {
     "Log1p": """
         zero = Constant <value_int: int = 0> ()
@@ -49,6 +49,12 @@ _MISSING_OPERATORS = {
         finite = Where (tiny, x, bounded)
         overflown = IsInf (power)
         y = Where (overflown, power, finite)
+    """,
+    "Erfc": """
+        zero = Constant <value_int: int = 0> ()
+        one = Pow (x, zero)
+        error = Erf (x)
+        y = Sub (one, error)
     """,
 }
 
