@@ -189,7 +189,8 @@ def _threshold(detector: Any) -> dict[str, Any]:
         rule = None
     # A rule that was set since the fit promises something else.
     same = promised is not None and thresholds.promised_rate(rule) == promised
-    rates = rule.realized_rates(len(scores)) if same and hasattr(rule, "realized_rates") else None
+    known = same and scores is not None and hasattr(rule, "realized_rates")
+    rates = rule.realized_rates(len(scores)) if known else None
     return {
         "rule": None if rule is None else _shortened(rule),
         "offset": _number(detector.offset_),
