@@ -497,6 +497,7 @@ WRONG = {
     "scaler": ("minmax", "scaler"),
     "warm_start": ("no", "warm_start"),
     "callbacks": (print, "callbacks"),
+    "checkpoint": (3, "checkpoint"),
     "jit_compile": ("always", "jit_compile"),
     "device": (0, "device"),
     "random_state": ("seed", "random_state"),

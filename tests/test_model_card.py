@@ -119,7 +119,7 @@ def test_a_figure_that_was_not_measured_in_the_last_epoch_is_said_to_be_none(tab
 
 def test_an_interruption_is_told_if_the_fit_says_so(table):
     detector = VAEDetector(**QUICK).fit(table[0])
-    assert "interrupted" not in str(detector.model_card())
+    assert "- interrupted: no" in str(detector.model_card())
     detector.interrupted_ = True
     assert "- interrupted: yes" in str(detector.model_card())
     assert "The training was interrupted" in str(detector.model_card())

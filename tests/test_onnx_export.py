@@ -13,7 +13,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     MinMaxScaler,
-    PowerTransformer,
     QuantileTransformer,
     RobustScaler,
     StandardScaler,
@@ -155,7 +154,6 @@ def test_images_go_in_as_images(shape, tmp_path):
     [
         None,
         MinMaxScaler(),
-        PowerTransformer(),
         QuantileTransformer(n_quantiles=20),
         RobustScaler(),
         make_pipeline(StandardScaler(), PCA(2)),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vae_anomaly import (
@@ -278,6 +279,9 @@ class VAEDetector(
     noise_: Rows
     history_: dict[str, list[float]]
     pixel_range_: tuple[float, float] | None
+
+    # ``resume`` is for whoever calls `fit`, not for what routes metadata of rows.
+    __metadata_request__fit: ClassVar[dict[str, str]] = {"resume": UNUSED}
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         # Names are checked where they are looked up, so that ones registered later are known too.

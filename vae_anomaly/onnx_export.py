@@ -101,8 +101,8 @@ class Exported:
         ...     detector.to_onnx(os.path.join(folder, "detector.onnx"))
         ...     session = onnxruntime.InferenceSession(os.path.join(folder, "detector.onnx"))
         >>> rows = np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
-        >>> session.run(["label"], {"X": rows})
-        [array([ 1, -1])]
+        >>> session.run(["label"], {"X": rows})[0].tolist()
+        [1, -1]
         """
         check_is_fitted(self)
         for needed in ("onnx", "onnxruntime", "skl2onnx", "tf2onnx"):

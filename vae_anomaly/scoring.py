@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter1d
 
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.objective import importance_weighted_bound, kl_divergence, log_weight
@@ -128,16 +127,27 @@ def unexplained_variance(image_shape: ImageShape, smoothing: float = 1.0) -> Sco
     """
     height, width, channels = image_shape
     n_features = height * width * channels
-    of_rows, of_columns = (_filter(side, smoothing) for side in (height, width))
+    taps = _filter(smoothing)
+    mirrored = [np.pad(np.arange(side), len(taps) // 2, mode="symmetric") for side in (height, width)]
 
     def smoothed(images: Any) -> Any:
-        images = keras.ops.einsum("ij,njwc->niwc", of_rows, images)
-        return keras.ops.einsum("ij,nhjc->nhic", of_columns, images)
+        for axis, positions in enumerate(mirrored, start=1):
+            wide = keras.ops.take(images, positions, axis=axis)
+            side = image_shape[axis - 1]
+            slices = [
+                tap * (wide[:, place : place + side] if axis == 1 else wide[:, :, place : place + side])
+                for place, tap in enumerate(taps)
+            ]
+            images = sum(slices[1:], slices[0])
+        return images
 
     def of_pixels(vae: Any, x: Any, inferred: Any) -> Any:
         """The share of each pixel in each draw and image: (n_draws * n_rows, height, width, channels)."""
         expected = vae.likelihood.mean(inferred.parameters)
         x = keras.ops.where(keras.ops.isnan(x), expected, x)  # a missing pixel is as expected
+        # In float64, and rounded in the end: how sums are grouped depends on the images beside it, and is not
+        # to be seen in an image's score.
+        x, expected = (keras.ops.cast(v, "float64") for v in (x, expected))
         own, missed = (keras.ops.reshape(v, (-1, *image_shape)) for v in (x, x - expected))
         own = keras.ops.square(smoothed(own - keras.ops.mean(own, axis=(1, 2), keepdims=True)))
         variance = keras.ops.sum(own, axis=(1, 2, 3), keepdims=True)
@@ -145,20 +155,20 @@ def unexplained_variance(image_shape: ImageShape, smoothing: float = 1.0) -> Sco
 
     def per_draw(vae: Any, x: Any, inferred: Any) -> Any:
         total = keras.ops.sum(of_pixels(vae, x, inferred), axis=(1, 2, 3))
-        return keras.ops.reshape(total, (-1, keras.ops.shape(x)[0]))
+        return keras.ops.cast(keras.ops.reshape(total, (-1, keras.ops.shape(x)[0])), "float32")
 
     def per_feature(vae: Any, x: Any, inferred: Any) -> Any:
         around = smoothed(of_pixels(vae, x, inferred))
-        return keras.ops.reshape(around, (-1, keras.ops.shape(x)[0], n_features))
+        return keras.ops.cast(keras.ops.reshape(around, (-1, keras.ops.shape(x)[0], n_features)), "float32")
 
     return Score(per_draw, lambda values, _: keras.ops.mean(values, axis=0), per_feature)
 
 
-def _filter(side: int, smoothing: float) -> Rows:
-    """A Gaussian filter along a side of so many pixels, as a matrix."""
-    identity = np.eye(side)
-    filtered = gaussian_filter1d(identity, smoothing, axis=0) if smoothing else identity
-    return np.asarray(filtered, dtype=np.float32)
+def _filter(smoothing: float) -> list[float]:
+    """A Gaussian filter's weights, out to four standard deviations."""
+    places = np.arange(-round(4 * smoothing), round(4 * smoothing) + 1)
+    weights = np.exp(-0.5 * (places / smoothing) ** 2) if smoothing else np.ones(1)
+    return [float(weight) for weight in weights / weights.sum()]
 
 
 #: Every score by name. "elbo": the negative evidence lower bound, KL - E_q log p(x|z). "iwae": the
