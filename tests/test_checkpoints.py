@@ -824,7 +824,7 @@ while outcomes["killed"] < int(sys.argv[2]):
         while child.exitcode is None and (not path.exists() or path.stat().st_ino == before):
             time.sleep(0.001)
     time.sleep(rng.uniform(0, seconds))
-    os.kill(child.pid, signal.SIGKILL)
+    child.kill()  # nothing, if it has ended by itself
     child.join()
     if child.exitcode != -signal.SIGKILL:
         assert child.exitcode == 0  # it was faster
