@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from vae_anomaly import backend
 
 
@@ -37,6 +39,16 @@ def test_another_keras_backend_is_refused_with_the_remedy():
 def test_a_log_level_of_the_users_is_respected():
     ran = run("from vae_anomaly.backend import tf; tf.constant(1)", TF_CPP_MIN_LOG_LEVEL="0")
     assert "oneDNN" in ran.stderr or "cpu_feature_guard" in ran.stderr
+
+
+@pytest.mark.parametrize("chosen", [None, "1"])
+def test_a_log_level_set_inside_is_gone_afterwards(chosen, monkeypatch):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    if chosen:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", chosen)
+    with backend.quiet():
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == chosen
 
 
 def test_loading_leaves_the_environment_as_it_was():

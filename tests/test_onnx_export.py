@@ -1,6 +1,7 @@
 """ONNX export: the graph gives the detector's scores and labels, with nothing but a runtime."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -20,12 +21,13 @@ from sklearn.preprocessing import (
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, onnx_export, onnx_graph
 from vae_anomaly.backend import keras, tf
-from vae_anomaly.likelihoods import Gaussian, Laplace
+from vae_anomaly.likelihoods import Categorical, Gaussian, Laplace
 from vae_anomaly.scoring import SCORES, Score
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: pip install 'vae-anomaly[onnx]'")
-pytest.importorskip("tf2onnx", reason="needs the extra: pip install 'vae-anomaly[onnx]'")
-pytest.importorskip("skl2onnx", reason="needs the extra: pip install 'vae-anomaly[onnx]'")
+try:
+    onnxruntime, *_ = map(onnx_graph.library, ("onnxruntime", "onnx", "skl2onnx", "tf2onnx"))
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 TOLERANCE = 1e-4  # of 1 + |score|, as the documentation says
 OUTPUTS = ["score_samples", "decision_function", "label"]
@@ -171,7 +173,7 @@ def test_the_scaler_is_in_the_graph(scaler, tmp_path):
 def homes():
     rng = np.random.RandomState(0)
     frame = pd.DataFrame({"kind": rng.choice(["studio", "flat", "house"], 300)})
-    frame["area"] = rng.normal(80.0, 20.0, 300)
+    frame["x"] = rng.normal(80.0, 20.0, 300)
     frame["rooms"] = rng.poisson(3.0, 300)
     frame["floor"] = pd.Categorical(rng.choice([1, 2, 5], 300))
     frame["garden"] = rng.random_sample(300) < 0.3
@@ -189,11 +191,11 @@ def test_columns_of_a_mixed_table_go_in_by_name(homes, gaps, tmp_path):
     new.loc[:10, "kind"] = "castle"
     new["floor"] = new["floor"].astype(float)
     new.loc[20:30, "floor"] = 7.0
-    new.loc[25:40, "area"] = 1e12
+    new.loc[25:40, "x"] = 1e12
     if gaps:
         homes = homes.copy()
-        homes.loc[:40, "area"] = np.nan
-        new.loc[5:15, ["kind", "area"]] = [None, np.nan]
+        homes.loc[:40, "x"] = np.nan
+        new.loc[5:15, ["kind", "x"]] = [None, np.nan]
     detector = small().fit(homes)
     graph = session(detector, tmp_path)
     types = {value.name: value.type for value in graph.get_inputs()}
@@ -207,6 +209,20 @@ def test_categories_that_are_neither_texts_nor_numbers_are_refused(tmp_path):
     detector = small(likelihood={"day": "categorical"}).fit(X)
     with pytest.raises(NotImplementedError, match="column 'day' holds categories.*Timestamp.*astype"):
         detector.to_onnx(tmp_path / "detector.onnx")
+
+
+def test_a_column_with_the_name_of_an_output_is_refused(tmp_path):
+    X = pd.DataFrame({"label": ["a", "b"] * 20, "size": range(40)})
+    with pytest.raises(ValueError, match="'label' is the name of a column, and of something else.*rename"):
+        small(members=1).fit(X).to_onnx(tmp_path / "detector.onnx")
+
+
+def test_unseen_categories_that_are_an_error_score_nan(homes, tmp_path):
+    detector = small(likelihood={"kind": Categorical(unseen="raise")}, members=1).fit(homes)
+    new = homes[:2].assign(kind=["flat", "castle"])
+    scores, _, labels = session(detector, tmp_path).run(OUTPUTS, columns(new))
+    assert np.isnan(scores).tolist() == [False, True]
+    assert labels[1] == -1
 
 
 # -- what a detector refuses -----------------------------------------------------------------------------
@@ -288,6 +304,23 @@ def test_exporting_changes_no_score(written):
     np.testing.assert_array_equal(detector.score_samples(frame), before)
 
 
+def test_a_first_export_prints_nothing_and_leaves_the_environment_as_it_was(tmp_path):
+    code = """
+import os
+import numpy as np
+from vae_anomaly import VAEDetector
+detector = VAEDetector(epochs=2, members=1).fit(np.random.RandomState(0).normal(size=(50, 3)))
+before = os.environ.copy()
+detector.to_onnx("detector.onnx")
+assert os.environ == before, os.environ.keys() ^ before.keys()
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
 def test_a_detector_that_is_not_fitted_is_refused(tmp_path):
     with pytest.raises(NotFittedError):
         VAEDetector().to_onnx(tmp_path / "detector.onnx")
@@ -348,9 +381,8 @@ def test_weights_beyond_what_a_file_holds_are_refused(written, tmp_path, monkeyp
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_small_arguments_keep_their_digits(operation, reference, values, dtype):
     values = np.array(values, dtype=dtype)
-    graph = onnx_graph.Graph()
+    graph = onnx_graph.Graph({"y": dtype})
     graph.define("f", lambda x: (operation(x),), [((None,), dtype)], ["y"])
-    graph.call("f", [graph.input("x", dtype, ("n",))], ["y"])
-    graph.outputs.append(graph.value_info("y", dtype, ("n",)))
+    graph.call("f", [graph.input("x", dtype, ("n_rows",))], ["y"])
     found = onnxruntime.InferenceSession(graph.model({}).SerializeToString()).run(None, {"x": values})[0]
     np.testing.assert_allclose(found, reference(values), rtol=8 * np.finfo(dtype).eps)

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["keras", "tf", "without_weights"]
+__all__ = ["keras", "quiet", "tf", "without_weights"]
 
+_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # How TensorFlow's C++ side formats its log lines, which ignore every Python-level log setting.
 _LOG_LINE = re.compile(rb"^(WARNING: All log messages before absl|[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] )")
 _opening = threading.RLock()
@@ -50,7 +51,7 @@ def _load(name: str) -> ModuleType:
 
 
 def _open() -> None:
-    with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_start():
+    with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet():
         tensorflow = importlib.import_module("tensorflow")
         backend = importlib.import_module("keras").config.backend()
     if backend != "tensorflow":
@@ -62,17 +63,18 @@ def _open() -> None:
 
 
 @contextlib.contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Keep TensorFlow's start-up lines off the terminal, unless the user chose a log level."""
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        yield
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+def quiet() -> Iterator[None]:
+    """Keep TensorFlow's log lines off the terminal, unless the user chose a log level, which stays theirs."""
+    chosen = os.environ.get(_LOG_LEVEL)
+    os.environ.setdefault(_LOG_LEVEL, "3")
     try:
-        with _without_log_lines():
+        with _without_log_lines() if chosen is None else contextlib.nullcontext():
             yield
     finally:
-        del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+        # What runs inside may have set it: tf2onnx does.
+        os.environ.pop(_LOG_LEVEL, None)
+        if chosen is not None:
+            os.environ[_LOG_LEVEL] = chosen
 
 
 @contextlib.contextmanager

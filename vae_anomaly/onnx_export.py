@@ -121,7 +121,8 @@ def _model_of(detector: Any) -> Any:
             f"an ONNX file holds at most 2 GB; the weights of this detector take {n_bytes / 1e9:.3g} GB. "
             "Save it with `save`, or fit fewer members or a smaller network."
         )
-    graph, n_features = Graph(), detector.n_features_in_
+    results = {"score_samples": np.float64, "decision_function": np.float64, "label": np.int64}
+    graph, n_features = Graph(results), detector.n_features_in_
     X = _cells(graph, detector, n_features)
     rows = _scaled(graph, X, detector.scaler_, n_features)
     n_columns = fitted.members[0].specification.n_features
@@ -132,20 +133,17 @@ def _model_of(detector: Any) -> Any:
         [((None, n_features), np.float64), ((None, n_columns), np.float64)],
         prepared,
     )
-    graph.call("prepared", [X, rows], prepared)
-    by_member = _member_scores(graph, fitted)
+    x, refused, missing_share, any_missing = graph.call("prepared", [X, rows])
+    by_member = _member_scores(graph, fitted, x, any_missing)
     nothing = np.full((_ROWS_TO_CHECK, n_columns), np.nan, dtype=np.float32)
     excess = fitted._replace(levels=None).member_scores(nothing)[:, 0] - np.asarray(fitted.levels)
-    results = {"score_samples": np.float64, "decision_function": np.float64, "label": np.int64}
     graph.define(
         "outcome",
         partial(_outcome, np.asarray(fitted.weights), excess, detector.offset_),
         [((None,), np.float64), ((None,), np.bool_), *[((None,), np.float64)] * len(by_member)],
         list(results),
     )
-    graph.call("outcome", ["missing_share", "refused", *by_member], list(results))
-    for name, dtype in results.items():
-        graph.outputs.append(graph.value_info(name, dtype, ("n_rows",)))
+    graph.call("outcome", [missing_share, refused, *by_member], list(results))
     return graph.model(_about(detector))
 
 
@@ -230,7 +228,7 @@ def _column(graph: Graph, column: Column) -> str:
             function = f"codes of {name}"
             categories = np.array(list(codes))
             graph.define(function, partial(_codes, categories), [((None,), np.float64)], ["codes"])
-            (values,) = graph.call(function, [values], [f"{name} coded"])
+            (values,) = graph.call(function, [values])
     return graph.node("Unsqueeze", [values, graph.constant(np.array([1]))])
 
 
@@ -270,37 +268,35 @@ def _scaled(graph: Graph, X: str, scaler: Any, n_features: int) -> str:
     return graph.node("Gather", [joined, graph.constant(order)], axis=1)
 
 
-def _member_scores(graph: Graph, fitted: FittedModel) -> list[str]:
+def _member_scores(graph: Graph, fitted: FittedModel, x: str, any_missing: str) -> list[str]:
     """Names of the members' scores."""
     specification = fitted.members[0].specification
     architecture = architecture_of(fitted.members[0])
     arrays = [architecture.arrays(state) for state in fitted.members]
     template = architecture.template
     variables = [*template.trainable_variables, *template.non_trainable_variables]
-    weights = [
-        [f"member {member}: {position} {variable.path}" for position, variable in enumerate(variables)]
-        for member in range(len(arrays))
-    ]
     inputs = [((None, specification.n_features), np.float32), *((a.shape, a.dtype) for a in arrays[0])]
     functions = {"score of rows with gaps": False, "score": True}
     if specification.marks_missing:  # they see all rows so
         functions.pop("score")
     for name, complete in functions.items():
         graph.define(name, partial(_member_score, architecture, fitted, complete), inputs, ["score"])
-    for names, values in zip(weights, arrays, strict=True):
-        for position, (name, value) in enumerate(zip(names, values, strict=True)):
-            if any(graph.uses(function, 1 + position) for function in functions):
-                graph.constant(value, name)
-    scores = [f"score by member {member}" for member in range(len(arrays))]
-    calls = [
-        [graph.call_node(name, ["x", *names], [score]) for names, score in zip(weights, scores, strict=True)]
-        for name in functions
+    used = [any(graph.uses(name, 1 + position) for name in functions) for position in range(len(variables))]
+    given = [
+        [
+            x,
+            *(
+                graph.constant(value, f"member {member}: {position} {variables[position].path}")
+                if used[position]
+                else ""
+                for position, value in enumerate(values)
+            ),
+        ]
+        for member, values in enumerate(arrays)
     ]
-    if len(calls) == 1:
-        graph.nodes += calls[0]
-    else:
-        graph.branch("any_missing", calls, scores)
-    return scores
+    if len(functions) == 1:
+        return [graph.call(name, inputs)[0] for inputs in given for name in functions]
+    return graph.chosen(any_missing, [[(name, inputs) for inputs in given] for name in functions])
 
 
 def _about(detector: Any) -> dict[str, str]:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vae_anomaly.backend import tf
+from vae_anomaly.backend import quiet, tf
 
 __all__ = ["Graph", "library"]
 
 _DOMAIN = "vae_anomaly"
+# How the names of what is neither input nor output begin.
+_OWN = "detector/"
 # Of early 2023, with the file format of its day: older runtimes read it too.
 _OPERATORS, _ML_OPERATORS, _FILE_FORMAT = 18, 3, 8
 # What tf2onnx does not know; the first two exact for small arguments too (Higham 2002, "Accuracy and
@@ -60,46 +62,73 @@ _MISSING_OPERATORS = {
 
 
 class Graph:
-    """An ONNX graph that grows node by node, with functions of its own."""
+    """An ONNX graph that grows node by node, with functions of its own.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    outputs : dict of name to dtype, of shape (n_rows,)
+    """
+
+    def __init__(self, outputs: Mapping[str, Any]) -> None:
         self._onnx = library("onnx")
         self._functions: dict[str, Any] = {}
         self._initializers: list[Any] = []
-        self.nodes: list[Any] = []
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
+        self._nodes: list[Any] = []
+        self._inputs: list[Any] = []
+        self._outputs = [self._value_info(name, dtype, ("n_rows",)) for name, dtype in outputs.items()]
 
     # -- parts ----------------------------------------------------------------------------------------
     def type_of(self, dtype: Any) -> int:
+        """ONNX's number for a type."""
         return int(self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def value_info(self, name: str, dtype: Any, shape: Sequence[Any]) -> Any:
-        return self._onnx.helper.make_tensor_value_info(name, self.type_of(dtype), shape)
-
     def input(self, name: str, dtype: Any, shape: Sequence[Any]) -> str:
-        self.inputs.append(self.value_info(name, dtype, shape))
+        """An input of the graph."""
+        if name.startswith(_OWN) or name in {value.name for value in [*self._inputs, *self._outputs]}:
+            raise ValueError(
+                f"{name!r} is the name of a column, and of something else in the ONNX graph; rename the "
+                "column and fit again."
+            )
+        self._inputs.append(self._value_info(name, dtype, shape))
         return name
 
-    def constant(self, value: npt.NDArray[Any], name: str | None = None) -> str:
-        name = name or f"constant {len(self._initializers)}"
+    def constant(self, value: npt.NDArray[Any], name: str = "constant") -> str:
+        """An array of the graph's own."""
+        name = f"{_OWN}{len(self._initializers)} {name}"
         self._initializers.append(self._onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        output = f"{operator} {len(self.nodes)}"
-        self.nodes.append(self._onnx.helper.make_node(operator, inputs, [output], **attributes))
+        """What one of ONNX's operators makes of tensors."""
+        output = f"{_OWN}{len(self._nodes)} {operator}"
+        self._nodes.append(self._onnx.helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def branch(self, condition: str, ways: Sequence[Sequence[Any]], outputs: list[str]) -> None:
-        """Nodes that compute float64 numbers for each row, in one way or the other."""
-        infos = [self.value_info(name, np.float64, (None,)) for name in outputs]
-        branches = [self._onnx.helper.make_graph(nodes, "branch", [], infos) for nodes in ways]
-        self.nodes.append(
+    def chosen(self, condition: str, ways: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[str]:
+        """Results of calls, each of float64 numbers for rows: the first way's if the condition holds."""
+        outputs = [f"{_OWN}{len(self._nodes)} {position}" for position in range(len(ways[0]))]
+        infos = [self._value_info(name, np.float64, (None,)) for name in outputs]
+        branches = [
+            self._onnx.helper.make_graph(
+                [
+                    self._call(function, inputs, [output])
+                    for (function, inputs), output in zip(calls, outputs, strict=True)
+                ],
+                "branch",
+                [],
+                infos,
+            )
+            for calls in ways
+        ]
+        self._nodes.append(
             self._onnx.helper.make_node(
                 "If", [condition], outputs, then_branch=branches[0], else_branch=branches[1]
             )
         )
+        return outputs
+
+    def _value_info(self, name: str, dtype: Any, shape: Sequence[Any]) -> Any:
+        return self._onnx.helper.make_tensor_value_info(name, self.type_of(dtype), shape)
 
     # -- functions ------------------------------------------------------------------------------------
     def define(
@@ -115,7 +144,7 @@ class Graph:
             return dict(zip(outputs, function(*tensors), strict=True))
 
         signature = [tf.TensorSpec(shape, dtype) for shape, dtype in inputs]
-        with _silent("tf2onnx"):
+        with _silent("tf2onnx"), quiet():
             model, _ = library("tf2onnx").convert.from_function(
                 tf.function(run, autograph=False),
                 signature,
@@ -140,8 +169,7 @@ class Graph:
                 "rows before the detector, or choose a scaler that it knows, such as StandardScaler."
             ) from error
         self._add(name, model, ["X"], [output.name for output in model.graph.output])
-        (output,) = self.call(name, [X], ["scaled"])
-        return output
+        return self.call(name, [X])[0]
 
     def _add(self, name: str, model: Any, inputs: list[str], outputs: list[str]) -> None:
         graph, helper = model.graph, self._onnx.helper
@@ -173,14 +201,15 @@ class Graph:
         definition = self._functions[function]
         return any(definition.input[position] in node.input for node in _nodes(definition))
 
-    def call_node(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
-        """A call of a function; inputs that it does not use are left out."""
-        inputs = [name if self.uses(function, position) else "" for position, name in enumerate(inputs)]
-        return self._onnx.helper.make_node(function, inputs, outputs, domain=_DOMAIN)
-
-    def call(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> Sequence[str]:
-        self.nodes.append(self.call_node(function, inputs, outputs))
+    def call(self, function: str, inputs: Sequence[str], outputs: Sequence[str] = ()) -> list[str]:
+        """What a function makes of tensors; its results get names of their own if there are none."""
+        results = self._functions[function].output
+        outputs = list(outputs) or [f"{_OWN}{len(self._nodes)} {name}" for name in results]
+        self._nodes.append(self._call(function, inputs, outputs))
         return outputs
+
+    def _call(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+        return self._onnx.helper.make_node(function, inputs, outputs, domain=_DOMAIN)
 
     # -- the whole ------------------------------------------------------------------------------------
     def _operators(self) -> list[Any]:
@@ -188,6 +217,7 @@ class Graph:
         return [self._onnx.helper.make_opsetid(*item) for item in versions.items()]
 
     def model(self, about: Mapping[str, str]) -> Any:
+        """The graph as an ONNX model, with its metadata."""
         own = [
             self._onnx.parser.parse_function(
                 f'<domain: "{_DOMAIN}", opset_import: ["": {_OPERATORS}]> {name} (x) => (y) {{{text}}}'
@@ -195,7 +225,7 @@ class Graph:
             for name, text in _MISSING_OPERATORS.items()
         ]
         graph = self._onnx.helper.make_graph(
-            self.nodes, "detector", self.inputs, self.outputs, self._initializers
+            self._nodes, "detector", self._inputs, self._outputs, self._initializers
         )
         model = self._onnx.helper.make_model(
             graph,
@@ -221,7 +251,8 @@ def _nodes(graph: Any) -> Iterator[Any]:
 def library(name: str) -> Any:
     """A library of the extra ``onnx``."""
     try:
-        return importlib.import_module(name)
+        with quiet():
+            return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
             f"to_onnx needs {name}, which cannot be imported ({error}): pip install 'vae-anomaly[onnx]'."

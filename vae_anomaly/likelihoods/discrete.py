@@ -126,7 +126,8 @@ class Categorical(Likelihood):
         check_none(self.outside_support(X), X, names, expected)
 
     def outside_support(self, X: Any) -> Any:
-        return (X % 1 > 0) | (X < 0) | (self.n_categories < X)
+        greatest = self.n_categories - (self.unseen == "raise")
+        return (X % 1 > 0) | (X < 0) | (greatest < X)
 
     @property
     def _least(self) -> float:
