@@ -28,6 +28,7 @@ ORDER = [
     "layers",
     "networks.base",
     "networks.dense",
+    "convolution",
     "networks.conv",
     "networks",
     "keras_network",
@@ -72,6 +73,7 @@ FILES = {
 MODULES = sorted({*FILES} - {"__init__"})
 KNOWS_TENSORFLOW = {
     "backend",
+    "convolution",
     "onnx_export",
     "onnx_graph",
     "programs",

@@ -228,7 +228,7 @@ def test_any_depth_and_kernel_works_with_two_parameters_for_each_pixel(options: 
 
 def kernels_of(model: Any, kind: str) -> list[Any]:
     """Shapes of the kernels of layers of this class."""
-    return [tuple(layer.kernel.shape) for layer in model.layers if type(layer).__name__ == kind]
+    return [tuple(layer.kernel.shape) for layer in model.layers if type(layer).__name__.endswith(kind)]
 
 
 def test_each_convolution_has_its_own_setting_and_the_decoder_mirrors_it() -> None:

@@ -228,9 +228,7 @@ class ConvNetwork(Network):
                 hidden = keras.layers.Cropping2D(
                     crop, data_format="channels_last", name=f"decoder_crop_{position}"
                 )(hidden)
-        # Transposed although it has no stride: of the two forms of one map, its gradient is the cheaper one
-        # where a layer has few outputs.
-        layer = keras.layers.Conv2DTranspose(
+        layer = _to_parameters(last.filters)(
             last.filters,
             last.kernel,
             padding="same",
@@ -324,6 +322,16 @@ class ConvNetwork(Network):
         use_bias, initializer = not self.batch_normalization, hidden_initializer(self.activation)
         layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=initializer, name=name)
         return after(self, layer(x), name)
+
+
+def _to_parameters(n_outputs: int) -> Any:
+    """The kind of the decoder's last layer."""
+    # A Keras class: importing it loads TensorFlow.
+    from vae_anomaly.convolution import MOST_OUTPUTS, ShiftedConv2DTranspose
+
+    # Transposed although it has no stride: of the two forms of one map, its gradient is the cheaper one
+    # where a layer has few outputs.
+    return ShiftedConv2DTranspose if n_outputs <= MOST_OUTPUTS else keras.layers.Conv2DTranspose
 
 
 def _each(sizes: Any, n_convolutions: int) -> Sequence[Any]:
