@@ -54,7 +54,7 @@ def test_a_share_is_held_out_of_training_and_scaling(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, random_state=0).fit(X)
     seed = detector._calibration_seed
-    kept, held_out = calibration.split(len(X), 0.25, seed)
+    kept, held_out = calibration.set_aside(np.arange(len(X)), 0.25, seed)
     assert len(held_out) == 75
     assert sorted([*kept, *held_out]) == list(range(300))
     np.testing.assert_allclose(detector.scaler_.mean_, X[kept].mean(axis=0))
@@ -65,7 +65,7 @@ def test_held_out_rows_do_not_reach_the_model(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, random_state=0)
     first = clone(detector).fit(X)
-    _, held_out = calibration.split(len(X), 0.25, first._calibration_seed)
+    _, held_out = calibration.set_aside(np.arange(len(X)), 0.25, first._calibration_seed)
     changed = X.copy()
     changed[held_out] += 100
     second = clone(detector).fit(changed)
@@ -115,7 +115,7 @@ def test_images_and_data_frames_are_calibrated_too(given):
 def test_a_warm_start_keeps_the_held_out_rows(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, warm_start=True).fit(X)
-    _, held_out = calibration.split(len(X), 0.25, detector._calibration_seed)
+    _, held_out = calibration.set_aside(np.arange(len(X)), 0.25, detector._calibration_seed)
     detector.fit(X)
     np.testing.assert_array_equal(detector.calibration_scores_, -detector.score_samples(X[held_out]))
 

@@ -17,7 +17,19 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.model_selection import KFold, train_test_split
 
-__all__ = ["Calibrated", "discoveries", "out_of_fold_scores", "p_values", "resolve", "split", "uncalibrated"]
+from vae_anomaly import thresholds
+from vae_anomaly.rows import Rows
+from vae_anomaly.sparse_rows import joined, rows_of
+
+__all__ = [
+    "Calibrated",
+    "discoveries",
+    "out_of_fold_scores",
+    "p_values",
+    "resolve",
+    "set_aside",
+    "uncalibrated",
+]
 
 # A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Folds promise it only nearly.
 _ROWS_ENOUGH_TO_SPLIT = 500
@@ -65,12 +77,15 @@ def resolve(calibration: str | float | None, wanted: bool, n_rows: int) -> int |
     return float(calibration)
 
 
-def split(n_rows: int, share: float, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Positions of the rows to train on and of those to hold out."""
-    trained_on, held_out = train_test_split(
-        np.arange(n_rows), test_size=round(share * n_rows), random_state=seed
+def set_aside(X: Any, calibration: int | float | None, seed: int) -> tuple[Any, Any]:
+    """The rows to train on, and those to hold out if ``calibration`` is a share."""
+    if not isinstance(calibration, float):
+        return X, X[:0]
+    n_rows = X.shape[0]
+    kept, held_out = train_test_split(
+        np.arange(n_rows), test_size=round(calibration * n_rows), random_state=seed
     )
-    return trained_on, held_out
+    return X[kept], X[held_out]
 
 
 def uncalibrated(detector: Any, likelihood: Any, seed: int) -> Any:
@@ -159,6 +174,30 @@ def discoveries(
 
 class Calibrated:
     """Base class of detectors that say what their scores mean."""
+
+    def _set_threshold(
+        self: Any, rule: Any, calibration: int | float | None, X: Any, held_out: Any, rows: Rows, seed: int
+    ) -> None:
+        """Balance the members and cut between normal and not, once they are trained on X, scaled ``rows``."""
+        on_held_out = thresholds.takes_held_out(rule)
+        if held_out.shape[0] and not on_held_out:  # a share of anomalies means all of X
+            names = getattr(self, "feature_names_in_", None)
+            rows = joined(rows, rows_of(held_out, self.scaler_, names))
+        self.weights_, self._member_levels = None, None
+        rows = thresholds.rows_to_score(rule, rows, seed)
+        self.weights_, self._member_levels, scores = self._fitted.balanced(rows)
+        unseen = None
+        if isinstance(calibration, int) and self.interrupted_:
+            if on_held_out:
+                raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
+        elif isinstance(calibration, int):
+            images = X if self.image_shape_ is None else X.reshape(-1, *self.image_shape_)
+            of_fold = uncalibrated(self, self.members_[0].specification.likelihood, seed)
+            unseen = out_of_fold_scores(of_fold, images, calibration, seed)
+        elif calibration is not None:
+            unseen = self._fitted.scores(held_out)
+        self.calibration_scores_, self.false_alarm_rate_ = unseen, thresholds.promised_rate(rule)
+        self.offset_ = -float(rule.cut(unseen if on_held_out else scores))
 
     def p_values(self: Any, X: Any) -> npt.NDArray[np.float64]:
         r"""Conformal p-values: how often a normal row would look at least as anomalous.

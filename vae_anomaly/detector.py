@@ -53,7 +53,7 @@ from vae_anomaly.rows import (
 )
 from vae_anomaly.saving import Saved
 from vae_anomaly.scoring import Score
-from vae_anomaly.sparse_rows import blocks, has_gaps, joined, rows_of
+from vae_anomaly.sparse_rows import blocks, has_gaps, rows_of
 from vae_anomaly.states import ModelState, Specification
 from vae_anomaly.tables import table_of
 
@@ -450,12 +450,10 @@ class VAEDetector(
             X, image_shape, dtype = self._checked(X, reset=not continuing)
             rule = thresholds.resolve(self.threshold, self.contamination)
             aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), X.shape[0])
-            rng = check_random_state(self.random_state)
             network, likelihood = self._specifications(image_shape)
-            own_scaler = not isinstance(self.scaler, str)
             of_images = network.shape_of_images(image_shape)
             if of_images is not None:
-                scaled = own_scaler and self.scaler is not None
+                scaled = self.scaler is not None and not isinstance(self.scaler, str)
                 X = pixels(X, dtype, likelihood, scaled, self.pixel_range_ if continuing else None)
             recipe = ensemble.recipe(
                 self.members,
@@ -464,88 +462,96 @@ class VAEDetector(
                 decide=self.epochs == "auto" and of_images is None,
                 n_rows=X.shape[0],
             )
-            drawn = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * len(recipe.members))
-            if checkpoint is not None:
-                drawn = checkpoint.seeds(drawn, self.random_state)
-            draws_seed, *seeds = map(int, drawn)
+            draws_seed, own_seeds = self._seeds(len(recipe.members), checkpoint)
             self.n_samples_fit_, self.do_early_stopping_ = X.shape[0], recipe.early_stopping
             if not continuing:
                 self._calibration_seed = draws_seed
-            held_out = X[:0]
-            if isinstance(aside, float):
-                kept, held = calibration.split(X.shape[0], aside, self._calibration_seed)
-                X, held_out = X[kept], X[held]
+            X, held_out = calibration.set_aside(X, aside, self._calibration_seed)
             if not continuing:
-                check_magnitude(X, getattr(self, "feature_names_in_", None))
-                self.missing_share_ = missing_shares(X, getattr(self, "feature_names_in_", None))
-                likelihood.check_columns(X.shape[1])
-                scaler = likelihood.scaler_of(self.scaler) if own_scaler else likelihood.default_scaler()
-                self.scaler_ = fitted(scaler, X)
                 self.image_shape_ = image_shape
                 self.pixel_range_ = None if of_images is None else pixel_range(X)
-            names = getattr(self, "feature_names_in_", None)
-            rows = rows_of(X, self.scaler_, names)
-            for block in blocks(rows):
-                likelihood.check_support(block, column_names(self.scaler_, names, rows.shape[1]))
-            latent_dim = self.latent_dim
-            if latent_dim == "auto":
-                latent_dim = network.default_latent_dim(rows.shape[1])
-            specification = Specification(
-                network,
-                likelihood,
-                rows.shape[1],
-                int(latent_dim),
-                self.members_[0].specification.marks_missing
-                if continuing
-                else network.marks_missing() and (plan.share_to_mask(rows) > 0 or has_gaps(rows)),
+                self._fit_scaler(X, likelihood)
+            rows = self._scaled(X, likelihood)
+            self._train(
+                network, likelihood, rows, plan, recipe, draws_seed, own_seeds, checkpoint, continuing
             )
-            own_seeds = [ensemble.Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
-            if not continuing:
-                self.latent_dim_ = specification.latent_dim
-                draws = np.random.RandomState(draws_seed).standard_normal((self.n_draws, self.latent_dim_))
-                self.noise_ = draws.astype(np.float32)
-                # Held-out rows of this fit stay held out if a warm start goes on with the same rows.
-                self._split_seeds = [seeds.split for seeds in own_seeds]
-                self.history_ = {}
-            else:
-                ensemble.check_continues(
-                    self.members_, specification, len(own_seeds), len(self.noise_), self.n_draws
-                )
-            self.members_, history, self.interrupted_ = ensemble.train_members(
-                specification,
-                rows,
-                plan,
-                recipe,
-                [own._replace(split=split) for own, split in zip(own_seeds, self._split_seeds, strict=True)],
-                noise=self.noise_,
-                earlier=self.members_ if continuing else None,
-                callbacks=self.callbacks or (),
-                verbose=int(self.verbose),
-                keeper=checkpoint,
-            )
-            self._split_seeds = self._split_seeds[: len(self.members_)]
-            self.history_ = training.continued(self.history_, history)
             self.score_ = scoring.resolve_name(vars(self)["score"], len(self.members_), of_images)
-            if held_out.shape[0] and not thresholds.takes_held_out(rule):
-                rows = joined(rows, rows_of(held_out, self.scaler_, names))  # a share means all of X
-            self.weights_, self._member_levels = None, None
-            rows = thresholds.rows_to_score(rule, rows, draws_seed)
-            self.weights_, self._member_levels, scores = self._fitted.balanced(rows)
-            unseen = None
-            if isinstance(aside, int) and self.interrupted_:
-                if thresholds.takes_held_out(rule):
-                    raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
-            elif isinstance(aside, int):
-                images = X if image_shape is None else X.reshape(-1, *image_shape)
-                of_fold = calibration.uncalibrated(self, likelihood, draws_seed)
-                unseen = calibration.out_of_fold_scores(of_fold, images, aside, draws_seed)
-            elif aside is not None:
-                unseen = self._fitted.scores(held_out)
-            self.calibration_scores_, self.false_alarm_rate_ = unseen, thresholds.promised_rate(rule)
-            self.offset_ = -float(rule.cut(unseen if thresholds.takes_held_out(rule) else scores))
+            self._set_threshold(rule, aside, X, held_out, rows, draws_seed)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
+
+    def _seeds(
+        self, n_members: int, checkpoint: checkpoints.CheckpointFile | None
+    ) -> tuple[int, list[ensemble.Seeds]]:
+        """What decides the draws, and what decides each member's training."""
+        rng = check_random_state(self.random_state)
+        drawn = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * n_members)
+        if checkpoint is not None:
+            drawn = checkpoint.seeds(drawn, self.random_state)
+        draws_seed, *seeds = map(int, drawn)
+        return draws_seed, [ensemble.Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
+
+    def _fit_scaler(self, X: Any, likelihood: Likelihood) -> None:
+        names = getattr(self, "feature_names_in_", None)
+        check_magnitude(X, names)
+        self.missing_share_ = missing_shares(X, names)
+        likelihood.check_columns(X.shape[1])
+        own_scaler = not isinstance(self.scaler, str)
+        scaler = likelihood.scaler_of(self.scaler) if own_scaler else likelihood.default_scaler()
+        self.scaler_ = fitted(scaler, X)
+
+    def _scaled(self, X: Any, likelihood: Likelihood) -> Rows:
+        """The rows as the model sees them, all within the likelihood's support."""
+        names = getattr(self, "feature_names_in_", None)
+        rows: Rows = rows_of(X, self.scaler_, names)
+        for block in blocks(rows):
+            likelihood.check_support(block, column_names(self.scaler_, names, rows.shape[1]))
+        return rows
+
+    def _train(
+        self,
+        network: Network,
+        likelihood: Likelihood,
+        rows: Rows,
+        plan: training.Plan,
+        recipe: ensemble.Recipe,
+        draws_seed: int,
+        seeds: list[ensemble.Seeds],
+        checkpoint: ensemble.Keeper | None,
+        continuing: bool,
+    ) -> None:
+        latent_dim = self.latent_dim
+        if latent_dim == "auto":
+            latent_dim = network.default_latent_dim(rows.shape[1])
+        if continuing:
+            marks_missing = self.members_[0].specification.marks_missing
+        else:
+            marks_missing = network.marks_missing() and (plan.share_to_mask(rows) > 0 or has_gaps(rows))
+        specification = Specification(network, likelihood, rows.shape[1], int(latent_dim), marks_missing)
+        if not continuing:
+            self.latent_dim_ = specification.latent_dim
+            draws = np.random.RandomState(draws_seed).standard_normal((self.n_draws, self.latent_dim_))
+            self.noise_ = draws.astype(np.float32)
+            # Held-out rows of this fit stay held out if a warm start goes on with the same rows.
+            self._split_seeds = [own.split for own in seeds]
+            self.history_ = {}
+        else:
+            ensemble.check_continues(self.members_, specification, len(seeds), len(self.noise_), self.n_draws)
+        self.members_, history, self.interrupted_ = ensemble.train_members(
+            specification,
+            rows,
+            plan,
+            recipe,
+            [own._replace(split=split) for own, split in zip(seeds, self._split_seeds, strict=True)],
+            noise=self.noise_,
+            earlier=self.members_ if continuing else None,
+            callbacks=self.callbacks or (),
+            verbose=int(self.verbose),
+            keeper=checkpoint,
+        )
+        self._split_seeds = self._split_seeds[: len(self.members_)]
+        self.history_ = training.continued(self.history_, history)
 
     def _specifications(self, image_shape: tuple[int, ...] | None) -> tuple[Network, Likelihood]:
         """The network and the likelihood to use: checked copies, out of reach of a later set_params."""
