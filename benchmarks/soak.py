@@ -4,7 +4,7 @@ Each series runs in a process of its own and writes a line for every block: resi
 the median latency in it. ``summary`` adds slopes of memory over the second half of a series, by least
 squares. Needs the extra ``test`` (psutil). What was measured is in ``benchmarks/results/soak.md``::
 
-    for series in same architectures own_programs xla; do
+    for series in same architectures cleared own_programs xla; do
         taskset -c 0 python benchmarks/soak.py run $series --out soak.csv
     done
     python benchmarks/soak.py summary soak.csv
@@ -25,6 +25,7 @@ import psutil
 from scipy import stats
 
 from vae_anomaly import DenseNetwork, VAEDetector
+from vae_anomaly.backend import keras
 from vae_anomaly.ensemble import DEFAULT_MEMBERS
 
 N_ROWS, N_FEATURES = 200, 5
@@ -70,6 +71,18 @@ def architectures(n_fits: int, _n_scores: int) -> Iterator[tuple[str, int, int, 
     yield "fits, another architecture each", n_fits, FITS_OF_BLOCK, fit
 
 
+def cleared(n_fits: int, n_scores: int) -> Iterator[tuple[str, int, int, Action]]:
+    """As ``architectures``, and Keras is told at the end of each block to forget what it can."""
+    ((_, n_turns, n_of_block, fit),) = architectures(n_fits, n_scores)
+
+    def fit_and_clear(turn: int) -> None:
+        fit(turn)
+        if turn % n_of_block == n_of_block - 1:
+            keras.utils.clear_session()
+
+    yield "fits, another architecture each, cleared", n_turns, n_of_block, fit_and_clear
+
+
 def own_programs(n_fits: int, _n_scores: int) -> Iterator[tuple[str, int, int, Action]]:
     """Each detector is asked for single rows until it gets a program of its own, and is then dropped."""
 
@@ -92,7 +105,7 @@ def xla(n_fits: int, _n_scores: int) -> Iterator[tuple[str, int, int, Action]]:
     yield "fits by XLA, another architecture each", n_fits // 5, FITS_OF_BLOCK // 5, fit
 
 
-SERIES = {series.__name__: series for series in (same, architectures, own_programs, xla)}
+SERIES = {series.__name__: series for series in (same, architectures, cleared, own_programs, xla)}
 
 
 def run(options: argparse.Namespace) -> None:
