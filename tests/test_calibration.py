@@ -112,6 +112,13 @@ def test_images_and_data_frames_are_calibrated_too(given):
     assert VAEDetector(epochs=1, calibration=given, random_state=0).fit(frame).p_values(frame).shape == (40,)
 
 
+def test_a_warm_start_with_other_rows_warns_that_held_out_rows_may_be_known(normal):
+    X = normal[0]
+    detector = VAEDetector(epochs=1, calibration=0.25, warm_start=True).fit(X[:200])
+    with pytest.warns(UserWarning, match="with 210 rows from a fit of 200.*promise too much"):
+        detector.fit(X[:210])
+
+
 def test_a_warm_start_keeps_the_held_out_rows(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, warm_start=True).fit(X)

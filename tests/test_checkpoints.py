@@ -558,6 +558,47 @@ def test_members_that_had_not_begun_are_left_out(X, monkeypatch):
     assert not warm.interrupted_
 
 
+def test_a_member_that_has_finished_no_epoch_is_left_out(X, monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
+    divergence = Interrupting(training._Epochs._divergence, {12 + 1})
+    monkeypatch.setattr(training._Epochs, "_divergence", lambda self, *given: divergence(self, *given))
+    with pytest.warns(ConvergenceWarning, match="ended the training of 1 of 2 members after 12 epochs"):
+        stopped = detector(members=2).fit(X)
+    assert len(stopped.members_) == 1
+    assert np.isfinite(stopped.score_samples(X)).all()
+
+
+def test_a_write_that_ctrl_c_breaks_off_is_made_up_for(X, path, monkeypatch):
+    write = Interrupting(archive.write, {2})
+    monkeypatch.setattr(archive, "write", write)
+    with pytest.warns(ConvergenceWarning, match="after 4 epochs"):
+        detector(checkpoint=Checkpoint(path, every=4)).fit(X)
+    (standing,) = checkpoints._read(str(path))["members"]
+    assert standing["n_epochs"] == 4
+
+
+def test_a_first_fit_is_resumed_where_later_ones_would_be_warm_starts(X, path, monkeypatch):
+    fitting = detector(checkpoint=path, warm_start=True)
+    interrupted(monkeypatch, fitting, X, calls={5})
+    assert_same(fitting.fit(X, resume=True), detector().fit(X), X)
+
+
+def test_a_link_to_a_checkpoint_stays_and_the_file_goes(X, path, tmp_path):
+    (tmp_path / "link").symlink_to(path)
+    killed(detector(tmp_path / "link"), X, 3)
+    assert path.exists()
+    detector(tmp_path / "link").fit(X, resume=True)
+    assert (tmp_path / "link").is_symlink()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("learning_rate", [7e-4, 1e-3, 9e-3])  # the first and the last are rounded in float32
+def test_a_callback_that_does_nothing_changes_nothing(learning_rate, X):
+    settings = {"learning_rate": learning_rate, "epochs": 3}
+    watched = detector(callbacks=[keras.callbacks.Callback()], **settings).fit(X)
+    assert_same(watched, detector(**settings).fit(X), X)
+
+
 @pytest.mark.parametrize("settings", [{}, {"members": 3}, {"members": 3, **STOPPING}], ids=str)
 def test_after_ctrl_c_a_fit_can_be_resumed_to_the_bits_of_a_whole_one(settings, X, path, monkeypatch):
     monkeypatch.setattr("joblib.cpu_count", lambda: 1)

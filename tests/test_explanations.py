@@ -171,6 +171,23 @@ def test_columns_may_be_chosen_in_every_way(columns, mixed):
     assert columns_of(transformer, mixed) == ["size", "weight"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        (slice("weight", "size"), ["size", "kind", "price", "weight"][::-1]),
+        (slice(np.int64(1), np.int64(3)), ["size", "kind", "price", "weight"]),
+        (slice(0, 2), [10, 11, 12, 13]),
+    ],
+    ids=["names", "numpy", "labels"],
+)
+def test_a_slice_of_columns_is_what_scikit_learn_takes_it_for(columns, names):
+    X = pd.DataFrame(np.random.RandomState(0).normal(size=(20, 4)), columns=names)
+    transformer = ColumnTransformer([("scaled", StandardScaler(), columns)]).fit(X)
+    taken = transformer.transform(X) * transformer.named_transformers_["scaled"].scale_
+    found = origins(transformer, X.columns.to_numpy())
+    np.testing.assert_allclose(taken, (X - X.mean()).to_numpy()[:, found])
+
+
 def test_a_selection_is_traced_by_name():
     X = np.c_[np.ones(9), np.arange(9), np.arange(9) ** 2]
     selector = VarianceThreshold().fit(X)

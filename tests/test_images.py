@@ -339,3 +339,35 @@ def test_the_pixel_range_leaves_gaps_out_and_counts_zeros_that_are_not_stored():
     assert pixel_range(sparse.csr_array(X)) == (0.25, 3.0)
     assert pixel_range(sparse.csr_array([[0.0, 2.0]])) == (0.0, 2.0)
     assert pixel_range(sparse.csr_array((2, 2))) == (0.0, 0.0)
+
+
+def test_a_detector_of_a_table_refuses_images(digits):
+    detector = VAEDetector(epochs=1).fit(digits[:40].reshape(40, -1))
+    with pytest.raises(ValueError, match=r"fitted on rows of a table; received images of shape \(8, 8\)"):
+        detector.score_samples(digits[:3])
+
+
+@pytest.mark.parametrize("likelihood", [{0: "gaussian"}, [("gaussian", [0])], "mixed"])
+def test_images_have_one_likelihood(likelihood, digits):
+    with pytest.raises(ValueError, match="is of a table's columns, and X holds images: give them one"):
+        VAEDetector(epochs=1, likelihood=likelihood).fit(digits[:40])
+
+
+def test_a_warm_start_takes_images_as_flat_rows_too(digits):
+    detector = VAEDetector(epochs=1, warm_start=True, random_state=0).fit(digits[:40])
+    detector.fit(digits[:40].reshape(40, -1))
+    assert detector.reconstruct(digits[:3]).shape == (3, 8, 8)
+
+
+def test_an_array_of_arrays_comes_back_as_images(digits):
+    detector = VAEDetector(epochs=1, random_state=0).fit(digits[:40])
+    array = np.empty(3, dtype=object)
+    array[:] = list(digits[:3])
+    for method in (detector.explain, detector.reconstruct):
+        np.testing.assert_array_equal(method(array), method(digits[:3]))
+
+
+@pytest.mark.parametrize("form", [list, lambda rows: pd.DataFrame(rows).astype("UInt8")])
+def test_flat_bytes_are_bytes_in_every_form(form, of_bytes, digits):
+    rows = np.round(255 * digits[:5]).astype(np.uint8).reshape(5, -1)
+    np.testing.assert_array_equal(of_bytes.score_samples(form(rows)), of_bytes.score_samples(rows))

@@ -78,7 +78,8 @@ def test_rows_are_those_that_fit_was_given(table):
     X, _ = table
     held_out = VAEDetector(calibration=0.3, **QUICK).fit(X)
     assert (held_out.n_samples_fit_, held_out.model_card()["threshold"]["calibration_rows"]) == (500, 150)
-    assert held_out.set_params(warm_start=True).fit(X[:200]).n_samples_fit_ == 200
+    with pytest.warns(UserWarning, match="goes on with 200 rows"):
+        assert held_out.set_params(warm_start=True).fit(X[:200]).n_samples_fit_ == 200
 
 
 def test_the_model_is_the_fitted_one(table):
@@ -245,3 +246,15 @@ def test_the_html_repr_stays_scikit_learns(detector):
     assert "sk-" in html
     assert not hasattr(detector, "_repr_markdown_")
     assert not hasattr(ModelCard, "_repr_html_")
+
+
+@pytest.mark.parametrize("settings", [{"learning_rate": 2e-3}, {"masked_share": 0.2}], ids=str)
+def test_parameters_are_written_as_python_writes_them(settings, homes):
+    page = str(VAEDetector(**QUICK, **settings).fit(homes).model_card())
+    for name, value in settings.items():
+        assert f"- `{name}`: `{value!r}`" in page
+
+
+def test_a_column_that_has_a_number_for_its_name_keeps_it(homes):
+    page = str(VAEDetector(**QUICK).fit(homes.set_axis([2023, 2024, 2025, 2026], axis=1)).model_card())
+    assert "| `2024` |" in page

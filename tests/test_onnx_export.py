@@ -359,6 +359,37 @@ def test_a_graph_that_scores_otherwise_is_not_written(written, tmp_path, monkeyp
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"earlier"]
 
 
+def test_a_graph_of_images_is_compared_too(tmp_path, monkeypatch):
+    images = np.random.RandomState(0).randint(256, size=(40, 8, 8)).astype(np.uint8)
+    detector = VAEDetector(ConvNetwork(filters=(2,)), members=1, epochs=1, n_draws=2).fit(images)
+    outcome = onnx_export._outcome
+
+    def wrong(*given):
+        scores, *others = outcome(*given)
+        return scores + 5, *others
+
+    monkeypatch.setattr(onnx_export, "_outcome", wrong)
+    with pytest.raises(RuntimeError, match="scores a row.*nothing was written"):
+        detector.to_onnx(tmp_path / "detector.onnx")
+
+
+def test_a_graph_of_bytes_says_in_which_units_it_takes_them(tmp_path):
+    images = np.random.RandomState(0).randint(256, size=(40, 8, 8)).astype(np.uint8)
+    detector = VAEDetector(ConvNetwork(filters=(2,)), members=1, epochs=1, n_draws=2).fit(images)
+    graph = session(detector, tmp_path)
+    low, high = json.loads(graph.get_modelmeta().custom_metadata_map["pixel_range"])
+    assert (low, high) == (0, 1)
+    (scores,) = graph.run(["score_samples"], {"X": images / 255})
+    np.testing.assert_allclose(scores, detector.score_samples(images), rtol=TOLERANCE)
+
+
+def test_an_empty_text_can_be_a_category(tmp_path):
+    X = pd.DataFrame({"note": ["", "late", "late", ""] * 10, "size": range(40)})
+    detector = small(members=1).fit(X)
+    feed = {"note": X["note"].to_numpy(object), "size": X["size"].to_numpy(float)}
+    assert_same(session(detector, tmp_path), detector, X, feed)
+
+
 def test_a_file_that_cannot_be_written_says_why(written, tmp_path):
     with pytest.raises(FileNotFoundError, match="Make the folder first"):
         written[0].to_onnx(tmp_path / "no folder" / "detector.onnx")

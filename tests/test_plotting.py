@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy import sparse, stats
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -433,7 +433,7 @@ def test_the_manifold_is_decoded_from_the_priors_quantiles(image_detector):
     for column, across in enumerate(quantiles):
         for row, up in enumerate(quantiles[::-1]):
             z = np.array([[across, up]], dtype="f4")
-            expected = np.reshape(model.likelihood.mean(model.decode(z)), (8, 8))
+            expected = np.clip(np.reshape(model.likelihood.mean(model.decode(z)), (8, 8)), 0, 1)
             tile = canvas[9 * row : 9 * row + 8, 9 * column : 9 * column + 8]
             np.testing.assert_allclose(tile, expected, atol=1e-6)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["-1.3", "-0.5", "0.0", "0.5", "1.3"]
@@ -801,3 +801,21 @@ def test_layers_that_know_no_shape_are_drawn_without(frame):
     fitted = VAEDetector(Knowing(), latent_dim=2, epochs=1, random_state=0).fit(frame)
     drawn = texts(plotting.network_summary(fitted))
     assert drawn[drawn.index("inner") + 1] == "Dense (28 weights)"
+
+
+@pytest.mark.parametrize("form", [lambda X: X.tolist(), sparse.csr_matrix, sparse.coo_matrix])
+def test_rows_in_other_forms_are_drawn_too(form):
+    X = np.random.RandomState(0).normal(size=(30, 3))
+    detector = VAEDetector(epochs=1, random_state=0).fit(X)
+    ax = plotting.top_anomalies(detector, form(X), k=4)
+    expected = plotting.top_anomalies(detector, X, k=4)
+    np.testing.assert_array_equal(ax.images[0].get_array(), expected.images[0].get_array())
+    bars = plotting.contributions(detector, sparse.csr_matrix(X[:1])).patches
+    expected = plotting.contributions(detector, X[0]).patches
+    assert [bar.get_width() for bar in bars] == [bar.get_width() for bar in expected]
+
+
+def test_images_in_a_list_are_drawn():
+    images = load_digits().data[:40].reshape(-1, 8, 8) / 16
+    detector = VAEDetector(ConvNetwork(filters=(2,)), epochs=1, random_state=0).fit(images)
+    assert len(plotting.top_anomalies(detector, list(images), k=4)) == 4

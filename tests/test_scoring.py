@@ -144,3 +144,27 @@ def test_a_missing_pixel_is_as_expected():
     gaps[:, :4] = np.nan
     filled = np.where(np.isnan(gaps), expected, gaps)
     np.testing.assert_allclose(unexplained(gaps, expected), unexplained(filled, expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("image_shape", [(8, 8), (8, 0, 1), (8, 8, 1.5), ()])
+def test_unexplained_variance_is_of_images(image_shape):
+    with pytest.raises(ValueError, match=r"needs image_shape=\(height, width, channels\); received"):
+        scoring.unexplained_variance(image_shape)
+
+
+@pytest.mark.parametrize("smoothing", [-1, float("inf"), float("nan"), "wide"])
+def test_the_width_of_a_filter_is_no_less_than_nothing(smoothing):
+    with pytest.raises(ValueError, match="smoothing must be a number of pixels"):
+        scoring.unexplained_variance((8, 8, 1), smoothing)
+
+
+def test_equal_settings_are_one_score():
+    assert scoring.unexplained_variance([8, 8, 1], 1) is scoring.unexplained_variance((8, 8, 1))
+
+
+@pytest.mark.parametrize("image_shape", [(4, 8, 1), (5, 7, 1)])
+def test_rows_of_another_size_than_the_scores_images_are_refused(image_shape):
+    images = np.random.RandomState(0).random_sample((20, 8, 8))
+    score = scoring.unexplained_variance(image_shape)
+    with pytest.raises(ValueError, match="have (32|35) numbers; received rows of 64"):
+        VAEDetector(network=DenseNetwork((4,)), epochs=1, score=score).fit(images)

@@ -671,3 +671,35 @@ def test_a_count_that_only_rows_held_out_hold_is_no_reason_to_fail():
     for seed in range(4):  # each holds out another half
         detector = VAEDetector(epochs=1, validation_fraction=0.5, random_state=seed).fit(X)
         assert np.isfinite(detector.score_samples(X)).all()
+
+
+def test_lists_of_a_mixed_table_are_taken_everywhere():
+    rows = [["a", 0.5, True], ["b", 1.5, False], ["a", 2.5, True]] * 10
+    detector = VAEDetector(epochs=1, likelihood="mixed", random_state=0).fit(rows)
+    array = np.array(rows, dtype=object)
+    np.testing.assert_array_equal(detector.reconstruct(rows[:4]), detector.reconstruct(array[:4]))
+    np.testing.assert_array_equal(detector.expected(rows[:4]), detector.expected(array[:4]))
+    pd.testing.assert_frame_equal(detector.report(rows), detector.report(array))
+
+
+def test_new_rows_of_a_mixed_table_that_are_sparse_or_a_series_are_refused():
+    X = pd.DataFrame({"kind": ["a", "b"] * 10, "size": range(20)})
+    detector = VAEDetector(epochs=1).fit(X)
+    with pytest.raises(TypeError, match="received a sparse matrix. Pass a DataFrame"):
+        detector.score_samples(sparse.csr_matrix(np.zeros((2, 2))))
+    with pytest.raises(
+        ValueError, match=r"one row as a Series; pass a table with this row, X.iloc\[\[position"
+    ):
+        detector.score_samples(X.iloc[0])
+
+
+@pytest.mark.parametrize("likelihood", ["auto", "gaussian"])
+def test_tables_of_other_libraries_are_refused(likelihood):
+    class DataFrame:
+        columns = ("a", "b")
+        shape = (20, 2)
+
+    with pytest.raises(
+        TypeError, match=r"tables are DataFrames of pandas; received a \w+ DataFrame. Pass X.to_p"
+    ):
+        VAEDetector(likelihood=likelihood).fit(DataFrame())

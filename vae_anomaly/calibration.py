@@ -8,6 +8,7 @@ without it (cross-fitting): this uses all rows, and costs one more fit for each 
 
 from __future__ import annotations
 
+import warnings
 from numbers import Integral, Real
 from typing import Any
 
@@ -86,6 +87,18 @@ def set_aside(X: Any, calibration: int | float | None, seed: int) -> tuple[Any, 
         np.arange(n_rows), test_size=round(calibration * n_rows), random_state=seed
     )
     return X[kept], X[held_out]
+
+
+def warn_of_other_rows(n_rows: int, n_rows_before: int) -> None:
+    """Warn that a warm start cannot hold out what the earlier fit held out."""
+    if n_rows != n_rows_before:
+        warnings.warn(
+            f"warm_start=True goes on with {n_rows} rows from a fit of {n_rows_before}: rows that the "
+            "earlier fit was trained on may be held out now, so that rates and p-values promise too much. "
+            "Fit with the same rows, or with warm_start=False.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def uncalibrated(detector: Any, likelihood: Any, seed: int) -> Any:

@@ -107,7 +107,7 @@ def opened(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
     checkpoint._validate_params()
-    return CheckpointFile(os.path.abspath(checkpoint.path), checkpoint.every, resume)
+    return CheckpointFile(os.path.realpath(checkpoint.path), checkpoint.every, resume)
 
 
 class CheckpointFile:
@@ -226,8 +226,15 @@ class CheckpointFile:
             )
 
     def _write(self) -> None:
-        start = time.monotonic()
         self._has_news = False
+        try:
+            self._write_standings()
+        except BaseException:
+            self._has_news = True
+            raise
+
+    def _write_standings(self) -> None:
+        start = time.monotonic()
         members = [standing and _stored(standing) for standing in self._standings]
         tree, arrays = encoded_values({**self._about, "members": members})
         parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}

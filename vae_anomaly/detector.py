@@ -164,8 +164,9 @@ class VAEDetector(
         likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
         (``MinMaxScaler(clip=True)``, `QuantileTransformer`) hides how far away a far row is.
     warm_start : bool, default=False
-        Whether `fit` goes on from the weights, scaler, draws and held-out rows of the earlier fit. The
-        optimizer starts anew, and an int as ``random_state`` repeats the earlier fit's shuffles and noise.
+        Whether `fit` goes on from the weights, scaler, draws and, if it is given the same rows, held-out
+        rows of the earlier fit. The optimizer starts anew, and an int as ``random_state`` repeats the earlier
+        fit's shuffles and noise.
     callbacks : list of keras.callbacks.Callback or None, default=None
         Called at the beginning and the end of the training and of each epoch, with a `VAE` that holds
         the present weights. After the training their ``model`` is None.
@@ -406,8 +407,9 @@ class VAEDetector(
 
         Ctrl-C ends the training with the present epoch. What has been trained then gets its threshold and is
         a detector like any other, but that its `interrupted_` is True and a `ConvergenceWarning` tells of it;
-        members that had not begun are left out. A second Ctrl-C, or one before the end of the first epoch or
-        during a calibration in folds, raises `KeyboardInterrupt` and leaves an earlier fit as it was.
+        members that had not begun are left out. A second Ctrl-C, or one before the end of the first epoch,
+        during a calibration in folds or while the threshold is set, raises `KeyboardInterrupt` and leaves an
+        earlier fit as it was.
 
         An epoch whose loss is not finite, or 10,000 times larger than ever before, is repeated once at a
         tenth of the learning rate, which then holds for the rest, with a `ConvergenceWarning`.
@@ -446,8 +448,11 @@ class VAEDetector(
             self._validate_params()
             checkpoint = checkpoints.opened(self.checkpoint, resume, self.callbacks)
             plan = training.Plan(**{name: getattr(self, name) for name in training.PARAMETERS})
-            continuing = self.warm_start and hasattr(self, "members_")
+            # The checkpoint of an interrupted fit is that of a fit from the beginning.
+            from_beginning = resume and getattr(self, "interrupted_", False)
+            continuing = self.warm_start and hasattr(self, "members_") and not from_beginning
             X, image_shape, dtype = self._checked(X, reset=not continuing)
+            image_shape = self.image_shape_ if continuing else image_shape
             rule = thresholds.resolve(self.threshold, self.contamination)
             aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), X.shape[0])
             network, likelihood = self._specifications(image_shape)
@@ -463,12 +468,14 @@ class VAEDetector(
                 n_rows=X.shape[0],
             )
             draws_seed, own_seeds = self._seeds(len(recipe.members), checkpoint)
+            if continuing and aside is not None:
+                calibration.warn_of_other_rows(X.shape[0], getattr(self, "n_samples_fit_", X.shape[0]))
             self.n_samples_fit_, self.do_early_stopping_ = X.shape[0], recipe.early_stopping
             if not continuing:
                 self._calibration_seed = draws_seed
             X, held_out = calibration.set_aside(X, aside, self._calibration_seed)
             if not continuing:
-                self.image_shape_ = image_shape
+                self.image_shape_: tuple[int, ...] | None = image_shape
                 self.pixel_range_ = None if of_images is None else pixel_range(X)
                 self._fit_scaler(X, likelihood)
             rows = self._scaled(X, likelihood)
@@ -563,6 +570,11 @@ class VAEDetector(
         network = network.for_images(image_shape and with_channels(image_shape)).snapshot()
         if self.table_ is not None:
             likelihood = self.table_.likelihood
+        elif isinstance(likelihood, (dict, list, tuple)) or likelihood == "mixed":
+            raise ValueError(
+                f"likelihood={likelihood!r} is of a table's columns, and X holds images: give them one "
+                "likelihood, such as 'unit_gaussian', 'bernoulli' or 'gaussian'."
+            )
         elif likelihood == "auto":
             likelihood = network.default_likelihood(image_shape)
         likelihood = likelihoods.resolve(likelihood).snapshot()
@@ -679,7 +691,8 @@ class VAEDetector(
             self.table_ = table_of(X, self.likelihood) if image_shape is None else None
         if self.table_ is not None:
             X = self.table_.numbers(X)
-        check_image_shape(received, image_shape, None if reset else self._known_image_shape)
+        if not reset:
+            check_image_shape(received, image_shape, self._known_image_shape)
         X = validate_data(
             self,
             X,

@@ -280,7 +280,7 @@ def train_members(
             keeper.flush()
     results = []
     for result in found:
-        if result is None:
+        if result is None or not result.history:  # it had not begun, or finished no epoch
             break
         results.append(result)
     if not results:
@@ -291,7 +291,7 @@ def train_members(
         warnings.warn(
             f"Ctrl-C has ended the training{of_members} after {len(history['loss'])} epochs: the detector "
             "works, but was trained for less than its parameters say. Its attribute interrupted_ is True."
-            f"{'' if keeper is None else ' fit(X, resume=True) goes on with the training.'}",
+            f"{'' if keeper is None or earlier else ' fit(X, resume=True) goes on with the training.'}",
             ConvergenceWarning,
             stacklevel=3,
         )

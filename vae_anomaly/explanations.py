@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from vae_anomaly.rows import dense
+from vae_anomaly.rows import array_of, dense
 
 __all__ = ["Explained", "by_column", "divided", "explain", "in_form_of", "origins", "report"]
 
@@ -84,7 +83,9 @@ def explain(pipeline: Pipeline, X: Any) -> Any:
 def report(detector: Any, X: Any, n_rows: int, n_columns: int, coverage: float) -> pd.DataFrame:
     """See `VAEDetector.report`."""
     framed = hasattr(X, "columns")
-    X = X if framed or sparse.issparse(X) else np.asarray(X)
+    X = X if framed else array_of(X)
+    if X.ndim > 2:
+        raise ValueError("a report is of rows of a table; for images see explain and plotting.top_anomalies.")
     names = list(X.columns) if framed else list(range(X.shape[1]))
     labels = list(X.index) if framed else list(range(X.shape[0]))
     decision = detector.decision_function(X)
@@ -115,7 +116,8 @@ def in_form_of(X: Any, shares: npt.NDArray[np.float64]) -> Any:
     """Shares as a DataFrame if X is one, otherwise in the shape of X."""
     if hasattr(X, "columns"):
         return pd.DataFrame(shares, columns=X.columns, index=X.index)
-    return shares.reshape(np.shape(X))
+    stacked = getattr(X, "ndim", None) == 1 and len(X) > 0  # an array of images
+    return shares.reshape(np.shape(list(X) if stacked else X))
 
 
 def by_column(
@@ -164,7 +166,7 @@ def _origins_of_parts(transformer: ColumnTransformer, names: npt.NDArray[Any]) -
         if isinstance(columns, UserList):  # scikit-learn 1.6: warns when it is read as a list
             columns = columns.data
         if isinstance(columns, slice):
-            columns = names[columns] if isinstance(columns.start, (int, type(None))) else columns
+            columns = _sliced(columns, names)
         columns = [columns] if np.ndim(columns) == 0 else list(columns)
         if len(columns) == len(names) and all(isinstance(c, (bool, np.bool_)) for c in columns):
             columns = list(np.flatnonzero(columns))
@@ -172,6 +174,13 @@ def _origins_of_parts(transformer: ColumnTransformer, names: npt.NDArray[Any]) -
         for output, inner in zip(made, origins(part, np.asarray(names, dtype=object)[taken]), strict=True):
             origin[output] = taken[inner]
     return [origin[output] for output in sorted(origin)]
+
+
+def _sliced(columns: slice, names: npt.NDArray[Any]) -> list[int]:
+    """Positions of the columns from one to another: both included if they are names."""
+    if not isinstance(columns.start, str) and not isinstance(columns.stop, str):
+        return list(range(len(names))[columns])
+    return pd.Series(range(len(names)), index=names).loc[columns].tolist()
 
 
 def _origins_of_categories(encoder: OneHotEncoder) -> list[int]:

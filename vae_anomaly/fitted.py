@@ -250,7 +250,7 @@ class Generative:
         -------
         float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
         mixed table
-            Of uint8 images, pixels in [0, 1].
+            Of uint8 images, pixels in units of 1/255; with noise, some lie outside [0, 1].
 
         Raises
         ------
@@ -272,7 +272,7 @@ class Generative:
         """Values in the form of the rows that were given."""
         if self.table_ is None:
             return explanations.in_form_of(given, values)
-        frame = self.table_.frame(values, getattr(given, "index", None))
+        frame = self.table_.frame(values, given.index if hasattr(given, "columns") else None)
         return frame if hasattr(given, "columns") else frame.to_numpy()
 
     @property

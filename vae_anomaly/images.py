@@ -79,6 +79,11 @@ def check_image_shape(
     expected : that of the images in `fit`, or None if it was fitted on rows of a table
     """
     if expected is None:
+        if image_shape is not None:
+            raise ValueError(
+                f"the detector was fitted on rows of a table; received images of shape {image_shape}. Hand "
+                "them in as the training rows were: flat and in their units."
+            )
         return
     if image_shape is None:
         right = not received or received[-1] == math.prod(expected)
@@ -98,8 +103,12 @@ def check_image_shape(
 
 # -- pixels ---------------------------------------------------------------------------------------------
 def dtype_of(X: Any) -> Any:
-    """The dtype of an array, or the one that all columns of a DataFrame have; otherwise None."""
-    dtypes = set(getattr(X, "dtypes", ()) if hasattr(X, "columns") else [getattr(X, "dtype", None)])
+    """The dtype of an array, or the one that all columns or all rows of a list have; otherwise None."""
+    if isinstance(X, (list, tuple)):
+        found = [getattr(row, "dtype", None) for row in X]
+    else:
+        found = list(getattr(X, "dtypes", ())) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
+    dtypes = {getattr(dtype, "numpy_dtype", dtype) for dtype in found}  # of pandas' nullable ones too
     return dtypes.pop() if len(dtypes) == 1 else None
 
 

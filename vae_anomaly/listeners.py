@@ -50,7 +50,8 @@ class Listeners:
         """What callbacks have made of the learning rate."""
         if self._model is None:
             return np.float32(1.0)
-        return np.float32(float(self._model.optimizer.learning_rate) / self._learning_rate)
+        # Keras keeps the rate in float32: what nobody has changed is to be exactly 1.
+        return np.float32(float(self._model.optimizer.learning_rate) / float(np.float32(self._learning_rate)))
 
     def begin(self) -> None:
         """Tell everyone that the training begins."""

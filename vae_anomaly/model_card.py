@@ -83,8 +83,10 @@ class ModelCard(Mapping[str, Any]):
                 parts.append("\n".join(f"- {text}" for text in content))
             else:
                 known = {key: value for key, value in content.items() if value is not None}
-                label = _code if name == "parameters" else _label
-                lines = [f"- {label(key)}: {_in_words(key, value)}" for key, value in known.items()]
+                if name == "parameters":  # of all of them, what Python writes
+                    lines = [f"- {_code(key)}: {_code(value)}" for key, value in known.items()]
+                else:
+                    lines = [f"- {_label(key)}: {_in_words(key, value)}" for key, value in known.items()]
                 parts.append("\n".join(lines) or "None.")
         return "\n\n".join(parts)
 
@@ -242,9 +244,7 @@ def _notes(detector: Any) -> list[str]:
             "many anomalies are found, or how many alarms are false."
         )
     if getattr(detector, "interrupted_", False):
-        notes.append(
-            "The training was interrupted: the model is the one of the last epoch that was finished."
-        )
+        notes.append("The training was interrupted: the model was trained for less than its parameters say.")
     missing = getattr(detector, "missing_share_", None)
     if missing is not None and not np.any(missing):
         notes.append("The training rows had no gaps. Gaps in new rows are inferred from the other columns.")
@@ -277,8 +277,8 @@ def _in_words(name: str, value: Any) -> str:
         )
     if isinstance(value, list):
         return " × ".join(map(str, value))
-    if isinstance(value, str):
-        return _code(value)
+    if isinstance(value, str) or name == "name":
+        return _code(str(value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 

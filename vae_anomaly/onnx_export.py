@@ -48,9 +48,10 @@ class Exported:
         Keras, scikit-learn or this package.
 
         Inputs: ``X``, float64 of shape (n_rows, n_features), or (n_rows, \*image_shape) if the detector was
-        fitted on images. Of a mixed table, one input for each column by its name (by its position, if it has
-        none), of shape (n_rows,): texts for categories that are texts, float64 for all others. A missing
-        value is NaN, and an empty text among texts without such a category.
+        fitted on images, with pixels in the units of ``pixel_range_``: bytes are to be divided by 255. Of a
+        mixed table, one input for each column by its name (by its position, if it has none), of shape
+        (n_rows,): texts for categories that are texts, float64 for all others. A missing value is NaN, and an
+        empty text among texts without such a category.
 
         Outputs, each of shape (n_rows,): ``score_samples`` and ``decision_function``, float64, and ``label``,
         int64, -1 for anomalies and +1 for the others. Scores differ from the detector's own by at most
@@ -301,6 +302,8 @@ def _member_scores(graph: Graph, fitted: FittedModel, x: str, any_missing: str) 
 
 def _about(detector: Any) -> dict[str, str]:
     about: dict[str, Any] = {"versions": versions("skl2onnx", "tf2onnx"), "offset": detector.offset_}
+    if detector.pixel_range_ is not None:
+        about["pixel_range"] = detector.pixel_range_
     if hasattr(detector, "feature_names_in_"):
         about["feature_names"] = list(map(str, detector.feature_names_in_))
     if detector.table_ is not None:
@@ -325,6 +328,10 @@ def _check(detector: Any, data: bytes) -> None:
     rng = np.random.RandomState(0)
     rows = _sampled(detector, rng)
     gaps = np.where(rng.random_sample(rows.shape) < 0.2, np.nan, rows)
+    for position, column in enumerate(() if detector.table_ is None else detector.table_.columns):
+        if column.categories is not None and "" in list(column.categories):  # then no text means a gap
+            gaps[:, position] = rows[:, position]
+    n_compared = 0
     for X in (rows, 1000 * rows, gaps):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -332,6 +339,7 @@ def _check(detector: Any, data: bytes) -> None:
                 expected = -detector._fitted.scores(X)
             except ValueError:  # the detector refuses such rows
                 continue
+        n_compared += 1
         (scores,) = session.run(["score_samples"], _inputs(detector, X))
         wrong = ~(np.abs(scores - expected) <= _TOLERANCE * (1 + np.abs(expected)))
         # The middle of a count is a whole number, which rounding can move.
@@ -342,16 +350,25 @@ def _check(detector: Any, data: bytes) -> None:
                 "nothing was written. A converter does not do what Keras or scikit-learn does: try other "
                 "versions of tf2onnx and skl2onnx, or save the detector with `save`."
             )
+    if not n_compared:
+        raise RuntimeError(
+            "the ONNX graph cannot be checked, because the detector refuses every row that it samples; "
+            "nothing was written. Save the detector with `save`."
+        )
 
 
 def _sampled(detector: Any, rng: np.random.RandomState) -> npt.NDArray[np.float64]:
     """Rows as they come through the detector's door."""
-    try:
-        rows = detector.sample(_ROWS_TO_CHECK, 0)
-        rows = rows if detector.table_ is None else detector.table_.numbers(rows)
-        return np.asarray(rows, dtype=np.float64).reshape(_ROWS_TO_CHECK, -1)
-    except (TypeError, ValueError):  # a scaler without a way back
-        return rng.standard_normal((_ROWS_TO_CHECK, detector.n_features_in_))
+    for noise in (True, False):  # pixels with noise may lie outside the support, expected ones do not
+        try:
+            rows = detector.sample(_ROWS_TO_CHECK, 0, noise=noise)
+            rows = rows if detector.table_ is None else detector.table_.numbers(rows)
+            rows = np.asarray(rows, dtype=np.float64).reshape(_ROWS_TO_CHECK, -1)
+            detector._fitted.scores(rows)
+        except (TypeError, ValueError):  # a scaler without a way back, too
+            continue
+        return rows
+    return rng.standard_normal((_ROWS_TO_CHECK, detector.n_features_in_))
 
 
 def _inputs(detector: Any, X: npt.NDArray[np.float64]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ __all__ = [
     "Rows",
     "ScalerOfColumns",
     "any_missing",
+    "array_of",
     "check_magnitude",
     "column_names",
     "dense",
@@ -38,6 +39,16 @@ _OUTERMOST = 0.005
 _TAIL_WIDTHS = 10
 _COLUMNS_AT_ONCE = 64
 _NUMBERS_AT_ONCE = 2**21
+
+
+def array_of(X: Any) -> Any:
+    """Rows or images as they were handed in, as an array or a CSR matrix, whose rows can be taken."""
+    if sparse.issparse(X):
+        return X.tocsr()
+    if isinstance(X, (list, tuple)) and len(X) and np.ndim(X[0]) < 2:
+        # numpy would turn lists of strings and numbers into strings.
+        return np.asarray(X, dtype=object)
+    return np.asarray(X)
 
 
 class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]

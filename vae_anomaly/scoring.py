@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,7 +100,6 @@ def _error(vae: Any, x: Any, inferred: Any) -> Any:
     return keras.ops.sum(_feature_error(vae, x, inferred), axis=-1)
 
 
-@functools.cache
 def unexplained_variance(image_shape: ImageShape, smoothing: float = 1.0) -> Score:
     r"""The share of an image's variance that the model does not reproduce: a score of images.
 
@@ -119,14 +119,31 @@ def unexplained_variance(image_shape: ImageShape, smoothing: float = 1.0) -> Sco
     smoothing : float, default=1.0
         Standard deviation of the filter, in pixels; 0 for none.
 
+    Raises
+    ------
+    ValueError
+        For a shape that is none of an image, or a negative width; when used, for rows of another size.
+
     Examples
     --------
     >>> from vae_anomaly import VAEDetector
     >>> from vae_anomaly.scoring import unexplained_variance
     >>> detector = VAEDetector(score=unexplained_variance((64, 64, 3), smoothing=2.0))
     """
-    height, width, channels = image_shape
-    n_features = height * width * channels
+    shape = tuple(image_shape)
+    if len(shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in shape):
+        raise ValueError(
+            f"unexplained_variance needs image_shape=(height, width, channels); received {image_shape!r}."
+        )
+    if not isinstance(smoothing, Real) or not 0 <= smoothing < math.inf:
+        raise ValueError(f"smoothing must be a number of pixels, at least 0; received {smoothing!r}.")
+    return _unexplained_variance(shape, float(smoothing))
+
+
+@functools.cache  # programs are compiled for a score: equal ones are to be one
+def _unexplained_variance(image_shape: ImageShape, smoothing: float) -> Score:
+    height, width, _ = image_shape
+    n_features = math.prod(image_shape)
     taps = _filter(smoothing)
     mirrored = [np.pad(np.arange(side), len(taps) // 2, mode="symmetric") for side in (height, width)]
 
@@ -143,6 +160,11 @@ def unexplained_variance(image_shape: ImageShape, smoothing: float = 1.0) -> Sco
 
     def of_pixels(vae: Any, x: Any, inferred: Any) -> Any:
         """The share of each pixel in each draw and image: (n_draws * n_rows, height, width, channels)."""
+        if x.shape[-1] != n_features:
+            raise ValueError(
+                f"the score unexplained_variance is of images of shape {image_shape}, which have "
+                f"{n_features} numbers; received rows of {x.shape[-1]}."
+            )
         expected = vae.likelihood.mean(inferred.parameters)
         x = keras.ops.where(keras.ops.isnan(x), expected, x)  # a missing pixel is as expected
         # In float64, and rounded in the end: how sums are grouped depends on the images beside it, and is not

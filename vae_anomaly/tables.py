@@ -20,6 +20,7 @@ from scipy import sparse
 
 from vae_anomaly import likelihoods
 from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Likelihood, Mixed
+from vae_anomaly.rows import array_of
 
 __all__ = ["Column", "Table", "table_of"]
 
@@ -140,8 +141,17 @@ class Table:
     def numbers(self, X: Any) -> Any:
         """The cells as float64, a DataFrame if X is one; zeros if X has other columns."""
         names = [column.name for column in self.columns]
+        if sparse.issparse(X):
+            raise TypeError(
+                "the detector was fitted on a table with columns of several kinds; received a sparse matrix. "
+                "Pass a DataFrame or an array."
+            )
+        if isinstance(X, pd.Series):
+            raise ValueError(
+                "received one row as a Series; pass a table with this row, X.iloc[[position]] of the table."
+            )
         if not hasattr(X, "columns"):
-            X = _array(X)
+            X = array_of(X)
             if X.ndim != 2 or X.shape[1] != len(names):
                 return np.zeros(X.shape)
             return self.numbers(pd.DataFrame(X, columns=names).infer_objects()).to_numpy()
@@ -186,6 +196,11 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
         message names it.
     """
     chosen: dict[Any, Any] = {}
+    if hasattr(X, "columns") and not hasattr(X, "iloc"):
+        raise TypeError(
+            f"tables are DataFrames of pandas; received a {type(X).__module__.split('.')[0]} "
+            f"{type(X).__name__}. Pass X.to_pandas(), or X.to_numpy() for columns of numbers."
+        )
     if isinstance(likelihood, str) and likelihood == "auto":
         if not hasattr(X, "columns") or all(_is_number(values) for _, values in X.items()):
             return None
@@ -194,7 +209,8 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
     elif isinstance(likelihood, (list, tuple)):
         chosen = dict(_pairs(likelihood))
     elif isinstance(likelihood, Categorical) or likelihood == Categorical.name:
-        chosen = dict.fromkeys(X.columns if hasattr(X, "columns") else range(np.shape(X)[-1]), likelihood)
+        columns = X.columns if hasattr(X, "columns") else range(np.shape(X)[-1] if np.ndim(X) == 2 else 0)
+        chosen = dict.fromkeys(columns, likelihood)
     elif likelihood != Mixed.name:
         return None
     if np.ndim(X) != 2:
@@ -206,7 +222,7 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
         )
     named = hasattr(X, "columns")
     if not named:
-        X = pd.DataFrame(_array(X)).infer_objects()
+        X = pd.DataFrame(array_of(X)).infer_objects()
     if not X.columns.is_unique:
         raise ValueError(
             f"columns need names of their own; {X.columns[X.columns.duplicated()][0]!r} is twice."
@@ -215,11 +231,6 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
     if unknown:
         raise ValueError(f"likelihood names column {unknown[0]!r}, but X has the columns {list(X.columns)}.")
     return Table(tuple(_column(X[name], name, chosen.get(name, "auto")) for name in X.columns), named)
-
-
-def _array(X: Any) -> npt.NDArray[Any]:
-    # numpy would turn lists of strings and numbers into strings.
-    return np.asarray(X, dtype=object) if isinstance(X, (list, tuple)) else np.asarray(X)
 
 
 def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

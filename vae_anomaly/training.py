@@ -331,8 +331,9 @@ class _Epochs:
         if self._validation is not None:
             present = model_state(self._architecture, training)
             figures |= self._interruption.completed(_validate, present, self._validation, self._plan)
-            if best is None or figures["val_loss"] < best[0]:
-                best = (float(figures["val_loss"]), standing.n_epochs, present)
+            loss = float(figures["val_loss"])
+            if best is None or loss < best[0] or np.isnan(best[0]):
+                best = (loss, standing.n_epochs, present)
         for name, value in figures.items():
             standing.history.setdefault(name, []).append(float(value))
         largest = max(standing.largest, self._size(figures))

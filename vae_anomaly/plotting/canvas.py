@@ -104,7 +104,7 @@ def image_shape_of(detector: Any, given: tuple[int, ...] | None) -> tuple[int, .
 
 def known_image_shape(detector: Any) -> tuple[int, ...] | None:
     """The shape of the images that the detector was fitted on, or that its network was given."""
-    shape: tuple[int, ...] | None = detector.image_shape_ or getattr(detector.network, "image_shape", None)
+    shape: tuple[int, ...] | None = detector._known_image_shape
     return shape
 
 

@@ -183,7 +183,8 @@ def latent_manifold(
     quantiles = stats.norm.ppf((np.arange(n) + 0.5) / n)
     z = np.stack(np.meshgrid(quantiles, quantiles[::-1]), axis=-1).reshape(-1, 2)  # upwards, as an axis goes
     model = detector.model_
-    rows = np.asarray(model.likelihood.mean(model.decode(z.astype(np.float32))), dtype=np.float64)
+    expected = np.asarray(model.likelihood.expectations(model.decode(z.astype(np.float32))))
+    rows = np.asarray(model.likelihood.values(expected), dtype=np.float64)
     images = as_images(unscaled(rows, detector.scaler_), shape)
     ax = new_axes(ax, (6, 6))
     show(ax, tiled(images, n), limits(images))

@@ -24,6 +24,7 @@ from vae_anomaly.plotting.canvas import (
     show,
     unit_of,
 )
+from vae_anomaly.rows import array_of, dense
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,8 +82,9 @@ def top_anomalies(
     check_count("n_features", n_features)
     scores = -detector.score_samples(X)
     worst = np.argsort(-scores, kind="stable")[:k]
-    names = np.asarray(getattr(X, "index", np.arange(len(scores))))[worst]
-    rows = X.iloc[worst] if hasattr(X, "iloc") else np.asarray(X)[worst]
+    framed = hasattr(X, "columns")
+    names = np.asarray(X.index if framed else np.arange(len(scores)))[worst]
+    rows = X.iloc[worst] if framed else array_of(X)[worst]
     model, received_rows = received(detector, rows)
     if image_shape or known_image_shape(model):
         images = as_images(received_rows, image_shape_of(model, image_shape))
@@ -157,7 +159,7 @@ def contributions(
     if hasattr(detector, "score_samples"):
         row = _as_received(detector, row)
         shares = _named_shares(detector, row)
-        values = np.asarray(row, dtype=object)[0]
+        values = np.asarray(dense(row), dtype=object)[0]
         unit = unit_of(received(detector)[0])
     else:
         shares = _as_frame(detector, None)
@@ -193,7 +195,10 @@ def _as_received(detector: Any, row: Any) -> Any:
     if hasattr(row, "columns"):
         return row
     names = getattr(detector, "feature_names_in_", None)
-    return np.atleast_2d(row) if names is None and not isinstance(row, pd.Series) else _as_frame(row, names)
+    if names is not None or isinstance(row, pd.Series):
+        return _as_frame(row, names)
+    row = array_of(row)
+    return row[None] if row.ndim == 1 else row
 
 
 def _named_shares(detector: Any, X: Any) -> pd.DataFrame:
