@@ -111,7 +111,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("detector", "X", "factors"), CASES.values(), ids=CASES)
+# The others take ten seconds each, most of them for the conversion.
+ALWAYS = {"gaussian, elbo", "student_t, iwae", "trained on rows with gaps"}
+
+
+@pytest.mark.parametrize(
+    ("detector", "X", "factors"),
+    [
+        pytest.param(*case, id=name, marks=() if name in ALWAYS else pytest.mark.long)
+        for name, case in CASES.items()
+    ],
+)
 def test_scores_and_labels_are_the_detectors(detector, X, factors, tmp_path):
     detector.fit(X[:200])
     graph = session(detector, tmp_path)
@@ -120,6 +130,7 @@ def test_scores_and_labels_are_the_detectors(detector, X, factors, tmp_path):
     assert_same(graph, detector, rows, sizes=(1, 7, 1000))
 
 
+@pytest.mark.long
 def test_the_default_detector_is_its_graph(table, tmp_path):
     X, _ = table
     detector = VAEDetector(random_state=0).fit(X)

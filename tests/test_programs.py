@@ -164,6 +164,7 @@ def _megabytes():
     return psutil.Process(os.getpid()).memory_info().rss / 1e6
 
 
+@pytest.mark.long
 def test_a_hundred_refits_cost_neither_memory_nor_speed():
     rng = np.random.RandomState(0)
     seconds, memory = [], []
@@ -177,6 +178,7 @@ def test_a_hundred_refits_cost_neither_memory_nor_speed():
     assert np.median(seconds[-20:]) < 1.5 * np.median(seconds[5:25])
 
 
+@pytest.mark.long
 def test_thirty_architectures_fit_into_bounded_memory():
     X = np.random.RandomState(0).normal(size=(200, 10))
     memory = []

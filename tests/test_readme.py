@@ -8,6 +8,7 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not README.exists(), reason="README is not part of an installed package")
 def test_the_code_in_readme_runs(tmp_path, monkeypatch):
     from vae_anomaly.likelihoods import LIKELIHOODS

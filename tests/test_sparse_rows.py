@@ -69,6 +69,7 @@ def test_other_sparse_forms_are_converted(X, form):
     np.testing.assert_array_equal(detector.predict(X.asformat(form)), detector.predict(X))
 
 
+@pytest.mark.long
 def test_the_table_is_never_dense_as_a_whole():
     """20,000 x 8,000 cells would be 640 MB in float32."""
     code = (
