@@ -170,9 +170,9 @@ def test_a_hundred_refits_cost_neither_memory_nor_speed():
     seconds, memory = [], []
     for seed in range(100):
         X = rng.normal(size=(400 + 7 * (seed % 13), 10))
-        start = time.perf_counter()
+        start = time.process_time()
         VAEDetector(epochs=4, batch_size=32, random_state=seed).fit(X).score_samples(X)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         memory.append(_megabytes())
     assert memory[-1] - memory[4] < 50
     assert np.median(seconds[-20:]) < 1.5 * np.median(seconds[5:25])
