@@ -32,6 +32,7 @@ ORDER = [
     "networks.conv",
     "networks",
     "keras_network",
+    "incomplete",
     "model",
     "states",
     "programs",
@@ -74,6 +75,7 @@ MODULES = sorted({*FILES} - {"__init__"})
 KNOWS_TENSORFLOW = {
     "backend",
     "convolution",
+    "incomplete",
     "onnx_export",
     "onnx_graph",
     "programs",

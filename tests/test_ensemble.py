@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector, scoring
 from vae_anomaly.datasets import make_anomalies
-from vae_anomaly.ensemble import DEFAULT_MEMBERS, Member, averaged, recipe, weights_for
+from vae_anomaly.ensemble import DEFAULT_MEMBERS, Member, averaged, recipe, weights_by_row, weights_for
 from vae_anomaly.programs import architecture_of, model_of
 from vae_anomaly.rows import usual_range
 from vae_anomaly.scoring import SCORES
@@ -213,6 +213,30 @@ def test_the_average_is_weighted_over_the_first_axis(shape):
     np.testing.assert_allclose(averaged(values, weights), 0.25 * values[0] + 0.75 * values[1])
 
 
+def test_the_average_takes_weights_of_each_row():
+    values, weights = np.random.RandomState(0).normal(size=(2, 5, 3)), np.random.RandomState(1).rand(2, 5)
+    expected = weights[0][:, None] * values[0] + weights[1][:, None] * values[1]
+    np.testing.assert_allclose(averaged(values, weights), expected)
+
+
+def test_members_that_err_twice_as_much_in_a_row_weigh_a_quarter_there():
+    """As the inverse variances that weigh independent guesses: of a Gaussian, log p = -log(scale) + c."""
+    scale = np.array([[1.0, 1.0, 2.0], [2.0, 1.0, 1.0]])
+    weights = weights_by_row(np.array([0.5, 0.5]), -np.log(scale) - 0.9)
+    np.testing.assert_allclose(weights, [[0.8, 0.5, 0.2], [0.2, 0.5, 0.8]])
+
+
+def test_where_members_explain_a_row_alike_their_own_weights_decide():
+    own = np.array([0.1, 0.9])
+    log_likelihood = np.array([[-3.0, -1e9, -np.inf, np.nan]] * 2)
+    np.testing.assert_allclose(weights_by_row(own, log_likelihood), np.repeat(own[:, None], 4, axis=1))
+
+
+def test_a_row_beyond_float32_for_one_member_is_the_others():
+    weights = weights_by_row(np.array([0.9, 0.1]), np.array([[-np.inf, np.nan], [-1e30, -5.0]]))
+    np.testing.assert_allclose(weights[1], [0.1, 1.0])
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_is_the_weighted_mean_of_the_members_scores(table, score):
     X, _ = table
@@ -231,9 +255,8 @@ def test_score_and_reconstruct_average_too_and_encode_is_the_first_members(table
     rows = detector.scaler_.transform(X).astype("f4")
     terms = scoring.elbo_terms(detector.members_, rows, detector.noise_, None)
     assert detector.score(X) == pytest.approx(-(detector.weights_ @ terms.sum(axis=2)).mean())
-    expected = averaged(
-        scoring.reconstruct(detector.members_, rows, detector.noise_, None), detector.weights_
-    )
+    by_member, log_likelihood = scoring.reconstruct(detector.members_, rows, detector.noise_, None)
+    expected = averaged(by_member, weights_by_row(detector.weights_, log_likelihood))
     np.testing.assert_allclose(detector.scaler_.transform(detector.reconstruct(X)), expected, atol=1e-5)
     z_mean, _ = detector.model_.encode(rows)
     np.testing.assert_allclose(detector.encode(X), z_mean, atol=1e-5)

@@ -39,11 +39,18 @@ def test_chunks_of_draws_change_nothing(monkeypatch, state, rows, name, n_draws)
 def test_chunks_of_draws_change_no_reconstruction(state, rows):
     draws = noise(130)
     parts = [
-        scoring.reconstruct([state], rows, draws[start : start + 13], None)[0] for start in range(0, 130, 13)
+        scoring.reconstruct([state], rows, draws[start : start + 13], None) for start in range(0, 130, 13)
     ]
-    np.testing.assert_allclose(
-        scoring.reconstruct([state], rows, draws, None)[0], np.mean(parts, axis=0), rtol=1e-4, atol=1e-5
-    )
+    whole = scoring.reconstruct([state], rows, draws, None)
+    for found, of_parts in zip(whole, zip(*parts, strict=True), strict=True):
+        np.testing.assert_allclose(found, np.mean(of_parts, axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_reconstruction_comes_with_how_well_it_explains_the_row(state, rows):
+    draws = noise(10)
+    _, log_likelihood = scoring.reconstruct([state], rows, draws, None)
+    score = scoring.score_rows([state], rows, draws, SCORES["reconstruction_probability"], None)
+    np.testing.assert_allclose(log_likelihood, -score / rows.shape[1], rtol=1e-5)
 
 
 def test_the_elbo_is_the_sum_of_its_terms(state, rows):

@@ -42,11 +42,14 @@ __all__ = [
     "recipe",
     "sample",
     "train_members",
+    "weights_by_row",
     "weights_for",
 ]
 
 _FEWEST_ROWS_TO_SPLIT = 10
 _HELD_OUT = 0.2
+# A log-likelihood in the place of one that is beyond float32.
+_NEVER = -1e30
 
 
 class Member(BaseEstimator):  # type: ignore[misc]
@@ -350,9 +353,36 @@ def weights_for(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(weights / weights.sum())
 
 
+def weights_by_row(
+    weights: npt.NDArray[np.float64], log_likelihood: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    r"""Weights of what the members expect in each row, which sum to 1 over them: shape (n_members, n_rows).
+
+    Of d features, by how well each member m explains the row:
+
+    .. math:: w_m(x) \propto w_m \, \exp\Bigl(\tfrac2d \, \mathrm E_q \log p_m(x|z)\Bigr)
+
+    The geometric mean of the cells' densities is inverse to the size of the errors; squared, it weighs the
+    members as independent guesses are weighed, by the inverse of their variance. So a member that has learnt
+    little of such rows, which a detector needs to be robust, has little to say of their cells.
+
+    Parameters
+    ----------
+    weights : array of shape (n_members,)
+    log_likelihood : array of shape (n_members, n_rows)
+        Mean over the features, in nats.
+    """
+    explained = np.nan_to_num(log_likelihood, nan=_NEVER, neginf=_NEVER)
+    by_row = weights[:, None] * np.exp(2 * (explained - explained.max(axis=0)))
+    return np.asarray(by_row / by_row.sum(axis=0))
+
+
 def averaged(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Weighted mean over the members, the first axis: bit by bit the same whatever the number of rows."""
-    weighted = values * weights.reshape(-1, *[1] * (values.ndim - 1))
+    """Weighted mean over the members, the first axis: bit by bit the same whatever the number of rows.
+
+    ``weights`` are of shape (n_members,), or (n_members, n_rows) if each row has its own.
+    """
+    weighted = values * weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
     return np.asarray(weighted.sum(axis=0))
 
 

@@ -118,7 +118,10 @@ class FittedModel(NamedTuple):
         return -float(terms.sum(axis=1).mean())
 
     def _expectations(self, rows: Rows) -> Array:
-        return self._averaged(scoring.reconstruct(self.members, rows, self.noise, self.device))
+        """What may be averaged to tell x, see `Likelihood.expectations`: shape (n_rows, n_inputs)."""
+        by_member, log_likelihood = scoring.reconstruct(self.members, rows, self.noise, self.device)
+        weights = ensemble.weights_by_row(np.asarray(self.weights), log_likelihood)
+        return ensemble.averaged(by_member, weights)
 
     def posterior_means(self, X: Any) -> Array:
         """Of the first member: shape (n_rows, latent_dim)."""
@@ -177,9 +180,9 @@ class FittedModel(NamedTuple):
             n_values = n_draws * math.ceil(_VALUES_OF_CELL / (n_draws * len(self.members)))
             by_value = scoring.predictive_values(self.members, rows, self.noise, n_values, self.device)
             of_cells = by_value[:, cells[0], :, cells[1]]  # (n_cells, n_members, n_values)
-            for end in _quantiles(
-                of_cells, np.asarray(self.weights), ((1 - coverage) / 2, (1 + coverage) / 2)
-            ):
+            # Not by weights of the row: members that explain it best are too sure of its cells.
+            weights = np.asarray(self.weights)
+            for end in _quantiles(of_cells, weights, ((1 - coverage) / 2, (1 + coverage) / 2)):
                 results.append(values.copy())
                 results[-1][cells] = end
         return [unscaled(result, self.scaler)[cells].reshape(X.shape) for result in results]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from vae_anomaly import likelihoods
 from vae_anomaly.backend import keras
+from vae_anomaly.incomplete import Incomplete
 from vae_anomaly.layers import Sampling
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import initializer_of
@@ -24,10 +24,6 @@ _LOG_VAR_BOUND = 10.0
 # several nats, a hundred times a network weight's way, and gets a longer stride.
 _SHARED_STRIDE = 10.0
 _UNBOUNDED = 3.0e38
-# How often missing inputs are inferred again from what the last inference expects; they settle within it.
-_INFERENCES = 10
-
-Repeated = Callable[[Callable[[Any], Any], int, Any], Any]
 
 
 class Inference(NamedTuple):
@@ -179,17 +175,16 @@ class VAE(keras.Model):  # type: ignore[misc]
         z = self.sampling([z_mean, z_log_var], noise=noise)
         return Inference(z_mean, z_log_var, noise, z, self.decode(z, training))
 
-    def incomplete(self, missing_counts: bool = True, repeated: Repeated | None = None) -> _Incomplete:
+    def incomplete(self, missing_counts: bool = True, refined: bool = False) -> Incomplete:
         r"""The model for rows in which NaN marks missing values.
 
         Its ``likelihood`` gives a missing cell what the model expects a value to count there,
         :math:`\mathrm{E}_{x' \sim p(x|z)} \log p(x'|z)`, so that rows with few and with many values have
         comparable scores; or nothing, if ``missing_counts`` is False: then the ELBO bounds the log-density
         of the values that are there. Both bounds hold for any encoder, so whatever takes a missing input's
-        place is right; see `_Incomplete.encode`. Its inferences follow each other in the graph, unless
-        ``repeated(function, n_times, value)`` says how else to repeat a function.
+        place is right; see `incomplete.Incomplete.encode`, also for what is ``refined``.
         """
-        return _Incomplete(self, missing_counts, repeated or _unrolled)
+        return Incomplete(self, missing_counts, refined)
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Expected x at one draw of z from each row's posterior, of shape (n_rows, n_features)."""
@@ -272,74 +267,6 @@ class VAE(keras.Model):  # type: ignore[misc]
         for role in ("encoder", "decoder"):
             config[role] = keras.saving.deserialize_keras_object(config[role], custom_objects)
         return cls(**{**config, "likelihood": likelihoods.from_config(config["likelihood"])})
-
-
-class _Incomplete:
-    """A VAE whose rows have NaN for missing values: what training and scores use of a `VAE`."""
-
-    def __init__(self, vae: VAE, missing_counts: bool, repeated: Repeated) -> None:
-        self._vae, self._repeated = vae, repeated
-        self.likelihood: Any = _WithoutMissing(vae.likelihood, missing_counts)
-        self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
-        self.decode, self.draw = vae.decode, vae.draw
-
-    def encode(self, x: Any, training: bool = False) -> tuple[Any, Any]:
-        """Posterior of each row given the values that are there.
-
-        Missing inputs start as what the decoder expects at the prior's mean. An encoder that sees marks for
-        them is asked once. One that has been trained on complete rows is asked again and again, each time
-        with what was expected by its last answer (Rezende, Mohamed & Wierstra 2014, "Stochastic
-        backpropagation and approximate inference in deep generative models", without the noise).
-        """
-        vae, ops = self._vae, keras.ops
-        missing = ops.isnan(x)
-        seen = vae.inputs(ops.where(missing, 0.0, x))
-        hidden = ops.take(missing, np.array(vae.likelihood.origins(vae.n_features)), axis=-1)
-        fill = vae.likelihood.expected_inputs(vae.decode(ops.zeros((1, vae.latent_dim))))
-        inputs = ops.where(hidden, ops.stop_gradient(fill), seen)
-        if vae.marks_missing:
-            marks = ops.cast(missing, seen.dtype)
-            return vae.posterior(ops.concatenate([inputs, marks], axis=-1), training)
-
-        def inferred(inputs: Any) -> Any:
-            z_mean, _ = vae.posterior(inputs)
-            expected = vae.likelihood.expected_inputs(vae.decode(z_mean))
-            return ops.where(hidden, expected, seen)
-
-        if not training:
-            inputs = self._repeated(inferred, _INFERENCES - 1, inputs)
-        return vae.posterior(inputs, training)
-
-    def infer(self, x: Any, noise: Any, training: bool = False) -> Inference:
-        """As `VAE.infer`."""
-        return self.draw(*self.encode(x, training), noise, training)
-
-
-class _WithoutMissing:
-    """A likelihood that is asked for rows with missing values."""
-
-    def __init__(self, likelihood: Likelihood, missing_counts: bool) -> None:
-        self._likelihood, self._missing_counts = likelihood, missing_counts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._likelihood, name)
-
-    def log_prob(self, x: Any, parameters: tuple[Any, ...]) -> Any:
-        return self._terms(x, parameters, self._likelihood.log_prob, self._likelihood.expected_log_prob)
-
-    def error(self, x: Any, parameters: tuple[Any, ...]) -> Any:
-        return self._terms(x, parameters, self._likelihood.error, self._likelihood.expected_error)
-
-    def _terms(self, x: Any, parameters: tuple[Any, ...], of_value: Any, expected: Any) -> Any:
-        missing = keras.ops.isnan(x)
-        terms = of_value(keras.ops.where(missing, 0.0, x), parameters)
-        return keras.ops.where(missing, expected(parameters) if self._missing_counts else 0.0, terms)
-
-
-def _unrolled(function: Callable[[Any], Any], n_times: int, value: Any) -> Any:
-    for _ in range(n_times):
-        value = function(value)
-    return value
 
 
 def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:

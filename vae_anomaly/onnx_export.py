@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -167,15 +166,9 @@ def _member_score(
     """The score of each row by the member that has these weights."""
     n_trainable = len(architecture.template.trainable_variables)
     with architecture.holding(list(weights[:n_trainable]), weights[n_trainable:]):
-        vae = architecture.template if complete else architecture.template.incomplete(repeated=_looped)
+        vae = architecture.template if complete else architecture.template.incomplete()
         noise = tf.constant(np.asarray(fitted.noise, dtype=np.float32)[:, None])
         return (tf.cast(scoring.score_tile(fitted.score, vae, x, noise), tf.float64),)
-
-
-def _looped(function: Callable[[Any], Any], n_times: int, value: Any) -> Any:
-    return tf.while_loop(
-        lambda count, _: count < n_times, lambda count, value: (count + 1, function(value)), (0, value)
-    )[1]
 
 
 def _outcome(

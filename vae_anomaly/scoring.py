@@ -334,19 +334,30 @@ def encode(
 
 def reconstruct(
     states: Sequence[ModelState], rows: Rows, noise: Rows, device: str | None
-) -> npt.NDArray[np.float64]:
-    """Expectations by each model, averaged over the draws: shape (n_states, n_rows, n_inputs)."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What each model expects in each row's cells, and how well it explains those that are there.
+
+    Returns
+    -------
+    expectations : array of shape (n_states, n_rows, n_inputs)
+    log_likelihood : array of shape (n_states, n_rows)
+        Log p(x|z) in nats, averaged over the features; a missing cell counts what a value would be expected
+        to count. Both are means over the draws.
+    """
 
     def tile_expectations(vae: Any, x: Any, noise: Any) -> Any:
         posterior = vae.encode(x)
 
         def weighted_sum(chunk: Any, weights: Any) -> Any:
-            parameters = vae.draw(*posterior, chunk).parameters
-            return tf.tensordot(weights, vae.likelihood.expectations(parameters), 1)
+            inferred = vae.draw(*posterior, chunk)
+            expectations = vae.likelihood.expectations(inferred.parameters)
+            log_prob = tf.reduce_mean(_feature_log_likelihood(vae, x, inferred), axis=-1, keepdims=True)
+            return tf.tensordot(weights, tf.concat([expectations, log_prob], axis=-1), 1)
 
         return tf.reduce_sum(_map_chunks(weighted_sum, noise), axis=0) / noise.shape[0]
 
-    return map_rows(tile_expectations, "reconstruct", states, rows, noise, device)
+    results = map_rows(tile_expectations, "reconstruct", states, rows, noise, device, refined=True)
+    return results[..., :-1], results[..., -1]
 
 
 def predictive_values(
@@ -366,7 +377,8 @@ def predictive_values(
         values = [vae.likelihood.quantile(level, parameters) for level in levels]
         return tf.transpose(tf.concat(values, axis=0), (1, 0, 2))
 
-    return map_rows(tile_values, ("predictive_values", n_values), states, rows, noise, device)
+    key = ("predictive_values", n_values)
+    return map_rows(tile_values, key, states, rows, noise, device, refined=True)
 
 
 def _over_draws(vae: Any, x: Any, noise: Any, per_draw: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:

@@ -58,7 +58,7 @@ def map_rows(
     rows: Rows,
     noise: Rows,
     device: str | None = None,
-    missing_counts: bool = True,
+    **incomplete: bool,
 ) -> npt.NDArray[Any]:
     """Apply ``function(vae, x, noise)`` to all rows, with each model.
 
@@ -76,8 +76,8 @@ def map_rows(
     rows : array of shape (n_rows, n_features)
     noise : array of shape (n_draws, latent_dim), shared by all rows
     device : str or None
-    missing_counts : bool, default=True
-        See `VAE.incomplete`.
+    **incomplete : bool
+        Passed to `VAE.incomplete`.
 
     Returns
     -------
@@ -85,19 +85,19 @@ def map_rows(
     """
 
     def of_incomplete(vae: Any, x: Any, noise: Any) -> Any:
-        return function(vae.incomplete(missing_counts), x, noise)
+        return function(vae.incomplete(**incomplete), x, noise)
 
     on_complete = partial(_map_rows, function, key)
-    on_incomplete = partial(_map_rows, of_incomplete, ("incomplete", missing_counts, key))
+    on_incomplete = partial(_map_rows, of_incomplete, ("incomplete", *incomplete.items(), key))
     if states[0].specification.marks_missing:
         return on_incomplete(states, rows, noise, device)
     if not any_missing(rows):
         return on_complete(states, rows, noise, device)
-    incomplete = np.isnan(rows).any(axis=1)
-    if incomplete.all():
+    has_gaps = np.isnan(rows).any(axis=1)
+    if has_gaps.all():
         return on_incomplete(states, rows, noise, device)
     results = on_complete(states, rows, noise, device)
-    results[:, incomplete] = on_incomplete(states, rows[incomplete], noise, device)
+    results[:, has_gaps] = on_incomplete(states, rows[has_gaps], noise, device)
     return results
 
 

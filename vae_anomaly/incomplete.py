@@ -1,0 +1,121 @@
+"""Rows with missing values, NaN: what training and scores use in the place of a `VAE`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vae_anomaly.backend import keras, tf
+from vae_anomaly.likelihoods import Likelihood
+
+__all__ = ["Incomplete"]
+
+# How often missing inputs are inferred again from what the last inference expects; they settle within it.
+_INFERENCES = 10
+# Three times as many steps to the most probable z guess hidden cells hardly better, a third as many worse.
+_STEPS, _LONGEST_STEP = 60, 0.1
+_DECAY_OF_MEAN, _DECAY_OF_SQUARE, _EPSILON = 0.9, 0.99, 1e-8
+
+
+class Incomplete:
+    """A `VAE` whose rows have NaN for missing values; made by `VAE.incomplete`, which says what is what."""
+
+    def __init__(self, vae: Any, missing_counts: bool, refined: bool) -> None:
+        self._vae = vae
+        self._refined = refined and not vae.marks_missing
+        self.likelihood: Any = _WithoutMissing(vae.likelihood, missing_counts)
+        self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
+        self.decode, self.draw = vae.decode, vae.draw
+
+    def encode(self, x: Any, training: bool = False) -> Any:
+        """Posterior of each row given the values that are there.
+
+        Missing inputs start as what the decoder expects at the prior's mean. An encoder that sees marks for
+        them is asked once. One that has been trained on complete rows is asked again and again, each time
+        with what was expected by its last answer (Rezende, Mohamed & Wierstra 2014, "Stochastic
+        backpropagation and approximate inference in deep generative models", without the noise).
+
+        That finds about where z lies, which serves a score. To guess missing values, z_mean is ``refined``:
+        it goes on to the most probable z given the values that are there, which an encoder that sees marks
+        has learnt to find by itself.
+        """
+        vae, ops = self._vae, keras.ops
+        missing = ops.isnan(x)
+        seen = vae.inputs(ops.where(missing, 0.0, x))
+        hidden = ops.take(missing, np.array(vae.likelihood.origins(vae.n_features)), axis=-1)
+        fill = vae.likelihood.expected_inputs(vae.decode(ops.zeros((1, vae.latent_dim))))
+        inputs = ops.where(hidden, ops.stop_gradient(fill), seen)
+        if vae.marks_missing:
+            marks = ops.cast(missing, seen.dtype)
+            return vae.posterior(ops.concatenate([inputs, marks], axis=-1), training)
+
+        def inferred(inputs: Any) -> tuple[Any]:
+            z_mean, _ = vae.posterior(inputs)
+            expected = vae.likelihood.expected_inputs(vae.decode(z_mean))
+            return (ops.where(hidden, expected, seen),)
+
+        if not training:
+            inputs = _repeated(inferred, _INFERENCES - 1, inputs)
+        z_mean, z_log_var = vae.posterior(inputs, training)
+        return (self._most_probable(x, z_mean) if self._refined else z_mean), z_log_var
+
+    def infer(self, x: Any, noise: Any, training: bool = False) -> Any:
+        """As `VAE.infer`."""
+        return self.draw(*self.encode(x, training), noise, training)
+
+    def _most_probable(self, x: Any, z: Any) -> Any:
+        """The z of each row at the top of log p(x|z) + log p(z) for the values that are there, from z uphill.
+
+        By Adam (Kingma & Ba 2015), with steps that shrink to nothing along a cosine. A row's gradient is its
+        own: rows of one call do not know of each other.
+        """
+        likelihood = _WithoutMissing(self._vae.likelihood, missing_counts=False)
+
+        def step(z: Any, mean: Any, square: Any, count: Any) -> tuple[Any, ...]:
+            with tf.GradientTape() as tape:
+                tape.watch(z)
+                log_joint = tf.reduce_sum(likelihood.log_prob(x, self._vae.decode(z)))
+                log_joint -= 0.5 * tf.reduce_sum(tf.square(z))
+            gradient = tape.gradient(log_joint, z)
+            mean += (1 - _DECAY_OF_MEAN) * (gradient - mean)
+            square += (1 - _DECAY_OF_SQUARE) * (tf.square(gradient) - square)
+            rate = _LONGEST_STEP * 0.5 * (1 + tf.cos(math.pi * count / _STEPS))
+            rate *= tf.sqrt(1 - _DECAY_OF_SQUARE ** (count + 1)) / (1 - _DECAY_OF_MEAN ** (count + 1))
+            return z + rate * mean / (tf.sqrt(square) + _EPSILON), mean, square, count + 1
+
+        return _repeated(step, _STEPS, z, tf.zeros_like(z), tf.zeros_like(z), tf.constant(0.0))
+
+
+class _WithoutMissing:
+    """A likelihood that is asked for rows with missing values."""
+
+    def __init__(self, likelihood: Likelihood, missing_counts: bool) -> None:
+        self._likelihood, self._missing_counts = likelihood, missing_counts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._likelihood, name)
+
+    def log_prob(self, x: Any, parameters: tuple[Any, ...]) -> Any:
+        return self._terms(x, parameters, self._likelihood.log_prob, self._likelihood.expected_log_prob)
+
+    def error(self, x: Any, parameters: tuple[Any, ...]) -> Any:
+        return self._terms(x, parameters, self._likelihood.error, self._likelihood.expected_error)
+
+    def _terms(self, x: Any, parameters: tuple[Any, ...], of_value: Any, expected: Any) -> Any:
+        missing = keras.ops.isnan(x)
+        terms = of_value(keras.ops.where(missing, 0.0, x), parameters)
+        return keras.ops.where(missing, expected(parameters) if self._missing_counts else 0.0, terms)
+
+
+def _repeated(step: Callable[..., Any], n_times: int, *values: Any) -> Any:
+    """The first of the values after so many times ``values = step(*values)``."""
+    loop = tf.while_loop(
+        lambda count, *_: count < n_times,
+        lambda count, *values: (count + 1, *step(*values)),
+        (tf.constant(0), *values),
+        parallel_iterations=1,
+    )
+    return loop[1]
