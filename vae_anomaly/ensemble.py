@@ -466,12 +466,12 @@ def _split(rows: Rows, fraction: float, seed: int, noise: Rows) -> tuple[Rows, t
 
 def _mean_history(histories: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
     """Mean over the members that still trained, epoch by epoch."""
-    n_epochs = max(len(history["loss"]) for history in histories)
+    lengths = np.array([len(history["loss"]) for history in histories])
+    trained = np.arange(lengths.max()) < lengths[:, None]
 
     def mean(name: str) -> npt.NDArray[np.float64]:
-        values = np.full((len(histories), n_epochs), np.nan)
-        for row, history in zip(values, histories, strict=True):
-            row[: len(history[name])] = history[name]
-        return np.asarray(np.nanmean(values, axis=0))
+        values = np.zeros(trained.shape)
+        values[trained] = np.concatenate([history[name] for history in histories])
+        return np.asarray(values.mean(axis=0, where=trained))
 
     return {name: mean(name).tolist() for name in histories[0]}
