@@ -248,14 +248,16 @@ class Explained:
     def expected(self: Any, X: Any, coverage: float | None = None) -> Any:
         """What the model expects in each cell given the other cells of its row, in the units of X.
 
-        Each cell is masked in turn and inferred from the rest. That takes as many inferences as there are
-        columns, and ten times more from a model that was trained on complete rows without ``masked_share``.
+        Each cell is masked in turn. Each member looks for the most probable z given the others, by gradient
+        (`incomplete.Incomplete.encode`), and its guess weighs the more, the better it explains the row
+        (`ensemble.weights_by_row`). That costs dozens of passes through the decoder for each cell.
 
         Parameters
         ----------
         X : array or DataFrame of shape (n_rows, n_features)
         coverage : float or None, default=None
-            In (0, 1): adds the ends of intervals that hold this share of what the models think possible.
+            In (0, 1): adds the ends of intervals that hold this share of what the members think possible,
+            each with its weight in the score. Of a model that is too sure, fewer new cells lie inside.
 
         Returns
         -------

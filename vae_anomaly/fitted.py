@@ -219,7 +219,9 @@ class Generative:
         return np.asarray(self._fitted.posterior_means(X))
 
     def reconstruct(self: Any, X: Any) -> Any:
-        """Expected x given z, averaged over the draws of z, in the units of X: gaps are filled.
+        """Expected x given z, averaged over draws and members, in the units of X: gaps are filled.
+
+        A missing value is inferred as by `expected`; the members count as there.
 
         Parameters
         ----------

@@ -25,7 +25,7 @@ class Incomplete:
 
     def __init__(self, vae: Any, missing_counts: bool, refined: bool) -> None:
         self._vae = vae
-        self._refined = refined and not vae.marks_missing
+        self._refined = refined
         self.likelihood: Any = _WithoutMissing(vae.likelihood, missing_counts)
         self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
         self.decode, self.draw = vae.decode, vae.draw
@@ -39,8 +39,7 @@ class Incomplete:
         backpropagation and approximate inference in deep generative models", without the noise).
 
         That finds about where z lies, which serves a score. To guess missing values, z_mean is ``refined``:
-        it goes on to the most probable z given the values that are there, which an encoder that sees marks
-        has learnt to find by itself.
+        it goes on to the most probable z given the values that are there.
         """
         vae, ops = self._vae, keras.ops
         missing = ops.isnan(x)
@@ -48,16 +47,15 @@ class Incomplete:
         hidden = ops.take(missing, np.array(vae.likelihood.origins(vae.n_features)), axis=-1)
         fill = vae.likelihood.expected_inputs(vae.decode(ops.zeros((1, vae.latent_dim))))
         inputs = ops.where(hidden, ops.stop_gradient(fill), seen)
-        if vae.marks_missing:
-            marks = ops.cast(missing, seen.dtype)
-            return vae.posterior(ops.concatenate([inputs, marks], axis=-1), training)
 
         def inferred(inputs: Any) -> tuple[Any]:
             z_mean, _ = vae.posterior(inputs)
             expected = vae.likelihood.expected_inputs(vae.decode(z_mean))
             return (ops.where(hidden, expected, seen),)
 
-        if not training:
+        if vae.marks_missing:
+            inputs = ops.concatenate([inputs, ops.cast(missing, seen.dtype)], axis=-1)
+        elif not training:
             inputs = _repeated(inferred, _INFERENCES - 1, inputs)
         z_mean, z_log_var = vae.posterior(inputs, training)
         return (self._most_probable(x, z_mean) if self._refined else z_mean), z_log_var

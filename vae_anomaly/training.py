@@ -45,8 +45,9 @@ __all__ = ["Plan", "Standing", "TrainingResult", "Validation", "continued", "tra
 _XLA_PAYS_FROM_STEPS = 3_000
 _XLA_PAYS_TO_WEIGHTS = 20_000
 
-# So that an encoder meets gaps in every column.
-_MASKED_SHARE = 0.2
+# So that an encoder meets gaps in every column. To hide a fifth costs AUROC: .849 for .857 with 10 % of the
+# cells missing, .813 for .820 with 30 % (mean of twenty tables).
+_MASKED_SHARE = 0.05
 
 _AUTO_STEPS, _AUTO_STEPS_AT_MOST, _AUTO_EPOCHS = 1000, 2000, 5
 
