@@ -226,7 +226,7 @@ class CheckpointFile:
             )
 
     def _write(self) -> None:
-        self._has_news = False
+        self._has_news = False  # what comes while this is being written is news again
         try:
             self._write_standings()
         except BaseException:

@@ -32,7 +32,6 @@ __all__ = [
     "counted",
     "grid_of",
     "image_shape_of",
-    "known_image_shape",
     "legend_beside",
     "limits",
     "new_axes",
@@ -89,7 +88,7 @@ def image_shape_of(detector: Any, given: tuple[int, ...] | None) -> tuple[int, .
     ValueError
         If neither is known, or the shape does not hold as many numbers as a row.
     """
-    shape = given or known_image_shape(detector)
+    shape: tuple[int, ...] | None = given or detector._known_image_shape
     if shape is None:
         raise ValueError(
             "this is a picture of images, and the detector was fitted on rows of a table; if its rows are "
@@ -99,12 +98,6 @@ def image_shape_of(detector: Any, given: tuple[int, ...] | None) -> tuple[int, .
         raise ValueError(
             f"image_shape must hold the {detector.n_features_in_} numbers of a row; received {shape!r}."
         )
-    return shape
-
-
-def known_image_shape(detector: Any) -> tuple[int, ...] | None:
-    """The shape of the images that the detector was fitted on, or that its network was given."""
-    shape: tuple[int, ...] | None = detector._known_image_shape
     return shape
 
 
