@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.datasets import load_breast_cancer
 from sklearn.decomposition import PCA
+from sklearn.impute import KNNImputer
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
@@ -166,6 +168,29 @@ def test_expectations_are_nearer_than_column_means(fitted):
     new = make_anomalies(300, N_FEATURES, contamination=0.0, kind="dependency", random_state=0)[0][:200]
     error = np.square(fitted.expected(new) - new).mean()
     assert error < 0.6 * new.var(axis=0).mean()
+
+
+@pytest.mark.long
+def test_cells_of_real_rows_are_guessed_better_than_by_nearest_neighbours():
+    X, is_benign = load_breast_cancer(return_X_y=True)
+    rows = X[is_benign == 1]
+    rows = rows[np.random.RandomState(0).permutation(len(rows))]
+    train, new = rows[:178], rows[178:]
+    scaler = StandardScaler().fit(train)
+    imputer = KNNImputer().fit(scaler.transform(train))
+
+    def by_neighbours(column):
+        hidden = scaler.transform(new)
+        hidden[:, column] = np.nan
+        return imputer.transform(hidden)[:, column]
+
+    guesses = {
+        "ours": scaler.transform(VAEDetector(random_state=0).fit(train).expected(new)),
+        "neighbours": np.column_stack([by_neighbours(column) for column in range(new.shape[1])]),
+        "means": 0.0,
+    }
+    errors = {name: np.square(guess - scaler.transform(new)).mean() for name, guess in guesses.items()}
+    assert errors["ours"] < 0.9 * errors["neighbours"] < errors["means"]
 
 
 def test_intervals_hold_their_share_of_a_model_that_is_right():
