@@ -101,8 +101,8 @@ plt.show()
 # -------------------------
 # The same table without any transformer: a DataFrame of mixed columns goes straight in, each with a
 # likelihood for its kind. `report` then says in the table's own units what was expected in the place of each
-# odd value. ``masked_share`` trains the detector to infer a value from the others.
-direct = VAEDetector(masked_share=0.2, random_state=0, **quick).fit(train)
+# odd value, given the other values of its record.
+direct = VAEDetector(random_state=0, **quick).fit(train)
 report = direct.report(new, n_rows=8, n_columns=1)
 report["wrong in truth"] = [wrong[row] or "nothing" for row in report["row"]]
 shown = ["row", "column", "value", "expected", "low", "high", "wrong in truth"]

@@ -134,8 +134,8 @@ class VAEDetector(
         Longest gradient (Euclidean norm over all weights) that is not shortened.
     masked_share : "auto" or float, default="auto"
         Share of the values, in [0, 1), that a training step hides from the encoder, which infers them from
-        the others; the objective keeps them. So an encoder learns what a missing value is. "auto" is 0.05 if
-        values are missing among the training rows, else 0.
+        the others; the objective keeps them. So an encoder learns what a missing value is; it costs a little
+        detection. "auto" is 0.05 if values are missing among the training rows, else 0.
     validation_fraction : "auto" or float, default="auto"
         Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each
         member holds out others. "auto" is 0.2 with early stopping and 0 without.
