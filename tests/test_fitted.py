@@ -164,6 +164,16 @@ def test_a_cells_expectation_does_not_depend_on_its_value(fitted, normal):
     np.testing.assert_array_equal(fitted.expected(gaps)[:, 4], expected[:, 4])
 
 
+@pytest.mark.parametrize("far", [1e3, 1e37])
+def test_one_wrong_value_hardly_changes_what_the_other_cells_are_expected_to_be(fitted, normal, far):
+    expected = fitted.expected(normal[:50])[:, 1:]
+    wrong = normal[:50].copy()
+    wrong[:, 0] = far
+    moved = np.abs(fitted.expected(wrong)[:, 1:] - expected)
+    assert np.median(moved) < 0.5 * normal.std()
+    assert np.isfinite(moved).all()
+
+
 def test_expectations_are_nearer_than_column_means(fitted):
     new = make_anomalies(300, N_FEATURES, contamination=0.0, kind="dependency", random_state=0)[0][:200]
     error = np.square(fitted.expected(new) - new).mean()

@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from vae_anomaly import DenseNetwork, VAEDetector, scoring
+from vae_anomaly.programs import model_of
 from vae_anomaly.scoring import SCORES, Score
 
 
@@ -48,9 +49,19 @@ def test_chunks_of_draws_change_no_reconstruction(state, rows):
 
 def test_a_reconstruction_comes_with_how_well_it_explains_the_row(state, rows):
     draws = noise(10)
+    rows = 0.1 * rows
     _, log_likelihood = scoring.reconstruct([state], rows, draws, None)
     score = scoring.score_rows([state], rows, draws, SCORES["reconstruction_probability"], None)
     np.testing.assert_allclose(log_likelihood, -score / rows.shape[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [1e6, 1e37])
+def test_no_value_is_taken_to_be_more_than_ten_nats_less_probable_than_expected(state, rows, value):
+    _, log_likelihood = scoring.reconstruct([state], np.full_like(rows, value), noise(10), None)
+    model = model_of(state)
+    # Of a Gaussian with a learned scale, what is expected is the same whatever z is.
+    expected = np.mean(model.likelihood.expected_log_prob(model.decode(np.zeros((1, 3), "f4"))))
+    np.testing.assert_allclose(log_likelihood, expected - 10, rtol=1e-5)
 
 
 def test_the_elbo_is_the_sum_of_its_terms(state, rows):

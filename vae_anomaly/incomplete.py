@@ -10,6 +10,7 @@ import numpy as np
 
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.objective import DOUBTED_FROM
 
 __all__ = ["Incomplete"]
 
@@ -38,8 +39,8 @@ class Incomplete:
         with what was expected by its last answer (Rezende, Mohamed & Wierstra 2014, "Stochastic
         backpropagation and approximate inference in deep generative models", without the noise).
 
-        That finds about where z lies, which serves a score. To guess missing values, z_mean is ``refined``:
-        it goes on to the most probable z given the values that are there.
+        That finds about where z lies, which serves a score. To guess missing values, z_mean of such rows is
+        ``refined``: it goes on to the most probable z given the values that are there.
         """
         vae, ops = self._vae, keras.ops
         missing = ops.isnan(x)
@@ -58,7 +59,10 @@ class Incomplete:
         elif not training:
             inputs = _repeated(inferred, _INFERENCES - 1, inputs)
         z_mean, z_log_var = vae.posterior(inputs, training)
-        return (self._most_probable(x, z_mean) if self._refined else z_mean), z_log_var
+        if self._refined:
+            has_gaps = ops.any(missing, axis=-1, keepdims=True)
+            z_mean = ops.where(has_gaps, self._most_probable(x, z_mean), z_mean)
+        return z_mean, z_log_var
 
     def infer(self, x: Any, noise: Any, training: bool = False) -> Any:
         """As `VAE.infer`."""
@@ -67,7 +71,8 @@ class Incomplete:
     def _most_probable(self, x: Any, z: Any) -> Any:
         """The z of each row at the top of log p(x|z) + log p(z) for the values that are there, from z uphill.
 
-        By Adam (Kingma & Ba 2015), with steps that shrink to nothing along a cosine. A row's gradient is its
+        A value that is d > `DOUBTED_FROM` nats less probable than expected counts ``DOUBTED_FROM / d``. By
+        Adam (Kingma & Ba 2015), with steps that shrink to nothing along a cosine. A row's gradient is its
         own: rows of one call do not know of each other.
         """
         likelihood = _WithoutMissing(self._vae.likelihood, missing_counts=False)
@@ -75,9 +80,13 @@ class Incomplete:
         def step(z: Any, mean: Any, square: Any, count: Any) -> tuple[Any, ...]:
             with tf.GradientTape() as tape:
                 tape.watch(z)
-                log_joint = tf.reduce_sum(likelihood.log_prob(x, self._vae.decode(z)))
+                parameters = self._vae.decode(z)
+                log_prob = likelihood.log_prob(x, parameters)
+                less = tf.stop_gradient(likelihood.expected_log_prob(parameters) - log_prob)
+                log_joint = tf.reduce_sum(log_prob * DOUBTED_FROM / tf.maximum(less, DOUBTED_FROM))
                 log_joint -= 0.5 * tf.reduce_sum(tf.square(z))
             gradient = tape.gradient(log_joint, z)
+            gradient = tf.where(tf.math.is_finite(gradient), gradient, 0.0)  # of values beyond float32
             mean += (1 - _DECAY_OF_MEAN) * (gradient - mean)
             square += (1 - _DECAY_OF_SQUARE) * (tf.square(gradient) - square)
             rate = _LONGEST_STEP * 0.5 * (1 + tf.cos(math.pi * count / _STEPS))

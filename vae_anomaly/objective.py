@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from vae_anomaly.backend import keras
 
 __all__ = [
+    "DOUBTED_FROM",
     "LossTerms",
     "importance_weighted_bound",
     "kl_divergence",
@@ -24,6 +25,10 @@ __all__ = [
     "loss_terms",
     "reparameterize",
 ]
+
+#: Nats that a value may be less probable than expected before it is doubted: it may be the anomaly, and is
+#: not to decide what the row's other cells are guessed to be.
+DOUBTED_FROM = 10.0
 
 
 class LossTerms(NamedTuple):

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.backend import keras, tf
-from vae_anomaly.objective import importance_weighted_bound, kl_divergence, log_weight
+from vae_anomaly.objective import DOUBTED_FROM, importance_weighted_bound, kl_divergence, log_weight
 from vae_anomaly.rows import Rows
 from vae_anomaly.states import ModelState
 from vae_anomaly.tiles import map_rows
@@ -341,8 +341,8 @@ def reconstruct(
     -------
     expectations : array of shape (n_states, n_rows, n_inputs)
     log_likelihood : array of shape (n_states, n_rows)
-        Log p(x|z) in nats, averaged over the features; a missing cell counts what a value would be expected
-        to count. Both are means over the draws.
+        Log p(x|z) in nats, averaged over the features; of each, at most `DOUBTED_FROM` below what would be
+        expected, which is what a missing cell counts. Both are means over the draws.
     """
 
     def tile_expectations(vae: Any, x: Any, noise: Any) -> Any:
@@ -351,7 +351,9 @@ def reconstruct(
         def weighted_sum(chunk: Any, weights: Any) -> Any:
             inferred = vae.draw(*posterior, chunk)
             expectations = vae.likelihood.expectations(inferred.parameters)
-            log_prob = tf.reduce_mean(_feature_log_likelihood(vae, x, inferred), axis=-1, keepdims=True)
+            least = vae.likelihood.expected_log_prob(inferred.parameters) - DOUBTED_FROM
+            log_prob = tf.maximum(_feature_log_likelihood(vae, x, inferred), least)
+            log_prob = tf.reduce_mean(log_prob, axis=-1, keepdims=True)
             return tf.tensordot(weights, tf.concat([expectations, log_prob], axis=-1), 1)
 
         return tf.reduce_sum(_map_chunks(weighted_sum, noise), axis=0) / noise.shape[0]
