@@ -250,7 +250,8 @@ class Explained:
 
         Each cell is masked in turn. Each member looks for the most probable z given the others, by gradient
         (`incomplete.Incomplete.encode`), and its guess weighs the more, the better it explains the row
-        (`ensemble.weights_by_row`). That costs dozens of passes through the decoder for each cell.
+        (`ensemble.weights_by_row`). Values far less probable than expected, which may be wrong themselves,
+        have less of a say in both. That costs dozens of passes through the decoder for each cell.
 
         Parameters
         ----------
