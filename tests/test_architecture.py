@@ -32,6 +32,7 @@ ORDER = [
     "networks.conv",
     "networks",
     "keras_network",
+    "adam",
     "incomplete",
     "model",
     "states",
@@ -73,6 +74,7 @@ FILES = {
 }
 MODULES = sorted({*FILES} - {"__init__"})
 KNOWS_TENSORFLOW = {
+    "adam",
     "backend",
     "convolution",
     "incomplete",

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from vae_anomaly import DenseNetwork
+from vae_anomaly.adam import Adam
 from vae_anomaly.backend import tf
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.programs import architecture
@@ -12,8 +13,6 @@ from vae_anomaly.states import Specification
 from vae_anomaly.steps import (
     BlockOptions,
     Limits,
-    _adam,
-    _adam_rates,
     _clipped,
     _gradient,
     block_steps,
@@ -110,9 +109,9 @@ def test_many_steps_follow_keras_adam_on_the_same_gradients(clip_norm):
     variable = keras.Variable(weights)
     adam = keras.optimizers.Adam(0.01, global_clipnorm=clip_norm)
     state = (tf.constant(weights), tf.zeros(30), tf.zeros(30))
-    rates = _adam_rates(np.full(20, 0.01, "f4"), first_step=0)
+    rates = Adam().rates(np.full(20, 0.01, "f4"), first_step=0)
     for gradient, rate in zip(gradients, rates, strict=True):
         adam.apply([tf.constant(gradient)], [variable])
         gradient = tf.constant(gradient) if clip_norm is None else _clipped(tf.constant(gradient), clip_norm)
-        state = _adam(*state, gradient, rate)
+        state = Adam().step(*state, gradient, rate)
     np.testing.assert_allclose(state[0], variable.numpy(), atol=2e-6)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from vae_anomaly.adam import Adam
 from vae_anomaly.backend import keras, tf
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.objective import DOUBTED_FROM
@@ -18,7 +18,8 @@ __all__ = ["Incomplete"]
 _INFERENCES = 10
 # Three times as many steps to the most probable z guess hidden cells hardly better, a third as many worse.
 _STEPS, _LONGEST_STEP = 60, 0.1
-_DECAY_OF_MEAN, _DECAY_OF_SQUARE, _EPSILON = 0.9, 0.99, 1e-8
+# Squares of sixty gradients are forgotten sooner than those of a training.
+_ADAM = Adam(beta_2=0.99, epsilon=1e-8)
 
 
 class Incomplete:
@@ -72,10 +73,13 @@ class Incomplete:
         """The z of each row at the top of log p(x|z) + log p(z) for the values that are there, from z uphill.
 
         A value that is d > `DOUBTED_FROM` nats less probable than expected counts ``DOUBTED_FROM / d``. By
-        Adam (Kingma & Ba 2015), with steps that shrink to nothing along a cosine. A row's gradient is its
-        own: rows of one call do not know of each other.
+        Adam, with steps that shrink to nothing along a cosine. A row's gradient is its own: rows of one call
+        do not know of each other.
         """
         likelihood = _WithoutMissing(self._vae.likelihood, missing_counts=False)
+
+        cosine = 0.5 * (1 + np.cos(np.pi * np.arange(_STEPS) / _STEPS))
+        rates = tf.constant(_ADAM.rates(_LONGEST_STEP * cosine))
 
         def step(z: Any, mean: Any, square: Any, count: Any) -> tuple[Any, ...]:
             with tf.GradientTape() as tape:
@@ -83,17 +87,13 @@ class Incomplete:
                 parameters = self._vae.decode(z)
                 log_prob = likelihood.log_prob(x, parameters)
                 less = tf.stop_gradient(likelihood.expected_log_prob(parameters) - log_prob)
-                log_joint = tf.reduce_sum(log_prob * DOUBTED_FROM / tf.maximum(less, DOUBTED_FROM))
-                log_joint -= 0.5 * tf.reduce_sum(tf.square(z))
-            gradient = tape.gradient(log_joint, z)
+                loss = 0.5 * tf.reduce_sum(tf.square(z))
+                loss -= tf.reduce_sum(log_prob * DOUBTED_FROM / tf.maximum(less, DOUBTED_FROM))
+            gradient = tape.gradient(loss, z)
             gradient = tf.where(tf.math.is_finite(gradient), gradient, 0.0)  # of values beyond float32
-            mean += (1 - _DECAY_OF_MEAN) * (gradient - mean)
-            square += (1 - _DECAY_OF_SQUARE) * (tf.square(gradient) - square)
-            rate = _LONGEST_STEP * 0.5 * (1 + tf.cos(math.pi * count / _STEPS))
-            rate *= tf.sqrt(1 - _DECAY_OF_SQUARE ** (count + 1)) / (1 - _DECAY_OF_MEAN ** (count + 1))
-            return z + rate * mean / (tf.sqrt(square) + _EPSILON), mean, square, count + 1
+            return *_ADAM.step(z, mean, square, gradient, rates[count]), count + 1
 
-        return _repeated(step, _STEPS, z, tf.zeros_like(z), tf.zeros_like(z), tf.constant(0.0))
+        return _repeated(step, _STEPS, z, tf.zeros_like(z), tf.zeros_like(z), tf.constant(0))
 
 
 class _WithoutMissing:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vae_anomaly.adam import Adam
 from vae_anomaly.backend import tf
 from vae_anomaly.objective import loss_terms
 from vae_anomaly.programs import Architecture, placed
@@ -29,8 +30,7 @@ __all__ = [
     "training_state",
 ]
 
-# Adam's constants: Kingma & Ba 2015, with Keras' epsilon.
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
+_ADAM = Adam()
 _PHILOX = 1
 # Where the second stream of random numbers begins, for the same seed and step.
 _SECOND_STREAM = 2**63
@@ -146,7 +146,7 @@ def train_block(
             counter=np.array([_SECOND_STREAM, first_step], dtype=np.uint64),
             alg=_PHILOX,
         )
-    rates = _adam_rates(rates, first_step)
+    rates = _ADAM.rates(rates, first_step)
     if options.jit_compile:  # XLA compiles for one shape
         n_filled = block_steps(architecture, options.batch_size)
         noise = tf.pad(noise, [[0, n_filled - n_steps], [0, 0], [0, 0], [0, 0]])
@@ -209,7 +209,7 @@ def _block(architecture: Architecture, options: BlockOptions) -> Callable[..., A
             )
             if options.clips_gradient:
                 gradient = _clipped(gradient, limits.gradient_clip_norm)
-            moved = _adam(state.trainable, state.first_moment, state.second_moment, gradient, rate)
+            moved = _ADAM.step(state.trainable, state.first_moment, state.second_moment, gradient, rate)
             return position + 1, TrainingState(*moved, non_trainable), sums + terms
 
         loop = (tf.constant(0), state, tf.zeros(3))
@@ -271,18 +271,3 @@ def _trimmed_mean(losses: Any, n_kept: Any) -> Any:
 def _clipped(gradient: Any, norm: Any) -> Any:
     """The gradient, shortened to this norm if it is longer."""
     return gradient * norm / tf.maximum(tf.norm(gradient), norm)
-
-
-def _adam_rates(rates: npt.NDArray[np.float32], first_step: int) -> npt.NDArray[np.float32]:
-    """Learning rates with Adam's corrections for moments that started at 0."""
-    count = first_step + 1.0 + np.arange(len(rates))
-    return np.asarray(rates * np.sqrt(1 - _BETA_2**count) / (1 - _BETA_1**count), dtype=np.float32)
-
-
-def _adam(
-    weights: Any, first_moment: Any, second_moment: Any, gradient: Any, rate: Any
-) -> tuple[Any, Any, Any]:
-    """One step of Adam on the flat weight vector, at a rate from `_adam_rates`."""
-    first_moment += (1 - _BETA_1) * (gradient - first_moment)
-    second_moment += (1 - _BETA_2) * (tf.square(gradient) - second_moment)
-    return weights - rate * first_moment / (tf.sqrt(second_moment) + _EPSILON), first_moment, second_moment
