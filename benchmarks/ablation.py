@@ -22,9 +22,11 @@ import quality
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.ensemble import DEFAULT_MEMBERS, Member, averaged, weights_for
+from vae_anomaly.ensemble.averaging import averaged, weights_for
+from vae_anomaly.ensemble.members import DEFAULT_MEMBERS, Member
 from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.scoring import SCORES, score_rows
+from vae_anomaly.scoring import SCORES
+from vae_anomaly.scoring.passes import score_rows
 
 COLUMNS = ("dataset", "setting", "seed", "method", "auroc", "ap")
 N_DEFAULT = len(DEFAULT_MEMBERS)

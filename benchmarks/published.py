@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from vae_anomaly import ConvNetwork, VAEDetector
-from vae_anomaly.backend import keras
+from vae_anomaly.core.backend import keras
 
 N_PIXELS = 28 * 28
 BATCH = 128

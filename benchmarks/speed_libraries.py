@@ -79,7 +79,7 @@ class VaeAnomaly(Library):
         super().__init__(case)
         self.package = importlib.import_module("vae_anomaly")
         # Loaded by the first fit otherwise, which would count as part of it.
-        backend = importlib.import_module("vae_anomaly.backend")
+        backend = importlib.import_module("vae_anomaly.core.backend")
         _ = backend.keras.Model, backend.tf.float32
 
     def fit(self, X: np.ndarray) -> None:

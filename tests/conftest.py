@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vae_anomaly import DenseNetwork, VAEDetector
-from vae_anomaly.backend import keras, tf
+from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.datasets import make_anomalies
 
 # Pictures are drawn without a display, whatever the machine has.

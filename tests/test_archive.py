@@ -14,7 +14,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from vae_anomaly import ModelFileError, archive
+from vae_anomaly import ModelFileError
+from vae_anomaly.files import archive
 
 PARTS = {"detector.json": b'{"a": 1}', "arrays/0": bytes(range(256)), "arrays/1": b""}
 

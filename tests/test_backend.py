@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from vae_anomaly import backend
+from vae_anomaly.core import backend
 
 
 def run(code, **environment):
@@ -23,7 +23,7 @@ def test_another_keras_backend_is_refused_with_the_remedy():
     ran = run(
         """
         import sys, types
-        import vae_anomaly.backend as backend
+        import vae_anomaly.core.backend as backend
         fake = types.ModuleType("keras"); fake.config = types.SimpleNamespace(backend=lambda: "torch")
         sys.modules["keras"] = fake
         try:

@@ -20,19 +20,12 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from vae_anomaly import (
-    DenseNetwork,
-    KerasNetwork,
-    ModelFileError,
-    VAEDetector,
-    archive,
-    checkpoints,
-    load,
-    training,
-)
-from vae_anomaly.backend import keras
+from vae_anomaly import DenseNetwork, KerasNetwork, ModelFileError, VAEDetector, checkpoints, load
 from vae_anomaly.checkpoints import Checkpoint, CheckpointFile
-from vae_anomaly.ensemble import Member
+from vae_anomaly.core.backend import keras
+from vae_anomaly.ensemble.members import Member
+from vae_anomaly.files import archive
+from vae_anomaly.training import epochs
 
 SMALL = {
     "network": DenseNetwork((16,)),
@@ -196,7 +189,7 @@ def test_trained_members_are_kept_while_folds_are_calibrated(X, path, monkeypatc
         with pytest.raises(KilledError):
             detector(path, **settings).fit(X)
     steps = []
-    monkeypatch.setattr(training, "train_block", counted(training.train_block, steps))
+    monkeypatch.setattr(epochs, "train_block", counted(epochs.train_block, steps))
     resumed = detector(path, **settings).fit(X, resume=True)
     assert len(steps) == 2 * 2 * 4  # of the folds alone: an epoch is one block here
     assert_same(resumed, detector(**settings).fit(X), X)
@@ -435,7 +428,7 @@ def test_a_disk_that_fills_up_is_told_and_loses_nothing(
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_training(make, X, tmp_path, monkeypatch):
     make(tmp_path / "folder")
     steps = []
-    monkeypatch.setattr(training, "train_block", counted(training.train_block, steps))
+    monkeypatch.setattr(epochs, "train_block", counted(epochs.train_block, steps))
     with pytest.raises(OSError, match="Make the folder first|Not a directory"):
         detector(tmp_path / "folder" / "fit.checkpoint").fit(X)
     assert steps == []
@@ -494,7 +487,7 @@ class Interrupting:
 
 def interrupted(monkeypatch, fitting, X, calls, name="train_block", **keywords):
     with monkeypatch.context() as patch:
-        patch.setattr(training, name, Interrupting(getattr(training, name), calls))
+        patch.setattr(epochs, name, Interrupting(getattr(epochs, name), calls))
         with pytest.warns(ConvergenceWarning, match="Ctrl-C has ended the training"):
             return fitting.fit(X, **keywords)
 
@@ -510,8 +503,8 @@ def test_ctrl_c_ends_with_the_epoch_and_leaves_a_marked_detector(X, monkeypatch)
 
 
 def test_ctrl_c_between_two_epochs_ends_with_the_last(X, monkeypatch):
-    end_epoch = Interrupting(training.Listeners.end_epoch, {5})
-    monkeypatch.setattr(training.Listeners, "end_epoch", lambda self, *given: end_epoch(self, *given))
+    end_epoch = Interrupting(epochs.Listeners.end_epoch, {5})
+    monkeypatch.setattr(epochs.Listeners, "end_epoch", lambda self, *given: end_epoch(self, *given))
     with pytest.warns(ConvergenceWarning, match="ended the training after 5 epochs"):
         stopped = detector(learning_rate_schedule=None).fit(X)
     assert_same(stopped, detector(learning_rate_schedule=None, epochs=5).fit(X), X)
@@ -526,7 +519,7 @@ def test_after_ctrl_c_early_stopping_restores_the_best_weights(X, monkeypatch):
 def test_a_second_ctrl_c_leaves_the_earlier_fit(X, monkeypatch):
     earlier = detector(random_state=1).fit(X)
     before = earlier.score_samples(X)
-    monkeypatch.setattr(training, "train_block", Interrupting(training.train_block, {5, 6}))
+    monkeypatch.setattr(epochs, "train_block", Interrupting(epochs.train_block, {5, 6}))
     with pytest.raises(KeyboardInterrupt):
         earlier.set_params(random_state=0).fit(X)
     assert not earlier.interrupted_
@@ -536,7 +529,7 @@ def test_a_second_ctrl_c_leaves_the_earlier_fit(X, monkeypatch):
 def test_ctrl_c_before_the_end_of_the_first_epoch_leaves_the_earlier_fit(X, monkeypatch):
     earlier = detector(random_state=1).fit(X)
     before = earlier.score_samples(X)
-    monkeypatch.setattr(training, "train_block", Interrupting(training.train_block, {1}))
+    monkeypatch.setattr(epochs, "train_block", Interrupting(epochs.train_block, {1}))
     with pytest.raises(KeyboardInterrupt):
         earlier.set_params(random_state=0).fit(X)
     np.testing.assert_array_equal(earlier.score_samples(X), before)
@@ -560,8 +553,8 @@ def test_members_that_had_not_begun_are_left_out(X, monkeypatch):
 
 def test_a_member_that_has_finished_no_epoch_is_left_out(X, monkeypatch):
     monkeypatch.setattr("joblib.cpu_count", lambda: 1)
-    divergence = Interrupting(training._Epochs._divergence, {12 + 1})
-    monkeypatch.setattr(training._Epochs, "_divergence", lambda self, *given: divergence(self, *given))
+    divergence = Interrupting(epochs._Epochs._divergence, {12 + 1})
+    monkeypatch.setattr(epochs._Epochs, "_divergence", lambda self, *given: divergence(self, *given))
     with pytest.warns(ConvergenceWarning, match="ended the training of 1 of 2 members after 12 epochs"):
         stopped = detector(members=2).fit(X)
     assert len(stopped.members_) == 1
@@ -624,7 +617,7 @@ def test_ctrl_c_where_folds_would_have_to_be_trained(X, monkeypatch):
     conformal = detector(calibration=3, threshold="conformal")
     with pytest.raises(KeyboardInterrupt, match="calibration in folds"):
         interrupted(monkeypatch, conformal, X, calls={5})
-    monkeypatch.setattr(training, "train_block", Interrupting(training.train_block, {12 + 5}))
+    monkeypatch.setattr(epochs, "train_block", Interrupting(epochs.train_block, {12 + 5}))
     with pytest.warns(ConvergenceWarning), pytest.raises(KeyboardInterrupt):
         conformal.fit(X)
 
@@ -737,9 +730,9 @@ class Spoiling:
     """Makes the loss, or a weight, of some epochs something else; keeps what it was called with."""
 
     def __init__(self, monkeypatch, epochs, loss=np.nan, weight=None):
-        self.original, self.epochs, self.loss, self.weight = training.train_block, epochs, loss, weight
+        self.original, self.epochs, self.loss, self.weight = epochs.train_block, epochs, loss, weight
         self.calls = []
-        monkeypatch.setattr(training, "train_block", self)
+        monkeypatch.setattr(epochs, "train_block", self)
 
     def __call__(self, architecture, state, rows, order, rates, *others, first_step, **keywords):
         self.calls.append((first_step // 8, rates, state))

@@ -13,7 +13,7 @@ from sklearn.utils.estimator_checks import (
 )
 
 from vae_anomaly import DenseNetwork, VAEDetector
-from vae_anomaly.ensemble import Member
+from vae_anomaly.ensemble.members import Member
 
 DETECTORS = {
     "default": VAEDetector(epochs=5),

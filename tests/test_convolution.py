@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vae_anomaly import ConvNetwork
-from vae_anomaly.backend import keras, tf
-from vae_anomaly.convolution import ShiftedConv2DTranspose
+from vae_anomaly.core.backend import keras, tf
+from vae_anomaly.networks.convolution import ShiftedConv2DTranspose
 
 SHAPES = [((5, 7), (3, 3), 1, 4), ((1, 6), (1, 5), 2, 3), ((8, 5), (2, 4), 2, 3), ((3, 3), (5, 5), 1, 1)]
 

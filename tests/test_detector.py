@@ -21,9 +21,9 @@ from sklearn.preprocessing import (
 )
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
-from vae_anomaly.backend import keras
+from vae_anomaly.core.backend import keras
 from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.scoring import Score
+from vae_anomaly.scoring.score import Score
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.preprocessing import MinMaxScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
-from vae_anomaly.ensemble import Member
+from vae_anomaly.ensemble.members import Member
 from vae_anomaly.likelihoods import LIKELIHOODS, Gaussian, UnitInterval
 
 TO_UNIT_INTERVAL = MinMaxScaler(clip=True)

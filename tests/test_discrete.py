@@ -14,9 +14,9 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import InvalidParameterError
 
 from vae_anomaly import DenseNetwork
-from vae_anomaly.backend import tf
+from vae_anomaly.core.backend import tf
 from vae_anomaly.likelihoods import Categorical, Count, Likelihood
-from vae_anomaly.model import VAE
+from vae_anomaly.model.vae import VAE
 
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])

@@ -20,11 +20,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, scorers
+from vae_anomaly.data.tables import table_of
 from vae_anomaly.datasets import load_tumours
-from vae_anomaly.ensemble import Member
+from vae_anomaly.ensemble.members import Member
+from vae_anomaly.model.states import ModelState
 from vae_anomaly.persistence import SKOPS_TRUSTED
-from vae_anomaly.states import ModelState
-from vae_anomaly.tables import table_of
 from vae_anomaly.thresholds import Conformal
 
 
@@ -222,7 +222,7 @@ def test_skops_is_not_told_to_trust_what_can_run_code(table):
     data = skops.io.dumps(fitted)
     beyond = set(skops.io.get_untrusted_types(data=data)) - set(SKOPS_TRUSTED)
     assert beyond == {
-        f"vae_anomaly.keras_network.{name}" for name in ("Blueprint", "KerasNetwork", "_Pickled")
+        f"vae_anomaly.networks.keras_network.{name}" for name in ("Blueprint", "KerasNetwork", "_Pickled")
     }
     loaded = skops.io.loads(data, trusted=[*SKOPS_TRUSTED, *beyond])
     np.testing.assert_array_equal(loaded.score_samples(table[0]), fitted.score_samples(table[0]))

@@ -31,14 +31,16 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from vae_anomaly import ConvNetwork, DenseNetwork, ModelFileError, archive, vocabulary
-from vae_anomaly.decoding import decoded
-from vae_anomaly.encoding import encoded
-from vae_anomaly.ensemble import Member
+from vae_anomaly import ConvNetwork, DenseNetwork, ModelFileError
+from vae_anomaly.ensemble.members import Member
+from vae_anomaly.files import allow_list as vocabulary
+from vae_anomaly.files import archive
+from vae_anomaly.files.decoding import decoded
+from vae_anomaly.files.encoding import encoded
 from vae_anomaly.likelihoods import LIKELIHOODS, Gaussian, Likelihood, StudentT
+from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import NETWORKS, Network
 from vae_anomaly.scoring import SCORES
-from vae_anomaly.states import ModelState, Specification
 from vae_anomaly.thresholds import THRESHOLDS, Conformal, ParetoTail
 
 
@@ -378,7 +380,7 @@ NOT_DATA = {
     "long doubles": (np.zeros(2, dtype=np.longdouble), "an array of float128"),
     "a record array": (np.zeros(2, dtype="f4,i4"), "an array of"),
     "a data frame": (pd.DataFrame(), "an object of pandas"),
-    "a score": (SCORES["elbo"], "an object of vae_anomaly.scoring.Score"),
+    "a score": (SCORES["elbo"], "an object of vae_anomaly.scoring.score.Score"),
     "a generator": (np.random.default_rng(), "an object of numpy.random"),
     "another engine": (np.random.RandomState(np.random.PCG64()), "a RandomState over PCG64"),
     "a transformer that is not listed": (

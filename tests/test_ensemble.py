@@ -5,12 +5,13 @@ import pytest
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
-from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector, scoring
+from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
+from vae_anomaly.core.rows import usual_range
 from vae_anomaly.datasets import make_anomalies
-from vae_anomaly.ensemble import DEFAULT_MEMBERS, Member, averaged, recipe, weights_by_row, weights_for
-from vae_anomaly.programs import architecture_of, model_of
-from vae_anomaly.rows import usual_range
-from vae_anomaly.scoring import SCORES
+from vae_anomaly.engine.programs import architecture_of, model_of
+from vae_anomaly.ensemble.averaging import averaged, weights_by_row, weights_for
+from vae_anomaly.ensemble.members import DEFAULT_MEMBERS, Member, resolve_recipe
+from vae_anomaly.scoring import SCORES, passes
 
 SMALL = {"network": DenseNetwork((16,)), "latent_dim": 2, "epochs": 8, "batch_size": 64, "random_state": 0}
 
@@ -21,7 +22,7 @@ def fit(X, **settings):
 
 # -- what "auto" means ----------------------------------------------------------------------------------
 def test_automatic_epochs_of_a_table_train_the_ensemble_that_detects_best(table):
-    assert recipe("auto", "auto", "auto", decide=True, n_rows=500) == (DEFAULT_MEMBERS, 0.2, True)
+    assert resolve_recipe("auto", "auto", "auto", decide=True, n_rows=500) == (DEFAULT_MEMBERS, 0.2, True)
     detector = VAEDetector(network=DenseNetwork((4,)), n_draws=1, random_state=0).fit(table[0][:60])
     assert len(detector.members_) == len(DEFAULT_MEMBERS)
     assert "val_loss" in detector.history_
@@ -58,11 +59,11 @@ def test_images_get_one_model():
 )
 def test_a_given_parameter_wins_over_what_auto_would_choose(given, expected):
     parameters = {"validation_fraction": "auto", "early_stopping": "auto", "decide": True, "n_rows": 10}
-    assert recipe(1, **{**parameters, **given})[1:] == expected
+    assert resolve_recipe(1, **{**parameters, **given})[1:] == expected
 
 
 def test_a_number_of_members_differ_by_their_seeds_only():
-    assert [vars(member) for member in recipe(3, 0.0, False, decide=False, n_rows=9).members] == [
+    assert [vars(member) for member in resolve_recipe(3, 0.0, False, decide=False, n_rows=9).members] == [
         vars(Member())
     ] * 3
 
@@ -135,7 +136,7 @@ def test_the_history_is_the_mean_of_the_members_that_still_train(table):
 
     class Recorder:  # a member's own history, from what callbacks hear
         def __new__(cls):
-            from vae_anomaly.backend import keras
+            from vae_anomaly.core.backend import keras
 
             class Callback(keras.callbacks.Callback):
                 def on_train_begin(self, logs=None):
@@ -243,7 +244,7 @@ def test_a_score_is_the_weighted_mean_of_the_members_scores(table, score):
     detector = fit(X, members=3, score=score)
     rows = detector.scaler_.transform(X).astype("f4")
     own = np.stack(
-        [scoring.score_rows([m], rows, detector.noise_, SCORES[score], None)[0] for m in detector.members_]
+        [passes.score_rows([m], rows, detector.noise_, SCORES[score], None)[0] for m in detector.members_]
     )
     np.testing.assert_allclose(detector.weights_, weights_for(own), rtol=1e-6)
     np.testing.assert_allclose(-detector.score_samples(X), detector.weights_ @ own, rtol=1e-5)
@@ -253,9 +254,9 @@ def test_score_and_reconstruct_average_too_and_encode_is_the_first_members(table
     X, _ = table
     detector = fit(X, members=2)
     rows = detector.scaler_.transform(X).astype("f4")
-    terms = scoring.elbo_terms(detector.members_, rows, detector.noise_, None)
+    terms = passes.elbo_terms(detector.members_, rows, detector.noise_, None)
     assert detector.score(X) == pytest.approx(-(detector.weights_ @ terms.sum(axis=2)).mean())
-    by_member, log_likelihood = scoring.reconstruct(detector.members_, rows, detector.noise_, None)
+    by_member, log_likelihood = passes.reconstruct(detector.members_, rows, detector.noise_, None)
     expected = averaged(by_member, weights_by_row(detector.weights_, log_likelihood))
     np.testing.assert_allclose(detector.scaler_.transform(detector.reconstruct(X)), expected, atol=1e-5)
     z_mean, _ = detector.model_.encode(rows)

@@ -12,11 +12,13 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from vae_anomaly import DenseNetwork, VAEDetector
-from vae_anomaly.ensemble import Member, averaged
+from vae_anomaly.engine.programs import architecture
+from vae_anomaly.ensemble.averaging import averaged
+from vae_anomaly.ensemble.members import Member
 from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.programs import architecture
-from vae_anomaly.scoring import SCORES, elbo_terms, encode, reconstruct, score_rows
-from vae_anomaly.states import Specification
+from vae_anomaly.model.states import Specification
+from vae_anomaly.scoring import SCORES
+from vae_anomaly.scoring.passes import elbo_terms, encode, reconstruct, score_rows
 
 D, L, SIGMA = 5, 2, 0.7
 

@@ -12,10 +12,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncoder, StandardScaler
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.ensemble import Member
+from vae_anomaly.core.objective import kl_divergence
+from vae_anomaly.ensemble.members import Member
 from vae_anomaly.explanations import divided, explain, origins
-from vae_anomaly.objective import kl_divergence
-from vae_anomaly.scoring import SCORES, Score
+from vae_anomaly.scoring import SCORES
+from vae_anomaly.scoring.score import Score
 
 
 def test_shares_sum_to_the_score_and_differ_as_the_terms():

@@ -12,8 +12,8 @@ from sklearn.preprocessing import StandardScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
 from vae_anomaly.datasets import make_anomalies
-from vae_anomaly.ensemble import Member
-from vae_anomaly.fitted import _quantiles
+from vae_anomaly.ensemble.fitted import _quantiles
+from vae_anomaly.ensemble.members import Member
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES
 

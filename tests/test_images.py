@@ -12,7 +12,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardSca
 
 import vae_anomaly
 from vae_anomaly import ConvNetwork, VAEDetector
-from vae_anomaly.images import flattened, pixel_range
+from vae_anomaly.data.images import flattened, pixel_range
 from vae_anomaly.likelihoods import Count, Gaussian, UnitGaussian
 
 NETWORK = ConvNetwork((8, 8, 1), filters=(4,), dense_units=(8,))

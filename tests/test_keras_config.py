@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from vae_anomaly import KerasNetwork, ModelFileError
-from vae_anomaly.keras_config import checked_config
-from vae_anomaly.keras_network import Blueprint
+from vae_anomaly.core.spec import config_json
+from vae_anomaly.files.keras_config import checked_config
 from vae_anomaly.layers import KLDivergence
-from vae_anomaly.spec import config_json
+from vae_anomaly.networks.keras_network import Blueprint
 
 
 @keras.saving.register_keras_serializable(package="test_keras_config")

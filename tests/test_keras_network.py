@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from vae_anomaly import KerasNetwork, VAEDetector, programs
-from vae_anomaly.backend import keras
+from vae_anomaly import KerasNetwork, VAEDetector
+from vae_anomaly.core.backend import keras
+from vae_anomaly.engine import programs
 from vae_anomaly.layers import KLDivergence
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vae_anomaly.backend import keras, tf
+from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.layers import KLDivergence, Sampling
 
 Z_MEAN = np.array([[0.0, -1.0], [2.0, 0.5], [-3.0, 0.0]], dtype=np.float32)

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import InvalidParameterError
 
 from vae_anomaly import likelihoods
-from vae_anomaly.backend import keras, tf
+from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.likelihoods import (
     LIKELIHOODS,
     Bernoulli,

@@ -13,7 +13,8 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import MinMaxScaler, Normalizer, RobustScaler, StandardScaler
 
 from vae_anomaly import DenseNetwork, VAEDetector
-from vae_anomaly.backend import keras, tf
+from vae_anomaly.core.backend import keras, tf
+from vae_anomaly.data.scaling import ScalerOfColumns, fitted, unscaled
 from vae_anomaly.likelihoods import (
     Bernoulli,
     Categorical,
@@ -24,8 +25,7 @@ from vae_anomaly.likelihoods import (
     StudentT,
     from_config,
 )
-from vae_anomaly.model import VAE
-from vae_anomaly.rows import ScalerOfColumns, fitted, unscaled
+from vae_anomaly.model.vae import VAE
 
 N_ROWS = 6
 TABLES = {

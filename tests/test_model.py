@@ -13,9 +13,9 @@ import pytest
 from scipy import stats
 
 from vae_anomaly import ConvNetwork, DenseNetwork
-from vae_anomaly.backend import keras, tf
+from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood, StudentT
-from vae_anomaly.model import VAE
+from vae_anomaly.model.vae import VAE
 from vae_anomaly.networks import Network
 
 FLOAT32_EPS = float(np.finfo(np.float32).eps)

@@ -11,9 +11,9 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import InvalidParameterError
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, networks
-from vae_anomaly.backend import keras, tf
+from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.model import VAE
+from vae_anomaly.model.vae import VAE
 from vae_anomaly.networks import Network
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from vae_anomaly.backend import tf
-from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.objective import (
+from vae_anomaly.core.backend import tf
+from vae_anomaly.core.objective import (
     LossTerms,
     importance_weighted_bound,
     kl_divergence,
@@ -19,6 +18,7 @@ from vae_anomaly.objective import (
     loss_terms,
     reparameterize,
 )
+from vae_anomaly.likelihoods import Gaussian
 
 Z_MEANS, Z_LOG_VARS = (
     values.ravel()

@@ -19,10 +19,13 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, onnx_export, onnx_graph
-from vae_anomaly.backend import keras, tf
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
+from vae_anomaly.core.backend import keras, tf
+from vae_anomaly.export import onnx_graph
+from vae_anomaly.export import onnx_model as onnx_export
 from vae_anomaly.likelihoods import Categorical, Gaussian, Laplace
-from vae_anomaly.scoring import SCORES, Score
+from vae_anomaly.scoring import SCORES
+from vae_anomaly.scoring.score import Score
 
 try:
     onnxruntime, *_ = map(onnx_graph.library, ("onnxruntime", "onnx", "skl2onnx", "tf2onnx"))

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, plotting
-from vae_anomaly.backend import keras
+from vae_anomaly.core.backend import keras
 from vae_anomaly.explanations import explain
 from vae_anomaly.networks import Network
 from vae_anomaly.plotting.canvas import as_images, limits, pointed, show, tiled, unit_of, usual_limits

@@ -10,10 +10,11 @@ import numpy as np
 import psutil
 import pytest
 
-from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector, programs
+from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector
+from vae_anomaly.engine import programs
+from vae_anomaly.engine.programs import architecture, architecture_of
 from vae_anomaly.likelihoods import Bernoulli, Gaussian
-from vae_anomaly.programs import architecture, architecture_of
-from vae_anomaly.states import Specification
+from vae_anomaly.model.states import Specification
 
 
 def specification(units=(8,), likelihood=None, n_features=3, latent_dim=2):

@@ -5,8 +5,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from vae_anomaly import DenseNetwork, VAEDetector, scoring
-from vae_anomaly.programs import model_of
-from vae_anomaly.scoring import SCORES, Score
+from vae_anomaly.engine.programs import model_of
+from vae_anomaly.scoring import SCORES, images, passes
+from vae_anomaly.scoring.score import Score
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +32,18 @@ def noise(n_draws):
 @pytest.mark.parametrize("n_draws", [65, 128, 200])
 def test_chunks_of_draws_change_nothing(monkeypatch, state, rows, name, n_draws):
     draws = noise(n_draws)
-    chunked = scoring.score_rows([state], rows, draws, SCORES[name], None)[0]
+    chunked = passes.score_rows([state], rows, draws, SCORES[name], None)[0]
     monkeypatch.setattr(scoring, "_DRAWS_AT_ONCE", 1000)
     at_once = Score(lambda *a: SCORES[name].per_draw(*a), SCORES[name].combine)  # a key of its own
-    np.testing.assert_allclose(scoring.score_rows([state], rows, draws, at_once, None)[0], chunked, rtol=1e-5)
+    np.testing.assert_allclose(passes.score_rows([state], rows, draws, at_once, None)[0], chunked, rtol=1e-5)
 
 
 def test_chunks_of_draws_change_no_reconstruction(state, rows):
     draws = noise(130)
     parts = [
-        scoring.reconstruct([state], rows, draws[start : start + 13], None) for start in range(0, 130, 13)
+        passes.reconstruct([state], rows, draws[start : start + 13], None) for start in range(0, 130, 13)
     ]
-    whole = scoring.reconstruct([state], rows, draws, None)
+    whole = passes.reconstruct([state], rows, draws, None)
     for found, of_parts in zip(whole, zip(*parts, strict=True), strict=True):
         np.testing.assert_allclose(found, np.mean(of_parts, axis=0), rtol=1e-4, atol=1e-5)
 
@@ -50,14 +51,14 @@ def test_chunks_of_draws_change_no_reconstruction(state, rows):
 def test_a_reconstruction_comes_with_how_well_it_explains_the_row(state, rows):
     draws = noise(10)
     rows = 0.1 * rows
-    _, log_likelihood = scoring.reconstruct([state], rows, draws, None)
-    score = scoring.score_rows([state], rows, draws, SCORES["reconstruction_probability"], None)
+    _, log_likelihood = passes.reconstruct([state], rows, draws, None)
+    score = passes.score_rows([state], rows, draws, SCORES["reconstruction_probability"], None)
     np.testing.assert_allclose(log_likelihood, -score / rows.shape[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", [1e6, 1e37])
 def test_no_value_is_taken_to_be_more_than_ten_nats_less_probable_than_expected(state, rows, value):
-    _, log_likelihood = scoring.reconstruct([state], np.full_like(rows, value), noise(10), None)
+    _, log_likelihood = passes.reconstruct([state], np.full_like(rows, value), noise(10), None)
     model = model_of(state)
     # Of a Gaussian with a learned scale, what is expected is the same whatever z is.
     expected = np.mean(model.likelihood.expected_log_prob(model.decode(np.zeros((1, 3), "f4"))))
@@ -65,9 +66,9 @@ def test_no_value_is_taken_to_be_more_than_ten_nats_less_probable_than_expected(
 
 
 def test_the_elbo_is_the_sum_of_its_terms(state, rows):
-    terms = scoring.elbo_terms([state], rows, noise(10), None)[0]
-    elbo = scoring.score_rows([state], rows, noise(10), SCORES["elbo"], None)[0]
-    probability = scoring.score_rows([state], rows, noise(10), SCORES["reconstruction_probability"], None)[0]
+    terms = passes.elbo_terms([state], rows, noise(10), None)[0]
+    elbo = passes.score_rows([state], rows, noise(10), SCORES["elbo"], None)[0]
+    probability = passes.score_rows([state], rows, noise(10), SCORES["reconstruction_probability"], None)[0]
     np.testing.assert_allclose(terms.sum(axis=1), elbo, rtol=1e-6)
     np.testing.assert_allclose(terms[:, 0], probability, rtol=1e-6)
     assert (terms[:, 1] > 0).all()
@@ -77,7 +78,7 @@ def test_more_draws_settle_the_score(state, rows):
     def spread(n_draws):
         draws = np.random.RandomState(1).standard_normal((20, n_draws, 3)).astype("f4")
         return np.std(
-            [scoring.score_rows([state], rows, d, SCORES["elbo"], None)[0] for d in draws], axis=0
+            [passes.score_rows([state], rows, d, SCORES["elbo"], None)[0] for d in draws], axis=0
         ).mean()
 
     assert spread(64) == pytest.approx(spread(4) / 4, rel=0.35)
@@ -110,7 +111,7 @@ class Copying:
 
 def unexplained(images, expected, **settings):
     """Scores of images of shape (n, height, width, channels) for which a model expects ``expected``."""
-    score = scoring.unexplained_variance(images.shape[1:], **settings)
+    score = images.unexplained_variance(images.shape[1:], **settings)
     rows, expected = (np.float32(v).reshape(len(v), -1) for v in (images, expected))
 
     class Inferred:
@@ -167,22 +168,22 @@ def test_a_missing_pixel_is_as_expected():
 @pytest.mark.parametrize("image_shape", [(8, 8), (8, 0, 1), (8, 8, 1.5), ()])
 def test_unexplained_variance_is_of_images(image_shape):
     with pytest.raises(ValueError, match=r"needs image_shape=\(height, width, channels\); received"):
-        scoring.unexplained_variance(image_shape)
+        images.unexplained_variance(image_shape)
 
 
 @pytest.mark.parametrize("smoothing", [-1, float("inf"), float("nan"), "wide"])
 def test_the_width_of_a_filter_is_no_less_than_nothing(smoothing):
     with pytest.raises(ValueError, match="smoothing must be a number of pixels"):
-        scoring.unexplained_variance((8, 8, 1), smoothing)
+        images.unexplained_variance((8, 8, 1), smoothing)
 
 
 def test_equal_settings_are_one_score():
-    assert scoring.unexplained_variance([8, 8, 1], 1) is scoring.unexplained_variance((8, 8, 1))
+    assert images.unexplained_variance([8, 8, 1], 1) is images.unexplained_variance((8, 8, 1))
 
 
 @pytest.mark.parametrize("image_shape", [(4, 8, 1), (5, 7, 1)])
 def test_rows_of_another_size_than_the_scores_images_are_refused(image_shape):
     images = np.random.RandomState(0).random_sample((20, 8, 8))
-    score = scoring.unexplained_variance(image_shape)
+    score = images.unexplained_variance(image_shape)
     with pytest.raises(ValueError, match="have (32|35) numbers; received rows of 64"):
         VAEDetector(network=DenseNetwork((4,)), epochs=1, score=score).fit(images)

@@ -9,7 +9,7 @@ from scipy import sparse
 from sklearn.preprocessing import MaxAbsScaler
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.sparse_rows import SparseRows, blocks, has_gaps, joined, representative, rows_of, subset
+from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps, joined, representative, rows_of, subset
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_an_index_of_any_shape_gives_rows_as_an_array(X, rows):
 
 def test_blocks_subsets_and_joined_rows_are_those_of_the_dense_table(X, rows, monkeypatch):
     dense = X.toarray().astype("f4")
-    monkeypatch.setattr("vae_anomaly.sparse_rows._NUMBERS_AT_ONCE", 12 * 150)
+    monkeypatch.setattr("vae_anomaly.data.sparse._NUMBERS_AT_ONCE", 12 * 150)
     assert [len(block) for block in blocks(rows)] == [150, 150, 100]
     np.testing.assert_array_equal(np.concatenate(list(blocks(rows))), dense)
     some = np.array([5, 3, 399])

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from vae_anomaly.backend import keras
-from vae_anomaly.spec import Spec, config_json
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.spec import Spec, config_json
 
 
 class Holder(Spec):

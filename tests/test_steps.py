@@ -5,12 +5,10 @@ import numpy as np
 import pytest
 
 from vae_anomaly import DenseNetwork
-from vae_anomaly.adam import Adam
-from vae_anomaly.backend import tf
-from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.programs import architecture
-from vae_anomaly.states import Specification
-from vae_anomaly.steps import (
+from vae_anomaly.core.adam import Adam
+from vae_anomaly.core.backend import tf
+from vae_anomaly.engine.programs import architecture
+from vae_anomaly.engine.steps import (
     BlockOptions,
     Limits,
     _clipped,
@@ -19,6 +17,8 @@ from vae_anomaly.steps import (
     train_block,
     training_state,
 )
+from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.model.states import Specification
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PowerTransformer
 
 from vae_anomaly import VAEDetector, explanations
+from vae_anomaly.data.tables import Column, Table, table_of
 from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Gaussian, Laplace, Mixed, StudentT
-from vae_anomaly.tables import Column, Table, table_of
 
 
 def column_of(values, likelihood="mixed"):

@@ -8,10 +8,11 @@ import weakref
 import numpy as np
 import pytest
 
-from vae_anomaly import DenseNetwork, VAEDetector, tiles
+from vae_anomaly import DenseNetwork, VAEDetector
+from vae_anomaly.engine import tiles
+from vae_anomaly.engine.programs import architecture, architecture_of
 from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.programs import architecture, architecture_of
-from vae_anomaly.states import Specification
+from vae_anomaly.model.states import Specification
 
 
 @pytest.mark.parametrize("n_draws", [1, 10, 1000])
@@ -42,8 +43,8 @@ def test_memory_does_not_grow_with_the_number_of_rows(monkeypatch, table):
     X, _ = table
     detector = VAEDetector(epochs=1, random_state=0).fit(X)
     expected = detector.score_samples(X)
-    monkeypatch.setattr("vae_anomaly.fitted._NUMBERS_AT_ONCE", 6 * 150)
-    monkeypatch.setattr("vae_anomaly.tiles._BLOCK_OF_TILES_NUMBERS", 6 * 70)
+    monkeypatch.setattr("vae_anomaly.ensemble.fitted._NUMBERS_AT_ONCE", 6 * 150)
+    monkeypatch.setattr("vae_anomaly.engine.tiles._BLOCK_OF_TILES_NUMBERS", 6 * 70)
     np.testing.assert_array_equal(detector.score_samples(X), expected)
 
 

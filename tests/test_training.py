@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from vae_anomaly import DenseNetwork, VAEDetector, training
-from vae_anomaly.backend import keras
+from vae_anomaly import DenseNetwork, VAEDetector
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import usual_range
 from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.rows import usual_range
-from vae_anomaly.training import Plan
+from vae_anomaly.training import epochs
+from vae_anomaly.training.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_early_stopping_stops_and_restores_the_best_weights():
 
 def test_an_unknown_validation_loss_is_the_best_only_until_one_is_known(X, monkeypatch):
     losses = iter([np.nan, 3.0, 2.0, 4.0, np.nan, 5.0])
-    monkeypatch.setattr(training, "_validate", lambda *_: {"val_loss": next(losses)})
+    monkeypatch.setattr(epochs, "_validate", lambda *_: {"val_loss": next(losses)})
     settings = {"validation_fraction": 0.5, "members": 1, "learning_rate_schedule": None}
     detector = fit(X, early_stopping=True, **settings)
     monkeypatch.undo()

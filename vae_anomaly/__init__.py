@@ -5,86 +5,69 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vae_anomaly.core.versions import __version__
 
-# Where each public name lives. Names are imported when first read (PEP 562), so that
-# `import vae_anomaly` costs nothing and TensorFlow is loaded by the first `fit`.
-_ADDRESS = {
-    "VAEDetector": "detector",
-    "DenseNetwork": "networks",
+# Where each public name lives; None is a module of its own. Names are imported when first read (PEP 562), so
+# that `import vae_anomaly` costs nothing and TensorFlow is loaded by the first `fit`.
+_ADDRESS: dict[str, str | None] = {
     "ConvNetwork": "networks",
-    "KerasNetwork": "keras_network",
-    "ModelFileError": "archive",
+    "DenseNetwork": "networks",
+    "KerasNetwork": "networks.keras_network",
+    "Member": "ensemble.members",
+    "ModelFileError": "files.archive",
+    "VAEDetector": "detector",
     "load": "persistence",
+    "calibration": None,
+    "checkpoints": None,
+    "datasets": None,
+    "explanations": None,
+    "layers": None,
+    "likelihoods": None,
+    "model": None,
+    "model_card": None,
+    "monitoring": None,
+    "networks": None,
+    "persistence": None,
+    "plotting": None,
+    "scorers": None,
+    "scoring": None,
+    "thresholds": None,
 }
-_SUBMODULES = (
-    "checkpoints",
-    "datasets",
-    "ensemble",
-    "layers",
-    "likelihoods",
-    "model",
-    "monitoring",
-    "networks",
-    "persistence",
-    "plotting",
-    "scorers",
-    "scoring",
-    "thresholds",
-)
 
-__all__ = [
-    "ConvNetwork",
-    "DenseNetwork",
-    "KerasNetwork",
-    "ModelFileError",
-    "VAEDetector",
-    "__version__",
-    "checkpoints",
-    "datasets",
-    "ensemble",
-    "layers",
-    "likelihoods",
-    "load",
-    "model",
-    "monitoring",
-    "networks",
-    "persistence",
-    "plotting",
-    "scorers",
-    "scoring",
-    "thresholds",
-]
+__all__ = ["__version__", *_ADDRESS]
 
 if TYPE_CHECKING:
-    from vae_anomaly import (
-        checkpoints,
-        datasets,
-        ensemble,
-        layers,
-        likelihoods,
-        model,
-        monitoring,
-        networks,
-        persistence,
-        plotting,
-        scorers,
-        scoring,
-        thresholds,
-    )
-    from vae_anomaly.archive import ModelFileError
-    from vae_anomaly.detector import VAEDetector
-    from vae_anomaly.keras_network import KerasNetwork
-    from vae_anomaly.networks import ConvNetwork, DenseNetwork
-    from vae_anomaly.persistence import load
+    from vae_anomaly import calibration as calibration
+    from vae_anomaly import checkpoints as checkpoints
+    from vae_anomaly import datasets as datasets
+    from vae_anomaly import explanations as explanations
+    from vae_anomaly import layers as layers
+    from vae_anomaly import likelihoods as likelihoods
+    from vae_anomaly import model as model
+    from vae_anomaly import model_card as model_card
+    from vae_anomaly import monitoring as monitoring
+    from vae_anomaly import networks as networks
+    from vae_anomaly import persistence as persistence
+    from vae_anomaly import plotting as plotting
+    from vae_anomaly import scorers as scorers
+    from vae_anomaly import scoring as scoring
+    from vae_anomaly import thresholds as thresholds
+    from vae_anomaly.detector import VAEDetector as VAEDetector
+    from vae_anomaly.ensemble.members import Member as Member
+    from vae_anomaly.files.archive import ModelFileError as ModelFileError
+    from vae_anomaly.networks import ConvNetwork as ConvNetwork
+    from vae_anomaly.networks import DenseNetwork as DenseNetwork
+    from vae_anomaly.networks.keras_network import KerasNetwork as KerasNetwork
+    from vae_anomaly.persistence import load as load
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ADDRESS:
-        return getattr(importlib.import_module(f"{__name__}.{_ADDRESS[name]}"), name)
-    if name in _SUBMODULES:
+    if name not in _ADDRESS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    address = _ADDRESS[name]
+    if address is None:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{address}"), name)
 
 
 def __dir__() -> list[str]:

@@ -19,8 +19,8 @@ from sklearn.base import clone
 from sklearn.model_selection import KFold, train_test_split
 
 from vae_anomaly import thresholds
-from vae_anomaly.rows import Rows
-from vae_anomaly.sparse_rows import joined, rows_of
+from vae_anomaly.core.rows import Rows
+from vae_anomaly.data.sparse import joined, rows_of
 
 __all__ = [
     "Calibrated",

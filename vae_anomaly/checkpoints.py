@@ -21,17 +21,18 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from vae_anomaly import archive, training
-from vae_anomaly.archive import ModelFileError
-from vae_anomaly.decoding import decoded_values
-from vae_anomaly.encoding import encoded_values
-from vae_anomaly.ensemble import Recipe, Seeds
-from vae_anomaly.model_card import versions
-from vae_anomaly.rows import Rows
-from vae_anomaly.sparse_rows import blocks
-from vae_anomaly.states import ModelState, Specification
-from vae_anomaly.steps import TrainingState
-from vae_anomaly.training import Standing
+from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.versions import versions
+from vae_anomaly.data.sparse import blocks
+from vae_anomaly.engine.steps import TrainingState
+from vae_anomaly.ensemble.members import Recipe, Seeds
+from vae_anomaly.files import archive
+from vae_anomaly.files.archive import ModelFileError
+from vae_anomaly.files.decoding import decoded_values
+from vae_anomaly.files.encoding import encoded_values
+from vae_anomaly.model.states import ModelState, Specification
+from vae_anomaly.training.epochs import Standing
+from vae_anomaly.training.plan import PARAMETERS, Plan
 
 __all__ = ["CHECKPOINT", "Checkpoint", "CheckpointFile", "opened"]
 
@@ -134,8 +135,8 @@ class CheckpointFile:
         self,
         specification: Specification,
         rows: Rows,
-        plan: training.Plan,
-        the_recipe: Recipe,
+        plan: Plan,
+        recipe: Recipe,
         seeds: Sequence[Seeds],
         noise: Rows,
         earlier: Sequence[ModelState] | None,
@@ -152,11 +153,11 @@ class CheckpointFile:
         self._about["fit"] = {
             name: _described(value)
             for name, value in {
-                **{name: getattr(plan, name) for name in training.PARAMETERS},
+                **{name: getattr(plan, name) for name in PARAMETERS},
                 "learning_rate_schedule": replace(plan, learning_rate=1.0).rates(_PROGRESS).tolist(),
-                "members": tuple((member.trimmed_share, member.beta_factor) for member in the_recipe.members),
-                "validation_fraction": the_recipe.validation_fraction,
-                "early_stopping": the_recipe.early_stopping,
+                "members": tuple((member.trimmed_share, member.beta_factor) for member in recipe.members),
+                "validation_fraction": recipe.validation_fraction,
+                "early_stopping": recipe.early_stopping,
                 "network": specification.network.architecture_key(),
                 "likelihood": specification.likelihood.architecture_key(),
                 "latent_dim": specification.latent_dim,

@@ -15,47 +15,36 @@ from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, St
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from vae_anomaly import (
-    calibration,
-    checkpoints,
-    ensemble,
-    likelihoods,
-    networks,
-    scoring,
-    thresholds,
-    training,
-)
+from vae_anomaly import calibration, checkpoints, likelihoods, networks, scoring, thresholds
 from vae_anomaly.calibration import Calibrated
 from vae_anomaly.checkpoints import Checkpoint
-from vae_anomaly.conventions import MethodNamedAsParameter, all_or_nothing
-from vae_anomaly.ensemble import Member
-from vae_anomaly.explanations import Explained
-from vae_anomaly.fitted import FittedModel, Generative
-from vae_anomaly.images import (
-    check_image_shape,
-    dtype_of,
-    flattened,
-    pixel_range,
-    pixels,
-    with_channels,
+from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
+from vae_anomaly.core.rows import Rows, with_channels
+from vae_anomaly.data.images import check_image_shape, dtype_of, flattened, pixel_range, pixels
+from vae_anomaly.data.scaling import check_magnitude, column_names, fitted, missing_shares
+from vae_anomaly.data.sparse import blocks, has_gaps, rows_of
+from vae_anomaly.data.tables import table_of
+from vae_anomaly.ensemble.fitted import FittedModel, Generative
+from vae_anomaly.ensemble.members import (
+    Keeper,
+    Member,
+    Recipe,
+    Seeds,
+    check_continues,
+    resolve_recipe,
+    train_members,
 )
+from vae_anomaly.explanations import Explained
+from vae_anomaly.export.onnx_model import Exported
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.model_card import Described
 from vae_anomaly.monitoring import Monitored
 from vae_anomaly.networks import Network
-from vae_anomaly.onnx_export import Exported
-from vae_anomaly.rows import (
-    Rows,
-    check_magnitude,
-    column_names,
-    fitted,
-    missing_shares,
-)
 from vae_anomaly.saving import Saved
-from vae_anomaly.scoring import Score
-from vae_anomaly.sparse_rows import blocks, has_gaps, rows_of
-from vae_anomaly.states import ModelState, Specification
-from vae_anomaly.tables import table_of
+from vae_anomaly.scoring.score import Score
+from vae_anomaly.training.epochs import continued
+from vae_anomaly.training.plan import PARAMETERS, SCHEDULES, Plan
 
 __all__ = ["VAEDetector"]
 
@@ -300,7 +289,7 @@ class VAEDetector(
         "epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "learning_rate_schedule": [StrOptions({*training.SCHEDULES}), callable, None],
+        "learning_rate_schedule": [StrOptions({*SCHEDULES}), callable, None],
         "gradient_clip_norm": [Interval(Real, 0, None, closed="neither"), None],
         "masked_share": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
         "validation_fraction": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
@@ -447,7 +436,7 @@ class VAEDetector(
         with all_or_nothing(self):
             self._validate_params()
             checkpoint = checkpoints.opened(self.checkpoint, resume, self.callbacks)
-            plan = training.Plan(**{name: getattr(self, name) for name in training.PARAMETERS})
+            plan = Plan(**{name: getattr(self, name) for name in PARAMETERS})
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continuing = self.warm_start and hasattr(self, "members_") and not from_beginning
@@ -460,7 +449,7 @@ class VAEDetector(
             if of_images is not None:
                 scaled = self.scaler is not None and not isinstance(self.scaler, str)
                 X = pixels(X, dtype, likelihood, scaled, self.pixel_range_ if continuing else None)
-            recipe = ensemble.recipe(
+            recipe = resolve_recipe(
                 self.members,
                 self.validation_fraction,
                 self.early_stopping,
@@ -490,14 +479,14 @@ class VAEDetector(
 
     def _seeds(
         self, n_members: int, checkpoint: checkpoints.CheckpointFile | None
-    ) -> tuple[int, list[ensemble.Seeds]]:
+    ) -> tuple[int, list[Seeds]]:
         """What decides the draws, and what decides each member's training."""
         rng = check_random_state(self.random_state)
         drawn = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * n_members)
         if checkpoint is not None:
             drawn = checkpoint.seeds(drawn, self.random_state)
         draws_seed, *seeds = map(int, drawn)
-        return draws_seed, [ensemble.Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
+        return draws_seed, [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
 
     def _fit_scaler(self, X: Any, likelihood: Likelihood) -> None:
         names = getattr(self, "feature_names_in_", None)
@@ -521,11 +510,11 @@ class VAEDetector(
         network: Network,
         likelihood: Likelihood,
         rows: Rows,
-        plan: training.Plan,
-        recipe: ensemble.Recipe,
+        plan: Plan,
+        recipe: Recipe,
         draws_seed: int,
-        seeds: list[ensemble.Seeds],
-        checkpoint: ensemble.Keeper | None,
+        seeds: list[Seeds],
+        checkpoint: Keeper | None,
         continuing: bool,
     ) -> None:
         latent_dim = self.latent_dim
@@ -544,8 +533,8 @@ class VAEDetector(
             self._split_seeds = [own.split for own in seeds]
             self.history_ = {}
         else:
-            ensemble.check_continues(self.members_, specification, len(seeds), len(self.noise_), self.n_draws)
-        self.members_, history, self.interrupted_ = ensemble.train_members(
+            check_continues(self.members_, specification, len(seeds), len(self.noise_), self.n_draws)
+        self.members_, history, self.interrupted_ = train_members(
             specification,
             rows,
             plan,
@@ -558,7 +547,7 @@ class VAEDetector(
             keeper=checkpoint,
         )
         self._split_seeds = self._split_seeds[: len(self.members_)]
-        self.history_ = training.continued(self.history_, history)
+        self.history_ = continued(self.history_, history)
 
     def _specifications(self, image_shape: tuple[int, ...] | None) -> tuple[Network, Likelihood]:
         """The network and the likelihood to use: checked copies, out of reach of a later set_params."""

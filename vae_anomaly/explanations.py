@@ -22,7 +22,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from vae_anomaly.rows import array_of, dense
+from vae_anomaly.core.rows import array_of, dense
 
 __all__ = ["Explained", "by_column", "divided", "explain", "in_form_of", "origins", "report"]
 

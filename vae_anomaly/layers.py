@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vae_anomaly.backend import keras
-from vae_anomaly.objective import kl_divergence, reparameterize
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.objective import kl_divergence, reparameterize
 
 __all__ = ["KLDivergence", "Sampling"]
 

@@ -6,9 +6,7 @@ Here is the one address of these figures; the manifest of a model file holds the
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import math
-import platform
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,12 +15,16 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from vae_anomaly import __version__, thresholds
-from vae_anomaly.vocabulary import state_of
+from vae_anomaly import thresholds
+from vae_anomaly.core.spec import state_of
+from vae_anomaly.core.versions import versions
 
-__all__ = ["Described", "ModelCard", "summary", "versions"]
+__all__ = [
+    "Described",
+    "ModelCard",
+    "summary",
+]
 
-_LIBRARIES = ("keras", "numpy", "scikit-learn", "tensorflow")
 _LONGEST_TEXT, _MOST_COLUMNS = 200, 50
 _SHARES = ("share", "rate", "rates")
 
@@ -169,17 +171,6 @@ def summary(detector: Any) -> dict[str, dict[str, Any]]:
         },
         "threshold": _threshold(detector),
     }
-
-
-def versions(*more: str) -> dict[str, str | None]:
-    """Of this library, Python, what it computes with, and more; None for what has another name here."""
-    found: dict[str, str | None] = {"vae-anomaly": __version__, "python": platform.python_version()}
-    for library in (*_LIBRARIES, *more):
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu and the like
-            found[library] = None
-    return found
 
 
 def _threshold(detector: Any) -> dict[str, Any]:

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import sklearn
 
-from vae_anomaly import archive
-from vae_anomaly.archive import ModelFileError
 from vae_anomaly.checkpoints import CHECKPOINT
-from vae_anomaly.decoding import decoded
+from vae_anomaly.data.tables import Table
 from vae_anomaly.detector import VAEDetector
+from vae_anomaly.files import archive
+from vae_anomaly.files.allow_list import ESTIMATORS, RECORDS, REGISTRIES, class_of
+from vae_anomaly.files.archive import ModelFileError
+from vae_anomaly.files.decoding import decoded
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
 from vae_anomaly.saving import DESCRIPTION
-from vae_anomaly.states import ModelState, Specification
-from vae_anomaly.tables import Table
-from vae_anomaly.vocabulary import ESTIMATORS, RECORDS, REGISTRIES, class_of
 
 __all__ = ["SKOPS_TRUSTED", "ModelFileError", "load"]
 

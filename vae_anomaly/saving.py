@@ -13,10 +13,11 @@ from typing import Any
 
 from sklearn.utils.validation import check_is_fitted
 
-from vae_anomaly import archive
-from vae_anomaly.archive import ModelFileError
-from vae_anomaly.encoding import encoded
-from vae_anomaly.model_card import summary, versions
+from vae_anomaly.core.versions import versions
+from vae_anomaly.files import archive
+from vae_anomaly.files.archive import ModelFileError
+from vae_anomaly.files.encoding import encoded
+from vae_anomaly.model_card import summary
 
 __all__ = ["DESCRIPTION", "Saved"]
 

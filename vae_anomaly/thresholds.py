@@ -20,7 +20,7 @@ from scipy import stats
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from vae_anomaly.sparse_rows import subset
+from vae_anomaly.data.sparse import subset
 
 __all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "ParetoTail", "Quantile", "TukeyFence"]
 

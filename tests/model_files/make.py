@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import RobustScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, __version__
-from vae_anomaly.backend import keras
-from vae_anomaly.ensemble import Member
+from vae_anomaly.core.backend import keras
+from vae_anomaly.ensemble.members import Member
 from vae_anomaly.likelihoods import Count
 from vae_anomaly.thresholds import Conformal
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from vae_anomaly.backend import keras
-from vae_anomaly.rows import Rows, usual_range
-from vae_anomaly.spec import Spec
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import Rows, usual_range
+from vae_anomaly.core.spec import Spec
 
 __all__ = ["LIKELIHOODS", "Likelihood", "Parameters", "check_none", "from_config", "resolve"]
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from vae_anomaly.backend import keras
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import Rows, usual_range
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_none
-from vae_anomaly.rows import Rows, usual_range
 
 __all__ = ["Categorical", "Count"]
 

@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from vae_anomaly.backend import keras
+from vae_anomaly.core.backend import keras
 from vae_anomaly.likelihoods.base import Likelihood, Parameters
 
 __all__ = ["Gaussian", "Laplace", "LocationScale", "StudentT"]

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vae_anomaly.backend import keras
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import Rows
+from vae_anomaly.data.scaling import ScalerOfColumns
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, from_config
-from vae_anomaly.rows import Rows, ScalerOfColumns
 
 __all__ = ["Mixed"]
 

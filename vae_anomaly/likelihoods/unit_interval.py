@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from vae_anomaly.backend import keras
+from vae_anomaly.core.backend import keras
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_none
 from vae_anomaly.likelihoods.location_scale import Gaussian
 

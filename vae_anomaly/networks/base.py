@@ -5,9 +5,9 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any
 
-from vae_anomaly.backend import keras
-from vae_anomaly.images import with_channels
-from vae_anomaly.spec import Spec
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import with_channels
+from vae_anomaly.core.spec import Spec
 
 __all__ = [
     "Network",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from vae_anomaly.backend import keras
+from vae_anomaly.core.backend import keras
 from vae_anomaly.networks.base import (
     Network,
     after,
@@ -327,7 +327,7 @@ class ConvNetwork(Network):
 def _to_parameters(n_outputs: int) -> Any:
     """The kind of the decoder's last layer."""
     # A Keras class: importing it loads TensorFlow.
-    from vae_anomaly.convolution import MOST_OUTPUTS, ShiftedConv2DTranspose
+    from vae_anomaly.networks.convolution import MOST_OUTPUTS, ShiftedConv2DTranspose
 
     # Transposed although it has no stride: of the two forms of one map, its gradient is the cheaper one
     # where a layer has few outputs.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from sklearn.utils._param_validation import Interval
 
-from vae_anomaly.backend import keras
+from vae_anomaly.core.backend import keras
 from vae_anomaly.networks.base import (
     Network,
     after,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vae_anomaly.images import with_channels
+from vae_anomaly.core.rows import with_channels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,8 @@ import pandas as pd
 from scipy import stats
 from sklearn.decomposition import PCA
 
-from vae_anomaly.images import with_channels
+from vae_anomaly.core.rows import with_channels
+from vae_anomaly.data.scaling import unscaled
 from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,
@@ -34,7 +35,6 @@ from vae_anomaly.plotting.canvas import (
     unit_of,
     usual_limits,
 )
-from vae_anomaly.rows import unscaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vae_anomaly import explanations
+from vae_anomaly.core.rows import array_of, dense
 from vae_anomaly.plotting.canvas import (
     BLUE,
     GREY,
@@ -23,7 +24,6 @@ from vae_anomaly.plotting.canvas import (
     show,
     unit_of,
 )
-from vae_anomaly.rows import array_of, dense
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,82 @@
+"""Rows: float32 arrays of shape (n_rows, n_features), in which NaN is a missing value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+__all__ = [
+    "Rows",
+    "any_missing",
+    "array_of",
+    "dense",
+    "usual_range",
+    "with_channels",
+]
+
+Rows = npt.NDArray[np.float32]
+
+_OUTERMOST = 0.005
+_TAIL_WIDTHS = 10
+_COLUMNS_AT_ONCE = 64
+
+
+def array_of(X: Any) -> Any:
+    """Rows or images as they were handed in, as an array or a CSR matrix, whose rows can be taken."""
+    if sparse.issparse(X):
+        return X.tocsr()
+    if isinstance(X, (list, tuple)) and len(X) and np.ndim(X[0]) < 2:
+        # numpy would turn lists of strings and numbers into strings.
+        return np.asarray(X, dtype=object)
+    return np.asarray(X)
+
+
+def dense(X: Any) -> npt.NDArray[Any]:
+    """X as an array, if it is sparse."""
+    return np.asarray(X.toarray() if sparse.issparse(X) else X)
+
+
+def any_missing(rows: npt.NDArray[Any]) -> bool:
+    """Whether an array holds NaN, found without an array of answers."""
+    return rows.size > 0 and bool(np.isnan(rows.min()))
+
+
+def usual_range(rows: Rows) -> Rows:
+    """Smallest and largest usual value of each column, shape (2, n_columns).
+
+    The range that holds all but the outermost 0.5 % of the values at either end (and at least one value),
+    ten times as much on both sides, and nothing beyond the smallest and the largest value: heavy tails lie
+    within, gross errors do not. A column that is constant but for so few values keeps its whole range.
+    Missing values, NaN, do not count; a column that holds nothing else has the range [0, 0].
+    """
+    # A few columns at a time: quantiles copy what they are taken of.
+    parts = [
+        _usual_range(rows[:, start : start + _COLUMNS_AT_ONCE])
+        for start in range(0, rows.shape[1], _COLUMNS_AT_ONCE)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _usual_range(rows: Rows) -> Rows:
+    missing = np.isnan(rows)
+    if missing.any():
+        filled = [column[~gaps] for column, gaps in zip(rows.T, missing.T, strict=True)]
+        ranges = [
+            _usual_range(column[:, None] if len(column) else np.zeros((1, 1), dtype=np.float32))
+            for column in filled
+        ]
+        return np.concatenate(ranges, axis=1)
+    ends = np.stack([rows.min(axis=0), rows.max(axis=0)])
+    low = np.quantile(rows, _OUTERMOST, axis=0, method="higher")
+    high = np.quantile(rows, 1 - _OUTERMOST, axis=0, method="lower")
+    margin = _TAIL_WIDTHS * (high - low)
+    usual = np.clip(np.stack([low - margin, high + margin]), *ends)
+    return np.where(low < high, usual, ends).astype(np.float32)
+
+
+def with_channels(image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(height, width, channels): grey images may leave their one channel out."""
+    return tuple(image_shape) if len(image_shape) == 3 else (*image_shape, 1)

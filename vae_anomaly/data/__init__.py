@@ -1,0 +1,1 @@
+"""What users hand in -> the float32 rows that a model sees, and back."""

@@ -1,0 +1,175 @@
+"""Images: what users hand in -> flat rows of numbers; their own shape comes back on the way out.
+
+Pixels of dtype uint8 are shares of 255. All other numbers are taken as they are, and a likelihood of values
+in [0, 1] refuses what lies outside. That holds for flat rows too, if the network takes them for images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from vae_anomaly.core.rows import with_channels
+from vae_anomaly.likelihoods import Likelihood
+
+__all__ = [
+    "check_image_shape",
+    "dtype_of",
+    "flattened",
+    "pixel_range",
+    "pixels",
+]
+
+# A scaler or a resize may leave [0, 1] by a rounding error.
+_ROUNDING = 1e-6
+
+
+def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
+    """X with one row for each image, and the shape of an image; anything but images comes back as it is.
+
+    Images are arrays of shape (n, height, width) or (n, height, width, channels), or lists of images.
+
+    Raises
+    ------
+    ValueError
+        If the images differ in size, or have more than three axes.
+    """
+    X = _stacked(X)
+    n_axes = getattr(X, "ndim", 2)
+    if n_axes > 4:
+        raise ValueError(
+            "images are arrays of shape (n, height, width) or (n, height, width, channels); received an "
+            f"array of shape {tuple(X.shape)}."
+        )
+    if n_axes < 3:
+        return X, None
+    X = np.asarray(X)
+    image_shape = X.shape[1:]
+    return X.reshape(len(X), math.prod(image_shape)), image_shape
+
+
+def _stacked(X: Any) -> Any:
+    """A list of images as one array; anything else comes back as it is."""
+    listed = isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1)
+    try:
+        if not listed or len(X) == 0 or np.ndim(X[0]) not in (2, 3):
+            return X
+    except ValueError:  # a ragged list
+        return X
+    shapes = [np.shape(image) for image in X]
+    for position, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"images must have one size: image 0 has the shape {shapes[0]}, image {position} {shape}. "
+                "Resize, crop or pad them."
+            )
+    return np.stack([np.asarray(image) for image in X])
+
+
+def check_image_shape(
+    received: tuple[int, ...] | None, image_shape: tuple[int, ...] | None, expected: tuple[int, ...] | None
+) -> None:
+    """Refuse images of another shape than those of `fit`, and one image in the place of several.
+
+    Parameters
+    ----------
+    received : shape of what was handed in, if it was an array
+    image_shape : that of its images, or None if it holds flat rows
+    expected : that of the images in `fit`, or None if it was fitted on rows of a table
+    """
+    if expected is None:
+        if image_shape is not None:
+            raise ValueError(
+                f"the detector was fitted on rows of a table; received images of shape {image_shape}. Hand "
+                "them in as the training rows were: flat and in their units."
+            )
+        return
+    if image_shape is None:
+        right = not received or received[-1] == math.prod(expected)
+    else:
+        right = with_channels(image_shape) == with_channels(expected)
+    of_one = with_channels(expected)
+    if not right and received in (of_one, of_one[:2] if of_one[2] == 1 else of_one):
+        raise ValueError(
+            f"received an array of shape {received}, which is the shape of one image: hand in an array of "
+            "images, X[np.newaxis] for one."
+        )
+    if not right and image_shape is not None:
+        raise ValueError(
+            f"the detector was fitted on images of shape {expected}; received images of shape {image_shape}."
+        )
+
+
+# -- pixels ---------------------------------------------------------------------------------------------
+def dtype_of(X: Any) -> Any:
+    """The dtype of an array, or the one that all columns or all rows of a list have; otherwise None."""
+    if isinstance(X, (list, tuple)):
+        found = [getattr(row, "dtype", None) for row in X]
+    else:
+        found = list(getattr(X, "dtypes", ())) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
+    dtypes = {getattr(dtype, "numpy_dtype", dtype) for dtype in found}  # of pandas' nullable ones too
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def pixel_range(X: Any) -> tuple[float, float]:
+    """Lowest and highest of the pixels that are not missing; NaN if all are."""
+    values = X.data if sparse.issparse(X) else X
+    low, high = (float(end.reduce(values, axis=None, initial=np.nan)) for end in (np.fmin, np.fmax))
+    if sparse.issparse(X) and values.size < math.prod(X.shape):
+        low, high = min(0.0, low), max(0.0, high)
+    return low, high
+
+
+def pixels(
+    X: Any,
+    dtype: Any,
+    likelihood: Likelihood,
+    scaled: bool,
+    fitted_range: tuple[float, float] | None = None,
+) -> Any:
+    """Rows of pixels in the units that the model works in: shares of 255 if they were of dtype uint8.
+
+    Parameters
+    ----------
+    X : float array of shape (n_rows, n_pixels), or a CSR matrix
+        Written into if the dtype is uint8.
+    dtype : what X was handed in as
+    likelihood : Likelihood
+        One of whole numbers takes uint8 for the numbers that it holds.
+    scaled : bool
+        Whether a scaler will change the pixels, so that any range is right.
+    fitted_range : `pixel_range` of the training images, or None if these are they
+
+    Raises
+    ------
+    ValueError
+        If uint8 cannot mean shares of 255, or if pixels lie outside the likelihood's range.
+    """
+    if dtype == np.uint8 and not likelihood.whole_numbers:
+        if fitted_range is None:
+            _check_not_binary(X)
+        elif not _in_unit_interval(fitted_range):
+            low, high = fitted_range
+            raise ValueError(
+                f"the detector was fitted on images with pixel values from {low:g} to {high:g}; received "
+                "uint8, which stands for values in [0, 1]: convert the images as those of the training were."
+            )
+        X /= 255
+    if not scaled:
+        likelihood.check_pixels(*pixel_range(X), dtype)
+    return X
+
+
+def _check_not_binary(X: Any) -> None:
+    if pixel_range(X)[1] == 1:
+        raise ValueError(
+            "uint8 images are divided by 255, and these hold only 0 and 1: hand in booleans, X.astype(bool)."
+        )
+
+
+def _in_unit_interval(pixel_range: tuple[float, float]) -> bool:
+    low, high = pixel_range
+    return not (low < -_ROUNDING or high > 1 + _ROUNDING)

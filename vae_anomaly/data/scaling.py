@@ -1,0 +1,217 @@
+"""Scaling: numbers -> the float32 rows that a model sees, and back into the users' units.
+
+A scaler is any scikit-learn transformer, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.preprocessing import StandardScaler
+
+from vae_anomaly.core.rows import Rows, dense
+
+__all__ = [
+    "FARTHEST",
+    "ScalerOfColumns",
+    "check_magnitude",
+    "column_names",
+    "fitted",
+    "missing_shares",
+    "scaled",
+    "unscaled",
+]
+
+#: Where scaled rows are clipped: far enough to be any anomaly, near enough for its square to be a float32.
+FARTHEST = 1e14
+
+_LARGEST = 1e150
+
+_NUMBERS_AT_ONCE = 2**21
+
+
+class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A scaler for some columns; the others stay as they are.
+
+    Parameters
+    ----------
+    scaler : transformer that makes one column of each
+    columns : list of int
+        Positions of the columns that it scales.
+    """
+
+    def __init__(self, scaler: Any, columns: Sequence[int]) -> None:
+        self.scaler = scaler
+        self.columns = columns
+
+    def fit(self, X: npt.NDArray[Any], y: Any = None) -> ScalerOfColumns:
+        """Fit a clone of the scaler on its columns."""
+        self.scaler_ = clone(self.scaler).fit(X[:, self.columns])
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Scale the columns."""
+        return self._with(self.scaler_.transform(X[:, self.columns]), X)
+
+    def inverse_transform(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """The columns in their own units again."""
+        return self._with(self.scaler_.inverse_transform(X[:, self.columns]), X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> Any:
+        """The names as they are."""
+        return input_features
+
+    def _with(self, columns: Any, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        if np.shape(columns) != (len(X), len(self.columns)):
+            raise ValueError(
+                f"the scaler of a mixed table must keep its {len(self.columns)} numeric columns; "
+                f"{type(self.scaler).__name__} makes {np.shape(columns)[1]} of them."
+            )
+        result = np.array(X, dtype=np.float64)
+        result[:, self.columns] = columns
+        return result
+
+
+def check_magnitude(X: Any, names: npt.NDArray[Any] | None) -> None:
+    """Refuse values whose variance overflows: a scaler would turn their column into zeros, silently."""
+    values = X.data if sparse.issparse(X) else X
+    if values.dtype == np.float32:  # holds none so large
+        return
+    # NaN, a missing value, is neither above nor below.
+    if (values > _LARGEST).any() or (values < -_LARGEST).any():
+        rows, columns = (abs(X) > _LARGEST).nonzero()
+        row, column = rows[0], columns[0]
+        raise ValueError(
+            f"{_label(column, names)} holds {X[row, column]:g} in row {row}: its square is no float64. "
+            "Rescale the column, or take its logarithm."
+        )
+
+
+def missing_shares(X: Any, names: npt.NDArray[Any] | None) -> npt.NDArray[np.float64]:
+    """Share of missing values in each column; there is nothing to learn of one without any value.
+
+    Raises
+    ------
+    ValueError
+        If a column holds none; ``names`` are those of X's columns.
+    """
+    if sparse.issparse(X):
+        n_missing = np.bincount(X.indices[np.isnan(X.data)], minlength=X.shape[1])
+    else:
+        n_missing = np.isnan(X).sum(axis=0)
+    (empty,) = (n_missing == X.shape[0]).nonzero()
+    if len(empty):
+        raise ValueError(
+            f"{_label(empty[0], names)} holds no value in any of the {X.shape[0]} training rows, so there is "
+            "nothing to learn of it; drop the column."
+        )
+    return np.asarray(n_missing / X.shape[0])
+
+
+def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) -> npt.NDArray[Any] | None:
+    """Names of the ``n_columns`` scaled columns, from those of X: the scaler's own word first.
+
+    A scaler that says nothing and keeps the number of columns is taken to keep their order.
+    """
+    if names is None or scaler is None:
+        return names
+    try:
+        return np.asarray(scaler.get_feature_names_out(names), dtype=object)
+    except (AttributeError, TypeError, ValueError):
+        return names if len(names) == n_columns else None
+
+
+def fitted(scaler: Any, X: Any) -> Any:
+    """A clone of the scaler, fitted on X; None stays None."""
+    if type(scaler) is StandardScaler or (sparse.issparse(X) and hasattr(scaler, "partial_fit")):
+        # In blocks: a variance makes copies of what it gets at once, and a sparse table is never dense.
+        scaler = clone(scaler)
+        for start in range(0, X.shape[0], block := _block_of(X)):
+            scaler.partial_fit(dense(X[start : start + block]))
+        return scaler
+    # A transformer of the user's may write into its argument.
+    return None if scaler is None else clone(scaler).fit(X.copy())
+
+
+def scaled(X: Any, scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
+    """What the model sees: scaled rows, within the range whose squares fit a float32.
+
+    A sparse X becomes an array. Rows are transformed in blocks: a table needs no second copy of itself.
+
+    Raises
+    ------
+    ValueError
+        If the scaler turns finite values into others; ``names`` are those of X's columns.
+    """
+    block = _block_of(X)
+    first = _scaled_block(X, 0, block, scaler, names)
+    if X.shape[0] <= block:
+        return first
+    rows = np.empty((X.shape[0], first.shape[1]), dtype=np.float32)
+    rows[:block] = first
+    for start in range(block, X.shape[0], block):
+        rows[start : start + block] = _scaled_block(X, start, block, scaler, names)
+    return rows
+
+
+def _scaled_block(X: Any, start: int, size: int, scaler: Any, names: npt.NDArray[Any] | None) -> Rows:
+    given = X[start : start + size]
+    block = dense(given)
+    rows = block if scaler is None else _transformed(given, block, scaler)
+    wrong = ~np.isfinite(rows)
+    if wrong.any():  # a missing value stays one, or the scaler fills it
+        gaps = np.isnan(block)
+        wrong &= ~(np.isnan(rows) & (gaps if gaps.shape == rows.shape else gaps.any(axis=1, keepdims=True)))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        label = _label(column, column_names(scaler, names, rows.shape[1]))
+        same = rows.shape == block.shape
+        held = f" (row {start + row} holds {block[row, column]:g})" if same else f" in row {start + row}"
+        raise ValueError(
+            f"{type(scaler).__name__} turns {label}{held} into {rows[row, column]}; rescale "
+            "or transform the column first, or pass another scaler."
+        )
+    within: Rows = np.clip(rows, -FARTHEST, FARTHEST).astype(np.float32, copy=False)
+    return within
+
+
+def _transformed(given: Any, block: npt.NDArray[Any], scaler: Any) -> npt.NDArray[Any]:
+    # The rows have been checked; for one row, checking them again costs a third of the whole score.
+    if type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std:
+        return np.asarray((block - scaler.mean_) / scaler.scale_)
+    if hasattr(scaler, "partial_fit"):  # fitted on dense rows
+        given = block
+    return dense(scaler.transform(given.copy()))  # some transformers write into their argument
+
+
+def unscaled(rows: npt.NDArray[np.float64], scaler: Any) -> npt.NDArray[np.float64]:
+    """Rows in the units of X.
+
+    Raises
+    ------
+    TypeError
+        If the scaler has no way back.
+    """
+    if scaler is None:
+        return rows
+    own = scaler.scaler if isinstance(scaler, ScalerOfColumns) else scaler
+    if not hasattr(own, "inverse_transform"):
+        raise TypeError(
+            f"rows in the units of X need a scaler with inverse_transform; {type(own).__name__} has none."
+        )
+    return np.asarray(scaler.inverse_transform(rows))
+
+
+def _block_of(X: Any) -> int:
+    """How many rows of X to work on at once."""
+    return max(1, _NUMBERS_AT_ONCE // int(X.shape[1]))
+
+
+def _label(column: int, names: npt.NDArray[Any] | None) -> str:
+    return f"column {column}" if names is None else f"column {names[column]!r}"

@@ -1,0 +1,89 @@
+"""Sparse tables: a view of their scaled rows that makes a block of them dense at a time, never all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from vae_anomaly.core.rows import Rows, any_missing
+from vae_anomaly.data import scaling
+
+__all__ = ["SparseRows", "blocks", "has_gaps", "joined", "representative", "rows_of", "subset"]
+
+_NUMBERS_AT_ONCE = 2**22
+
+
+class SparseRows:
+    """The scaled rows of a CSR table; an index gives some of them as a float32 array.
+
+    Attributes
+    ----------
+    X : CSR array or matrix of shape (n_rows, n_columns)
+    scaler : fitted transformer or None
+    names : array of str or None, the columns' names
+    """
+
+    ndim = 2
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, X: Any, scaler: Any, names: npt.NDArray[Any] | None) -> None:
+        self.X, self.scaler, self.names = X, scaler, names
+        self.shape = (X.shape[0], scaling.scaled(X[:1], scaler, names).shape[1])
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, positions: Any) -> Rows:
+        if isinstance(positions, slice):
+            return scaling.scaled(self.X[positions], self.scaler, self.names)
+        positions = np.asarray(positions)
+        chosen = scaling.scaled(self.X[positions.ravel()], self.scaler, self.names)
+        return chosen.reshape(*positions.shape, self.shape[1])
+
+
+def rows_of(X: Any, scaler: Any, names: npt.NDArray[Any] | None) -> Any:
+    """The scaled rows of a table: a float32 array, or `SparseRows` if the table is sparse."""
+    if sparse.issparse(X) and X.shape[0]:
+        return SparseRows(X, scaler, names)
+    return scaling.scaled(X, scaler, names)
+
+
+def subset(rows: Any, positions: npt.NDArray[np.integer]) -> Any:
+    """Some rows, as they are: sparse ones stay sparse."""
+    if isinstance(rows, SparseRows):
+        return SparseRows(rows.X[positions], rows.scaler, rows.names)
+    return rows[positions]
+
+
+def joined(rows: Any, more: Any) -> Any:
+    """Rows and more rows of the same table."""
+    if isinstance(rows, SparseRows):
+        return SparseRows(sparse.vstack([rows.X, more.X], format="csr"), rows.scaler, rows.names)
+    return np.concatenate([rows, more])
+
+
+def blocks(rows: Any) -> Iterator[Rows]:
+    """The rows as arrays: an array as it is, sparse rows in blocks."""
+    if not isinstance(rows, SparseRows):
+        yield rows
+        return
+    size = max(1, _NUMBERS_AT_ONCE // rows.shape[1])
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def has_gaps(rows: Any) -> bool:
+    """Whether values are missing."""
+    return any(any_missing(block) for block in blocks(rows))
+
+
+def representative(rows: Any) -> Rows:
+    """Rows that say what values the columns hold: all of an array, evenly spaced ones of sparse rows."""
+    if not isinstance(rows, SparseRows):
+        return rows  # type: ignore[no-any-return]
+    n_rows = min(len(rows), max(1, _NUMBERS_AT_ONCE // rows.shape[1]))
+    return rows[np.linspace(0, len(rows) - 1, n_rows).astype(int)]

@@ -1,0 +1,360 @@
+"""Tables: DataFrames whose columns are of any kind -> one number for each cell, and back.
+
+A table that a likelihood of its own is wanted for in some column becomes numbers here: numbers stay, booleans
+are 0 and 1, a category is its position among those of the training rows (their number stands for any other),
+and a missing value, None or NaN or NA, is NaN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pandas.api import types
+from scipy import sparse
+
+from vae_anomaly import likelihoods
+from vae_anomaly.core.rows import array_of
+from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Likelihood, Mixed
+
+__all__ = ["Column", "Table", "table_of"]
+
+
+# Whole numbers around it and above are measurements: ages, years, prices. Their logarithms, which Count sees,
+# tell less of them (on twelve real tables, `benchmarks/mixed.py`).
+_MANY = 10
+
+
+class Column(NamedTuple):
+    """How one column becomes numbers.
+
+    Attributes
+    ----------
+    name : hashable
+    likelihood : Likelihood
+    dtype : numpy or pandas dtype in the training rows
+    categories : pandas.Index of the training rows' values, for a categorical column, else None
+    """
+
+    name: Any
+    likelihood: Likelihood
+    dtype: Any
+    categories: pd.Index | None
+
+    def numbers(self, values: pd.Series) -> npt.NDArray[np.float64]:
+        """One number for each value; NaN where it is missing."""
+        if self.categories is None:
+            return _as_numbers(values, self.name, self.likelihood)
+        missing = values.isna().to_numpy()
+        self._check_kinds(values[~missing], self.categories)
+        codes = self.categories.get_indexer(pd.Index(values, dtype=object)).astype(np.float64)
+        unseen = (codes < 0) & ~missing
+        if unseen.any() and getattr(self.likelihood, "unseen", "score") == "raise":
+            raise ValueError(
+                f"column {self.name!r} holds {values[unseen].iloc[0]!r} in row "
+                f"{values[unseen].index.to_list()[0]!r}, which is not among the categories of the training "
+                "rows; Categorical(unseen='score') scores it."
+            )
+        return np.where(missing, np.nan, np.where(unseen, len(self.categories), codes))
+
+    def values(self, numbers: npt.NDArray[np.float64]) -> Any:
+        """What the numbers stand for, in the column's own dtype where it can hold them."""
+        if self.categories is not None:
+            known = numbers < len(self.categories)
+            chosen = np.full(len(numbers), None, dtype=object)
+            chosen[known] = self.categories.to_numpy()[numbers[known].astype(int)]
+            gaps = not known.all() and self.dtype.kind in "biu"
+            return pd.Series(chosen) if gaps else pd.Series(chosen).astype(self.dtype)
+        missing = np.isnan(numbers)
+        if types.is_bool_dtype(self.dtype):
+            decided: Any = pd.array(numbers > 0.5, dtype="boolean")
+        elif isinstance(self.likelihood, Count) or types.is_integer_dtype(self.dtype):
+            decided = pd.array(np.nan_to_num(numbers).round().astype(np.int64), dtype="Int64")
+        else:
+            floats = types.is_float_dtype(self.dtype)
+            return pd.Series(numbers).astype(self.dtype if floats else np.float64)
+        decided[missing] = pd.NA
+        if isinstance(self.dtype, pd.CategoricalDtype):
+            return pd.Series(decided.astype(object)).astype(self.dtype)
+        fits = not missing.any() and (decided.astype(self.dtype) == decided).all()
+        return pd.Series(decided.astype(self.dtype) if fits else decided)
+
+    def _check_kinds(self, values: pd.Series, categories: pd.Index) -> None:
+        known = {_kind(category) for category in categories}
+        for row, value in values.items():
+            if _kind(value) not in known:
+                raise ValueError(
+                    f"column {self.name!r} was fitted on categories such as {categories[0]!r} "
+                    f"({_kind(categories[0])}); received {value!r} ({_kind(value)}) in row {row!r}. Convert "
+                    "the column to the type it had, for example with astype."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """How the columns of a table become numbers; made by `table_of`.
+
+    Attributes
+    ----------
+    columns : tuple of Column
+    named : bool
+        Whether the training rows had names; those of an array's columns are their positions.
+    """
+
+    columns: tuple[Column, ...]
+    named: bool
+
+    # Copies and pickles hold no objects of pandas, which skops cannot store and other releases may not read.
+    def __getstate__(self) -> dict[str, Any]:
+        columns = [
+            (name, likelihood, _plain(dtype), None if categories is None else list(categories))
+            for name, likelihood, dtype, categories in self.columns
+        ]
+        return {"columns": columns, "named": self.named}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        columns = tuple(
+            Column(
+                name,
+                likelihood,
+                _dtype(dtype),
+                None if categories is None else pd.Index(categories, dtype=object),
+            )
+            for name, likelihood, dtype, categories in state["columns"]
+        )
+        vars(self).update(columns=columns, named=state["named"])
+
+    @property
+    def likelihood(self) -> Mixed:
+        """Each column's own, equal ones together."""
+        parts: dict[Any, tuple[Likelihood, list[int]]] = {}
+        for position, column in enumerate(self.columns):
+            key = column.likelihood.architecture_key()
+            parts.setdefault(key, (column.likelihood, []))[1].append(position)
+        return Mixed([(likelihood, tuple(positions)) for likelihood, positions in parts.values()])
+
+    def numbers(self, X: Any) -> Any:
+        """The cells as float64, a DataFrame if X is one; zeros if X has other columns."""
+        names = [column.name for column in self.columns]
+        if sparse.issparse(X):
+            raise TypeError(
+                "the detector was fitted on a table with columns of several kinds; received a sparse matrix. "
+                "Pass a DataFrame or an array."
+            )
+        if isinstance(X, pd.Series):
+            raise ValueError(
+                "received one row as a Series; pass a table with this row, X.iloc[[position]] of the table."
+            )
+        if not hasattr(X, "columns"):
+            X = array_of(X)
+            if X.ndim != 2 or X.shape[1] != len(names):
+                return np.zeros(X.shape)
+            return self.numbers(pd.DataFrame(X, columns=names).infer_objects()).to_numpy()
+        if not self.named and X.shape[1] == len(names):
+            X = X.set_axis(names, axis=1)
+        if list(X.columns) != names:
+            if not all(isinstance(name, str) for name in names):  # which scikit-learn does not compare
+                raise ValueError(
+                    f"the detector was fitted on the columns {names}; received the columns "
+                    f"{list(X.columns)}. Give X the columns of the training rows, in their order."
+                )
+            return pd.DataFrame(np.zeros(X.shape), columns=X.columns)  # scikit-learn says what is wrong
+        numbers = {column.name: column.numbers(X[column.name]) for column in self.columns}
+        return pd.DataFrame(numbers, index=X.index)
+
+    def frame(self, numbers: npt.NDArray[np.float64], index: Any = None) -> pd.DataFrame:
+        """The table that numbers stand for."""
+        by_column = {
+            column.name: column.values(values) for column, values in zip(self.columns, numbers.T, strict=True)
+        }
+        frame = pd.DataFrame(by_column)
+        return frame if index is None else frame.set_index(index)
+
+
+def table_of(X: Any, likelihood: Any) -> Table | None:
+    """How the columns of X become numbers; None for rows of numbers that share one likelihood.
+
+    Parameters
+    ----------
+    X : array or DataFrame of shape (n_rows, n_columns)
+    likelihood : "auto", name, Likelihood, dict or list
+        "mixed" goes by the columns' dtypes: Bernoulli for booleans, Categorical for strings and categories,
+        Count for whole numbers that are never negative and mostly below 10, Gaussian for other numbers. So
+        does "auto" for a DataFrame with columns that are no numbers. "categorical" is for all columns. A dict
+        gives likelihoods of columns by their names (positions, if X is an array), a list holds pairs of a
+        likelihood and the columns that have it; columns that they leave out go by their dtype.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a likelihood is unknown or does not suit its column, or if a column cannot be understood; the
+        message names it.
+    """
+    chosen: dict[Any, Any] = {}
+    if hasattr(X, "columns") and not hasattr(X, "iloc"):
+        raise TypeError(
+            f"tables are DataFrames of pandas; received a {type(X).__module__.split('.')[0]} "
+            f"{type(X).__name__}. Pass X.to_pandas(), or X.to_numpy() for columns of numbers."
+        )
+    if isinstance(likelihood, str) and likelihood == "auto":
+        if not hasattr(X, "columns") or all(_is_number(values) for _, values in X.items()):
+            return None
+    elif isinstance(likelihood, dict):
+        chosen = likelihood
+    elif isinstance(likelihood, (list, tuple)):
+        chosen = dict(_pairs(likelihood))
+    elif isinstance(likelihood, Categorical) or likelihood == Categorical.name:
+        columns = X.columns if hasattr(X, "columns") else range(np.shape(X)[-1] if np.ndim(X) == 2 else 0)
+        chosen = dict.fromkeys(columns, likelihood)
+    elif likelihood != Mixed.name:
+        return None
+    if np.ndim(X) != 2:
+        return None
+    if sparse.issparse(X):
+        raise TypeError(
+            f"the columns of a sparse table have one likelihood; received likelihood={likelihood!r}. Pass a "
+            "DataFrame, or the likelihood of all columns."
+        )
+    named = hasattr(X, "columns")
+    if not named:
+        X = pd.DataFrame(array_of(X)).infer_objects()
+    if not X.columns.is_unique:
+        raise ValueError(
+            f"columns need names of their own; {X.columns[X.columns.duplicated()][0]!r} is twice."
+        )
+    unknown = [name for name in chosen if name not in X.columns]
+    if unknown:
+        raise ValueError(f"likelihood names column {unknown[0]!r}, but X has the columns {list(X.columns)}.")
+    return Table(tuple(_column(X[name], name, chosen.get(name, "auto")) for name in X.columns), named)
+
+
+def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    for pair in likelihood:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError(
+                "a list of likelihoods holds pairs (likelihood, columns), such as ('categorical', ['city']); "
+                f"received {pair!r}."
+            )
+        its_likelihood, columns = pair
+        for name in columns if isinstance(columns, (list, tuple, pd.Index, np.ndarray)) else [columns]:
+            yield name, its_likelihood
+
+
+def _column(values: pd.Series, name: Any, likelihood: Any) -> Column:
+    if values.isna().all():
+        raise ValueError(
+            f"column {name!r} holds no value in any of the {len(values)} training rows, so there is nothing "
+            "to learn of it; drop the column."
+        )
+    if likelihood == "auto":
+        likelihood = _by_dtype(values, name)
+    elif isinstance(likelihood, str) and likelihood not in likelihoods.LIKELIHOODS:
+        raise ValueError(
+            f"column {name!r}: likelihood must be one of {['auto', *likelihoods.LIKELIHOODS]} or a "
+            f"Likelihood; received {likelihood!r}."
+        )
+    elif not isinstance(likelihood, (str, Likelihood)):
+        raise TypeError(
+            f"column {name!r}: likelihood must be a name or a Likelihood; received {likelihood!r}."
+        )
+    likelihood = likelihoods.resolve(likelihood).snapshot()
+    if isinstance(likelihood, Mixed):
+        raise ValueError(f"column {name!r}: 'mixed' is for whole tables; choose a likelihood for the column.")
+    likelihood._validate_params()
+    if not isinstance(likelihood, Categorical):
+        return Column(name, likelihood, values.dtype, None)
+    values = values.dropna()
+    kinds = {_kind(value): value for value in values}
+    if len(kinds) > 1:
+        examples = " and ".join(f"{value!r} ({kind})" for kind, value in sorted(kinds.items()))
+        raise ValueError(
+            f"column {name!r} holds values of several types, {examples}; convert it to one of them."
+        )
+    try:
+        categories = pd.Index(sorted(set(values.astype(object))), dtype=object)
+    except TypeError:
+        raise TypeError(
+            f"column {name!r} holds values such as {values.iloc[0]!r} ({_kind(values.iloc[0])}), which "
+            "cannot be compared and sorted; turn them into strings or numbers, or drop the column."
+        ) from None
+    return Column(name, likelihood.set_params(n_categories=len(categories)), values.dtype, categories)
+
+
+def _by_dtype(values: pd.Series, name: Any) -> Likelihood | str:
+    if types.is_bool_dtype(values.dtype):
+        return Bernoulli()
+    if _is_number(values):
+        few = types.is_integer_dtype(values.dtype) and values.min() >= 0 and values.median() < _MANY
+        return "count" if few else "gaussian"
+    if types.is_object_dtype(values.dtype):  # before strings, which pandas takes this dtype for
+        kinds = {_kind(value) for value in values.dropna()}
+        return "gaussian" if kinds == {"number"} else "categorical"
+    if isinstance(values.dtype, pd.CategoricalDtype) or types.is_string_dtype(values.dtype):
+        return "categorical"
+    raise TypeError(
+        f"column {name!r} has the dtype {values.dtype}, which no likelihood knows; turn it into numbers or "
+        "categories, or drop it."
+    )
+
+
+def _plain(dtype: Any) -> Any:
+    """A dtype as its name, if that says all; categories with theirs."""
+    if isinstance(dtype, pd.CategoricalDtype):
+        categories = None if dtype.categories is None else list(dtype.categories)
+        its_dtype = None if dtype.categories is None else _plain(dtype.categories.dtype)
+        return {"categories": categories, "dtype": its_dtype, "ordered": dtype.ordered}
+    with contextlib.suppress(TypeError):  # a name that nobody has registered
+        if types.pandas_dtype(str(dtype)) == dtype:
+            return str(dtype)
+    return dtype
+
+
+def _dtype(plain: Any) -> Any:
+    """The dtype that `_plain` was made of."""
+    if not isinstance(plain, dict):
+        return types.pandas_dtype(plain)
+    categories = plain["categories"]
+    if categories is not None:
+        categories = pd.Index(categories, dtype=_dtype(plain["dtype"]))
+    return pd.CategoricalDtype(categories, plain["ordered"])
+
+
+def _is_number(values: pd.Series) -> bool:
+    return types.is_numeric_dtype(values.dtype) and not types.is_bool_dtype(values.dtype)
+
+
+def _as_numbers(values: pd.Series, name: Any, likelihood: Likelihood) -> npt.NDArray[np.float64]:
+    dtype = values.dtype.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
+    if dtype.kind in "mMc":
+        value = values.dropna()
+        raise TypeError(
+            f"column {name!r} holds {value.iloc[0]!r} in row {value.index.to_list()[0]!r}, but likelihood "
+            f"{likelihood.name!r} needs numbers; convert the column, or choose likelihood='categorical' for "
+            "it."
+        )
+    try:
+        return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError):
+        for row, value in values.dropna().items():
+            if _kind(value) not in ("number", "bool"):
+                raise ValueError(
+                    f"column {name!r} holds {value!r} in row {row!r}, but likelihood {likelihood.name!r} "
+                    "needs numbers; convert the column, or choose likelihood='categorical' for it."
+                ) from None
+        raise
+
+
+def _kind(value: Any) -> str:
+    """Which values a column may hold together."""
+    if isinstance(value, (bool, np.bool_)):
+        return "bool"
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        return "number"
+    if isinstance(value, str):  # numpy's too
+        return "str"
+    return type(value).__name__

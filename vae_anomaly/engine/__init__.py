@@ -1,0 +1,1 @@
+"""Compiled programs, one set for each architecture."""

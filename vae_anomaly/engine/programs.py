@@ -1,0 +1,223 @@
+r"""Compiled TensorFlow programs, one set for each architecture, shared by every detector in the process.
+
+A program is a pure function: weights, optimizer moments and seeds go in as tensors, new ones come out.
+Nothing lives in a `tf.Variable`, so a program can serve any number of fits, one after another or in
+several threads at once, without being traced or compiled again. All trainable weights travel as one
+flat vector: the optimizer's update is then a handful of operations whatever the number of layers.
+
+Here are the architectures, which own the programs; `steps` compiles training, `tiles` whatever is computed
+row by row. Compiled shapes never depend on the number of rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.core.backend import keras, tf
+from vae_anomaly.core.rows import Rows
+from vae_anomaly.model.states import ModelState, Specification
+
+__all__ = [
+    "Architecture",
+    "architecture",
+    "architecture_of",
+    "model_of",
+    "placed",
+]
+
+_CACHED_ARCHITECTURES, _CACHED_PROGRAMS = 16, 24
+
+
+class _Recent:
+    """The most recently used values by key, made when they are missing."""
+
+    def __init__(self, n_kept: int) -> None:
+        self._n_kept = n_kept
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = make()
+                if len(self._values) > self._n_kept:
+                    self._values.popitem(last=False)
+            self._values.move_to_end(key)
+            return self._values[key]
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(list(self._values))
+
+
+class Architecture:
+    """A template VAE and the programs compiled over it.
+
+    The template's own variables are never trained: they say how many there are, of which shape, and
+    how to draw new values.
+    """
+
+    def __init__(self, specification: Specification) -> None:
+        self.specification = specification
+        self.n_features, self.latent_dim = specification.n_features, specification.latent_dim
+        self.template = self.new_model()
+        self._shapes = [tuple(v.shape) for v in self.template.trainable_variables]
+        self._sizes = [int(np.prod(shape)) for shape in self._shapes]
+        self._programs = _Recent(_CACHED_PROGRAMS)
+        self.encoder_size = self.template.encoder.count_params()
+        self.decoder_size = self.template.decoder.count_params()
+        if not self._sizes:
+            raise ValueError(
+                "there is nothing to train: the network has no trainable weights. Set "
+                "`trainable = True` on some of its layers."
+            )
+
+    def program(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The program of this key; ``make`` compiles it when it is not among the recent ones."""
+        return self._programs.get(key, make)
+
+    def has_program(self, key: Hashable) -> bool:
+        """Whether the program of this key is among the recent ones."""
+        return key in self._programs
+
+    @property
+    def n_weights(self) -> int:
+        """Number of trainable weights."""
+        return sum(self._sizes)
+
+    # -- states ---------------------------------------------------------------------------------------
+    def new_model(self) -> Any:
+        """A new `VAE` of this architecture."""
+        from vae_anomaly.model.vae import VAE
+
+        if {keras.config.floatx(), keras.config.dtype_policy().name} != {"float32"}:
+            raise ValueError(
+                "vae_anomaly computes in float32, but Keras is set to dtype policy "
+                f"{keras.config.dtype_policy().name!r} and floatx {keras.config.floatx()!r}; call "
+                "keras.config.set_floatx('float32') and keras.config.set_dtype_policy('float32') first."
+            )
+        network, likelihood, n_features, latent_dim, marks_missing = self.specification
+        n_inputs = likelihood.n_inputs(n_features) + (n_features if marks_missing else 0)
+        n_outputs = likelihood.n_outputs(n_features)
+        if (n_inputs, n_outputs) == (n_features, n_features * likelihood.n_params):
+            models = network.build(n_features, latent_dim, likelihood.n_params)
+        else:
+            models = network.build_apart(n_inputs, n_outputs, latent_dim)
+        return VAE(*models, likelihood, n_features, latent_dim, marks_missing, name="vae")
+
+    def initial_state(self, seed: int, rows: Rows) -> ModelState:
+        """New weights drawn from ``seed``, for a model that is to be trained on these rows."""
+        values = dict(
+            zip(
+                map(id, self.template.variables),
+                self.template.initial_values(seed, self.specification.network.starts_from_new_weights),
+                strict=True,
+            )
+        )
+        likelihood = self.specification.likelihood
+        values[id(self.template.input_range)] = likelihood.input_range(rows)
+        if likelihood.n_shared:
+            values[id(self.template.shared)] = self.template.initial_shared(rows)
+        trainable = [values[id(v)].ravel() for v in self.template.trainable_variables]
+        return ModelState(
+            self.specification,
+            np.concatenate(trainable).astype(np.float32),
+            tuple(values[id(v)] for v in self.template.non_trainable_variables),
+        )
+
+    def on_new_rows(self, state: ModelState, rows: Rows) -> ModelState:
+        """The same weights, for a model that is to be trained on these rows as well."""
+        input_range = self.specification.likelihood.input_range(rows)
+        non_trainable = list(state.non_trainable)
+        (position,) = (
+            position
+            for position, variable in enumerate(self.template.non_trainable_variables)
+            if variable is self.template.input_range
+        )
+        low, high = non_trainable[position]
+        non_trainable[position] = np.stack(
+            [np.minimum(low, input_range[0]), np.maximum(high, input_range[1])]
+        )
+        return replace(state, non_trainable=tuple(non_trainable))
+
+    def load_into(self, model: Any, state: ModelState) -> None:
+        """Assign a state's arrays to a model's variables."""
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        for variable, value in zip(variables, self.arrays(state), strict=True):
+            variable.assign(value)
+
+    def arrays(self, state: ModelState) -> list[npt.NDArray[Any]]:
+        """The values of a state's variables: of the trainable ones, then of the others."""
+        pieces = np.split(np.asarray(state.trainable), np.cumsum(self._sizes)[:-1])
+        trainable = [piece.reshape(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        return [*trainable, *state.non_trainable]
+
+    def state_of(self, model: Any) -> ModelState:
+        """A model's variables as arrays."""
+        trainable = [variable.numpy().ravel() for variable in model.trainable_variables]
+        non_trainable = tuple(np.asarray(variable.numpy()) for variable in model.non_trainable_variables)
+        return ModelState(self.specification, np.concatenate(trainable), non_trainable)
+
+    def pieces(self, trainable: Any) -> list[Any]:
+        """The trainable variables' values, from the flat vector that holds them."""
+        pieces = tf.split(trainable, self._sizes)
+        return [tf.reshape(piece, shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+    @contextlib.contextmanager
+    def holding(self, trainable: Any, non_trainable: Sequence[Any]) -> Iterator[Any]:
+        """The template, computing with these tensors in the place of its variables.
+
+        ``trainable`` is the flat vector, or a list of its `pieces`.
+        """
+        values = trainable if isinstance(trainable, list) else self.pieces(trainable)
+        mapping = [
+            *zip(self.template.trainable_variables, values, strict=True),
+            *zip(self.template.non_trainable_variables, non_trainable, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+            yield scope
+
+
+def architecture(specification: Specification) -> Architecture:
+    """The process-wide `Architecture` for this specification; the least recently used are dropped."""
+    return _cache.get(specification.key, lambda: Architecture(specification))  # type: ignore[no-any-return]
+
+
+def architecture_of(state: ModelState) -> Architecture:
+    """The `Architecture` of a trained model, which keeps it for as long as it lives."""
+    found = _architectures.get(state)
+    if found is None:
+        found = _architectures.setdefault(state, architecture(state.specification))
+    return found
+
+
+def model_of(state: ModelState) -> Any:
+    """A trained model as a new `VAE`, a `keras.Model`."""
+    its_architecture = architecture_of(state)
+    model = its_architecture.new_model()
+    its_architecture.load_into(model, state)
+    return model
+
+
+_cache = _Recent(_CACHED_ARCHITECTURES)
+# A process that serves more models than the cache holds must not trace one anew for each row.
+_architectures: weakref.WeakKeyDictionary[ModelState, Architecture] = weakref.WeakKeyDictionary()
+
+
+def placed(device: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Put TensorFlow's operations on this device; None leaves the choice to TensorFlow."""
+    return contextlib.nullcontext() if device is None else tf.device(device)

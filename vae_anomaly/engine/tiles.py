@@ -1,0 +1,302 @@
+"""Functions of rows, compiled for tiles of a fixed number of rows.
+
+Scores must not depend on how rows are batched, and float32 matrix products of different shapes need not
+give a row the same last bits. So all rows go through tiles of one shape, the wide one. Narrower tiles
+serve calls with few rows, where most of a wide one would be padding; they are used only if they give the
+wide tile's results to the last bit, which is tried once for each program.
+
+A small model that is asked for few rows again and again gets a program of its own, with its weights as
+constants: to hand them over at each call costs a quarter of it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.core.backend import tf
+from vae_anomaly.core.rows import Rows, any_missing
+from vae_anomaly.engine.programs import Architecture, architecture_of, placed
+from vae_anomaly.model.states import ModelState
+
+__all__ = ["map_rows", "wide_tile"]
+
+# A millisecond of arithmetic on one core: a smaller tile pays more for its calls, a larger one does not
+# fit into the cache.
+_TILE_FLOPS = 1.2e8
+_WIDE_TILES = (16, 512)
+_NARROW_TILES = (4, 16, 128)
+_WIDE = "wide"
+# To compile a model's own program takes as long as a few hundred calls.
+_OWN_PROGRAM_FROM_CALLS = 256
+_OWN_PROGRAM_TO_WEIGHTS = 1_000_000
+_BLOCK_OF_TILES_NUMBERS = 2**22
+
+TileFunction = Callable[[Any, Any, Any], Any]
+
+
+def wide_tile(architecture: Architecture, n_draws: int) -> int:
+    """How many rows a tile takes: a power of two that depends on the model and the draws alone."""
+    flops_of_row = 2 * max(1, architecture.encoder_size + n_draws * architecture.decoder_size)
+    smallest, largest = _WIDE_TILES
+    rows = smallest
+    while rows < largest and 2 * rows * flops_of_row <= _TILE_FLOPS:
+        rows *= 2
+    return rows
+
+
+def map_rows(
+    function: TileFunction,
+    key: Hashable,
+    states: Sequence[ModelState],
+    rows: Rows,
+    noise: Rows,
+    device: str | None = None,
+    **incomplete: bool,
+) -> npt.NDArray[Any]:
+    """Apply ``function(vae, x, noise)`` to all rows, with each model.
+
+    Rows with missing values, NaN, are given to `VAE.incomplete`, which costs more; all rows are, if the
+    encoder sees marks for missing values.
+
+    Parameters
+    ----------
+    function : callable
+        Takes the VAE, rows of shape (tile, n_features) and noise of shape (n_draws, 1, latent_dim);
+        returns one tensor whose first axis is the tile's.
+    key : hashable
+        Names what ``function`` computes; it is traced once for each key.
+    states : models of one architecture
+    rows : array of shape (n_rows, n_features)
+    noise : array of shape (n_draws, latent_dim), shared by all rows
+    device : str or None
+    **incomplete : bool
+        Passed to `VAE.incomplete`.
+
+    Returns
+    -------
+    float64 array of shape (n_states, n_rows, ...)
+    """
+
+    def of_incomplete(vae: Any, x: Any, noise: Any) -> Any:
+        return function(vae.incomplete(**incomplete), x, noise)
+
+    on_complete = partial(_map_rows, function, key)
+    on_incomplete = partial(_map_rows, of_incomplete, ("incomplete", *incomplete.items(), key))
+    if states[0].specification.marks_missing:
+        return on_incomplete(states, rows, noise, device)
+    if not any_missing(rows):
+        return on_complete(states, rows, noise, device)
+    has_gaps = np.isnan(rows).any(axis=1)
+    if has_gaps.all():
+        return on_incomplete(states, rows, noise, device)
+    results = on_complete(states, rows, noise, device)
+    results[:, has_gaps] = on_incomplete(states, rows[has_gaps], noise, device)
+    return results
+
+
+def _map_rows(
+    function: TileFunction,
+    key: Hashable,
+    states: Sequence[ModelState],
+    rows: Rows,
+    noise: Rows,
+    device: str | None,
+) -> npt.NDArray[Any]:
+    architecture = architecture_of(states[0])
+    models = [_on_device(state, device) for state in states]
+    key = (key, len(states), len(noise), device)
+    used_before = architecture.has_program((_WIDE, key))
+    with placed(device):
+        noise_tensor = tf.convert_to_tensor(np.asarray(noise, dtype=np.float32))
+
+        def wide(rows: Rows) -> npt.NDArray[Any]:
+            return _through_wide_tiles(architecture, function, key, models, rows, noise_tensor)
+
+        # Convolutions of few rows were seen to round one row in a hundred otherwise: too rarely to be tried.
+        of_images = states[0].specification.network.shape_of_images(None) is not None
+        for tile in () if of_images else _NARROW_TILES:
+            # Whoever scores once is not made to wait for a second program.
+            if used_before and len(rows) <= tile < wide_tile(architecture, len(noise)):
+                narrow = architecture.program(
+                    (tile, key),
+                    partial(_narrow_program, architecture, function, tile, wide, models, noise_tensor),
+                )
+                if narrow is not None:
+                    program = partial(narrow, models, noise=noise_tensor)
+                    own = _own_program(architecture, function, tile, key, states, noise, program)
+                    return _through_narrow_tile(own or program, tile, rows)
+        return wide(rows)
+
+
+def _through_wide_tiles(
+    architecture: Architecture,
+    function: TileFunction,
+    key: Hashable,
+    models: Any,
+    rows: Rows,
+    noise: Any,
+) -> npt.NDArray[Any]:
+    n_features, tile = architecture.n_features, wide_tile(architecture, noise.shape[0])
+    program = architecture.program(
+        (_WIDE, key), lambda: _compile(architecture, function, (None, tile), models, noise)
+    )
+    block = max(1, _BLOCK_OF_TILES_NUMBERS // (tile * n_features)) * tile
+    results = []
+    for start in range(0, max(len(rows), 1), block):
+        part = rows[start : start + block]
+        tiles = np.zeros((-(-len(part) // tile), tile, n_features), dtype=np.float32)
+        tiles.reshape(-1, n_features)[: len(part)] = part
+        by_tile = program(models, tf.convert_to_tensor(tiles), noise).numpy()
+        by_model = np.moveaxis(by_tile, 1, 0)
+        results.append(by_model.reshape(len(models), -1, *by_tile.shape[3:])[:, : len(part)])
+    return results[0] if len(results) == 1 else np.concatenate(results, axis=1)
+
+
+def _through_narrow_tile(program: Callable[[Any], Any], tile: int, rows: Rows) -> npt.NDArray[Any]:
+    x = np.zeros((tile, rows.shape[1]), dtype=np.float32)
+    x[: len(rows)] = rows
+    return np.asarray(program(tf.convert_to_tensor(x)).numpy()[:, : len(rows)])
+
+
+def _narrow_program(
+    architecture: Architecture,
+    function: TileFunction,
+    tile: int,
+    wide: Callable[[Rows], npt.NDArray[Any]],
+    models: Any,
+    noise: Any,
+) -> Any:
+    """The program for narrow tiles, or None if a result of theirs differs from the wide tile's in any bit."""
+    program = _compile(architecture, function, (tile,), models, noise)
+    n_rows = wide_tile(architecture, noise.shape[0])
+    by_tile = partial(_by_narrow_tiles, partial(program, models, noise=noise), tile)
+    return program if _same_bits(by_tile, wide, architecture, n_rows) else None
+
+
+def _by_narrow_tiles(program: Callable[[Any], Any], tile: int, rows: Rows) -> npt.NDArray[Any]:
+    starts = range(0, len(rows), tile)
+    parts = [_through_narrow_tile(program, tile, rows[start : start + tile]) for start in starts]
+    return np.concatenate(parts, axis=1)
+
+
+def _same_bits(one: Any, other: Any, architecture: Architecture, n_rows: int) -> bool:
+    """Whether two functions of rows agree to the last bit on random ones."""
+    rows = np.random.RandomState(0).standard_normal((n_rows, architecture.n_features)).astype(np.float32)
+    return np.array_equal(one(rows), other(rows), equal_nan=True)
+
+
+def _compile(
+    architecture: Architecture,
+    function: TileFunction,
+    shape: tuple[int | None, ...],
+    models: Sequence[tuple[Any, list[Any]]],
+    noise: Any,
+) -> Any:
+    """``(models, x, noise) -> results``: one tile, (n_models, tile, ...), or many, each so."""
+
+    def run(models: Any, x: Any, noise: Any) -> Any:
+        # Unpacked before the loop over tiles, not in it.
+        of_tile = _results_of_tile(architecture, function, models, noise)
+        return of_tile(x) if len(shape) == 1 else tf.map_fn(of_tile, x, fn_output_signature=tf.float64)
+
+    def spec(value: Any) -> Any:
+        return tf.TensorSpec(value.shape, value.dtype)
+
+    return tf.function(run, autograph=False).get_concrete_function(
+        [(spec(trainable), [spec(other) for other in others]) for trainable, others in models],
+        tf.TensorSpec((*shape, architecture.n_features), tf.float32),
+        spec(noise),
+    )
+
+
+def _results_of_tile(
+    architecture: Architecture, function: TileFunction, models: Any, noise: Any
+) -> Callable[[Any], Any]:
+    unpacked = [(architecture.pieces(trainable), others) for trainable, others in models]
+
+    def of_tile(x: Any) -> Any:
+        results = []
+        for trainable, non_trainable in unpacked:
+            with architecture.holding(trainable, non_trainable):
+                results.append(tf.cast(function(architecture.template, x, noise[:, None]), tf.float64))
+        return tf.stack(results)
+
+    return of_tile
+
+
+class _OwnProgram:
+    """A program for one set of models and draws alone, once they have been asked for often enough."""
+
+    def __init__(self, noise: Rows) -> None:
+        self.noise = weakref.ref(noise)
+        self.n_calls = 0
+        self.program: Callable[[Any], Any] | None = None
+
+
+# For as long as somebody holds the first model of a set.
+_own_programs: weakref.WeakKeyDictionary[ModelState, dict[Hashable, _OwnProgram]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _own_program(
+    architecture: Architecture,
+    function: TileFunction,
+    tile: int,
+    key: Hashable,
+    states: Sequence[ModelState],
+    noise: Rows,
+    shared: Callable[[Any], Any],
+) -> Callable[[Any], Any] | None:
+    """The models' own program for such tiles, ``x -> results``, if they have one."""
+    key = (tile, key, tuple(map(weakref.ref, states[1:])))
+    with _lock:
+        entries = _own_programs.setdefault(states[0], {})
+        entry = entries.get(key)
+        if entry is None or entry.noise() is not noise:
+            entry = entries[key] = _OwnProgram(noise)
+        entry.n_calls += 1
+        is_time = entry.n_calls == _OWN_PROGRAM_FROM_CALLS
+    if is_time and len(states) * architecture.n_weights <= _OWN_PROGRAM_TO_WEIGHTS:
+        program = _compile_own(architecture, function, tile, states, noise)
+        by_own, by_shared = (partial(_by_narrow_tiles, run, tile) for run in (program, shared))
+        if _same_bits(by_own, by_shared, architecture, 4 * tile):
+            entry.program = program
+    return entry.program
+
+
+def _compile_own(
+    architecture: Architecture, function: TileFunction, tile: int, states: Sequence[ModelState], noise: Rows
+) -> Any:
+    # The arrays, not the states: who holds a state keeps its programs.
+    arrays = [(state.trainable, state.non_trainable) for state in states]
+
+    def run(x: Any) -> Any:
+        models = [(tf.constant(trainable), [*map(tf.constant, others)]) for trainable, others in arrays]
+        return _results_of_tile(architecture, function, models, tf.constant(noise, tf.float32))(x)
+
+    x = tf.TensorSpec((tile, architecture.n_features), tf.float32)
+    return tf.function(run, autograph=False).get_concrete_function(x)
+
+
+# A state's arrays as tensors, for as long as somebody holds the state: copying them at every call would
+# cost more than scoring a row.
+_tensors: weakref.WeakKeyDictionary[ModelState, dict[str | None, Any]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _on_device(state: ModelState, device: str | None) -> tuple[Any, list[Any]]:
+    with _lock:
+        tensors = _tensors.setdefault(state, {})
+    if device not in tensors:
+        with placed(device):
+            non_trainable = [tf.convert_to_tensor(value) for value in state.non_trainable]
+            tensors[device] = (tf.convert_to_tensor(state.trainable), non_trainable)
+    return tensors[device]  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Several members as one: how they are trained, averaged and asked."""

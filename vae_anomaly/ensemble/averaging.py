@@ -1,0 +1,107 @@
+"""Averaging: what several members say of the same rows, as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from vae_anomaly.engine import programs
+from vae_anomaly.model.states import ModelState
+
+__all__ = ["averaged", "confidence", "sample", "weights_by_row", "weights_for"]
+
+# A log-likelihood in the place of one that is beyond float32.
+_NEVER = -1e30
+
+
+def weights_for(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weights that sum to 1 and make the members' scores spread alike: shape (n_members,).
+
+    They are inverse to the interquartile range of each member's training scores, an array of shape
+    (n_members, n_rows): a member with small scales, whose scores are large, does not drown the others.
+    Equal weights if some range is 0.
+    """
+    spread = np.subtract(*np.percentile(scores, [75, 25], axis=1))
+    weights = 1 / spread if (spread > 0).all() else np.ones(len(scores))
+    return np.asarray(weights / weights.sum())
+
+
+def weights_by_row(
+    weights: npt.NDArray[np.float64], log_likelihood: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    r"""Weights of what the members expect in each row, which sum to 1 over them: shape (n_members, n_rows).
+
+    Of d features, by how well each member m explains the row:
+
+    .. math:: w_m(x) \propto w_m \, \exp\Bigl(\tfrac2d \, \mathrm E_q \log p_m(x|z)\Bigr)
+
+    The geometric mean of the cells' densities is inverse to the size of the errors; squared, it weighs the
+    members as independent guesses are weighed, by the inverse of their variance. So a member that has learnt
+    little of such rows, which a detector needs to be robust, has little to say of their cells.
+
+    Parameters
+    ----------
+    weights : array of shape (n_members,)
+    log_likelihood : array of shape (n_members, n_rows)
+        Mean over the features, in nats; see `scoring.reconstruct`.
+    """
+    explained = np.nan_to_num(log_likelihood, nan=_NEVER, neginf=_NEVER)
+    by_row = weights[:, None] * np.exp(2 * (explained - explained.max(axis=0)))
+    return np.asarray(by_row / by_row.sum(axis=0))
+
+
+def averaged(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weighted mean over the members, the first axis: bit by bit the same whatever the number of rows.
+
+    ``weights`` are of shape (n_members,), or (n_members, n_rows) if each row has its own.
+    """
+    weighted = values * weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
+    return np.asarray(weighted.sum(axis=0))
+
+
+def confidence(
+    decision: npt.NDArray[np.float64],
+    by_member: npt.NDArray[np.float64],
+    draw_errors: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """The probability that other members and other draws leave the sign of the decision: shape (n_rows,).
+
+    Parameters
+    ----------
+    decision : array of shape (n_rows,)
+        How far the score lies above the cut.
+    by_member : array of shape (n_members, n_rows)
+        The members' scores, each above its own usual level.
+    draw_errors : array of shape (n_members, n_rows)
+        Standard errors that come from the draws. The members share them: their errors add up.
+    weights : array of shape (n_members,)
+    """
+    n_members = len(weights)
+    of_members = np.zeros(len(decision))
+    if n_members > 1:
+        of_members = (n_members * weights[:, None] * by_member).std(axis=0, ddof=1) / math.sqrt(n_members)
+    error = np.hypot(of_members, averaged(draw_errors, weights))
+    with np.errstate(over="ignore"):  # nothing left to chance: certain
+        return np.asarray(stats.norm.cdf(np.abs(decision) / np.maximum(error, np.finfo(float).tiny)))
+
+
+def sample(
+    states: Sequence[ModelState],
+    weights: npt.NDArray[np.float64],
+    n_samples: int,
+    rng: np.random.RandomState,
+    noise: bool = True,
+) -> npt.NDArray[np.float64]:
+    """New rows, each by a member that its weight chooses, see `VAE.sample`: shape (n_samples, n_features)."""
+    seeds = rng.randint(np.iinfo(np.int32).max, size=len(states))
+    members = rng.choice(len(states), size=n_samples, p=weights)
+    rows = np.empty((n_samples, states[0].specification.n_features))
+    for position, (state, seed) in enumerate(zip(states, seeds, strict=True)):
+        if chosen := (members == position).sum():
+            rows[members == position] = programs.model_of(state).sample(int(chosen), int(seed), noise)
+    return rows

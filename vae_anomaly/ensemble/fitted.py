@@ -1,0 +1,305 @@
+"""What a fit leaves, as functions of rows: scale, ask every member, average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from vae_anomaly import explanations
+from vae_anomaly.core.rows import Rows, any_missing, dense
+from vae_anomaly.data.scaling import column_names, scaled, unscaled
+from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps
+from vae_anomaly.engine import programs
+from vae_anomaly.ensemble import averaging
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model.states import ModelState
+from vae_anomaly.scoring import passes
+from vae_anomaly.scoring.score import Score
+
+__all__ = ["FittedModel", "Generative"]
+
+_NUMBERS_AT_ONCE = 2**22
+# Equally probable values of each cell, over all members and draws, that an interval is read off.
+_VALUES_OF_CELL = 200
+
+Array = npt.NDArray[np.float64]
+
+
+class FittedModel(NamedTuple):
+    """Members, how they are averaged, and what stands before them.
+
+    Methods take numbers as they come through the detector's door, X of shape (n_rows, n_features), and work
+    in blocks, so that memory does not grow with the number of rows.
+
+    Attributes
+    ----------
+    members : models of one architecture
+    noise : float32 array of shape (n_draws, latent_dim)
+    score : Score
+    scaler : fitted transformer or None
+    names : array of str or None, the columns' names
+    device : str or None
+    weights : array of shape (n_members,), or None before they are known
+    levels : array of shape (n_members,), or None before they are known
+        Median training score of each member.
+    """
+
+    members: Sequence[ModelState]
+    noise: Rows
+    score: Score
+    scaler: Any
+    names: npt.NDArray[Any] | None
+    device: str | None
+    weights: Array | None = None
+    levels: Array | None = None
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The members' likelihood."""
+        return self.members[0].specification.likelihood
+
+    def rows(self, X: Any) -> Rows:
+        """What the members see of X."""
+        return scaled(X, self.scaler, self.names)
+
+    def member_scores(self, rows: Any) -> Array:
+        r"""Scores by each member, larger = more anomalous: shape (n_members, n_rows).
+
+        A missing cell counts what the model expects there, see `VAE.incomplete`, less an equal part of what a
+        row without any value would score above the median training row: with k of d cells missing,
+        :math:`\tfrac kd (s_{nothing} - s_{median})`. So a row that says nothing is a median row.
+        """
+        if isinstance(rows, SparseRows):
+            return np.concatenate([self.member_scores(block) for block in blocks(rows)], axis=1)
+        self.likelihood.check_support(rows, column_names(self.scaler, self.names, rows.shape[1]))
+        if self.levels is None or not any_missing(rows):
+            return self._score(rows)
+        n_missing = np.isnan(rows).sum(axis=1)
+        nothing = np.full((1, rows.shape[1]), np.nan, dtype=np.float32)
+        by_member = self._score(np.concatenate([rows, nothing]))
+        excess = by_member[:, -1] - self.levels
+        return np.asarray(by_member[:, :-1] - excess[:, None] * (n_missing / rows.shape[1]))
+
+    def balanced(self, rows: Any) -> tuple[Array, Array, Array]:
+        """Weights and levels that training rows give the members, and the rows' scores with them.
+
+        Raises
+        ------
+        FloatingPointError
+            If scores are not finite: the last step's weights have not been through a loss.
+        """
+        by_member = self.member_scores(rows)
+        if not np.isfinite(by_member).all():
+            raise FloatingPointError(
+                "training diverged in its last step: training rows have no finite score. Lower learning_rate "
+                "or set gradient_clip_norm."
+            )
+        levels = np.median(by_member, axis=1)
+        if has_gaps(rows):
+            by_member = self._replace(levels=levels).member_scores(rows)
+        weights = averaging.weights_for(by_member)
+        return weights, levels, averaging.averaged(by_member, weights)
+
+    def _score(self, rows: Rows) -> Array:
+        return passes.score_rows(self.members, rows, self.noise, self.score, self.device)
+
+    def scores(self, X: Any) -> Array:
+        """The score of each row, larger = more anomalous: shape (n_rows,)."""
+        return self._map_blocks(X, lambda rows: self._averaged(self.member_scores(rows)))
+
+    def evidence_lower_bound(self, X: Any) -> float:
+        """Mean over the rows, in nats."""
+        terms = self._map_blocks(
+            X, lambda rows: self._averaged(passes.elbo_terms(self.members, rows, self.noise, self.device))
+        )
+        return -float(terms.sum(axis=1).mean())
+
+    def _expectations(self, rows: Rows) -> Array:
+        """What may be averaged to tell x, see `Likelihood.expectations`: shape (n_rows, n_inputs)."""
+        by_member, log_likelihood = passes.reconstruct(self.members, rows, self.noise, self.device)
+        weights = averaging.weights_by_row(np.asarray(self.weights), log_likelihood)
+        return averaging.averaged(by_member, weights)
+
+    def posterior_means(self, X: Any) -> Array:
+        """Of the first member: shape (n_rows, latent_dim)."""
+        first = self.members[:1]
+        return self._map_blocks(X, lambda rows: passes.encode(first, rows, self.noise, self.device)[0])
+
+    def shares(self, X: Any) -> Array:
+        """Each scaled column's share of the score: shape (n_rows, n_scaled_columns)."""
+
+        def of_block(rows: Rows) -> Array:
+            by_member = passes.shares(self.members, rows, self.noise, self.score, self.device)
+            return explanations.divided(self._averaged(by_member), self._averaged(self.member_scores(rows)))
+
+        return self._map_blocks(X, of_block)
+
+    def confidence(self, X: Any, offset: float) -> Array:
+        """See `averaging.confidence`; the decision function is minus the score, less ``offset``."""
+
+        def of_block(rows: Rows) -> Array:
+            by_member = self.member_scores(rows)
+            return averaging.confidence(
+                self._averaged(by_member) + offset,
+                by_member - np.asarray(self.levels)[:, None],
+                passes.draw_errors(self.members, rows, self.noise, self.score, self.device),
+                np.asarray(self.weights),
+            )
+
+        return self._map_blocks(X, of_block)
+
+    def expected_cells(self, X: Any, coverage: float | None = None) -> list[Array]:
+        """Each cell's expected value given the others of its row, and the interval's ends if there is one.
+
+        Every cell is masked in turn. Of each result, arrays of shape (n_rows, n_features), in the units of X.
+        """
+        n_features = X.shape[1]
+        block = max(1, _NUMBERS_AT_ONCE // (n_features**2 * (1 if coverage is None else _VALUES_OF_CELL)))
+        starts = range(0, X.shape[0], block)
+        parts = [self._expected_cells(dense(X[start : start + block]), coverage) for start in starts]
+        return [np.concatenate(results) for results in zip(*parts, strict=True)]
+
+    def _expected_cells(self, X: npt.NDArray[Any], coverage: float | None) -> list[Array]:
+        n_rows, n_features = X.shape
+        masked = np.repeat(X, n_features, axis=0)
+        cells = np.arange(len(masked)), np.tile(np.arange(n_features), n_rows)
+        masked[cells] = np.nan
+        rows = self.rows(masked)
+        if rows.shape != masked.shape:
+            raise ValueError(
+                f"a cell is masked behind the scaler too, which must keep the {n_features} columns; "
+                f"{type(self.scaler).__name__} makes {rows.shape[1]}."
+            )
+        values = self.likelihood.values(self._expectations(rows))
+        results = [values]
+        if coverage is not None:
+            n_draws = len(self.noise)
+            n_values = n_draws * math.ceil(_VALUES_OF_CELL / (n_draws * len(self.members)))
+            by_value = passes.predictive_values(self.members, rows, self.noise, n_values, self.device)
+            of_cells = by_value[:, cells[0], :, cells[1]]  # (n_cells, n_members, n_values)
+            # Not by weights of the row: members that explain it best are too sure of its cells.
+            weights = np.asarray(self.weights)
+            for end in _quantiles(of_cells, weights, ((1 - coverage) / 2, (1 + coverage) / 2)):
+                results.append(values.copy())
+                results[-1][cells] = end
+        return [unscaled(result, self.scaler)[cells].reshape(X.shape) for result in results]
+
+    def reconstructions(self, X: Any) -> Array:
+        """Expected x given z, averaged, in the units of X."""
+        return unscaled(self.likelihood.values(self._map_blocks(X, self._expectations)), self.scaler)
+
+    def _averaged(self, by_member: Array) -> Array:
+        return averaging.averaged(by_member, np.asarray(self.weights))
+
+    def _map_blocks(self, X: Any, function: Callable[[Rows], Array]) -> Array:
+        """Scale and process X in blocks."""
+        block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
+        parts = [function(self.rows(X[start : start + block])) for start in range(0, X.shape[0], block)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class Generative:
+    """Base class of detectors that show what their model makes of rows, and new rows."""
+
+    def encode(self: Any, X: Any) -> npt.NDArray[np.float64]:
+        """Posterior means of z.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows, latent_dim_)
+        """
+        X = self._validated(X)
+        return np.asarray(self._fitted.posterior_means(X))
+
+    def reconstruct(self: Any, X: Any) -> Any:
+        """Expected x given z, averaged over draws and members, in the units of X: gaps are filled.
+
+        A missing value is inferred as by `expected`; the members count as there.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of the shape of X, or a DataFrame if X is one
+            Of uint8 images, pixels in [0, 1].
+
+        Raises
+        ------
+        TypeError
+            If ``scaler_`` has no ``inverse_transform``.
+        """
+        given, X = X, self._validated(X)
+        return self._as_given(self._fitted.reconstructions(X), given)
+
+    def sample(self: Any, n_samples: int = 1, random_state: Any = None, *, noise: bool = True) -> Any:
+        """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            At least 1.
+        random_state : int, RandomState instance or None, default=None
+        noise : bool, default=True
+            False gives what is expected of x given z: images without the grain of their pixels' likelihood.
+
+        Returns
+        -------
+        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
+        mixed table
+            Of uint8 images, pixels in units of 1/255; with noise, some lie outside [0, 1].
+
+        Raises
+        ------
+        TypeError
+            If ``scaler_`` has no ``inverse_transform``.
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
+        with programs.placed(self.device):
+            rng = check_random_state(random_state)
+            rows = averaging.sample(self.members_, self.weights_, int(n_samples), rng, noise)
+        rows = unscaled(rows, self.scaler_)
+        if self.table_ is not None:
+            return self.table_.frame(rows)
+        return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
+
+    def _as_given(self: Any, values: npt.NDArray[np.float64], given: Any) -> Any:
+        """Values in the form of the rows that were given."""
+        if self.table_ is None:
+            return explanations.in_form_of(given, values)
+        frame = self.table_.frame(values, given.index if hasattr(given, "columns") else None)
+        return frame if hasattr(given, "columns") else frame.to_numpy()
+
+    @property
+    def model_(self: Any) -> Any:
+        """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
+        check_is_fitted(self)
+        return programs.model_of(self.members_[0])
+
+
+def _quantiles(values: Array, weights: Array, probabilities: Sequence[float]) -> list[Array]:
+    """Weighted quantiles of each cell's values, of shape (n_cells, n_members, n_values); NaN if any is."""
+    n_cells, _, n_values = values.shape
+    shares = np.repeat(weights / n_values, n_values)
+    values = values.reshape(n_cells, -1)
+    order = values.argsort(axis=1)
+    above = np.cumsum(shares[order], axis=1) - shares[order] / 2
+    ordered = np.take_along_axis(values, order, axis=1)
+    return [
+        np.array([np.interp(probability, *cell) for cell in zip(above, ordered, strict=True)])
+        for probability in probabilities
+    ]

@@ -1,0 +1,382 @@
+r"""Ensembles: several models of one architecture, trained on the same rows in different ways.
+
+The members' scores are averaged, with weights that give each the same say. A weighted mean of ELBOs is itself
+a bound: by Jensen's inequality, of the log-density of the members' mixture :math:`\sum_m w_m p_m(x)`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from functools import partial
+from numbers import Real
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import joblib
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils._param_validation import Interval
+
+from vae_anomaly.core.rows import Rows
+from vae_anomaly.data.sparse import representative, subset
+from vae_anomaly.engine import programs
+from vae_anomaly.model.states import ModelState, Specification
+from vae_anomaly.training.epochs import Standing, TrainingResult, Validation, train
+from vae_anomaly.training.interruption import Interruption
+from vae_anomaly.training.plan import Plan
+
+__all__ = [
+    "Keeper",
+    "Member",
+    "Recipe",
+    "Seeds",
+    "Trained",
+    "check_continues",
+    "resolve_recipe",
+    "train_members",
+]
+
+_FEWEST_ROWS_TO_SPLIT = 10
+_HELD_OUT = 0.2
+
+
+class Member(BaseEstimator):  # type: ignore[misc]
+    r"""How one model of an ensemble is trained, where it differs from the others.
+
+    Parameters
+    ----------
+    trimmed_share : float, default=0.0
+        Share of each training batch, in [0, 1), that has the greatest loss and is left out of the step.
+        A model trained so does not learn rows that it finds improbable, such as anomalies among the
+        training rows (least trimmed squares, Rousseeuw 1984, for the objective of a VAE). Raise it
+        above the share of anomalies that you expect; on clean rows it costs a little.
+    beta_factor : float, default=1.0
+        Multiplies the detector's ``beta``. Below 1 the latent variables carry more of a row, and its
+        reconstruction is sharper.
+
+    Examples
+    --------
+    >>> from vae_anomaly import VAEDetector
+    >>> from vae_anomaly.ensemble import Member
+    >>> robust = VAEDetector(members=[Member(trimmed_share=0.2)] * 3)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "trimmed_share": [Interval(Real, 0, 1, closed="left")],
+        "beta_factor": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(self, trimmed_share: float = 0.0, beta_factor: float = 1.0) -> None:
+        self.trimmed_share = trimmed_share
+        self.beta_factor = beta_factor
+
+
+#: What ``members="auto"`` means for tables. On clean training rows the members with a small beta are better,
+#: on contaminated ones the trimmed; their mean is good on both (`benchmarks/results/ablation.md`).
+DEFAULT_MEMBERS = (
+    Member(beta_factor=0.3),
+    Member(trimmed_share=0.1),
+    Member(beta_factor=0.1),
+    Member(trimmed_share=0.2),
+) * 2
+
+
+class Recipe(NamedTuple):
+    """How a detector is to be trained, with every "auto" decided."""
+
+    members: tuple[Member, ...]
+    validation_fraction: float
+    early_stopping: bool
+
+
+def resolve_recipe(
+    members: str | int | Sequence[Member],
+    validation_fraction: str | float,
+    early_stopping: str | bool,
+    *,
+    decide: bool,
+    n_rows: int,
+) -> Recipe:
+    """The recipe that the detector's parameters ask for.
+
+    Parameters
+    ----------
+    members, validation_fraction, early_stopping
+        The detector's parameters.
+    decide : bool
+        Whether "auto" chooses what detects best; otherwise it chooses one model trained on all rows.
+    n_rows : int
+        Of fewer than 10 rows, "auto" holds out none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``members`` holds anything but `Member` objects, or nothing, or if early stopping has no rows to
+        watch.
+    """
+    if isinstance(members, str):
+        members = DEFAULT_MEMBERS if decide else 1
+    members = (Member(),) * int(members) if isinstance(members, (int, np.integer)) else tuple(members)
+    if not members:
+        raise ValueError("members must hold at least one Member; received none.")
+    for member in members:
+        if not isinstance(member, Member):
+            raise TypeError(f"members must be a number or a list of Member objects; received {member!r}.")
+        member._validate_params()
+    if early_stopping not in ("auto", False) and validation_fraction == 0:
+        raise ValueError(
+            "early_stopping=True watches rows that are held out of training: set validation_fraction, for "
+            "example to 0.1; received validation_fraction=0."
+        )
+    enough = n_rows >= _FEWEST_ROWS_TO_SPLIT
+    if isinstance(early_stopping, str):
+        early_stopping = decide and validation_fraction != 0 and enough
+    if isinstance(validation_fraction, str):
+        validation_fraction = _HELD_OUT if early_stopping else 0.0
+    return Recipe(members, validation_fraction, bool(early_stopping))
+
+
+class Seeds(NamedTuple):
+    """What makes one member's training its own."""
+
+    initial: int
+    split: int
+    shuffle: int
+    noise: int
+
+
+class Keeper(Protocol):
+    """Who keeps where the members' trainings stand, and knows where an earlier process left them."""
+
+    def begin(
+        self,
+        specification: Specification,
+        rows: Rows,
+        plan: Plan,
+        recipe: Recipe,
+        seeds: Sequence[Seeds],
+        noise: Rows,
+        earlier: Sequence[ModelState] | None,
+    ) -> list[Standing | None]:
+        """Where each member's training is to go on; None is its beginning."""
+
+    def keep(self, position: int, standing: Standing) -> None:
+        """Take note of where a member stands; called after each epoch, by any thread."""
+
+    def flush(self) -> None:
+        """Lose nothing of what was noted."""
+
+
+class Trained(NamedTuple):
+    """What a training of all members leaves.
+
+    Attributes
+    ----------
+    states : tuple of ModelState
+        After an interruption, of the members that were trained for an epoch: the first ones.
+    history : dict of list of float, means over the members that still trained
+    interrupted : bool
+    """
+
+    states: tuple[ModelState, ...]
+    history: dict[str, list[float]]
+    interrupted: bool
+
+
+def train_members(
+    specification: Specification,
+    rows: Rows,
+    plan: Plan,
+    recipe: Recipe,
+    seeds: Sequence[Seeds],
+    *,
+    noise: Rows,
+    earlier: Sequence[ModelState] | None = None,
+    callbacks: Sequence[Any] = (),
+    verbose: int = 0,
+    keeper: Keeper | None = None,
+) -> Trained:
+    """Train every member on its own split of the rows, one on each processor, and average their histories.
+
+    The result does not depend on how many are trained at once. Ctrl-C ends all trainings with the epochs that
+    they are in, and members that have not begun are left out.
+
+    Parameters
+    ----------
+    specification : Specification, shared by the members
+    rows : float32 array of shape (n_rows, n_features)
+    plan : Plan
+        How to train; each member's own settings are put into it.
+    recipe : Recipe
+    seeds : one `Seeds` for each member
+    noise : float32 array of shape (n_draws, latent_dim), for the loss of held-out rows
+    earlier : the members' states to go on from, or None
+    callbacks, verbose : as in `train`
+    keeper : Keeper or None
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If Ctrl-C comes before an epoch has been finished, or twice.
+    """
+    n_members = len(recipe.members)
+    standings: list[Standing | None] = [None] * n_members
+    if keeper is not None:
+        standings = keeper.begin(specification, rows, plan, recipe, seeds, noise, earlier)
+    interruption = Interruption()
+
+    def train_one(position: int) -> TrainingResult | None:
+        member, seed = recipe.members[position], seeds[position]
+        if interruption.asked and standings[position] is None:
+            return None
+        kept, validation = _split(rows, recipe.validation_fraction, seed.split, noise)
+        if verbose and n_members > 1:
+            print(f"Member {position + 1} of {n_members}")
+        with programs.placed(plan.device):
+            if earlier is None:
+                start = programs.architecture(specification).initial_state(seed.initial, representative(kept))
+            else:
+                before = earlier[position]
+                start = programs.architecture_of(before).on_new_rows(before, representative(kept))
+        return train(
+            start,
+            kept,
+            replace(
+                plan,
+                beta=plan.beta * member.beta_factor,
+                trimmed_share=member.trimmed_share,
+                early_stopping=recipe.early_stopping,
+            ),
+            shuffle_seed=seed.shuffle,
+            noise_seed=seed.noise,
+            validation=validation,
+            callbacks=callbacks,
+            verbose=verbose,
+            standing=standings[position],
+            keep=None if keeper is None else partial(keeper.keep, position),
+            interruption=interruption,
+        )
+
+    # Programs are pure functions and run outside Python's lock; a terminal and callbacks take one at a time.
+    n_threads = 1 if callbacks or verbose else min(n_members, joblib.cpu_count())
+    try:
+        if n_threads == 1:
+            found = _one_by_one(train_one, n_members, interruption)
+        else:
+            # Built before the threads start: Keras' settings and custom objects are the calling thread's.
+            programs.architecture(specification)
+            found = _in_threads(train_one, n_members, n_threads, interruption)
+    finally:
+        if keeper is not None:
+            keeper.flush()
+    results = []
+    for result in found:
+        if result is None or not result.history:  # it had not begun, or finished no epoch
+            break
+        results.append(result)
+    if not results:
+        raise KeyboardInterrupt
+    history = _mean_history([result.history for result in results])
+    if interruption.asked:
+        of_members = "" if n_members == 1 else f" of {len(results)} of {n_members} members"
+        warnings.warn(
+            f"Ctrl-C has ended the training{of_members} after {len(history['loss'])} epochs: the detector "
+            "works, but was trained for less than its parameters say. Its attribute interrupted_ is True."
+            f"{'' if keeper is None or earlier else ' fit(X, resume=True) goes on with the training.'}",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return Trained(tuple(result.state for result in results), history, interruption.asked)
+
+
+def _one_by_one(
+    train_one: Callable[[int], TrainingResult | None], n_members: int, interruption: Interruption
+) -> list[TrainingResult | None]:
+    results = []
+    for position in range(n_members):
+        try:
+            results.append(train_one(position))
+        except KeyboardInterrupt:
+            interruption.ask()
+            results.append(None)
+    return results
+
+
+def _in_threads(
+    train_one: Callable[[int], TrainingResult | None],
+    n_members: int,
+    n_threads: int,
+    interruption: Interruption,
+) -> list[TrainingResult | None]:
+    with ThreadPoolExecutor(n_threads) as pool:
+        try:
+            futures = [pool.submit(train_one, position) for position in range(n_members)]
+            try:
+                return [_result(future) for future in futures]
+            except KeyboardInterrupt:
+                interruption.ask()
+                return [_result(future) for future in futures]
+        except BaseException:
+            # The pool waits for its threads.
+            interruption.abandon()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _result(future: Future[TrainingResult | None]) -> TrainingResult | None:
+    while not future.done():
+        wait([future], timeout=1)  # on Windows, Ctrl-C does not end a wait without end
+    return future.result()
+
+
+def check_continues(
+    earlier: Sequence[ModelState], specification: Specification, n_members: int, n_kept: int, n_draws: int
+) -> None:
+    """Refuse a warm start that cannot go on from the ``earlier`` models and their ``n_kept`` draws."""
+    if n_draws != n_kept:
+        raise ValueError(
+            f"warm_start=True keeps the {n_kept} draws of the earlier fit, but n_draws is {n_draws} now; set "
+            "warm_start=False to start anew."
+        )
+    if n_members != len(earlier):
+        raise ValueError(
+            f"warm_start=True goes on with the {len(earlier)} members of the earlier fit, but now there are "
+            f"to be {n_members}; set warm_start=False to start anew."
+        )
+    if specification.key != earlier[0].specification.key:
+        raise ValueError(
+            "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
+            "latent_dim or the width of X have changed since; set warm_start=False to start anew."
+        )
+
+
+def _split(rows: Rows, fraction: float, seed: int, noise: Rows) -> tuple[Rows, Validation | None]:
+    if not fraction:
+        return rows, None
+    n_held_out = math.ceil(fraction * len(rows))
+    if n_held_out >= len(rows):
+        raise ValueError(
+            f"validation_fraction={fraction:g} leaves none of the {len(rows)} rows to train on; lower it, or "
+            "fit on more rows."
+        )
+    kept, held_out = train_test_split(np.arange(len(rows)), test_size=n_held_out, random_state=seed)
+    return subset(rows, kept), Validation(subset(rows, held_out), noise)
+
+
+def _mean_history(histories: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Mean over the members that still trained, epoch by epoch."""
+    lengths = np.array([len(history["loss"]) for history in histories])
+    trained = np.arange(lengths.max()) < lengths[:, None]
+
+    def mean(name: str) -> npt.NDArray[np.float64]:
+        values = np.zeros(trained.shape)
+        values[trained] = np.concatenate([history[name] for history in histories])
+        return np.asarray(values.mean(axis=0, where=trained))
+
+    return {name: mean(name).tolist() for name in histories[0]}

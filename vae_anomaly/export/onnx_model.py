@@ -1,0 +1,380 @@
+"""ONNX export: `Exported` gives a detector its method ``to_onnx``.
+
+Converters do the work, piece by piece: tf2onnx makes ONNX functions of the functions below, which call the
+detector's own scoring functions, and skl2onnx makes one of the scaler. What a member computes becomes one
+function of rows and weights, whatever the number of members. Here the pieces are put together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils.validation import check_is_fitted
+
+from vae_anomaly.core.backend import tf
+from vae_anomaly.core.versions import versions
+from vae_anomaly.data.scaling import FARTHEST, ScalerOfColumns
+from vae_anomaly.data.tables import Column
+from vae_anomaly.engine.programs import Architecture, architecture_of
+from vae_anomaly.ensemble.fitted import FittedModel
+from vae_anomaly.export.onnx_graph import Graph, library
+from vae_anomaly.files import archive
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.scoring import passes
+
+__all__ = ["Exported"]
+
+# Of 1 + |score|.
+_TOLERANCE = 1e-4
+_WEIGHT_BYTES = 2 * 10**9
+# Fewer would have TensorFlow compile programs for narrow tiles first.
+_ROWS_TO_CHECK = 256
+
+
+class Exported:
+    """Base class of detectors that can be written as an ONNX graph."""
+
+    def to_onnx(self: Any, path: str | os.PathLike[str]) -> None:
+        r"""Write the fitted detector as one ONNX graph: rows in, scores and labels out.
+
+        The graph holds the scaler, all members with their weights, the draws of z and the threshold. It runs
+        under onnxruntime, or anything else that knows ONNX's operators of version 18, without TensorFlow,
+        Keras, scikit-learn or this package.
+
+        Inputs: ``X``, float64 of shape (n_rows, n_features), or (n_rows, \*image_shape) if the detector was
+        fitted on images, with pixels in the units of ``pixel_range_``: bytes are to be divided by 255. Of a
+        mixed table, one input for each column by its name (by its position, if it has none), of shape
+        (n_rows,): texts for categories that are texts, float64 for all others. A missing value is NaN, and an
+        empty text among texts without such a category.
+
+        Outputs, each of shape (n_rows,): ``score_samples`` and ``decision_function``, float64, and ``label``,
+        int64, -1 for anomalies and +1 for the others. Scores differ from the detector's own by at most
+        :math:`10^{-4} (1 + |s|)`, usually by a hundredth of that: float32 sums are rounded in another order.
+        So that a row on the threshold is no anomaly, as in `predict`, a label is -1 from that far below it.
+
+        Where the detector refuses a row, because it holds infinite values or such as lie outside the
+        likelihood's support, the score is NaN and the label -1. The rows of one call are scored at once: give
+        many in blocks of some thousands.
+
+        Before the file takes its place, its scores of sampled rows are compared with `score_samples`. It is
+        written beside its place and renamed: whatever happens, ``path`` holds the old file or the new one.
+
+        Parameters
+        ----------
+        path : str or path
+            Any name, usually one that ends in ``.onnx``; a file of this name is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ImportError
+            Without the extra: ``pip install 'vae-anomaly[onnx]'``.
+        NotImplementedError
+            If a converter does not know a part of the detector, such as a scaler of your own; names it.
+        ValueError
+            If the weights take more than 2 GB, which an ONNX file cannot hold.
+        RuntimeError
+            If the graph gives other scores than the detector.
+        OSError
+            If the file cannot be written; an old file is as it was.
+
+        Notes
+        -----
+        The file's metadata holds the versions that made it, the threshold ("offset"), the names of the
+        features, and of mixed tables the likelihood and the categories of each column, as JSON.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> import onnxruntime
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> detector = VAEDetector(epochs=5, random_state=0).fit(X)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     detector.to_onnx(os.path.join(folder, "detector.onnx"))
+        ...     session = onnxruntime.InferenceSession(os.path.join(folder, "detector.onnx"))
+        >>> rows = np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
+        >>> session.run(["label"], {"X": rows})[0].tolist()
+        [1, -1]
+        """
+        check_is_fitted(self)
+        for needed in ("onnx", "onnxruntime", "skl2onnx", "tf2onnx"):
+            library(needed)
+        data = _model_of(self).SerializeToString()
+        _check(self, data)
+        archive.put(path, lambda file: file.write(data))
+
+
+def _model_of(detector: Any) -> Any:
+    """The detector as an ONNX model."""
+    fitted: FittedModel = detector._fitted
+    n_bytes = sum(state.trainable.nbytes for state in fitted.members)
+    if n_bytes > _WEIGHT_BYTES:
+        raise ValueError(
+            f"an ONNX file holds at most 2 GB; the weights of this detector take {n_bytes / 1e9:.3g} GB. "
+            "Save it with `save`, or fit fewer members or a smaller network."
+        )
+    results = {"score_samples": np.float64, "decision_function": np.float64, "label": np.int64}
+    graph, n_features = Graph(results), detector.n_features_in_
+    X = _cells(graph, detector, n_features)
+    rows = _scaled(graph, X, detector.scaler_, n_features)
+    n_columns = fitted.members[0].specification.n_features
+    prepared = ["x", "refused", "missing_share", "any_missing"]
+    graph.define(
+        "prepared",
+        partial(_prepared, fitted.likelihood),
+        [((None, n_features), np.float64), ((None, n_columns), np.float64)],
+        prepared,
+    )
+    x, refused, missing_share, any_missing = graph.call("prepared", [X, rows])
+    by_member = _member_scores(graph, fitted, x, any_missing)
+    nothing = np.full((_ROWS_TO_CHECK, n_columns), np.nan, dtype=np.float32)
+    excess = fitted._replace(levels=None).member_scores(nothing)[:, 0] - np.asarray(fitted.levels)
+    graph.define(
+        "outcome",
+        partial(_outcome, np.asarray(fitted.weights), excess, detector.offset_),
+        [((None,), np.float64), ((None,), np.bool_), *[((None,), np.float64)] * len(by_member)],
+        list(results),
+    )
+    graph.call("outcome", [missing_share, refused, *by_member], list(results))
+    return graph.model(_about(detector))
+
+
+# -- what the graph computes, in TensorFlow -----------------------------------------------------------------
+def _prepared(likelihood: Likelihood, X: Any, rows: Any) -> tuple[Any, ...]:
+    """What `rows.scaled` makes of X and its scaled rows, and which of them a detector refuses."""
+    missing, gaps = tf.math.is_nan(rows), tf.math.is_nan(X)
+    if X.shape[1] != rows.shape[1]:
+        gaps = tf.reduce_any(gaps, axis=1, keepdims=True)
+    x = tf.cast(tf.clip_by_value(rows, np.float64(-FARTHEST), np.float64(FARTHEST)), tf.float32)
+    x = tf.where(missing, np.float32(np.nan), x)  # whatever clipping makes of it
+    wrong = tf.math.is_inf(rows) | (missing & ~gaps) | likelihood.outside_support(x)
+    refused = tf.reduce_any(wrong, axis=1) | tf.reduce_any(tf.math.is_inf(X), axis=1)
+    return x, refused, tf.reduce_mean(tf.cast(missing, tf.float64), axis=1), tf.reduce_any(missing)
+
+
+def _member_score(
+    architecture: Architecture, fitted: FittedModel, complete: bool, x: Any, *weights: Any
+) -> tuple[Any]:
+    """The score of each row by the member that has these weights."""
+    n_trainable = len(architecture.template.trainable_variables)
+    with architecture.holding(list(weights[:n_trainable]), weights[n_trainable:]):
+        vae = architecture.template if complete else architecture.template.incomplete()
+        noise = tf.constant(np.asarray(fitted.noise, dtype=np.float32)[:, None])
+        return (tf.cast(passes.score_tile(fitted.score, vae, x, noise), tf.float64),)
+
+
+def _outcome(
+    weights: npt.NDArray[np.float64],
+    excess: npt.NDArray[np.float64],
+    offset: float,
+    missing_share: Any,
+    refused: Any,
+    *by_member: Any,
+) -> tuple[Any, ...]:
+    """What `FittedModel.scores` and the detector make of the members' scores."""
+    scores = tf.stack(by_member) - excess[:, None] * missing_share
+    scores = tf.where(refused, np.float64(np.nan), -tf.reduce_sum(weights[:, None] * scores, axis=0))
+    decision = scores - offset
+    # NaN is not above the border either.
+    normal = decision >= -_TOLERANCE * (1 + abs(offset))
+    return scores, decision, tf.where(normal, np.int64(1), np.int64(-1))
+
+
+# -- how the pieces hang together ---------------------------------------------------------------------------
+def _cells(graph: Graph, detector: Any, n_features: int) -> str:
+    """The inputs, and the name of the (n_rows, n_features) numbers that they become."""
+    if detector.table_ is not None:
+        columns = [_column(graph, column) for column in detector.table_.columns]
+        return graph.node("Concat", columns, axis=1)
+    if detector.image_shape_ is None:
+        return graph.input("X", np.float64, ("n_rows", n_features))
+    images = graph.input("X", np.float64, ("n_rows", *detector.image_shape_))
+    return graph.node("Reshape", [images, graph.constant(np.array([-1, n_features]))])
+
+
+def _column(graph: Graph, column: Column) -> str:
+    """The numbers, (n_rows, 1), of a mixed table's column, as `Column.numbers` makes them."""
+    name = str(column.name)
+    kind = _kind_of(column)
+    values = graph.input(name, np.str_ if kind is str else np.float64, ("n_rows",))
+    if column.categories is not None:
+        codes = dict(zip(map(kind, column.categories), range(len(column.categories)), strict=True))
+        if kind is str:
+            codes.setdefault("", np.nan)
+            values = graph.node(
+                "LabelEncoder",
+                [values],
+                domain="ai.onnx.ml",
+                keys_strings=list(codes),
+                values_floats=[float(code) for code in codes.values()],
+                default_float=float(len(column.categories)),
+            )
+            values = graph.node("Cast", [values], to=graph.type_of(np.float64))
+        else:
+            function = f"codes of {name}"
+            categories = np.array(list(codes))
+            graph.define(function, partial(_codes, categories), [((None,), np.float64)], ["codes"])
+            (values,) = graph.call(function, [values])
+    return graph.node("Unsqueeze", [values, graph.constant(np.array([1]))])
+
+
+def _codes(categories: npt.NDArray[np.float64], values: Any) -> tuple[Any]:
+    same = tf.cast(values[:, None] == categories, tf.float64)
+    codes = tf.reduce_sum(same * np.arange(len(categories)), axis=1)
+    codes = tf.where(tf.reduce_sum(same, axis=1) > 0, codes, np.float64(len(categories)))
+    return (tf.where(tf.math.is_nan(values), np.float64(np.nan), codes),)
+
+
+def _kind_of(column: Column) -> type[Any]:
+    """What a column's values are in the graph: texts or numbers."""
+    values = [] if column.categories is None else list(column.categories)
+    if all(isinstance(value, (bool, int, float, np.bool_, np.number)) for value in values):
+        return float
+    if all(isinstance(value, str) for value in values):
+        return str
+    raise NotImplementedError(
+        f"column {column.name!r} holds categories such as {values[0]!r}, of type {type(values[0]).__name__}; "
+        "an ONNX graph takes texts and numbers. Turn the column into texts with astype(str) and fit again."
+    )
+
+
+def _scaled(graph: Graph, X: str, scaler: Any, n_features: int) -> str:
+    if scaler is None:
+        return X
+    if not isinstance(scaler, ScalerOfColumns):
+        return graph.transformed(X, scaler, n_features)
+    others = [column for column in range(n_features) if column not in set(scaler.columns)]
+    order = np.argsort([*scaler.columns, *others])
+    chosen, kept = (
+        graph.node("Gather", [X, graph.constant(np.array(columns, dtype=np.int64))], axis=1)
+        for columns in (scaler.columns, others)
+    )
+    scaled = graph.transformed(chosen, scaler.scaler_, len(scaler.columns))
+    joined = graph.node("Concat", [scaled, kept], axis=1)
+    return graph.node("Gather", [joined, graph.constant(order)], axis=1)
+
+
+def _member_scores(graph: Graph, fitted: FittedModel, x: str, any_missing: str) -> list[str]:
+    """Names of the members' scores."""
+    specification = fitted.members[0].specification
+    architecture = architecture_of(fitted.members[0])
+    arrays = [architecture.arrays(state) for state in fitted.members]
+    template = architecture.template
+    variables = [*template.trainable_variables, *template.non_trainable_variables]
+    inputs = [((None, specification.n_features), np.float32), *((a.shape, a.dtype) for a in arrays[0])]
+    functions = {"score of rows with gaps": False, "score": True}
+    if specification.marks_missing:  # they see all rows so
+        functions.pop("score")
+    for name, complete in functions.items():
+        graph.define(name, partial(_member_score, architecture, fitted, complete), inputs, ["score"])
+    used = [any(graph.uses(name, 1 + position) for name in functions) for position in range(len(variables))]
+    given = [
+        [
+            x,
+            *(
+                graph.constant(value, f"member {member}: {position} {variables[position].path}")
+                if used[position]
+                else ""
+                for position, value in enumerate(values)
+            ),
+        ]
+        for member, values in enumerate(arrays)
+    ]
+    if len(functions) == 1:
+        return [graph.call(name, inputs)[0] for inputs in given for name in functions]
+    return graph.chosen(any_missing, [[(name, inputs) for inputs in given] for name in functions])
+
+
+def _about(detector: Any) -> dict[str, str]:
+    about: dict[str, Any] = {"versions": versions("skl2onnx", "tf2onnx"), "offset": detector.offset_}
+    if detector.pixel_range_ is not None:
+        about["pixel_range"] = detector.pixel_range_
+    if hasattr(detector, "feature_names_in_"):
+        about["feature_names"] = list(map(str, detector.feature_names_in_))
+    if detector.table_ is not None:
+        about["columns"] = [
+            {
+                "name": str(column.name),
+                "likelihood": column.likelihood.name,
+                **({} if column.categories is None else {"categories": list(map(str, column.categories))}),
+            }
+            for column in detector.table_.columns
+        ]
+    return {name: json.dumps(value) for name, value in about.items()}
+
+
+# -- the check ----------------------------------------------------------------------------------------------
+def _check(detector: Any, data: bytes) -> None:
+    """Refuse a model that scores sampled rows otherwise than the detector."""
+    runtime = library("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    rng = np.random.RandomState(0)
+    rows = _sampled(detector, rng)
+    gaps = np.where(rng.random_sample(rows.shape) < 0.2, np.nan, rows)
+    for position, column in enumerate(() if detector.table_ is None else detector.table_.columns):
+        if column.categories is not None and "" in list(column.categories):  # then no text means a gap
+            gaps[:, position] = rows[:, position]
+    n_compared = 0
+    for X in (rows, 1000 * rows, gaps):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                expected = -detector._fitted.scores(X)
+            except ValueError:  # the detector refuses such rows
+                continue
+        n_compared += 1
+        (scores,) = session.run(["score_samples"], _inputs(detector, X))
+        wrong = ~(np.abs(scores - expected) <= _TOLERANCE * (1 + np.abs(expected)))
+        # The middle of a count is a whole number, which rounding can move.
+        if wrong.mean() > (0.1 if X is gaps else 0):
+            row = wrong.argmax()
+            raise RuntimeError(
+                f"the ONNX graph scores a row {scores[row]:.8g}, and score_samples {expected[row]:.8g}; "
+                "nothing was written. A converter does not do what Keras or scikit-learn does: try other "
+                "versions of tf2onnx and skl2onnx, or save the detector with `save`."
+            )
+    if not n_compared:
+        raise RuntimeError(
+            "the ONNX graph cannot be checked, because the detector refuses every row that it samples; "
+            "nothing was written. Save the detector with `save`."
+        )
+
+
+def _sampled(detector: Any, rng: np.random.RandomState) -> npt.NDArray[np.float64]:
+    """Rows as they come through the detector's door."""
+    for noise in (True, False):  # pixels with noise may lie outside the support, expected ones do not
+        try:
+            rows = detector.sample(_ROWS_TO_CHECK, 0, noise=noise)
+            rows = rows if detector.table_ is None else detector.table_.numbers(rows)
+            rows = np.asarray(rows, dtype=np.float64).reshape(_ROWS_TO_CHECK, -1)
+            detector._fitted.scores(rows)
+        except (TypeError, ValueError):  # a scaler without a way back, too
+            continue
+        return rows
+    return rng.standard_normal((_ROWS_TO_CHECK, detector.n_features_in_))
+
+
+def _inputs(detector: Any, X: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """What the graph is to be given for rows from the detector's door."""
+    if detector.table_ is None:
+        return {"X": X.reshape(-1, *(detector.image_shape_ or (detector.n_features_in_,)))}
+    inputs = {}
+    for column, numbers in zip(detector.table_.columns, X.T, strict=True):
+        kind = _kind_of(column)
+        if column.categories is not None:
+            known = [kind(category) for category in column.categories]
+            missing, unseen = (np.nan, max(known) + 1) if kind is float else ("", "".join(known) + "?")
+            numbers = np.array([missing if np.isnan(n) else [*known, unseen][int(n)] for n in numbers])
+        inputs[str(column.name)] = numbers.astype(object if kind is str else np.float64)
+    return inputs

@@ -1,0 +1,1 @@
+"""An estimator as one file of data, and back."""

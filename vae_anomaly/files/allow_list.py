@@ -1,0 +1,176 @@
+"""Vocabulary: what a model file can hold, besides numbers, texts, lists, dictionaries and arrays.
+
+To let objects of a new class be stored, add it to `ESTIMATORS`, `REGISTRIES` or `RECORDS`. What an object
+holds must be storable in its turn, and making it must run nothing that a file could choose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vae_anomaly.core.spec import Spec
+from vae_anomaly.files.archive import ModelFileError
+from vae_anomaly.files.keras_config import checked_config
+from vae_anomaly.likelihoods import LIKELIHOODS
+from vae_anomaly.networks import NETWORKS
+from vae_anomaly.thresholds import THRESHOLDS
+
+__all__ = [
+    "COLUMN_DTYPES",
+    "DTYPES",
+    "ESTIMATORS",
+    "FUNCTIONS",
+    "NUMBERS",
+    "RECORDS",
+    "REGISTRIES",
+    "SHARED",
+    "checked",
+    "class_of",
+    "described",
+    "fields_of",
+    "refusal",
+    "restored",
+]
+
+#: Classes that are stored by their parameters and fitted attributes, with the module that has them.
+ESTIMATORS: dict[str, str] = {
+    "Member": "vae_anomaly.ensemble.members",
+    "KerasNetwork": "vae_anomaly.networks.keras_network",
+    "ColumnTransformer": "sklearn.compose",
+    "FunctionTransformer": "sklearn.preprocessing",
+    "KBinsDiscretizer": "sklearn.preprocessing",
+    "MaxAbsScaler": "sklearn.preprocessing",
+    "MinMaxScaler": "sklearn.preprocessing",
+    "MissingIndicator": "sklearn.impute",
+    "Normalizer": "sklearn.preprocessing",
+    "OneHotEncoder": "sklearn.preprocessing",
+    "OrdinalEncoder": "sklearn.preprocessing",
+    "PCA": "sklearn.decomposition",
+    "Pipeline": "sklearn.pipeline",
+    "PowerTransformer": "sklearn.preprocessing",
+    "QuantileTransformer": "sklearn.preprocessing",
+    "RobustScaler": "sklearn.preprocessing",
+    "ScalerOfColumns": "vae_anomaly.data.scaling",
+    "SimpleImputer": "sklearn.impute",
+    "StandardScaler": "sklearn.preprocessing",
+    "VarianceThreshold": "sklearn.feature_selection",
+}
+#: The same for classes that users add to by name; who loads a file must have added them too.
+REGISTRIES: dict[str, Mapping[str, type[Any]]] = {
+    "likelihood": LIKELIHOODS,
+    "network": NETWORKS,
+    "threshold": THRESHOLDS,
+}
+#: Named tuples and dataclasses, which are stored by their fields.
+RECORDS: dict[str, str] = {
+    "Blueprint": "vae_anomaly.networks.keras_network",
+    "Column": "vae_anomaly.data.tables",
+    "ModelState": "vae_anomaly.model.states",
+    "Specification": "vae_anomaly.model.states",
+    "Table": "vae_anomaly.data.tables",
+}
+# Of these, one object that is met several times stays one.
+SHARED = {"Specification"}
+#: What a `FunctionTransformer` may call.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name: getattr(np, name)
+    for name in ("arcsinh", "cbrt", "exp", "expm1", "log", "log10", "log1p", "log2", "sinh", "sqrt", "square")
+}
+
+NUMBERS = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
+DTYPES = {*NUMBERS, "object"}
+#: pandas' own, by their names.
+COLUMN_DTYPES = {
+    *("boolean", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
+    *("Float32", "Float64", "string", "str"),
+}
+_FITTED = re.compile(r"_?[a-z][a-z0-9_]*")
+# What the detector can do without once it is fitted.
+_WITHOUT = {"callbacks": None, "learning_rate_schedule": "cosine", "random_state": 0, "threshold": None}
+
+
+def class_of(table: Mapping[str, str], name: Any) -> type[Any] | None:
+    """The class of this name in a table, or None."""
+    if not isinstance(name, str) or name not in table:
+        return None
+    found: type[Any] = getattr(importlib.import_module(table[name]), name)
+    return found
+
+
+def fields_of(kind: type[Any]) -> list[str]:
+    """Names of the fields of a dataclass or a named tuple."""
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    return list(kind._fields)
+
+
+def restored(kind: type[Any], given: dict[str, Any], defaults: dict[str, Any], fitted: dict[str, Any]) -> Any:
+    """An estimator of these parameters and fitted attributes."""
+    # One that is not known here and had its default changed nothing.
+    known = set(kind._get_param_names())
+    parameters = {name: value for name, value in defaults.items() if name in known} | given
+    if unknown := parameters.keys() - known:
+        raise ModelFileError(
+            f"has parameters that {kind.__name__} does not have here: {sorted(unknown)}. Install the "
+            "versions that its manifest.json names, or newer ones."
+        )
+    estimator, taken = kind(**parameters), {*dir(kind), *parameters}
+    for name in fitted:
+        if not _FITTED.fullmatch(name) or name in taken:
+            raise ModelFileError(f"is refused: {name!r} is no name of a fitted attribute of {kind.__name__}.")
+    vars(estimator).update(fitted)
+    return estimator
+
+
+def checked(name: str, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """An object's parameters or fields, if they are such as a file may hold."""
+    if name == "Blueprint":
+        try:
+            return {**values, "config": checked_config(values["config"]), "trusted": False}
+        except ModelFileError as error:
+            raise ModelFileError(f"{where}{error}") from None
+    if name == "Pipeline" and values.get("memory") is not None:
+        # joblib reads its cache by pickle, from wherever a file says.
+        raise ModelFileError(
+            f"{where}cannot hold a Pipeline with memory={values['memory']!r}; set memory=None."
+        )
+    return values
+
+
+def refusal(where: str, what: str, value: Any = None) -> ModelFileError:
+    """The error for a value that a model file cannot hold, with what to do about it."""
+    parameter = re.split(r"[.\[]", where.removeprefix("parameter "))[0]
+    if parameter in _WITHOUT:
+        advice = (
+            f"Only fit uses it: set_params({parameter}={_WITHOUT[parameter]!r}) before saving, or save with "
+            "joblib.dump"
+        )
+    elif isinstance(value, Spec):
+        advice = "Give its class a name in LIKELIHOODS or NETWORKS, or save with joblib.dump"
+    elif where.endswith(".activation"):
+        advice = "Name an activation of Keras, such as activation='relu', or save with joblib.dump"
+    elif where.endswith("func"):
+        advice = f"Of functions it can hold numpy's {', '.join(FUNCTIONS)}; save others with joblib.dump"
+    elif hasattr(value, "transform"):
+        names = ", ".join(name for name, module in ESTIMATORS.items() if module.startswith("sklearn"))
+        advice = f"Of transformers it can hold {names}; save others with joblib.dump or skops.io.dump"
+    else:
+        advice = "Save with joblib.dump or skops.io.dump"
+    return ModelFileError(f"{where} is {what}, and a model file holds data, never code. {advice}.")
+
+
+def described(value: Any) -> str:
+    """What a value is, in a few words."""
+    kind = type(value)
+    if hasattr(value, "__name__"):
+        return f"the {'class' if isinstance(value, type) else 'function'} {value.__name__}"
+    return f"an object of {kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,270 @@
+"""Decodings: an estimator out of the JSON and the arrays that `encoding` makes of it.
+
+A name in a file is only ever looked up, here or in the tables of `vocabulary`: a file chooses among them and
+cannot name anything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vae_anomaly.files.allow_list import (
+    COLUMN_DTYPES,
+    DTYPES,
+    ESTIMATORS,
+    FUNCTIONS,
+    NUMBERS,
+    RECORDS,
+    REGISTRIES,
+    checked,
+    class_of,
+    restored,
+)
+from vae_anomaly.files.archive import Archive, ModelFileError
+from vae_anomaly.files.encoding import ARRAY_DTYPE, MERSENNE_TWISTER, TREE
+
+__all__ = ["decoded", "decoded_values"]
+
+_LARGEST_CODE_POINT = 0x10FFFF
+_STATE_WORDS = 624
+
+
+def decoded(tree: Any, kind: type[Any], archive: Archive) -> Any:
+    """The estimator of this class that `encoded` was given, its arrays read from ``arrays/0`` and so on.
+
+    Raises
+    ------
+    ModelFileError
+        If the tree is not one of `encoded`, or its arrays are not those of the archive.
+    """
+    if not isinstance(tree, dict) or tree.keys() != TREE:
+        raise ModelFileError("is damaged: it describes no detector.")
+    if tree["class"] != kind.__name__:
+        raise ModelFileError(f"holds a {tree['class']!r}, which this release does not know.")
+    decoder = _Decoder(archive)
+    for node in tree["shared"]:
+        decoder.shared.append(decoder.value(node))
+    state = [decoder.mapping(tree[name]) for name in ("parameters", "defaults", "fitted")]
+    if unused := archive.names - decoder.taken - {"detector.json"}:
+        raise ModelFileError(f"is refused: it has parts without a use, such as {min(unused)!r}.")
+    return restored(kind, *state)
+
+
+def decoded_values(tree: Any, archive: Archive) -> dict[str, Any]:
+    """The values that `encoded_values` was given, their arrays read from ``arrays/0`` and so on.
+
+    Raises
+    ------
+    ModelFileError
+        If the tree is not one of `encoded_values`, or its arrays are not those of the archive.
+    """
+    if not isinstance(tree, dict):
+        raise ModelFileError("is damaged: it describes no values.")
+    return _Decoder(archive).mapping(tree)
+
+
+class _Decoder:
+    def __init__(self, archive: Archive) -> None:
+        self.taken: set[str] = set()
+        self.shared: list[Any] = []
+        self._archive = archive
+
+    def value(self, node: Any) -> Any:
+        if isinstance(node, list):
+            return [self.value(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if len(node) != 1:
+            raise ModelFileError(f"is damaged: it describes a value by {sorted(node)[:5]}.")
+        ((name, content),) = node.items()
+        if name in REGISTRIES:
+            return self._registered(name, *content)
+        if name not in self._makers:
+            raise ModelFileError(f"holds a {name!r}, which this release does not know.")
+        return self._makers[name](self, content)
+
+    def mapping(self, nodes: dict[str, Any]) -> dict[str, Any]:
+        return {name: self.value(node) for name, node in nodes.items()}
+
+    def _float(self, content: str) -> float:
+        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
+
+    def _tuple(self, content: Any) -> tuple[Any, ...]:
+        return tuple(self.value(content))
+
+    def _items(self, content: list[Any]) -> dict[Any, Any]:
+        return {self.value(key): self.value(value) for key, value in content}
+
+    def _slice(self, content: list[Any]) -> slice:
+        start, stop, step = map(self.value, content)
+        return slice(start, stop, step)
+
+    def _number(self, content: list[Any]) -> Any:
+        name, value = content
+        return self._number_type(name)(self.value(value))
+
+    def _number_type(self, name: str) -> Any:
+        if name not in NUMBERS:
+            raise ModelFileError(f"is refused: {name!r} is no type of numbers.")
+        return np.dtype(name).type
+
+    def _dtype(self, name: str) -> npt.DTypeLike:
+        if name not in DTYPES:
+            raise ModelFileError(f"is refused: {name!r} is no type of an array.")
+        return np.dtype(name)
+
+    def _index(self, content: Any) -> pd.Index:
+        values = self.value(content)
+        if not isinstance(values, np.ndarray) or values.ndim != 1:
+            raise ModelFileError("is damaged: it has categories that are no list.")
+        return pd.Index(values, dtype=object)
+
+    def _category(self, content: list[Any]) -> pd.CategoricalDtype:
+        node, ordered = content
+        categories = self.value(node)
+        if not isinstance(categories, pd.Index) or not categories.is_unique:
+            raise ModelFileError("is damaged: it has a category whose values are not of its own.")
+        return pd.CategoricalDtype(categories.infer_objects(), bool(ordered))
+
+    def _column_dtype(self, name: str) -> Any:
+        if name not in COLUMN_DTYPES:
+            raise ModelFileError(f"is refused: {name!r} is no type of a column.")
+        return pd.api.types.pandas_dtype(name)
+
+    def _array(self, content: list[Any]) -> npt.NDArray[Any]:
+        code, shape, order, position = content
+        if not isinstance(code, str) or not ARRAY_DTYPE.fullmatch(code):
+            raise ModelFileError(f"is refused: it has an array of type {code!r}.")
+        dtype, n_values = np.dtype(code), _n_values(shape)
+        name = f"arrays/{position}"
+        if n_values * dtype.itemsize != self._archive.size(name):
+            raise ModelFileError(
+                f"is refused: {name!r} has {self._archive.size(name)} bytes, and is to be an array of shape "
+                f"{shape} and type {code!r}."
+            )
+        if name in self.taken:
+            raise ModelFileError(f"is refused: {name!r} is used twice.")
+        self.taken.add(name)
+        array = np.empty(tuple(shape if order == "C" else reversed(shape)), dtype)
+        self._archive.read_into(name, array.reshape(-1).view(np.uint8).data)
+        if dtype.kind == "U" and (array.reshape(-1).view("<u4") > _LARGEST_CODE_POINT).any():
+            raise ModelFileError(f"is damaged: {name!r} is no text.")
+        return array if order == "C" else array.T
+
+    def _start(self, content: list[Any]) -> npt.NDArray[Any]:
+        axis, n_kept, node = content
+        whole: npt.NDArray[Any] = self.value(node)
+        return whole[:, :n_kept] if axis else whole[:n_kept]
+
+    def _objects(self, content: list[Any]) -> npt.NDArray[Any]:
+        shape, node = content
+        values = self.value(node)
+        if _n_values(shape) != len(values):
+            raise ModelFileError(f"is damaged: it has {len(values)} objects for an array of shape {shape}.")
+        array = np.empty(len(values), dtype=object)
+        for position, value in enumerate(values):
+            array[position] = value
+        return array.reshape(shape)
+
+    def _plain(self, node: Any, dtype: type) -> npt.NDArray[Any]:
+        """A one-dimensional array of this type: of a smaller one, a list would take far more memory."""
+        array = self.value(node)
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
+            raise ModelFileError(f"is refused: it has a list that is no array of {dtype.__name__}.")
+        return array
+
+    def _floats(self, content: Any) -> list[float]:
+        return list(self._plain(content, np.float64).tolist())
+
+    def _texts(self, content: list[Any]) -> list[str]:
+        lengths, joined = map(self._plain, content, (np.int64, np.uint8))
+        ends = np.cumsum(lengths)
+        if (lengths < 0).any() or ends[-1] != len(joined):
+            raise ModelFileError("is damaged: texts are shorter or longer than it says.")
+        data = joined.tobytes()
+        return [
+            data[end - length : end].decode("utf-8", "surrogatepass")
+            for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
+        ]
+
+    def _random_state(self, content: list[Any]) -> np.random.RandomState:
+        keys, position, has_gauss, gauss = map(self.value, content)
+        # numpy reads beyond its buffer for a position that lies there.
+        if keys.shape != (_STATE_WORDS,) or position not in range(_STATE_WORDS + 1):
+            raise ModelFileError("is refused: it has an impossible state of a random generator.")
+        random_state = np.random.RandomState()
+        random_state.set_state((MERSENNE_TWISTER, keys, position, int(has_gauss), float(gauss)))
+        return random_state
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        if name not in FUNCTIONS:
+            raise ModelFileError(f"is refused: {name!r} is no function that a transformer may call.")
+        return FUNCTIONS[name]
+
+    def _class(self, content: list[Any]) -> Any:
+        name, *state = content
+        kind = class_of(ESTIMATORS, name)
+        if kind is None:
+            raise ModelFileError(f"holds a {name!r}, which this release does not know.")
+        return self._restored(kind, name, *state)
+
+    def _registered(self, family: str, name: str, *state: Any) -> Any:
+        if name not in REGISTRIES[family]:
+            raise ModelFileError(
+                f"holds the {family} {name!r}, which is not known here: import the module that defines it, "
+                "then load again."
+            )
+        return self._restored(REGISTRIES[family][name], name, *state)
+
+    def _restored(self, kind: type[Any], name: str, given: Any, defaults: Any, fitted: Any) -> Any:
+        checked(name, {**given, **defaults}, "")
+        return restored(kind, *map(self.mapping, (given, defaults, fitted)))
+
+    def _record(self, content: list[Any]) -> Any:
+        name, nodes = content
+        kind = class_of(RECORDS, name)
+        if kind is None:
+            raise ModelFileError(f"holds a {name!r}, which this release does not know.")
+        return kind(**checked(name, self.mapping(nodes), ""))
+
+    def _shared(self, position: int) -> Any:
+        if position not in range(len(self.shared)):
+            raise ModelFileError(f"is damaged: it refers to object {position} before describing it.")
+        return self.shared[position]
+
+    _makers: Mapping[str, Callable[..., Any]] = {
+        "float": _float,
+        "tuple": _tuple,
+        "dict": mapping,
+        "items": _items,
+        "slice": _slice,
+        "number": _number,
+        "number_type": _number_type,
+        "text": lambda _, content: np.str_(content),
+        "dtype": _dtype,
+        "index": _index,
+        "category": _category,
+        "column_dtype": _column_dtype,
+        "array": _array,
+        "start": _start,
+        "objects": _objects,
+        "floats": _floats,
+        "texts": _texts,
+        "RandomState": _random_state,
+        "function": _function,
+        "estimator": _class,
+        "record": _record,
+        "shared": _shared,
+    }
+
+
+def _n_values(shape: Sequence[Any]) -> int:
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise ModelFileError(f"is refused: {shape} is no shape of an array.")
+    return math.prod(shape)

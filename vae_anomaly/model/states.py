@@ -1,0 +1,50 @@
+"""States: a VAE as plain configuration and arrays, before and after its training."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from vae_anomaly.core.rows import Rows
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.networks import Network
+
+__all__ = ["ModelState", "Specification"]
+
+
+class Specification(NamedTuple):
+    """Everything that decides a VAE's architecture."""
+
+    network: Network
+    likelihood: Likelihood
+    n_features: int
+    latent_dim: int
+    marks_missing: bool = False
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for specifications that can share compiled programs."""
+        network, likelihood, *sizes = self
+        return network.architecture_key(), likelihood.architecture_key(), *sizes
+
+
+@dataclass(frozen=True, eq=False)
+class ModelState:
+    """A trained VAE as plain configuration and arrays: what is pickled and copied.
+
+    Attributes
+    ----------
+    specification : Specification
+    trainable : float32 array, all trainable weights flattened in the model's order
+    non_trainable : the model's other variables, in its order
+    """
+
+    specification: Specification
+    trainable: Rows
+    non_trainable: tuple[npt.NDArray[Any], ...]
+
+    def __repr__(self) -> str:
+        return f"ModelState({self.specification}, {self.trainable.size} weights)"

@@ -1,0 +1,285 @@
+"""The VAE: where encoder, noise, decoder and likelihood meet, as a real `keras.Model`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly import likelihoods
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.objective import loss_terms
+from vae_anomaly.core.rows import Rows
+from vae_anomaly.layers import Sampling
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model.incomplete import Incomplete
+from vae_anomaly.networks import initializer_of
+
+__all__ = ["VAE", "Inference"]
+
+# exp(±10) bounds the posterior's variance: outside, float32 loses the KL or the draw.
+_LOG_VAR_BOUND = 10.0
+# Adam moves a weight by about the learning rate in a step, whatever the gradient. A scale has to travel
+# several nats, a hundred times a network weight's way, and gets a longer stride.
+_SHARED_STRIDE = 10.0
+_UNBOUNDED = 3.0e38
+
+
+class Inference(NamedTuple):
+    """Everything that one pass through the VAE knows about a block of rows.
+
+    Attributes
+    ----------
+    z_mean, z_log_var : tensors of shape (n_rows, latent_dim)
+    noise : tensor of shape (n_draws, n_rows, latent_dim), or (n_draws, 1, latent_dim) if shared by all rows
+    z : tensor of shape (n_draws, n_rows, latent_dim)
+    parameters : the likelihood's parameters, tensors that broadcast to (n_draws, n_rows, n_features)
+    """
+
+    z_mean: Any
+    z_log_var: Any
+    noise: Any
+    z: Any
+    parameters: tuple[Any, ...]
+
+
+@keras.saving.register_keras_serializable(package="vae_anomaly")
+class VAE(keras.Model):  # type: ignore[misc]
+    r"""Variational autoencoder p(x|z) p(z) with the posterior q(z|x), over flat rows.
+
+    What the encoder sees of x, its inputs, and what the decoder computes are the likelihood's to say;
+    usually the inputs are x itself.
+
+    The posterior's log-variance is bounded to (-10, 10) by :math:`10\tanh(\cdot/10)`. The encoder sees
+    each input clipped to ``input_range``, the range it was trained on: far outside, a piecewise
+    linear network would extrapolate without limit and can reconstruct the farthest anomaly (Bouman &
+    Heskes 2025, "Autoencoders for anomaly detection are unreliable"). The likelihood always sees x
+    itself, and the bound holds for any encoder.
+
+    Parameters
+    ----------
+    encoder : keras.Model, (n_rows, n_inputs) -> [z_mean, z_log_var] or one tensor with both
+        ``n_inputs`` is the number of features, unless the likelihood says otherwise; with
+        ``marks_missing``, there is one input more for each feature: 1 where it is missing, else 0.
+    decoder : keras.Model, (n_rows, latent_dim) -> (n_rows, n_features * likelihood.n_params)
+        Or whatever number of outputs the likelihood says.
+    likelihood : Likelihood
+    n_features : int
+    latent_dim : int
+    marks_missing : bool, default=False
+        Whether the encoder is told which features are missing. See `incomplete`.
+    **kwargs
+        Passed to `keras.Model`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from vae_anomaly.likelihoods import Gaussian
+    >>> from vae_anomaly.model import VAE
+    >>> from vae_anomaly.networks import DenseNetwork
+    >>> vae = VAE(*DenseNetwork((8,)).build(3, 2, 1), Gaussian(), n_features=3, latent_dim=2)
+    >>> z_mean, z_log_var = vae.encode(np.zeros((5, 3), "float32"))
+    >>> tuple(z_mean.shape)
+    (5, 2)
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        decoder: Any,
+        likelihood: Likelihood,
+        n_features: int,
+        latent_dim: int,
+        marks_missing: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.n_features = n_features
+        self.latent_dim = latent_dim
+        self.marks_missing = marks_missing
+        # The engine hands in its noise; the layer's own generator serves `call` and Keras' `fit`.
+        self.sampling = Sampling(seed=0, name="sampling")
+        self.input_range = self.add_weight(
+            shape=(2, likelihood.n_inputs(n_features)),
+            initializer=_unbounded,
+            trainable=False,
+            name="input_range",
+        )
+        # A variable without elements would be one that never gets a gradient.
+        self.shared = (
+            self.add_weight(shape=(likelihood.n_shared, n_features), initializer="zeros", name="shared")
+            if likelihood.n_shared
+            else ()
+        )
+        self.built = True
+
+    def encode(self, x: Any, training: bool = False) -> tuple[Any, Any]:
+        """Posterior of each row: z_mean and z_log_var, both of shape (n_rows, latent_dim)."""
+        inputs = self.inputs(x)
+        if self.marks_missing:
+            nothing = keras.ops.zeros_like(keras.ops.cast(x, self.compute_dtype))
+            inputs = keras.ops.concatenate([inputs, nothing], axis=-1)
+        return self.posterior(inputs, training)
+
+    def inputs(self, x: Any) -> Any:
+        """What the encoder sees of x, within ``input_range``: shape (n_rows, n_inputs)."""
+        inputs = self.likelihood.inputs(keras.ops.cast(x, self.compute_dtype), self._shared())
+        return keras.ops.clip(inputs, self.input_range[0], self.input_range[1])
+
+    def posterior(self, inputs: Any, training: bool = False) -> tuple[Any, Any]:
+        """The encoder's answer to its inputs, with any marks: z_mean and z_log_var."""
+        outputs = self.encoder(inputs, training=training)
+        if isinstance(outputs, (list, tuple)):
+            z_mean, z_log_var = outputs[:2]
+        else:
+            z_mean, z_log_var = keras.ops.split(outputs, 2, axis=-1)
+        return z_mean, _LOG_VAR_BOUND * keras.ops.tanh(z_log_var / _LOG_VAR_BOUND)
+
+    def decode(self, z: Any, training: bool = False) -> tuple[Any, ...]:
+        """Parameters of p(x|z) for `likelihood`, from z of shape (..., latent_dim).
+
+        Returns a tuple: ``n_params`` tensors of shape (..., n_features), then ``n_shared`` tensors of
+        shape (n_features,).
+        """
+        leading = keras.ops.shape(z)[:-1]
+        outputs = self.decoder(keras.ops.reshape(z, (-1, self.latent_dim)), training=training)
+        outputs = keras.ops.reshape(outputs, (*leading, outputs.shape[-1]))
+        return self.likelihood.parameters(outputs, self._shared())
+
+    def initial_shared(self, rows: Rows) -> Rows:
+        """Where the weights of the parameters that all rows share start, shape (n_shared, n_features)."""
+        return self.likelihood.initial_shared(rows) / np.float32(_SHARED_STRIDE)
+
+    def _shared(self) -> list[Any]:
+        return [_SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared)]
+
+    def infer(self, x: Any, noise: Any, training: bool = False) -> Inference:
+        """Encode rows, draw z with the given noise, decode.
+
+        Parameters
+        ----------
+        x : tensor of shape (n_rows, n_features)
+        noise : tensor of shape (n_draws, n_rows, latent_dim) or (n_draws, 1, latent_dim)
+            Standard normal draws; a middle axis of 1 shares them among the rows.
+        training : bool, default=False
+            Whether dropout and batch normalization act as in training.
+        """
+        return self.draw(*self.encode(x, training), noise, training)
+
+    def draw(self, z_mean: Any, z_log_var: Any, noise: Any, training: bool = False) -> Inference:
+        """Draw z from the posteriors of rows with the given noise, as in `infer`, and decode."""
+        z = self.sampling([z_mean, z_log_var], noise=noise)
+        return Inference(z_mean, z_log_var, noise, z, self.decode(z, training))
+
+    def incomplete(self, missing_counts: bool = True, refined: bool = False) -> Incomplete:
+        r"""The model for rows in which NaN marks missing values.
+
+        Its ``likelihood`` gives a missing cell what the model expects a value to count there,
+        :math:`\mathrm{E}_{x' \sim p(x|z)} \log p(x'|z)`, so that rows with few and with many values have
+        comparable scores; or nothing, if ``missing_counts`` is False: then the ELBO bounds the log-density
+        of the values that are there. Both bounds hold for any encoder, so whatever takes a missing input's
+        place is right; see `incomplete.Incomplete.encode`, also for what is ``refined``.
+        """
+        return Incomplete(self, missing_counts, refined)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        """Expected x at one draw of z from each row's posterior, of shape (n_rows, n_features)."""
+        z = self.sampling(list(self.encode(x, training)))
+        return self.likelihood.mean(self.decode(z, training))
+
+    def sample(self, n_samples: int, seed: int, noise: bool = True) -> npt.NDArray[np.float32]:
+        """New rows: z from the prior, then x from p(x|z); an array of shape (n_samples, n_features).
+
+        Without ``noise``, what is expected of x given z.
+        """
+        prior_seed, likelihood_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2) // 2)
+        z = keras.random.normal((n_samples, self.latent_dim), seed=prior_seed)
+        parameters = self.decode(z)
+        if not noise:
+            expected = self.likelihood.values(_array(self.likelihood.expectations(parameters)))
+            return np.asarray(expected, dtype=np.float32)
+        return np.asarray(_array(self.likelihood.sample(parameters, likelihood_seed)), dtype=np.float32)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Mean negative ELBO of the rows, so that ``compile(optimizer)`` and ``fit(X)`` train the VAE."""
+        x = keras.ops.cast(x, self.compute_dtype)
+        noise = keras.random.normal(
+            (1, keras.ops.shape(x)[0], self.latent_dim), seed=self.sampling.seed_generator
+        )
+        inferred = self.infer(x, noise, training)
+        log_prob = keras.ops.sum(self.likelihood.log_prob(x, inferred.parameters), axis=-1)
+        terms = loss_terms(log_prob, inferred.z, noise, inferred.z_mean, inferred.z_log_var)
+        return sum(self.losses, keras.ops.mean(terms.loss))
+
+    def initial_values(self, seed: int, new_weights: bool = True) -> list[npt.NDArray[Any]]:
+        """New values for ``self.variables``, in their order, as their own initializers would draw them.
+
+        Each random initializer is used with a seed derived from ``seed``, so that nothing depends on a
+        global generator. A variable whose layer has no initializer for it keeps its present value, and
+        with ``new_weights=False`` every weight does; dropout gets its seed from ``seed`` all the same.
+        """
+        rng = np.random.RandomState(seed)
+        drawn: dict[int, Any] = {}
+        for layer in self._flatten_layers() if new_weights else ():
+            for variable in layer.weights:
+                initializer = initializer_of(layer, variable.name)
+                if initializer is not None and id(variable) not in drawn:
+                    drawn[id(variable)] = _reseeded(initializer, rng)(variable.shape, variable.dtype)
+        weights = {id(variable) for variable in self.weights}
+        values = []
+        for variable in self.variables:
+            if id(variable) in drawn:
+                value = drawn[id(variable)]
+            elif id(variable) not in weights:  # the state of a seed generator: (seed, counter)
+                value = np.array([rng.randint(2**31 - 1), 0], dtype=variable.dtype)
+            else:
+                value = variable
+            values.append(_array(value))
+        return values
+
+    def get_config(self) -> dict[str, Any]:
+        """The model's settings, from which `from_config` makes an equal untrained model."""
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "decoder": keras.saving.serialize_keras_object(self.decoder),
+            "likelihood": self.likelihood.config(),
+            "n_features": self.n_features,
+            "latent_dim": self.latent_dim,
+            "marks_missing": self.marks_missing,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
+        """The untrained model that `get_config` describes."""
+        config = dict(config)
+        for role in ("encoder", "decoder"):
+            config[role] = keras.saving.deserialize_keras_object(config[role], custom_objects)
+        return cls(**{**config, "likelihood": likelihoods.from_config(config["likelihood"])})
+
+
+def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:
+    return np.broadcast_to(np.array([[-_UNBOUNDED], [_UNBOUNDED]], dtype=dtype or np.float32), shape)
+
+
+def _array(value: Any) -> npt.NDArray[Any]:
+    # keras.ops.convert_to_numpy warns of TensorFlow's tensors under numpy 2.
+    return np.array(value.numpy() if hasattr(value, "numpy") else value)
+
+
+def _reseeded(initializer: Any, rng: np.random.RandomState) -> Any:
+    config = initializer.get_config() if hasattr(initializer, "get_config") else {}
+    if "seed" not in config:
+        return initializer
+    return type(initializer).from_config({**config, "seed": int(rng.randint(2**31 - 1))})

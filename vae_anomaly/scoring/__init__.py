@@ -1,0 +1,73 @@
+"""Scores: (models, rows, draws) -> float64 numbers for each model and row, larger = more anomalous, in nats.
+
+A score is two steps. ``per_draw`` turns one pass through the VAE into a number for each draw and row;
+``combine`` turns the numbers of all draws into one for each row (`passes` says how rows and draws are
+processed). Here are the scores that have a name.
+
+To add one: write the two functions and add a row to `SCORES`. A score of images is a function from their
+shape to a `Score`, in `IMAGE_SCORES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.objective import importance_weighted_bound
+from vae_anomaly.scoring.images import ImageShape, unexplained_variance
+from vae_anomaly.scoring.score import (
+    Score,
+    error,
+    feature_error,
+    feature_log_likelihood,
+    log_likelihood,
+    log_weight_of_draw,
+)
+
+__all__ = ["IMAGE_SCORES", "SCORES", "ImageShape", "Score", "resolve", "resolve_name", "unexplained_variance"]
+
+#: Every score by name. "elbo": the negative evidence lower bound, KL - E_q log p(x|z). "iwae": the
+#: negative importance-weighted bound, closer to -log p(x). "reconstruction_probability": -E_q log p(x|z)
+#: (An & Cho 2015). "reconstruction_error": E_q of the squared error, or of the binary cross-entropy.
+SCORES: dict[str, Score] = {
+    "elbo": Score(
+        log_likelihood, lambda values, kl: kl - keras.ops.mean(values, axis=0), feature_log_likelihood
+    ),
+    "iwae": Score(
+        log_weight_of_draw, lambda values, _: -importance_weighted_bound(values), feature_log_likelihood
+    ),
+    "reconstruction_probability": Score(
+        log_likelihood, lambda values, _: -keras.ops.mean(values, axis=0), feature_log_likelihood
+    ),
+    "reconstruction_error": Score(error, lambda values, _: keras.ops.mean(values, axis=0), feature_error),
+}
+
+#: Scores of images by name: functions from (height, width, channels) to a `Score`.
+IMAGE_SCORES: dict[str, Callable[[ImageShape], Score]] = {"unexplained_variance": unexplained_variance}
+
+
+def resolve_name(score: str | Score, n_members: int, image_shape: ImageShape | None) -> str | Score:
+    """What "auto" means for so many models of images or tables; any other score is checked and returned."""
+    if score == "auto":
+        if image_shape is not None:
+            return "unexplained_variance"
+        return "elbo" if n_members == 1 else "reconstruction_probability"
+    resolve(score, image_shape)
+    return score
+
+
+def resolve(score: str | Score, image_shape: ImageShape | None) -> Score:
+    """The score with this name, of images of this shape or of tables (None), or the instance itself."""
+    if isinstance(score, Score):
+        return score
+    if score in SCORES:
+        return SCORES[score]
+    if score not in IMAGE_SCORES:
+        names = ["auto", *SCORES, *IMAGE_SCORES]
+        raise ValueError(f"score must be one of {names} or a Score; received {score!r}.")
+    if image_shape is None:
+        raise ValueError(
+            f"score={score!r} is one of images: hand in images, or flat rows with "
+            "network=ConvNetwork(image_shape=...), or choose another score."
+        )
+    return IMAGE_SCORES[score](image_shape)

@@ -1,0 +1,75 @@
+"""What a score is: two functions that TensorFlow traces, and the parts that scores are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.objective import log_weight
+
+__all__ = [
+    "Score",
+    "error",
+    "feature_error",
+    "feature_log_likelihood",
+    "log_likelihood",
+    "log_weight_of_draw",
+]
+
+
+class Score(NamedTuple):
+    """How a score is computed.
+
+    Attributes
+    ----------
+    per_draw : callable ``(vae, x, inferred) -> (n_draws, n_rows)``
+    combine : callable ``(values, kl) -> (n_rows,)``
+        Takes the values of all draws, (n_draws, n_rows), and the closed-form KL of each row.
+    per_feature : callable ``(vae, x, inferred) -> (n_draws, n_rows, n_features)``, or None
+        What each feature adds to the value of ``per_draw``; None if that is no sum over features. Only
+        explanations ask for it.
+
+    All are traced by TensorFlow: write them in ``keras.ops``.
+
+    Examples
+    --------
+    The worst explained feature of a row, in nats, averaged over the draws:
+
+    >>> import keras
+    >>> from vae_anomaly import VAEDetector
+    >>> from vae_anomaly.scoring import Score
+    >>> def worst_feature(vae, x, inferred):
+    ...     return -keras.ops.min(vae.likelihood.log_prob(x, inferred.parameters), axis=-1)
+    >>> detector = VAEDetector(score=Score(worst_feature, lambda values, kl: keras.ops.mean(values, axis=0)))
+    """
+
+    per_draw: Callable[[Any, Any, Any], Any]
+    combine: Callable[[Any, Any], Any]
+    per_feature: Callable[[Any, Any, Any], Any] | None = None
+
+
+def feature_log_likelihood(vae: Any, x: Any, inferred: Any) -> Any:
+    """Log p(x|z) of each feature: shape (n_draws, n_rows, n_features)."""
+    return vae.likelihood.log_prob(x, inferred.parameters)
+
+
+def log_likelihood(vae: Any, x: Any, inferred: Any) -> Any:
+    """Log p(x|z) of each row: shape (n_draws, n_rows)."""
+    return keras.ops.sum(feature_log_likelihood(vae, x, inferred), axis=-1)
+
+
+def log_weight_of_draw(vae: Any, x: Any, inferred: Any) -> Any:
+    """Log p(x, z) - log q(z|x) of each row: shape (n_draws, n_rows)."""
+    log_prob = log_likelihood(vae, x, inferred)
+    return log_weight(log_prob, inferred.z, inferred.noise, inferred.z_log_var)
+
+
+def feature_error(vae: Any, x: Any, inferred: Any) -> Any:
+    """Reconstruction error of each feature: shape (n_draws, n_rows, n_features)."""
+    return vae.likelihood.error(x, inferred.parameters)
+
+
+def error(vae: Any, x: Any, inferred: Any) -> Any:
+    """Reconstruction error of each row: shape (n_draws, n_rows)."""
+    return keras.ops.sum(feature_error(vae, x, inferred), axis=-1)
