@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 from vae_anomaly import DenseNetwork
 from vae_anomaly.core.backend import tf
+from vae_anomaly.data.scaling import scaler_for
 from vae_anomaly.likelihoods import Categorical, Count, Likelihood
 from vae_anomaly.model.vae import VAE
 
@@ -131,7 +132,7 @@ def test_the_encoder_sees_indicators_and_none_of_an_unseen_category(dtype: Any) 
 
 def test_categories_need_no_scaler_and_have_no_order() -> None:
     likelihood = Categorical(3)
-    assert likelihood.default_scaler() is None
+    assert scaler_for(likelihood, "auto") is None
     assert np.isnan(likelihood.quantile(0.5, (tensor(random_logits(likelihood)),)).numpy()).all()
 
 
@@ -450,7 +451,7 @@ def test_a_constant_column_has_finite_probabilities(constant: float) -> None:
 
 
 def test_counts_need_no_scaler() -> None:
-    assert Count().default_scaler() is None
+    assert scaler_for(Count(), "auto") is None
 
 
 # -- counts: errors and expectations -------------------------------------------------------------------

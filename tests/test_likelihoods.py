@@ -21,6 +21,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 from vae_anomaly import likelihoods
 from vae_anomaly.core.backend import keras, tf
+from vae_anomaly.data.scaling import scaler_for
 from vae_anomaly.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -645,9 +646,9 @@ def test_likelihoods_of_real_values_accept_every_one(name: str) -> None:
 
 
 def test_real_values_are_standardized_and_the_unit_interval_is_left_alone() -> None:
-    assert all(isinstance(LOCATION_SCALE[name]().default_scaler(), StandardScaler) for name in REAL)
-    assert all(likelihood().default_scaler() is None for likelihood in UNIT_INTERVAL.values())
-    assert UnitGaussian().default_scaler() is None
+    assert all(isinstance(scaler_for(LOCATION_SCALE[name](), "auto"), StandardScaler) for name in REAL)
+    assert all(scaler_for(likelihood(), "auto") is None for likelihood in UNIT_INTERVAL.values())
+    assert scaler_for(UnitGaussian(), "auto") is None
 
 
 @pytest.mark.parametrize("n_pixels", [1, 64, 784, 3072])

@@ -14,7 +14,7 @@ from sklearn.preprocessing import MinMaxScaler, Normalizer, RobustScaler, Standa
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.core.backend import keras, tf
-from vae_anomaly.data.scaling import ScalerOfColumns, fitted, unscaled
+from vae_anomaly.data.scaling import ScalerOfColumns, fitted, scaler_for, unscaled
 from vae_anomaly.likelihoods import (
     Bernoulli,
     Categorical,
@@ -343,21 +343,21 @@ def test_a_snapshot_is_out_of_reach_of_its_parts() -> None:
 # -- scaling -------------------------------------------------------------------------------------------
 def test_columns_of_real_values_are_standardized_and_the_others_left_alone() -> None:
     mixed = Mixed([(Count(), [0]), (Gaussian(), [3]), (Categorical(2), [1]), (Laplace(), [2])])
-    scaler = mixed.default_scaler()
+    scaler = scaler_for(mixed, "auto")
     assert isinstance(scaler.scaler, StandardScaler)
     assert list(scaler.columns) == [2, 3]
-    assert TABLES["one part"].default_scaler() is None
+    assert scaler_for(TABLES["one part"], "auto") is None
 
 
 def test_a_scaler_of_ones_own_is_for_the_columns_of_real_values() -> None:
     mixed = Mixed([(Count(), [0]), (Gaussian(), [1])])
-    scaler = mixed.scaler_of(RobustScaler())
+    scaler = scaler_for(mixed, RobustScaler())
     assert isinstance(scaler.scaler, RobustScaler)
     assert list(scaler.columns) == [1]
-    assert mixed.scaler_of(None) is None
-    assert TABLES["one part"].scaler_of(RobustScaler()) is None
+    assert scaler_for(mixed, None) is None
+    assert scaler_for(TABLES["one part"], RobustScaler()) is None
     own = RobustScaler()
-    assert Gaussian().scaler_of(own) is own
+    assert scaler_for(Gaussian(), own) is own
 
 
 def test_the_remedy_for_values_outside_the_unit_interval_works_in_a_table() -> None:

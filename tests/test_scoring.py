@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 
 from vae_anomaly import DenseNetwork, VAEDetector, scoring
 from vae_anomaly.engine.programs import model_of
-from vae_anomaly.scoring import SCORES, images, passes
+from vae_anomaly.scoring import SCORES, passes
 from vae_anomaly.scoring.score import Score
 
 
@@ -33,7 +33,7 @@ def noise(n_draws):
 def test_chunks_of_draws_change_nothing(monkeypatch, state, rows, name, n_draws):
     draws = noise(n_draws)
     chunked = passes.score_rows([state], rows, draws, SCORES[name], None)[0]
-    monkeypatch.setattr(scoring, "_DRAWS_AT_ONCE", 1000)
+    monkeypatch.setattr(passes, "_DRAWS_AT_ONCE", 1000)
     at_once = Score(lambda *a: SCORES[name].per_draw(*a), SCORES[name].combine)  # a key of its own
     np.testing.assert_allclose(passes.score_rows([state], rows, draws, at_once, None)[0], chunked, rtol=1e-5)
 
@@ -111,7 +111,7 @@ class Copying:
 
 def unexplained(images, expected, **settings):
     """Scores of images of shape (n, height, width, channels) for which a model expects ``expected``."""
-    score = images.unexplained_variance(images.shape[1:], **settings)
+    score = scoring.unexplained_variance(images.shape[1:], **settings)
     rows, expected = (np.float32(v).reshape(len(v), -1) for v in (images, expected))
 
     class Inferred:
@@ -168,22 +168,22 @@ def test_a_missing_pixel_is_as_expected():
 @pytest.mark.parametrize("image_shape", [(8, 8), (8, 0, 1), (8, 8, 1.5), ()])
 def test_unexplained_variance_is_of_images(image_shape):
     with pytest.raises(ValueError, match=r"needs image_shape=\(height, width, channels\); received"):
-        images.unexplained_variance(image_shape)
+        scoring.unexplained_variance(image_shape)
 
 
 @pytest.mark.parametrize("smoothing", [-1, float("inf"), float("nan"), "wide"])
 def test_the_width_of_a_filter_is_no_less_than_nothing(smoothing):
     with pytest.raises(ValueError, match="smoothing must be a number of pixels"):
-        images.unexplained_variance((8, 8, 1), smoothing)
+        scoring.unexplained_variance((8, 8, 1), smoothing)
 
 
 def test_equal_settings_are_one_score():
-    assert images.unexplained_variance([8, 8, 1], 1) is images.unexplained_variance((8, 8, 1))
+    assert scoring.unexplained_variance([8, 8, 1], 1) is scoring.unexplained_variance((8, 8, 1))
 
 
 @pytest.mark.parametrize("image_shape", [(4, 8, 1), (5, 7, 1)])
 def test_rows_of_another_size_than_the_scores_images_are_refused(image_shape):
     images = np.random.RandomState(0).random_sample((20, 8, 8))
-    score = images.unexplained_variance(image_shape)
+    score = scoring.unexplained_variance(image_shape)
     with pytest.raises(ValueError, match="have (32|35) numbers; received rows of 64"):
         VAEDetector(network=DenseNetwork((4,)), epochs=1, score=score).fit(images)

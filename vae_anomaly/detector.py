@@ -21,7 +21,7 @@ from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows, with_channels
 from vae_anomaly.data.images import check_image_shape, dtype_of, flattened, pixel_range, pixels
-from vae_anomaly.data.scaling import check_magnitude, column_names, fitted, missing_shares
+from vae_anomaly.data.scaling import check_magnitude, column_names, fitted, missing_shares, scaler_for
 from vae_anomaly.data.sparse import blocks, has_gaps, rows_of
 from vae_anomaly.data.tables import table_of
 from vae_anomaly.ensemble.fitted import FittedModel, Generative
@@ -493,9 +493,7 @@ class VAEDetector(
         check_magnitude(X, names)
         self.missing_share_ = missing_shares(X, names)
         likelihood.check_columns(X.shape[1])
-        own_scaler = not isinstance(self.scaler, str)
-        scaler = likelihood.scaler_of(self.scaler) if own_scaler else likelihood.default_scaler()
-        self.scaler_ = fitted(scaler, X)
+        self.scaler_ = fitted(scaler_for(likelihood, self.scaler), X)
 
     def _scaled(self, X: Any, likelihood: Likelihood) -> Rows:
         """The rows as the model sees them, all within the likelihood's support."""

@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
 from vae_anomaly.core.rows import Rows, dense
+from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
     "FARTHEST",
@@ -24,6 +25,7 @@ __all__ = [
     "fitted",
     "missing_shares",
     "scaled",
+    "scaler_for",
     "unscaled",
 ]
 
@@ -76,6 +78,20 @@ class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         result = np.array(X, dtype=np.float64)
         result[:, self.columns] = columns
         return result
+
+
+def scaler_for(likelihood: Likelihood, scaler: Any) -> Any:
+    """The unfitted transformer that a detector's ``scaler`` means for rows of this likelihood, or None.
+
+    "auto" is a `StandardScaler` where the likelihood is one of real values. Of a mixed table, a scaler acts
+    on the columns of real values.
+    """
+    if isinstance(scaler, str):
+        scaler = StandardScaler() if likelihood.standardized else None
+    columns = likelihood.columns_to_scale()
+    if columns is None or scaler is None:
+        return scaler
+    return ScalerOfColumns(scaler, columns) if columns else None
 
 
 def check_magnitude(X: Any, names: npt.NDArray[Any] | None) -> None:

@@ -29,6 +29,8 @@ class Likelihood(Spec):
         What ``VAEDetector(likelihood=...)`` calls it. A subclass with a name registers itself.
     whole_numbers : bool
         Whether x is 0, 1, 2, ...; otherwise images of dtype uint8 are taken for shares of 255.
+    standardized : bool
+        Whether ``scaler="auto"`` standardizes x, because any unit of it is as good as another.
     n_params : int
         How many numbers the decoder computes for each row and feature.
     n_shared : int
@@ -37,6 +39,7 @@ class Likelihood(Spec):
 
     name: ClassVar[str] = ""
     whole_numbers: ClassVar[bool] = False
+    standardized: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -169,13 +172,9 @@ class Likelihood(Spec):
     def check_columns(self, n_columns: int) -> None:
         """Raise a ValueError if the likelihood is not one of so many columns."""
 
-    def default_scaler(self) -> Any:
-        """The scikit-learn transformer that ``scaler="auto"`` puts before the model, or None."""
+    def columns_to_scale(self) -> list[int] | None:
+        """Positions of the columns that a scaler acts on; None for all of them."""
         return None
-
-    def scaler_of(self, scaler: Any) -> Any:
-        """What a scaler of the user's own acts on: all columns."""
-        return scaler
 
     def config(self) -> dict[str, Any]:
         """Name and parameters as plain data, from which `from_config` makes an equal likelihood."""

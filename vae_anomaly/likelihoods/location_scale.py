@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy import stats
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
@@ -45,6 +44,8 @@ class LocationScale(Likelihood):
         "scale": [StrOptions({"per_feature", "per_row"}), Interval(Real, 0, None, closed="neither")],
         "minimum_scale": [Interval(Real, 0, None, closed="neither")],
     }
+
+    standardized = True
 
     def __init__(self, scale: str | float = "per_feature", minimum_scale: float = 0.1) -> None:
         self.scale = scale
@@ -115,9 +116,6 @@ class LocationScale(Likelihood):
     def quantile(self, probability: Any, parameters: Parameters) -> Any:
         residual = keras.ops.convert_to_tensor(self.standard_quantile(probability), parameters[0].dtype)
         return parameters[0] + keras.ops.exp(self.log_scale(parameters)) * residual
-
-    def default_scaler(self) -> Any:
-        return StandardScaler()
 
 
 class Gaussian(LocationScale):

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.data.scaling import ScalerOfColumns
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, from_config
 
 __all__ = ["Mixed"]
@@ -161,17 +160,15 @@ class Mixed(Likelihood):
             ),
         )
 
-    def default_scaler(self) -> Any:
-        """The first scaler that a part asks for, on all columns that ask for one; or None."""
-        scalers = [(likelihood.default_scaler(), columns) for likelihood, columns in self.parts]
-        wanted = [(scaler, columns) for scaler, columns in scalers if scaler is not None]
-        columns = sorted(column for _, columns in wanted for column in columns)
-        return ScalerOfColumns(wanted[0][0], columns) if wanted else None
+    @property
+    def standardized(self) -> bool:  # type: ignore[override]
+        return any(likelihood.standardized for likelihood, _ in self.parts)
 
-    def scaler_of(self, scaler: Any) -> Any:
-        """What a scaler acts on: the columns whose likelihood asks for one."""
-        default = self.default_scaler()
-        return None if scaler is None or default is None else ScalerOfColumns(scaler, default.columns)
+    def columns_to_scale(self) -> list[int]:
+        """The columns of the parts that are standardized by default, in order."""
+        return sorted(
+            int(column) for likelihood, columns in self.parts if likelihood.standardized for column in columns
+        )
 
     def _joined(self, function: Callable[..., Any], parameters: Parameters) -> Any:
         parts = [

@@ -188,6 +188,7 @@ class UnitGaussian(UnitInterval, Gaussian):
     """
 
     name = "unit_gaussian"
+    standardized = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **Gaussian._parameter_constraints,
@@ -209,6 +210,3 @@ class UnitGaussian(UnitInterval, Gaussian):
 
     def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.asarray(np.clip(expectations, 0.0, 1.0))
-
-    def default_scaler(self) -> Any:
-        return None
