@@ -811,7 +811,8 @@ import numpy as np
 # A process that has not computed yet can be forked.
 import tensorflow, keras
 from vae_anomaly import DenseNetwork, VAEDetector, archive
-from vae_anomaly.checkpoints import CHECKPOINT, Checkpoint
+from vae_anomaly.checkpoints import Checkpoint
+from vae_anomaly.files.model_file import CHECKPOINT
 
 folder = Path(sys.argv[1])
 path, copied = folder / "fit.checkpoint", folder / "copy"

@@ -18,12 +18,8 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.model_selection import KFold, train_test_split
 
-from vae_anomaly import thresholds
-from vae_anomaly.core.rows import Rows
-from vae_anomaly.data.sparse import joined, rows_of
-
 __all__ = [
-    "Calibrated",
+    "check_calibrated",
     "discoveries",
     "out_of_fold_scores",
     "p_values",
@@ -185,146 +181,12 @@ def discoveries(
     return np.asarray(adjusted <= false_discovery_rate)
 
 
-class Calibrated:
-    """Base class of detectors that say what their scores mean."""
-
-    def _set_threshold(
-        self: Any, rule: Any, calibration: int | float | None, X: Any, held_out: Any, rows: Rows, seed: int
-    ) -> None:
-        """Balance the members and cut between normal and not, once they are trained on X, scaled ``rows``."""
-        on_held_out = thresholds.takes_held_out(rule)
-        if held_out.shape[0] and not on_held_out:  # a share of anomalies means all of X
-            names = getattr(self, "feature_names_in_", None)
-            rows = joined(rows, rows_of(held_out, self.scaler_, names))
-        self.weights_, self._member_levels = None, None
-        rows = thresholds.rows_to_score(rule, rows, seed)
-        self.weights_, self._member_levels, scores = self._fitted.balanced(rows)
-        unseen = None
-        if isinstance(calibration, int) and self.interrupted_:
-            if on_held_out:
-                raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
-        elif isinstance(calibration, int):
-            images = X if self.image_shape_ is None else X.reshape(-1, *self.image_shape_)
-            of_fold = uncalibrated(self, self.members_[0].specification.likelihood, seed)
-            unseen = out_of_fold_scores(of_fold, images, calibration, seed)
-        elif calibration is not None:
-            unseen = self._fitted.scores(held_out)
-        self.calibration_scores_, self.false_alarm_rate_ = unseen, thresholds.promised_rate(rule)
-        self.offset_ = -float(rule.cut(unseen if on_held_out else scores))
-
-    def p_values(self: Any, X: Any) -> npt.NDArray[np.float64]:
-        r"""Conformal p-values: how often a normal row would look at least as anomalous.
-
-        .. math:: p(x) = \frac{1 + \#\{i : s_i \ge s(x)\}}{n + 1}
-
-        with the n `calibration_scores_`. If x is exchangeable with the calibration rows, p(x) <= alpha has a
-        probability of at most alpha, for every alpha and whatever the model (Vovk, Gammerman & Shafer 2005);
-        with ``calibration`` in folds this holds nearly, because folds are scored by other models. No p-value
-        is below 1 / (n + 1).
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of shape (n_rows,)
-
-        Raises
-        ------
-        ValueError
-            If the detector was fitted without calibration.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from vae_anomaly import VAEDetector
-        >>> X = np.random.RandomState(0).normal(size=(200, 3))
-        >>> detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(X)
-        >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
-        True
-        """
-        X = self._validated(X)
-        if self.calibration_scores_ is None:
-            raise ValueError(
-                "p-values need scores of rows that were not trained on: fit with calibration=5 (folds), "
-                f"with a share such as calibration=0.2, or with threshold='conformal'; now calibration="
-                f"{self.calibration!r} and threshold={self.threshold!r}."
-            )
-        return p_values(self._fitted.scores(X), self.calibration_scores_)
-
-    def anomaly_probability(self: Any, X: Any) -> npt.NDArray[np.float64]:
-        """The probability that a new normal row looks less anomalous than this one: 1 - p.
-
-        Not the probability that the row is an anomaly, which depends on how common anomalies are.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of shape (n_rows,)
-
-        Raises
-        ------
-        ValueError
-            If the detector was fitted without calibration.
-        """
-        return np.asarray(1 - self.p_values(X))
-
-    def select_anomalies(
-        self: Any, X: Any, false_discovery_rate: float = 0.1, dependence: str = "positive"
-    ) -> npt.NDArray[np.bool_]:
-        """Rows to call anomalies so that on average at most a given share of them is normal.
-
-        `predict` limits how many normal rows raise an alarm, this how many alarms are false. It judges the
-        rows of X together: `calibration.discoveries` of their `p_values`.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-        false_discovery_rate : float, default=0.1
-            The expected share of normal rows among the selected ones, in (0, 1). With m rows of X and
-            n calibration rows, either none or at least m / (rate (n + 1)) rows are selected: few calibration
-            rows find few anomalies.
-        dependence : {"positive", "any"}, default="positive"
-            "any" is safe whatever the dependence between rows, and finds less.
-
-        Returns
-        -------
-        bool array of shape (n_rows,)
-
-        Raises
-        ------
-        ValueError
-            If the detector was fitted without calibration, or for a rate outside (0, 1).
-        """
-        return discoveries(self.p_values(X), false_discovery_rate, dependence)
-
-    def confidence(self: Any, X: Any) -> npt.NDArray[np.float64]:
-        r"""How sure the label of each row is, given what chance decided in the model.
-
-        :math:`\Phi(|d| / \sqrt{e_m^2 + e_d^2})` with the decision function d, the standard error :math:`e_m`
-        of the mean over the members (each at its own level and scale) and the standard error :math:`e_d` that
-        comes from the draws (jackknife): the probability that other members and other draws would label the
-        row alike, if their mean is normally distributed. Near 0.5 the row lies on the border. It says nothing
-        of other training rows.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of shape (n_rows,), in [0.5, 1]
-
-        Raises
-        ------
-        ValueError
-            If there is one draw and one member: nothing to compare.
-        """
-        X = self._validated(X)
-        if len(self.members_) == 1 and len(self.noise_) == 1:
-            raise ValueError("confidence needs several draws or members; fit with n_draws=10 or members=4.")
-        return np.asarray(self._fitted.confidence(X, self.offset_))
+def check_calibrated(detector: Any) -> npt.NDArray[np.float64]:
+    """The fitted detector's scores of rows that were not trained on; a ValueError if it has none."""
+    if detector.calibration_scores_ is None:
+        raise ValueError(
+            "p-values need scores of rows that were not trained on: fit with calibration=5 (folds), "
+            f"with a share such as calibration=0.2, or with threshold='conformal'; now calibration="
+            f"{detector.calibration!r} and threshold={detector.threshold!r}."
+        )
+    return np.asarray(detector.calibration_scores_)

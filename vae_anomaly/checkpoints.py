@@ -1,8 +1,8 @@
 """Checkpoints: where an unfinished fit stands, in one file, and how a later fit goes on from there.
 
-The file is an archive like that of a model (see `archive`): data without code, with checksums, replaced whole
-or not at all. It holds what the trainings of all members need to go on to the same bits, the seeds that were
-drawn, and a description of the fit, so that no other fit goes on with it. It holds no rows.
+The file is an archive like that of a model (see `files.archive`): data without code, with checksums,
+replaced whole or not at all. It holds what the trainings of all members need to go on to the same bits, the
+seeds that were drawn, and a description of the fit, so that no other fit goes on with it. It holds no rows.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from vae_anomaly.files import archive
 from vae_anomaly.files.archive import ModelFileError
 from vae_anomaly.files.decoding import decoded_values
 from vae_anomaly.files.encoding import encoded_values
+from vae_anomaly.files.model_file import CHECKPOINT
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.training.epochs import Standing
 from vae_anomaly.training.plan import PARAMETERS, Plan
 
-__all__ = ["CHECKPOINT", "Checkpoint", "CheckpointFile", "opened"]
-
-CHECKPOINT = "checkpoint.json"
+__all__ = ["Checkpoint", "CheckpointFile", "opened"]
 
 # Writing is to take at most 2 % of the time.
 _WAITS = 50
@@ -112,7 +111,7 @@ def opened(
 
 
 class CheckpointFile:
-    """The checkpoint of one fit: an `ensemble.Keeper`."""
+    """The checkpoint of one fit: a `members.Keeper`."""
 
     def __init__(self, path: str, every: str | int, resume: bool) -> None:
         self._path, self._every = path, every

@@ -15,16 +15,25 @@ from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, St
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from vae_anomaly import calibration, checkpoints, likelihoods, networks, scoring, thresholds
-from vae_anomaly.calibration import Calibrated
+from vae_anomaly import (
+    calibration,
+    checkpoints,
+    explanations,
+    likelihoods,
+    model_card,
+    monitoring,
+    networks,
+    scoring,
+    thresholds,
+)
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows, with_channels
 from vae_anomaly.data.images import check_image_shape, dtype_of, flattened, pixel_range, pixels
 from vae_anomaly.data.scaling import check_magnitude, column_names, fitted, missing_shares, scaler_for
-from vae_anomaly.data.sparse import blocks, has_gaps, rows_of
+from vae_anomaly.data.sparse import blocks, has_gaps, joined, rows_of
 from vae_anomaly.data.tables import table_of
-from vae_anomaly.ensemble.fitted import FittedModel, Generative
+from vae_anomaly.ensemble.fitted import FittedModel
 from vae_anomaly.ensemble.members import (
     Keeper,
     Member,
@@ -34,14 +43,13 @@ from vae_anomaly.ensemble.members import (
     resolve_recipe,
     train_members,
 )
-from vae_anomaly.explanations import Explained
-from vae_anomaly.export.onnx_model import Exported
+from vae_anomaly.export import onnx_model
+from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState, Specification
-from vae_anomaly.model_card import Described
-from vae_anomaly.monitoring import Monitored
+from vae_anomaly.model_card import ModelCard
+from vae_anomaly.monitoring import Drift
 from vae_anomaly.networks import Network
-from vae_anomaly.saving import Saved
 from vae_anomaly.scoring.score import Score
 from vae_anomaly.training.epochs import continued
 from vae_anomaly.training.plan import PARAMETERS, SCHEDULES, Plan
@@ -49,17 +57,7 @@ from vae_anomaly.training.plan import PARAMETERS, SCHEDULES, Plan
 __all__ = ["VAEDetector"]
 
 
-class VAEDetector(
-    Calibrated,
-    Described,
-    Explained,
-    Exported,
-    Generative,
-    Monitored,
-    Saved,
-    OutlierMixin,  # type: ignore[misc]
-    BaseEstimator,  # type: ignore[misc]
-):
+class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
     Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural
@@ -81,8 +79,9 @@ class VAEDetector(
         "unit_gaussian" for values in [0, 1], "count", "categorical", or an instance from
         `vae_anomaly.likelihoods`. A dict ``{column: likelihood}`` or a list of pairs ``(likelihood,
         columns)`` is for tables of mixed columns, "mixed" goes by the columns' dtypes; see
-        `tables.table_of`. "auto" is "mixed" for a DataFrame with columns that are no numbers, "gaussian" for
-        other tables, and "unit_gaussian" for images, and for flat rows behind a `ConvNetwork`.
+        `data.tables.table_of`. "auto" is "mixed" for a DataFrame with columns that are not numbers,
+        "gaussian" for other tables, and "unit_gaussian" for images, and for flat rows behind a
+        `ConvNetwork`.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -106,7 +105,7 @@ class VAEDetector(
         Nats of KL that each latent dimension may use unpenalized. Only for ``objective="elbo"``.
     members : "auto", int or list of Member, default="auto"
         The models to train and average: so many that differ by their seeds only, or one for each
-        `ensemble.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
+        `vae_anomaly.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
         models, half of them robust against anomalies among the training rows. Otherwise it is one model.
     epochs : "auto" or int, default="auto"
         Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
@@ -238,7 +237,7 @@ class VAEDetector(
     rows are scored alone, together or in another order.
 
     A row that lies far outside the training rows is flagged whatever the network: the encoder sees each
-    feature clipped to `rows.usual_range` of the training rows, so it cannot describe such a row to the
+    feature clipped to `core.rows.usual_range` of the training rows, so it cannot describe such a row to the
     decoder.
 
     Images of dtype uint8 are divided by 255 wherever they come in, and score as the same images in [0, 1] do;
@@ -248,7 +247,7 @@ class VAEDetector(
     each, and further values are masked in training (``masked_share``); otherwise missing inputs are inferred
     again and again from what the model expects there. In a score, a missing cell counts what the model
     expects a value to count, and a row without any value scores as the median training row: see
-    `fitted.FittedModel.member_scores`.
+    `ensemble.fitted.FittedModel.member_scores`.
 
     References
     ----------
@@ -547,6 +546,31 @@ class VAEDetector(
         self._split_seeds = self._split_seeds[: len(self.members_)]
         self.history_ = continued(self.history_, history)
 
+    def _set_threshold(
+        self, rule: Any, aside: int | float | None, X: Any, held_out: Any, rows: Rows, seed: int
+    ) -> None:
+        """Balance the members and cut between normal and not, once they are trained on X, scaled ``rows``."""
+        on_held_out = thresholds.takes_held_out(rule)
+        if held_out.shape[0] and not on_held_out:  # a share of anomalies means all of X
+            names = getattr(self, "feature_names_in_", None)
+            rows = joined(rows, rows_of(held_out, self.scaler_, names))
+        self.weights_: npt.NDArray[np.float64] | None = None
+        self._member_levels: npt.NDArray[np.float64] | None = None
+        rows = thresholds.rows_to_score(rule, rows, seed)
+        self.weights_, self._member_levels, scores = self._fitted.balanced(rows)
+        unseen = None
+        if isinstance(aside, int) and self.interrupted_:
+            if on_held_out:
+                raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
+        elif isinstance(aside, int):
+            images = X if self.image_shape_ is None else X.reshape(-1, *self.image_shape_)
+            of_fold = calibration.uncalibrated(self, self.members_[0].specification.likelihood, seed)
+            unseen = calibration.out_of_fold_scores(of_fold, images, aside, seed)
+        elif aside is not None:
+            unseen = self._fitted.scores(held_out)
+        self.calibration_scores_, self.false_alarm_rate_ = unseen, thresholds.promised_rate(rule)
+        self.offset_ = -float(rule.cut(unseen if on_held_out else scores))
+
     def _specifications(self, image_shape: tuple[int, ...] | None) -> tuple[Network, Likelihood]:
         """The network and the likelihood to use: checked copies, out of reach of a later set_params."""
         network, likelihood = self.network, self.likelihood
@@ -620,7 +644,6 @@ class VAEDetector(
         """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    # -- the model ----------------------------------------------------------------------------------------
     @MethodNamedAsParameter
     def score(self, X: Any, y: Any = None) -> float:
         """Mean evidence lower bound of the rows, in nats: what GridSearchCV maximizes by default.
@@ -641,6 +664,474 @@ class VAEDetector(
         X = self._validated(X)
         return self._fitted.evidence_lower_bound(X)
 
+    # -- what a row is ------------------------------------------------------------------------------------
+    def explain(self, X: Any) -> Any:
+        """Each feature's share of each row's anomaly score, in the columns of X.
+
+        For likelihood scores, the feature's part of -log p(x|z) in nats, averaged as the score averages; for
+        "reconstruction_error", its part of the error. What belongs to no feature, such as the KL, is spread
+        evenly: shares sum to the score, and it changes no order among them. See
+        `vae_anomaly.explanations`, also for detectors behind other transformers.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of the shape of X, or a DataFrame if X is one
+            Each row sums to ``-score_samples(X)``, up to float64 rounding.
+
+        Raises
+        ------
+        ValueError
+            If the ``score`` is one of your own without ``per_feature``, or if the ``scaler`` mixes columns.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> detector = VAEDetector(epochs=5, random_state=0).fit(X)
+        >>> int(detector.explain([[0.0, 9.0, 0.0]]).argmax())
+        1
+        """
+        given, X = X, self._validated(X)
+        shares = self._fitted.column_shares(X)
+        return explanations.in_form_of(given, shares)
+
+    def expected(self, X: Any, coverage: float | None = None) -> Any:
+        """What the model expects in each cell given the other cells of its row, in the units of X.
+
+        Each cell is masked in turn. Each member looks for the most probable z given the others, by gradient
+        (`model.incomplete.Incomplete.encode`), and its guess weighs the more, the better it explains the row
+        (`ensemble.averaging.weights_by_row`). Values far less probable than expected, which may be wrong,
+        have less of a say in both. That costs dozens of passes through the decoder for each cell.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features)
+        coverage : float or None, default=None
+            In (0, 1): adds the ends of intervals that hold this share of what the members think possible,
+            each with its weight in the score. Of a model that is too sure, fewer new cells lie inside.
+
+        Returns
+        -------
+        expected : float64 array of the shape of X, or a DataFrame if X is one
+            Means; medians of counts, and the most probable of booleans and categories.
+        low, high : as ``expected``, if there is a ``coverage``
+            NaN for categories, which have no order.
+
+        Raises
+        ------
+        ValueError
+            If the ``scaler`` does not keep the columns, or for a coverage outside (0, 1).
+        NotImplementedError
+            If there is a ``coverage`` and the likelihood is one of your own without ``quantile``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> x = np.random.RandomState(0).normal(size=(500, 1))
+        >>> detector = VAEDetector(epochs=50, random_state=0).fit(np.hstack([x, x, x]))
+        >>> expected, low, high = detector.expected([[1.0, 1.0, -3.0]], coverage=0.9)
+        >>> bool(-3.0 < low[0, 2] < expected[0, 2] < high[0, 2])
+        True
+        """
+        given, X = X, self._validated(X)
+        results = [self._as_given(values, given) for values in self._fitted.expected_cells(X, coverage)]
+        return results[0] if coverage is None else tuple(results)
+
+    def report(self, X: Any, n_rows: int = 5, n_columns: int = 3, coverage: float = 0.9) -> Any:
+        """The most anomalous rows and the cells that make them so: what is there, and what was expected.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features)
+        n_rows, n_columns : int, default=5, 3
+            How many rows, most anomalous first, and how many columns of each, greatest share first.
+        coverage : float, default=0.9
+            Of the interval from "low" to "high"; see `expected`.
+
+        Returns
+        -------
+        DataFrame
+            A line for each cell: "row" (its label in X), "score" (larger = more anomalous), "anomaly"
+            (whether `predict` says so), "column", "value", "expected", "low", "high", "contribution" (see
+            `explain`).
+        """
+        return explanations.report(self, X, n_rows, n_columns, coverage)
+
+    def confidence(self, X: Any) -> npt.NDArray[np.float64]:
+        r"""How sure the label of each row is, given what chance decided in the model.
+
+        :math:`\Phi(|d| / \sqrt{e_m^2 + e_d^2})` with the decision function d, the standard error :math:`e_m`
+        of the mean over the members (each at its own level and scale) and the standard error :math:`e_d` that
+        comes from the draws (jackknife): the probability that other members and other draws would label the
+        row alike, if their mean is normally distributed. Near 0.5 the row lies on the border. It says nothing
+        of other training rows.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows,), in [0.5, 1]
+
+        Raises
+        ------
+        ValueError
+            If there is one draw and one member: nothing to compare.
+        """
+        X = self._validated(X)
+        return self._fitted.confidence(X, self.offset_)
+
+    # -- what a score means -------------------------------------------------------------------------------
+    def p_values(self, X: Any) -> npt.NDArray[np.float64]:
+        r"""Conformal p-values: how often a normal row would look at least as anomalous.
+
+        .. math:: p(x) = \frac{1 + \#\{i : s_i \ge s(x)\}}{n + 1}
+
+        with the n `calibration_scores_`. If x is exchangeable with the calibration rows, p(x) <= alpha has a
+        probability of at most alpha, for every alpha and whatever the model (Vovk, Gammerman & Shafer 2005);
+        with ``calibration`` in folds this holds nearly, because folds are scored by other models. No p-value
+        is below 1 / (n + 1).
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows,)
+
+        Raises
+        ------
+        ValueError
+            If the detector was fitted without calibration.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(X)
+        >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
+        True
+        """
+        X = self._validated(X)
+        unseen = calibration.check_calibrated(self)
+        return calibration.p_values(self._fitted.scores(X), unseen)
+
+    def select_anomalies(
+        self, X: Any, false_discovery_rate: float = 0.1, dependence: str = "positive"
+    ) -> npt.NDArray[np.bool_]:
+        """Rows to call anomalies so that on average at most a given share of them is normal.
+
+        `predict` limits how many normal rows raise an alarm, this how many alarms are false. It judges the
+        rows of X together: `calibration.discoveries` of their `p_values`.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        false_discovery_rate : float, default=0.1
+            The expected share of normal rows among the selected ones, in (0, 1). With m rows of X and
+            n calibration rows, either none or at least m / (rate (n + 1)) rows are selected: few calibration
+            rows find few anomalies.
+        dependence : {"positive", "any"}, default="positive"
+            "any" is safe whatever the dependence between rows, and finds less.
+
+        Returns
+        -------
+        bool array of shape (n_rows,)
+
+        Raises
+        ------
+        ValueError
+            If the detector was fitted without calibration, or for a rate outside (0, 1).
+        """
+        return calibration.discoveries(self.p_values(X), false_discovery_rate, dependence)
+
+    def drift(self, X: Any, false_alarm_rate: float = 0.01) -> Drift:
+        """Whether a batch of rows still looks like the training rows; see `monitoring.drift` for the tests.
+
+        ``drifted`` says that the scores of most rows have moved, up or down: the threshold no longer means
+        what it meant. ``more_anomalies`` says that more rows than expected are far out, which may be
+        anomalies, and is no reason to fit anew. Up to 5 % of anomalies are no drift. A change that the scores
+        do not show is not found.
+
+        Without drift, a batch is called drifted with a probability of at most ``false_alarm_rate``, whatever
+        the model and the data, if its rows are independent of each other. That is one of calibration and
+        batch together: batches that are compared with the same calibration rows raise false alarms together.
+        For a stream of batches, `monitoring.Monitor` keeps the rate over all of it.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        false_alarm_rate : float, default=0.01
+            In (0, 1).
+
+        Returns
+        -------
+        Drift
+
+        Raises
+        ------
+        ValueError
+            If no rows were held out for calibration (folds hold out none: their scores are those of other
+            models), or for a rate outside (0, 1).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> rng = np.random.RandomState(0)
+        >>> detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(rng.normal(size=(600, 3)))
+        >>> detector.drift(rng.normal(size=(300, 3))).drifted
+        False
+        >>> detector.drift(2 * rng.normal(size=(300, 3))).reason[:34]
+        'Drift: the median row scores above'
+        """
+        X = self._validated(X)
+        return monitoring.drift(self._fitted.scores(X), monitoring.held_out_scores(self), false_alarm_rate)
+
+    # -- the model ----------------------------------------------------------------------------------------
+    def encode(self, X: Any) -> npt.NDArray[np.float64]:
+        """Posterior means of z.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of shape (n_rows, latent_dim_)
+        """
+        X = self._validated(X)
+        return self._fitted.posterior_means(X)
+
+    def reconstruct(self, X: Any) -> Any:
+        """Expected x given z, averaged over draws and members, in the units of X: gaps are filled.
+
+        A missing value is inferred as by `expected`; the members count as there.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+
+        Returns
+        -------
+        float64 array of the shape of X, or a DataFrame if X is one
+            Of uint8 images, pixels in [0, 1].
+
+        Raises
+        ------
+        TypeError
+            If ``scaler_`` has no ``inverse_transform``.
+        """
+        given, X = X, self._validated(X)
+        return self._as_given(self._fitted.reconstructions(X), given)
+
+    def sample(self, n_samples: int = 1, random_state: Any = None, *, noise: bool = True) -> Any:
+        """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            At least 1.
+        random_state : int, RandomState instance or None, default=None
+        noise : bool, default=True
+            False gives what is expected of x given z: images without the grain of their pixels' likelihood.
+
+        Returns
+        -------
+        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
+        mixed table
+            Of uint8 images, pixels in units of 1/255; with noise, some lie outside [0, 1].
+
+        Raises
+        ------
+        TypeError
+            If ``scaler_`` has no ``inverse_transform``.
+        """
+        check_is_fitted(self)
+        return self._as_trained(self._fitted.sample(n_samples, random_state, noise))
+
+    @property
+    def model_(self) -> Any:
+        """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
+        check_is_fitted(self)
+        return self._fitted.model()
+
+    # -- files --------------------------------------------------------------------------------------------
+    def model_card(self) -> ModelCard:
+        """What this detector was fitted on and how, what its threshold promises, and what it does not.
+
+        Returns
+        -------
+        ModelCard
+            A mapping with the sections "data", "columns" (a list, not for images), "model", "parameters"
+            (those that are not the defaults; a later set_params shows here), "training" (the last epoch's
+            figures, in nats), "threshold", "notes" and "versions" (those of now, not of the fit). Between the
+            threshold's ``realized_rates`` lie 95 % of the false-alarm rates that chance makes of so many
+            calibration rows (nearly, if they are scored by folds).
+            ``str(card)`` is Markdown, ``card.to_dict()`` is JSON's.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> card = VAEDetector(epochs=5, threshold="conformal", random_state=0).fit(X).model_card()
+        >>> card["data"]["rows"], card["threshold"]["false_alarm_rate"], card["threshold"]["calibration_rows"]
+        (200, 0.05, 200)
+        >>> str(card).splitlines()[2]
+        '## Data'
+        """
+        check_is_fitted(self)
+        return model_card.describe(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted detector to one file of data, which `vae_anomaly.load` reads.
+
+        The file is a zip of JSON and raw arrays with a SHA-256 for each: no pickle, and nothing in it is ever
+        run. It holds every parameter and fitted attribute, and none of the rows. What it can hold besides
+        numbers, texts and arrays:
+
+        - this library's likelihoods, networks, members and threshold rules, and your own once their classes
+          have a name in LIKELIHOODS, NETWORKS or THRESHOLDS, and are defined where the file is loaded;
+        - Keras models of layers that are data, without what they were compiled with;
+        - as ``scaler``: ColumnTransformer, FunctionTransformer (with exp, log1p and the like),
+          KBinsDiscretizer, MaxAbsScaler, MinMaxScaler, MissingIndicator, Normalizer, OneHotEncoder,
+          OrdinalEncoder, PCA, Pipeline, PowerTransformer, QuantileTransformer, RobustScaler, SimpleImputer,
+          StandardScaler, VarianceThreshold;
+        - a `RandomState`, which goes on in the loaded detector where it stands now.
+
+        ``checkpoint`` is left out: where a fit writes is no stranger's choice.
+
+        It is written beside its place, flushed to the disk and renamed: whatever happens in between, ``path``
+        holds the old file or the new one. Saving the same detector twice makes the same bytes.
+
+        Parameters
+        ----------
+        path : str or path
+            Any name; a file of this name is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ModelFileError
+            If a parameter or an attribute is no data, such as callbacks; names it and says what to do.
+            Nothing is written.
+        OSError
+            If the disk is full or the folder read-only, say; an old file is as it was.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> import vae_anomaly
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> detector = vae_anomaly.VAEDetector(epochs=5, random_state=0).fit(X)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     detector.save(os.path.join(folder, "model.vae"))
+        ...     loaded = vae_anomaly.load(os.path.join(folder, "model.vae"))
+        >>> bool((loaded.score_samples(X) == detector.score_samples(X)).all())
+        True
+        """
+        check_is_fitted(self)
+        model_file.write(path, self, VAEDetector, model_card.summary(self))
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        r"""Write the fitted detector as one ONNX graph: rows in, scores and labels out.
+
+        The graph holds the scaler, all members with their weights, the draws of z and the threshold. It runs
+        under onnxruntime, or anything else that knows ONNX's operators of version 18, without TensorFlow,
+        Keras, scikit-learn or this package.
+
+        Inputs: ``X``, float64 of shape (n_rows, n_features), or (n_rows, \*image_shape) if the detector was
+        fitted on images, with pixels in the units of ``pixel_range_``: bytes are to be divided by 255. Of a
+        mixed table, one input for each column by its name (by its position, if it has none), of shape
+        (n_rows,): texts for categories that are texts, float64 for all others. A missing value is NaN, and an
+        empty text among texts without such a category.
+
+        Outputs, each of shape (n_rows,): ``score_samples`` and ``decision_function``, float64, and ``label``,
+        int64, -1 for anomalies and +1 for the others. Scores differ from the detector's own by at most
+        :math:`10^{-4} (1 + |s|)`, usually by a hundredth of that: float32 sums are rounded in another order.
+        So that a row on the threshold is no anomaly, as in `predict`, a label is -1 from that far below it.
+
+        Where the detector refuses a row, because it holds infinite values or such as lie outside the
+        likelihood's support, the score is NaN and the label -1. The rows of one call are scored at once: give
+        many in blocks of some thousands.
+
+        Before the file takes its place, its scores of sampled rows are compared with `score_samples`. It is
+        written beside its place and renamed: whatever happens, ``path`` holds the old file or the new one.
+
+        Parameters
+        ----------
+        path : str or path
+            Any name, usually one that ends in ``.onnx``; a file of this name is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ImportError
+            Without the extra: ``pip install 'vae-anomaly[onnx]'``.
+        NotImplementedError
+            If a converter does not know a part of the detector, such as a scaler of your own; names it.
+        ValueError
+            If the weights take more than 2 GB, which an ONNX file cannot hold.
+        RuntimeError
+            If the graph gives other scores than the detector.
+        OSError
+            If the file cannot be written; an old file is as it was.
+
+        Notes
+        -----
+        The file's metadata holds the versions that made it, the threshold ("offset"), the names of the
+        features, and of mixed tables the likelihood and the categories of each column, as JSON.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> import onnxruntime
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> detector = VAEDetector(epochs=5, random_state=0).fit(X)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     detector.to_onnx(os.path.join(folder, "detector.onnx"))
+        ...     session = onnxruntime.InferenceSession(os.path.join(folder, "detector.onnx"))
+        >>> rows = np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
+        >>> session.run(["label"], {"X": rows})[0].tolist()
+        [1, -1]
+        """
+        check_is_fitted(self)
+        onnx_model.write(path, self)
+
+    # -- the door -------------------------------------------------------------------------------------
+    def _as_given(self, values: npt.NDArray[np.float64], given: Any) -> Any:
+        """Values of cells in the form of the rows that were given."""
+        if self.table_ is None:
+            return explanations.in_form_of(given, values)
+        frame = self.table_.frame(values, given.index if hasattr(given, "columns") else None)
+        return frame if hasattr(given, "columns") else frame.to_numpy()
+
+    def _as_trained(self, rows: npt.NDArray[np.float64]) -> Any:
+        """New rows in the form of the training rows: images, or a mixed table's DataFrame."""
+        if self.table_ is not None:
+            return self.table_.frame(rows)
+        return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
+
     @property
     def _fitted(self) -> FittedModel:
         network = self.members_[0].specification.network
@@ -656,11 +1147,10 @@ class VAEDetector(
         )
 
     @property
-    def _known_image_shape(self) -> tuple[int, ...] | None:
+    def _shape_of_images(self) -> tuple[int, ...] | None:
         own = getattr(self.members_[0].specification.network, "image_shape", None)
         return self.image_shape_ or own
 
-    # -- the door -------------------------------------------------------------------------------------
     def _validated(self, X: Any) -> Any:
         check_is_fitted(self)
         X, _, dtype = self._checked(X, reset=False)
@@ -679,7 +1169,7 @@ class VAEDetector(
         if self.table_ is not None:
             X = self.table_.numbers(X)
         if not reset:
-            check_image_shape(received, image_shape, self._known_image_shape)
+            check_image_shape(received, image_shape, self._shape_of_images)
         X = validate_data(
             self,
             X,

@@ -24,7 +24,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from vae_anomaly.core.rows import array_of, dense
 
-__all__ = ["Explained", "by_column", "divided", "explain", "in_form_of", "origins", "report"]
+__all__ = ["by_column", "divided", "explain", "in_form_of", "origins", "report"]
 
 
 def divided(terms: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -204,108 +204,3 @@ def _origins_by_name(transformer: Any, names: npt.NDArray[Any]) -> list[int]:
             f"{type(transformer).__name__} does not say which column it makes of which: explain the "
             "transformed columns, or use a transformer whose columns keep their names."
         ) from None
-
-
-class Explained:
-    """Base class of detectors that say why a row is anomalous, and what they expected."""
-
-    def explain(self: Any, X: Any) -> Any:
-        """Each feature's share of each row's anomaly score, in the columns of X.
-
-        For likelihood scores, the feature's part of -log p(x|z) in nats, averaged as the score averages; for
-        "reconstruction_error", its part of the error. What belongs to no feature, such as the KL, is spread
-        evenly: shares sum to the score, and it changes no order among them. See
-        `vae_anomaly.explanations`, also for detectors behind other transformers.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of the shape of X, or a DataFrame if X is one
-            Each row sums to ``-score_samples(X)``, up to float64 rounding.
-
-        Raises
-        ------
-        ValueError
-            If the ``score`` is one of your own without ``per_feature``, or if the ``scaler`` mixes columns.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from vae_anomaly import VAEDetector
-        >>> X = np.random.RandomState(0).normal(size=(200, 3))
-        >>> detector = VAEDetector(epochs=5, random_state=0).fit(X)
-        >>> int(detector.explain([[0.0, 9.0, 0.0]]).argmax())
-        1
-        """
-        given, X = X, self._validated(X)
-        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])
-        shares = by_column(self._fitted.shares(X), self.scaler_, np.asarray(names))
-        return in_form_of(given, shares)
-
-    def expected(self: Any, X: Any, coverage: float | None = None) -> Any:
-        """What the model expects in each cell given the other cells of its row, in the units of X.
-
-        Each cell is masked in turn. Each member looks for the most probable z given the others, by gradient
-        (`incomplete.Incomplete.encode`), and its guess weighs the more, the better it explains the row
-        (`ensemble.weights_by_row`). Values far less probable than expected, which may be wrong themselves,
-        have less of a say in both. That costs dozens of passes through the decoder for each cell.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features)
-        coverage : float or None, default=None
-            In (0, 1): adds the ends of intervals that hold this share of what the members think possible,
-            each with its weight in the score. Of a model that is too sure, fewer new cells lie inside.
-
-        Returns
-        -------
-        expected : float64 array of the shape of X, or a DataFrame if X is one
-            Means; medians of counts, and the most probable of booleans and categories.
-        low, high : as ``expected``, if there is a ``coverage``
-            NaN for categories, which have no order.
-
-        Raises
-        ------
-        ValueError
-            If the ``scaler`` does not keep the columns, or for a coverage outside (0, 1).
-        NotImplementedError
-            If there is a ``coverage`` and the likelihood is one of your own without ``quantile``.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from vae_anomaly import VAEDetector
-        >>> x = np.random.RandomState(0).normal(size=(500, 1))
-        >>> detector = VAEDetector(epochs=50, random_state=0).fit(np.hstack([x, x, x]))
-        >>> expected, low, high = detector.expected([[1.0, 1.0, -3.0]], coverage=0.9)
-        >>> bool(-3.0 < low[0, 2] < expected[0, 2] < high[0, 2])
-        True
-        """
-        given, X = X, self._validated(X)
-        if coverage is not None and not 0 < coverage < 1:
-            raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
-        results = [self._as_given(values, given) for values in self._fitted.expected_cells(X, coverage)]
-        return results[0] if coverage is None else tuple(results)
-
-    def report(self: Any, X: Any, n_rows: int = 5, n_columns: int = 3, coverage: float = 0.9) -> Any:
-        """The most anomalous rows and the cells that make them so: what is there, and what was expected.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features)
-        n_rows, n_columns : int, default=5, 3
-            How many rows, most anomalous first, and how many columns of each, greatest share first.
-        coverage : float, default=0.9
-            Of the interval from "low" to "high"; see `expected`.
-
-        Returns
-        -------
-        DataFrame
-            A line for each cell: "row" (its label in X), "score" (larger = more anomalous), "anomaly"
-            (whether `predict` says so), "column", "value", "expected", "low", "high", "contribution" (see
-            `explain`).
-        """
-        return report(self, X, n_rows, n_columns, coverage)

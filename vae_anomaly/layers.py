@@ -1,6 +1,6 @@
 """Public Keras layers: the two steps that turn an encoder and a decoder into a VAE.
 
-Both are serializable, work in any Keras model, and are thin over `vae_anomaly.objective`.
+Both are serializable, work in any Keras model, and are thin over `vae_anomaly.core.objective`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Model cards: what a fitted detector is, as figures and as a page of Markdown.
 
-Here is the one address of these figures; the manifest of a model file holds them too (see `saving`).
+Here is the one address of these figures; a model file's manifest holds them too (see `files.model_file`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from vae_anomaly import thresholds
 from vae_anomaly.core.spec import state_of
 from vae_anomaly.core.versions import versions
 
 __all__ = [
-    "Described",
     "ModelCard",
     "summary",
 ]
@@ -96,47 +94,16 @@ class ModelCard(Mapping[str, Any]):
     _repr_markdown_ = __str__
 
 
-class Described:
-    """Base class of detectors that say what they are."""
-
-    def model_card(self) -> ModelCard:
-        """What this detector was fitted on and how, what its threshold promises, and what it does not.
-
-        Returns
-        -------
-        ModelCard
-            A mapping with the sections "data", "columns" (a list, not for images), "model", "parameters"
-            (those that are not the defaults; a later set_params shows here), "training" (the last epoch's
-            figures, in nats), "threshold", "notes" and "versions" (those of now, not of the fit). Between the
-            threshold's ``realized_rates`` lie 95 % of the false-alarm rates that chance makes of so many
-            calibration rows (nearly, if they are scored by folds).
-            ``str(card)`` is Markdown, ``card.to_dict()`` is JSON's.
-
-        Raises
-        ------
-        NotFittedError
-            Before `fit`.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from vae_anomaly import VAEDetector
-        >>> X = np.random.RandomState(0).normal(size=(200, 3))
-        >>> card = VAEDetector(epochs=5, threshold="conformal", random_state=0).fit(X).model_card()
-        >>> card["data"]["rows"], card["threshold"]["false_alarm_rate"], card["threshold"]["calibration_rows"]
-        (200, 0.05, 200)
-        >>> str(card).splitlines()[2]
-        '## Data'
-        """
-        check_is_fitted(self)
-        figures = summary(self)
-        sections: dict[str, Any] = {"data": figures.pop("data")}
-        if self.image_shape_ is None:  # type: ignore[attr-defined]
-            sections["columns"] = _columns(self)
-        sections["model"] = figures.pop("model")
-        given, _, _ = state_of(self)
-        sections["parameters"] = {name: _shortened(value) for name, value in given.items()}
-        return ModelCard({**sections, **figures, "notes": _notes(self), "versions": versions()})
+def describe(detector: Any) -> ModelCard:
+    """The card of a fitted detector."""
+    figures = summary(detector)
+    sections: dict[str, Any] = {"data": figures.pop("data")}
+    if detector.image_shape_ is None:
+        sections["columns"] = _columns(detector)
+    sections["model"] = figures.pop("model")
+    given, _, _ = state_of(detector)
+    sections["parameters"] = {name: _shortened(value) for name, value in given.items()}
+    return ModelCard({**sections, **figures, "notes": _notes(detector), "versions": versions()})
 
 
 def summary(detector: Any) -> dict[str, dict[str, Any]]:

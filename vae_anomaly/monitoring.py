@@ -21,7 +21,7 @@ from scipy import stats
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["Drift", "Evidence", "Monitor", "Monitored", "drift"]
+__all__ = ["Drift", "Evidence", "Monitor", "drift", "held_out_scores"]
 
 # The bulk lies below this quantile of the calibration scores, anomalies above the other.
 _BULK, _FAR = 0.9, 0.99
@@ -243,7 +243,7 @@ class Monitor:
         _check_rate(false_alarm_rate)
         self.detector = detector
         self.false_alarm_rate = false_alarm_rate
-        self._known = np.sort(_held_out_scores(detector))
+        self._known = np.sort(held_out_scores(detector))
         self._rng = check_random_state(random_state)
         self._drift = _Game(_STAKES_ON_DRIFT)
         self._anomalies = _Game(_STAKES_ON_ANOMALIES)
@@ -326,55 +326,8 @@ class _Game:
         return np.asarray(np.logaddexp(np.logaddexp.reduce(log_capital, axis=0), np.log(after)))
 
 
-class Monitored:
-    """Base class of detectors that can tell whether new rows still look like the training rows."""
-
-    def drift(self: Any, X: Any, false_alarm_rate: float = 0.01) -> Drift:
-        """Whether a batch of rows still looks like the training rows; see `monitoring.drift` for the tests.
-
-        ``drifted`` says that the scores of most rows have moved, up or down: the threshold no longer means
-        what it meant. ``more_anomalies`` says that more rows than expected are far out, which may be
-        anomalies, and is no reason to fit anew. Up to 5 % of anomalies are no drift. A change that the scores
-        do not show is not found.
-
-        Without drift, a batch is called drifted with a probability of at most ``false_alarm_rate``, whatever
-        the model and the data, if its rows are independent of each other. That is one of calibration and
-        batch together: batches that are compared with the same calibration rows raise false alarms together.
-        For a stream of batches, `monitoring.Monitor` keeps the rate over all of it.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-        false_alarm_rate : float, default=0.01
-            In (0, 1).
-
-        Returns
-        -------
-        Drift
-
-        Raises
-        ------
-        ValueError
-            If no rows were held out for calibration (folds hold out none: their scores are those of other
-            models), or for a rate outside (0, 1).
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from vae_anomaly import VAEDetector
-        >>> rng = np.random.RandomState(0)
-        >>> detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(rng.normal(size=(600, 3)))
-        >>> detector.drift(rng.normal(size=(300, 3))).drifted
-        False
-        >>> detector.drift(2 * rng.normal(size=(300, 3))).reason[:34]
-        'Drift: the median row scores above'
-        """
-        X = self._validated(X)
-        calibration = _held_out_scores(self)
-        return drift(self._fitted.scores(X), calibration, false_alarm_rate)
-
-
-def _held_out_scores(detector: Any) -> Array:
+def held_out_scores(detector: Any) -> Array:
+    """The fitted detector's scores of rows that were held out of training; a ValueError if it has none."""
     check_is_fitted(detector)
     scores = detector.calibration_scores_
     if scores is None or len(scores) == getattr(detector, "n_samples_fit_", None):

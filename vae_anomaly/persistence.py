@@ -1,29 +1,13 @@
-"""Persistence: a detector out of a model file.
-
-`VAEDetector.save` writes it (see `saving`); `archive` decides the form of the file, `encoding` how a detector
-is written in it, `decoding` how it is read, `vocabulary` what it can hold at all. This module knows the
-detector; the detector does not know it.
-"""
+"""Persistence: a detector out of a model file that `VAEDetector.save` wrote."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
-import numpy as np
-import sklearn
-
-from vae_anomaly.checkpoints import CHECKPOINT
-from vae_anomaly.data.tables import Table
 from vae_anomaly.detector import VAEDetector
-from vae_anomaly.files import archive
+from vae_anomaly.files import model_file
 from vae_anomaly.files.allow_list import ESTIMATORS, RECORDS, REGISTRIES, class_of
 from vae_anomaly.files.archive import ModelFileError
-from vae_anomaly.files.decoding import decoded
-from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.model.states import ModelState, Specification
-from vae_anomaly.networks import Network
-from vae_anomaly.saving import DESCRIPTION
 
 __all__ = ["SKOPS_TRUSTED", "ModelFileError", "load"]
 
@@ -50,7 +34,7 @@ def load(path: str | os.PathLike[str]) -> VAEDetector:
     It scores bit by bit as the one that was saved, on the same machine, and can be cloned, fitted again, warm
     started and pickled like it. A `KerasNetwork` holds blueprints in the place of the user's own models.
 
-    Nothing in a file is run, and no objects are made but of the classes that `vocabulary` lists, so that a
+    Nothing in a file is run, and no objects are made but of the classes on the `files.allow_list`, so that a
     stranger's file can be loaded. Loading takes as much memory as the file has bytes (texts in it, such as
     column names, up to twenty times theirs) and up to 64 MiB for its description; what would take more is
     refused before. TensorFlow is loaded with the first score, not here.
@@ -82,115 +66,5 @@ def load(path: str | os.PathLike[str]) -> VAEDetector:
     ...     vae_anomaly.load(path).predict([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
     array([ 1, -1])
     """
-    with archive.opened(path) as opened:
-        if CHECKPOINT in opened.names:
-            raise ModelFileError(
-                "is the checkpoint of an unfinished fit, no model: fit(X, resume=True) of a detector with "
-                "checkpoint=path goes on with it."
-            )
-        detector: VAEDetector = decoded(opened.json(DESCRIPTION), VAEDetector, opened)
-        detector.checkpoint = None
-        detector._validate_params()
-        _check(detector)
-        # Each column of the rows has a byte in the file, at least: in a scaler or in a range of values.
-        _expect(detector.n_features_in_ <= os.path.getsize(path), "columns")
-        _check_scaler(detector, opened.manifest.get("versions"))
+    detector: VAEDetector = model_file.read(path, VAEDetector)
     return detector
-
-
-def _check(detector: VAEDetector) -> None:
-    """Refuse what fits no fit, above all networks that are larger than the weights in the file."""
-    _expect(
-        type(detector.n_features_in_) is int
-        and type(detector.offset_) is float
-        and isinstance(detector.history_, dict)
-        and (detector.scaler_ is None or hasattr(detector.scaler_, "transform")),
-        "attributes of a fitted detector",
-    )
-    members, noise, weights = detector.members_, detector.noise_, detector.weights_
-    _expect(type(members) is tuple and len(members) > 0, "members")
-    for state in members:
-        _check_state(state)
-    _expect(_is_array(noise, np.float32, (-1, detector.latent_dim_)) and len(noise) > 0, "draws")
-    _expect(_is_array(weights, np.float64, (len(members),)), "weights of the members")
-    pixel_range = detector.pixel_range_
-    _expect(
-        pixel_range is None
-        or (type(pixel_range) is tuple and [type(end) for end in pixel_range] == [float, float]),
-        "pixels",
-    )
-    table = detector.table_
-    _expect(
-        table is None or (isinstance(table, Table) and len(table.columns) == detector.n_features_in_),
-        "columns",
-    )
-
-
-def _check_scaler(detector: VAEDetector, versions: Any) -> None:
-    """Refuse a scaler that another release of scikit-learn has fitted and this one cannot use."""
-    written = versions.get("scikit-learn") if isinstance(versions, dict) else None
-    if written == sklearn.__version__:
-        return
-    try:
-        with np.errstate(all="ignore"):
-            detector._fitted.rows(np.zeros((1, detector.n_features_in_)))
-    except AttributeError as error:
-        raise ModelFileError(
-            f"holds a scaler of scikit-learn {written}, which {sklearn.__version__} here cannot use: {error}."
-        ) from error
-    except Exception:  # zeros may be no row that it takes, such as an unknown category
-        return
-
-
-def _check_state(state: Any) -> None:
-    _expect(isinstance(state, ModelState) and isinstance(state.specification, Specification), "a member")
-    network, likelihood, n_features, latent_dim, marks_missing = state.specification
-    _expect(
-        isinstance(network, Network)
-        and isinstance(likelihood, Likelihood)
-        and type(n_features) is type(latent_dim) is int
-        and type(marks_missing) is bool
-        and min(n_features, latent_dim) > 0,
-        "the specification of a member",
-    )
-    network._validate_params()
-    likelihood._validate_params()
-    _check_columns(likelihood, n_features)
-    _expect(_is_array(state.trainable, np.float32, (-1,)), "a member's weights")
-    n_inputs = likelihood.n_inputs(n_features)
-    _expect(
-        type(state.non_trainable) is tuple
-        # Of these, one is the range of values that the encoder has seen.
-        and any(_is_array(values, np.float32, (2, n_inputs)) for values in state.non_trainable),
-        "a member's ranges",
-    )
-    arrays = (state.trainable, *state.non_trainable)
-    _expect(all(isinstance(values, (np.ndarray, np.generic)) for values in arrays), "a member's arrays")
-    fewest = network.fewest_weights(n_features, latent_dim, likelihood.n_params)
-    n_weights = sum(values.size for values in arrays)
-    if fewest > n_weights:
-        raise ModelFileError(
-            f"is refused: it describes a network of at least {fewest} weights, and holds {n_weights}."
-        )
-
-
-def _check_columns(likelihood: Likelihood, n_features: int) -> None:
-    try:
-        likelihood.check_columns(n_features)
-    except (TypeError, ValueError):
-        _expect(False, "the columns of a member")
-
-
-def _is_array(value: Any, dtype: type, shape: tuple[int, ...]) -> bool:
-    """Whether it is an array of this dtype and shape, in which -1 is any length."""
-    return (
-        isinstance(value, np.ndarray)
-        and value.dtype == dtype
-        and value.ndim == len(shape)
-        and all(wanted in (-1, side) for side, wanted in zip(value.shape, shape, strict=True))
-    )
-
-
-def _expect(holds: bool, what: str) -> None:
-    if not holds:
-        raise ModelFileError(f"is refused: {what} in it cannot be those of a fitted detector.")

@@ -47,7 +47,7 @@ def weights_by_row(
     ----------
     weights : array of shape (n_members,)
     log_likelihood : array of shape (n_members, n_rows)
-        Mean over the features, in nats; see `scoring.reconstruct`.
+        Mean over the features, in nats; see `scoring.passes.reconstruct`.
     """
     explained = np.nan_to_num(log_likelihood, nan=_NEVER, neginf=_NEVER)
     by_row = weights[:, None] * np.exp(2 * (explained - explained.max(axis=0)))

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
 from vae_anomaly import explanations
 from vae_anomaly.core.rows import Rows, any_missing, dense
@@ -23,7 +22,7 @@ from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.score import Score
 
-__all__ = ["FittedModel", "Generative"]
+__all__ = ["FittedModel"]
 
 _NUMBERS_AT_ONCE = 2**22
 # Equally probable values of each cell, over all members and draws, that an interval is read off.
@@ -132,6 +131,24 @@ class FittedModel(NamedTuple):
         first = self.members[:1]
         return self._map_blocks(X, lambda rows: passes.encode(first, rows, self.noise, self.device)[0])
 
+    def model(self) -> Any:
+        """The first member as a new `VAE`."""
+        return programs.model_of(self.members[0])
+
+    def sample(self, n_samples: int, random_state: Any, noise: bool) -> Array:
+        """New rows in the units of X, see `averaging.sample`: shape (n_samples, n_features)."""
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
+        with programs.placed(self.device):
+            rng = check_random_state(random_state)
+            rows = averaging.sample(self.members, np.asarray(self.weights), int(n_samples), rng, noise)
+        return unscaled(rows, self.scaler)
+
+    def column_shares(self, X: Any) -> Array:
+        """Each column's share of the score: shape (n_rows, n_features)."""
+        names = [f"x{i}" for i in range(X.shape[1])] if self.names is None else self.names
+        return explanations.by_column(self.shares(X), self.scaler, np.asarray(names))
+
     def shares(self, X: Any) -> Array:
         """Each scaled column's share of the score: shape (n_rows, n_scaled_columns)."""
 
@@ -143,6 +160,8 @@ class FittedModel(NamedTuple):
 
     def confidence(self, X: Any, offset: float) -> Array:
         """See `averaging.confidence`; the decision function is minus the score, less ``offset``."""
+        if len(self.members) == 1 and len(self.noise) == 1:
+            raise ValueError("confidence needs several draws or members; fit with n_draws=10 or members=4.")
 
         def of_block(rows: Rows) -> Array:
             by_member = self.member_scores(rows)
@@ -160,6 +179,8 @@ class FittedModel(NamedTuple):
 
         Every cell is masked in turn. Of each result, arrays of shape (n_rows, n_features), in the units of X.
         """
+        if coverage is not None and not 0 < coverage < 1:
+            raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
         n_features = X.shape[1]
         block = max(1, _NUMBERS_AT_ONCE // (n_features**2 * (1 if coverage is None else _VALUES_OF_CELL)))
         starts = range(0, X.shape[0], block)
@@ -203,92 +224,6 @@ class FittedModel(NamedTuple):
         block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
         parts = [function(self.rows(X[start : start + block])) for start in range(0, X.shape[0], block)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-class Generative:
-    """Base class of detectors that show what their model makes of rows, and new rows."""
-
-    def encode(self: Any, X: Any) -> npt.NDArray[np.float64]:
-        """Posterior means of z.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of shape (n_rows, latent_dim_)
-        """
-        X = self._validated(X)
-        return np.asarray(self._fitted.posterior_means(X))
-
-    def reconstruct(self: Any, X: Any) -> Any:
-        """Expected x given z, averaged over draws and members, in the units of X: gaps are filled.
-
-        A missing value is inferred as by `expected`; the members count as there.
-
-        Parameters
-        ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-
-        Returns
-        -------
-        float64 array of the shape of X, or a DataFrame if X is one
-            Of uint8 images, pixels in [0, 1].
-
-        Raises
-        ------
-        TypeError
-            If ``scaler_`` has no ``inverse_transform``.
-        """
-        given, X = X, self._validated(X)
-        return self._as_given(self._fitted.reconstructions(X), given)
-
-    def sample(self: Any, n_samples: int = 1, random_state: Any = None, *, noise: bool = True) -> Any:
-        """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-            At least 1.
-        random_state : int, RandomState instance or None, default=None
-        noise : bool, default=True
-            False gives what is expected of x given z: images without the grain of their pixels' likelihood.
-
-        Returns
-        -------
-        float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
-        mixed table
-            Of uint8 images, pixels in units of 1/255; with noise, some lie outside [0, 1].
-
-        Raises
-        ------
-        TypeError
-            If ``scaler_`` has no ``inverse_transform``.
-        """
-        check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
-        with programs.placed(self.device):
-            rng = check_random_state(random_state)
-            rows = averaging.sample(self.members_, self.weights_, int(n_samples), rng, noise)
-        rows = unscaled(rows, self.scaler_)
-        if self.table_ is not None:
-            return self.table_.frame(rows)
-        return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
-
-    def _as_given(self: Any, values: npt.NDArray[np.float64], given: Any) -> Any:
-        """Values in the form of the rows that were given."""
-        if self.table_ is None:
-            return explanations.in_form_of(given, values)
-        frame = self.table_.frame(values, given.index if hasattr(given, "columns") else None)
-        return frame if hasattr(given, "columns") else frame.to_numpy()
-
-    @property
-    def model_(self: Any) -> Any:
-        """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
-        check_is_fitted(self)
-        return programs.model_of(self.members_[0])
 
 
 def _quantiles(values: Array, weights: Array, probabilities: Sequence[float]) -> list[Array]:

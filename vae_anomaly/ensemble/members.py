@@ -62,8 +62,7 @@ class Member(BaseEstimator):  # type: ignore[misc]
 
     Examples
     --------
-    >>> from vae_anomaly import VAEDetector
-    >>> from vae_anomaly.ensemble import Member
+    >>> from vae_anomaly import Member, VAEDetector
     >>> robust = VAEDetector(members=[Member(trimmed_share=0.2)] * 3)
     """
 

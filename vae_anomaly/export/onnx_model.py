@@ -1,4 +1,4 @@
-"""ONNX export: `Exported` gives a detector its method ``to_onnx``.
+"""The detector as an ONNX graph: rows in, scores and labels out.
 
 Converters do the work, piece by piece: tf2onnx makes ONNX functions of the functions below, which call the
 detector's own scoring functions, and skl2onnx makes one of the scaler. What a member computes becomes one
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils.validation import check_is_fitted
 
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.versions import versions
@@ -28,7 +27,7 @@ from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.scoring import passes
 
-__all__ = ["Exported"]
+__all__ = ["write"]
 
 # Of 1 + |score|.
 _TOLERANCE = 1e-4
@@ -37,80 +36,13 @@ _WEIGHT_BYTES = 2 * 10**9
 _ROWS_TO_CHECK = 256
 
 
-class Exported:
-    """Base class of detectors that can be written as an ONNX graph."""
-
-    def to_onnx(self: Any, path: str | os.PathLike[str]) -> None:
-        r"""Write the fitted detector as one ONNX graph: rows in, scores and labels out.
-
-        The graph holds the scaler, all members with their weights, the draws of z and the threshold. It runs
-        under onnxruntime, or anything else that knows ONNX's operators of version 18, without TensorFlow,
-        Keras, scikit-learn or this package.
-
-        Inputs: ``X``, float64 of shape (n_rows, n_features), or (n_rows, \*image_shape) if the detector was
-        fitted on images, with pixels in the units of ``pixel_range_``: bytes are to be divided by 255. Of a
-        mixed table, one input for each column by its name (by its position, if it has none), of shape
-        (n_rows,): texts for categories that are texts, float64 for all others. A missing value is NaN, and an
-        empty text among texts without such a category.
-
-        Outputs, each of shape (n_rows,): ``score_samples`` and ``decision_function``, float64, and ``label``,
-        int64, -1 for anomalies and +1 for the others. Scores differ from the detector's own by at most
-        :math:`10^{-4} (1 + |s|)`, usually by a hundredth of that: float32 sums are rounded in another order.
-        So that a row on the threshold is no anomaly, as in `predict`, a label is -1 from that far below it.
-
-        Where the detector refuses a row, because it holds infinite values or such as lie outside the
-        likelihood's support, the score is NaN and the label -1. The rows of one call are scored at once: give
-        many in blocks of some thousands.
-
-        Before the file takes its place, its scores of sampled rows are compared with `score_samples`. It is
-        written beside its place and renamed: whatever happens, ``path`` holds the old file or the new one.
-
-        Parameters
-        ----------
-        path : str or path
-            Any name, usually one that ends in ``.onnx``; a file of this name is replaced.
-
-        Raises
-        ------
-        NotFittedError
-            Before `fit`.
-        ImportError
-            Without the extra: ``pip install 'vae-anomaly[onnx]'``.
-        NotImplementedError
-            If a converter does not know a part of the detector, such as a scaler of your own; names it.
-        ValueError
-            If the weights take more than 2 GB, which an ONNX file cannot hold.
-        RuntimeError
-            If the graph gives other scores than the detector.
-        OSError
-            If the file cannot be written; an old file is as it was.
-
-        Notes
-        -----
-        The file's metadata holds the versions that made it, the threshold ("offset"), the names of the
-        features, and of mixed tables the likelihood and the categories of each column, as JSON.
-
-        Examples
-        --------
-        >>> import os, tempfile
-        >>> import numpy as np
-        >>> import onnxruntime
-        >>> from vae_anomaly import VAEDetector
-        >>> X = np.random.RandomState(0).normal(size=(200, 3))
-        >>> detector = VAEDetector(epochs=5, random_state=0).fit(X)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     detector.to_onnx(os.path.join(folder, "detector.onnx"))
-        ...     session = onnxruntime.InferenceSession(os.path.join(folder, "detector.onnx"))
-        >>> rows = np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
-        >>> session.run(["label"], {"X": rows})[0].tolist()
-        [1, -1]
-        """
-        check_is_fitted(self)
-        for needed in ("onnx", "onnxruntime", "skl2onnx", "tf2onnx"):
-            library(needed)
-        data = _model_of(self).SerializeToString()
-        _check(self, data)
-        archive.put(path, lambda file: file.write(data))
+def write(path: str | os.PathLike[str], detector: Any) -> None:
+    """Write a fitted detector as an ONNX graph; see `VAEDetector.to_onnx`."""
+    for needed in ("onnx", "onnxruntime", "skl2onnx", "tf2onnx"):
+        library(needed)
+    data = _model_of(detector).SerializeToString()
+    _check(detector, data)
+    archive.put(path, lambda file: file.write(data))
 
 
 def _model_of(detector: Any) -> Any:
@@ -150,7 +82,7 @@ def _model_of(detector: Any) -> Any:
 
 # -- what the graph computes, in TensorFlow -----------------------------------------------------------------
 def _prepared(likelihood: Likelihood, X: Any, rows: Any) -> tuple[Any, ...]:
-    """What `rows.scaled` makes of X and its scaled rows, and which of them a detector refuses."""
+    """What `scaling.scaled` makes of X and its scaled rows, and which of them a detector refuses."""
     missing, gaps = tf.math.is_nan(rows), tf.math.is_nan(X)
     if X.shape[1] != rows.shape[1]:
         gaps = tf.reduce_any(gaps, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Vocabulary: what a model file can hold, besides numbers, texts, lists, dictionaries and arrays.
+"""The allow list: what a model file can hold, besides numbers, texts, lists, dictionaries and arrays.
 
 To let objects of a new class be stored, add it to `ESTIMATORS`, `REGISTRIES` or `RECORDS`. What an object
 holds must be storable in its turn, and making it must run nothing that a file could choose.

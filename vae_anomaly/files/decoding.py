@@ -1,6 +1,6 @@
 """Decodings: an estimator out of the JSON and the arrays that `encoding` makes of it.
 
-A name in a file is only ever looked up, here or in the tables of `vocabulary`: a file chooses among them and
+A name in a file is only ever looked up, here or in the tables of `allow_list`: a file chooses among them and
 cannot name anything else.
 """
 

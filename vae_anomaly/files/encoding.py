@@ -2,7 +2,7 @@
 
 A value becomes a *node*: None, booleans, integers, finite floats and strings are themselves, a list is a list
 of nodes, and everything else is an object with one name that says what it is, such as ``{"tuple": [...]}``. A
-name is only ever looked up, here or in the tables of `vocabulary`: a file chooses among them and cannot name
+name is only ever looked up, here or in the tables of `allow_list`: a file chooses among them and cannot name
 anything else.
 """
 

@@ -20,7 +20,7 @@ __all__ = ["Mixed"]
 class Mixed(Likelihood):
     r"""Each column's own likelihood: :math:`\log p(x|z) = \sum_j \log p_j(x_j|z)`.
 
-    `VAEDetector` makes one of the columns of a DataFrame; see `vae_anomaly.tables`.
+    `VAEDetector` makes one of the columns of a DataFrame; see `vae_anomaly.data.tables`.
 
     Parameters
     ----------

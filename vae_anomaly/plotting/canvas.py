@@ -88,7 +88,7 @@ def image_shape_of(detector: Any, given: tuple[int, ...] | None) -> tuple[int, .
     ValueError
         If neither is known, or the shape does not hold as many numbers as a row.
     """
-    shape: tuple[int, ...] | None = given or detector._known_image_shape
+    shape: tuple[int, ...] | None = given or detector._shape_of_images
     if shape is None:
         raise ValueError(
             "this is a picture of images, and the detector was fitted on rows of a table; if its rows are "

@@ -85,7 +85,7 @@ def top_anomalies(
     names = np.asarray(X.index if framed else np.arange(len(scores)))[worst]
     rows = X.iloc[worst] if framed else array_of(X)[worst]
     model, received_rows = received(detector, rows)
-    if image_shape or model._known_image_shape:
+    if image_shape or model._shape_of_images:
         images = as_images(received_rows, image_shape_of(model, image_shape))
         grid = grid_of(axes, len(worst), min(len(worst), 5), tile=1.5)
         for panel, image, name, score in zip(grid, images, names, scores[worst], strict=True):
