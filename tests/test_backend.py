@@ -37,7 +37,7 @@ def test_another_keras_backend_is_refused_with_the_remedy():
 
 
 def test_a_log_level_of_the_users_is_respected():
-    ran = run("from vae_anomaly.backend import tf; tf.constant(1)", TF_CPP_MIN_LOG_LEVEL="0")
+    ran = run("from vae_anomaly.core.backend import tf; tf.constant(1)", TF_CPP_MIN_LOG_LEVEL="0")
     assert "oneDNN" in ran.stderr or "cpu_feature_guard" in ran.stderr
 
 
@@ -56,7 +56,7 @@ def test_loading_leaves_the_environment_as_it_was():
         """
         import os
         before = dict(os.environ)
-        from vae_anomaly.backend import tf
+        from vae_anomaly.core.backend import tf
         tf.constant(1)
         print(set(os.environ.items()) ^ set(before.items()))
         """
@@ -73,7 +73,7 @@ def test_only_tensorflows_log_lines_are_held_back(capfd):
 
 
 def test_a_process_without_standard_error_is_no_obstacle():
-    ran = run("import os; os.close(2)\nfrom vae_anomaly.backend import tf; print(int(tf.constant(3)))")
+    ran = run("import os; os.close(2)\nfrom vae_anomaly.core.backend import tf; print(int(tf.constant(3)))")
     assert ran.stdout.strip() == "3"
 
 
@@ -101,7 +101,7 @@ def test_a_forked_process_is_told_to_spawn_instead_of_hanging():
     ran = run(
         """
         import os
-        from vae_anomaly.backend import tf
+        from vae_anomaly.core.backend import tf
         tf.constant(1)
         pid = os.fork()
         if pid == 0:

@@ -23,6 +23,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from vae_anomaly import DenseNetwork, KerasNetwork, ModelFileError, VAEDetector, checkpoints, load
 from vae_anomaly.checkpoints import Checkpoint, CheckpointFile
 from vae_anomaly.core.backend import keras
+from vae_anomaly.engine.steps import train_block
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.files import archive
 from vae_anomaly.training import epochs
@@ -503,8 +504,8 @@ def test_ctrl_c_ends_with_the_epoch_and_leaves_a_marked_detector(X, monkeypatch)
 
 
 def test_ctrl_c_between_two_epochs_ends_with_the_last(X, monkeypatch):
-    end_epoch = Interrupting(epochs.Listeners.end_epoch, {5})
-    monkeypatch.setattr(epochs.Listeners, "end_epoch", lambda self, *given: end_epoch(self, *given))
+    end_epoch = Interrupting(epochs.Observers.end_epoch, {5})
+    monkeypatch.setattr(epochs.Observers, "end_epoch", lambda self, *given: end_epoch(self, *given))
     with pytest.warns(ConvergenceWarning, match="ended the training after 5 epochs"):
         stopped = detector(learning_rate_schedule=None).fit(X)
     assert_same(stopped, detector(learning_rate_schedule=None, epochs=5).fit(X), X)
@@ -638,7 +639,7 @@ SIGNALS = """
 import faulthandler, json, os, signal, threading, time, warnings
 import numpy as np
 from vae_anomaly import DenseNetwork, VAEDetector
-from vae_anomaly.interruption import Interruption
+from vae_anomaly.training.interruption import Interruption
 
 faulthandler.dump_traceback_later(280, exit=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
@@ -730,9 +731,9 @@ class Spoiling:
     """Makes the loss, or a weight, of some epochs something else; keeps what it was called with."""
 
     def __init__(self, monkeypatch, epochs, loss=np.nan, weight=None):
-        self.original, self.epochs, self.loss, self.weight = epochs.train_block, epochs, loss, weight
+        self.original, self.epochs, self.loss, self.weight = train_block, epochs, loss, weight
         self.calls = []
-        monkeypatch.setattr(epochs, "train_block", self)
+        monkeypatch.setattr("vae_anomaly.training.epochs.train_block", self)
 
     def __call__(self, architecture, state, rows, order, rates, *others, first_step, **keywords):
         self.calls.append((first_step // 8, rates, state))

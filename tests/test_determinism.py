@@ -120,7 +120,7 @@ def test_copies_score_alike(rows, copied):
 def test_a_clone_is_unfitted_and_fits_alike(rows):
     fitted = detector().fit(rows)
     cloned = clone(fitted)
-    assert not hasattr(cloned, "state_")
+    assert not hasattr(cloned, "members_")
     np.testing.assert_array_equal(cloned.fit(rows).score_samples(rows), fitted.score_samples(rows))
 
 

@@ -277,7 +277,7 @@ def test_a_likelihood_defined_in_a_script_reaches_the_workers():
         "import numpy as np\n"
         "from sklearn.model_selection import cross_val_score\n"
         "from vae_anomaly import VAEDetector\n"
-        "from vae_anomaly.backend import keras\n"
+        "from vae_anomaly.core.backend import keras\n"
         "from vae_anomaly.likelihoods import LocationScale\n"
         "class Logistic(LocationScale):\n"
         "    name = 'logistic'\n"

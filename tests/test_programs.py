@@ -144,7 +144,7 @@ def test_computation_and_state_go_to_the_named_device():
     """A second logical processor stands in for a GPU, in a process of its own."""
     code = (
         "import numpy as np\n"
-        "from vae_anomaly.backend import tf\n"
+        "from vae_anomaly.core.backend import tf\n"
         "cpu = tf.config.list_physical_devices('CPU')[0]\n"
         "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
         "from vae_anomaly import VAEDetector, tiles\n"

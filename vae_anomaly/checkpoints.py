@@ -25,15 +25,15 @@ from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.sparse import blocks
 from vae_anomaly.engine.steps import TrainingState
-from vae_anomaly.ensemble.members import Recipe, Seeds
+from vae_anomaly.ensemble.members import Job
 from vae_anomaly.files import archive
 from vae_anomaly.files.archive import ModelFileError
 from vae_anomaly.files.decoding import decoded_values
 from vae_anomaly.files.encoding import encoded_values
 from vae_anomaly.files.model_file import CHECKPOINT
 from vae_anomaly.model.states import ModelState, Specification
-from vae_anomaly.training.epochs import Standing
-from vae_anomaly.training.plan import PARAMETERS, Plan
+from vae_anomaly.training.epochs import Progress
+from vae_anomaly.training.plan import PARAMETERS
 
 __all__ = ["Checkpoint", "CheckpointFile", "opened"]
 
@@ -111,13 +111,13 @@ def opened(
 
 
 class CheckpointFile:
-    """The checkpoint of one fit: a `members.Keeper`."""
+    """The checkpoint of one fit: a `members.ProgressStore`."""
 
     def __init__(self, path: str, every: str | int, resume: bool) -> None:
         self._path, self._every = path, every
         found = _read(path)
         self._found = found if resume else None
-        self._standings: list[Standing | None] = []
+        self._progress: list[Progress | None] = []
         self._about: dict[str, Any] = {}
         self._has_news = False
         self._written_at = self._took = 0.0
@@ -130,16 +130,7 @@ class CheckpointFile:
         self._about["seeds"] = [int(seed) for seed in seeds]
         return list(self._about["seeds"])
 
-    def begin(
-        self,
-        specification: Specification,
-        rows: Rows,
-        plan: Plan,
-        recipe: Recipe,
-        seeds: Sequence[Seeds],
-        noise: Rows,
-        earlier: Sequence[ModelState] | None,
-    ) -> list[Standing | None]:
+    def begin(self, job: Job) -> list[Progress | None]:
         """Where each member's training is to go on; None is its beginning.
 
         Raises
@@ -152,42 +143,42 @@ class CheckpointFile:
         self._about["fit"] = {
             name: _described(value)
             for name, value in {
-                **{name: getattr(plan, name) for name in PARAMETERS},
-                "learning_rate_schedule": replace(plan, learning_rate=1.0).rates(_PROGRESS).tolist(),
-                "members": tuple((member.trimmed_share, member.beta_factor) for member in recipe.members),
-                "validation_fraction": recipe.validation_fraction,
-                "early_stopping": recipe.early_stopping,
-                "network": specification.network.architecture_key(),
-                "likelihood": specification.likelihood.architecture_key(),
-                "latent_dim": specification.latent_dim,
-                "n_draws": len(noise),
-                "random_state": (tuple(self._about["seeds"]), *map(tuple, seeds)),
-                "the earlier fit that warm_start goes on from": _digest(_arrays(earlier, noise)),
-                "the scaled training rows": (*map(int, rows.shape), _digest(_pieces(rows))),
+                **{name: getattr(job.plan, name) for name in PARAMETERS},
+                "learning_rate_schedule": replace(job.plan, learning_rate=1.0).rates(_PROGRESS).tolist(),
+                "members": tuple((member.trimmed_share, member.beta_factor) for member in job.recipe.members),
+                "validation_fraction": job.recipe.validation_fraction,
+                "early_stopping": job.recipe.early_stopping,
+                "network": job.specification.network.architecture_key(),
+                "likelihood": job.specification.likelihood.architecture_key(),
+                "latent_dim": job.specification.latent_dim,
+                "n_draws": len(job.draws),
+                "random_state": (tuple(self._about["seeds"]), *map(tuple, job.seeds)),
+                "the earlier fit that warm_start goes on from": _digest(_arrays(job.earlier, job.draws)),
+                "the scaled training rows": (*map(int, job.rows.shape), _digest(_pieces(job.rows))),
                 **{f"the release of {name}": release for name, release in versions().items()},
             }.items()
             if name != "the release of python"  # it decides no bits
         }
-        self._standings = [None] * len(seeds)
+        self._progress = [None] * job.n_members
         if self._found is None:
             self._write()
         else:
             self._check(self._found["fit"])
             members = self._found["members"]
-            self._standings = [member and _standing(member, specification) for member in members]
+            self._progress = [member and _restored_progress(member, job.specification) for member in members]
             self._found = None
             self._written_at = time.monotonic()
-        return list(self._standings)
+        return list(self._progress)
 
-    def keep(self, position: int, standing: Standing) -> None:
+    def keep(self, position: int, progress: Progress) -> None:
         """Take note of where a member stands, and write if it is time to."""
-        self._standings[position] = standing
+        self._progress[position] = progress
         self._has_news = True
         if isinstance(self._every, str):
             # Another thread that is writing just now has hardly less to tell.
             if time.monotonic() - self._written_at < _WAITS * self._took or not self._lock.acquire(False):
                 return
-        elif standing.n_epochs % self._every:
+        elif progress.n_epochs % self._every:
             return
         else:
             self._lock.acquire()
@@ -226,16 +217,16 @@ class CheckpointFile:
             )
 
     def _write(self) -> None:
-        self._has_news = False  # what comes while this is being written is news again
+        self._has_news = False  # an epoch that ends during the writing sets it again
         try:
-            self._write_standings()
+            self._write_progress()
         except BaseException:
             self._has_news = True
             raise
 
-    def _write_standings(self) -> None:
+    def _write_progress(self) -> None:
         start = time.monotonic()
-        members = [standing and _stored(standing) for standing in self._standings]
+        members = [progress and _stored(progress) for progress in self._progress]
         tree, arrays = encoded_values({**self._about, "members": members})
         parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
         archive.write(
@@ -265,19 +256,19 @@ def _read(path: str) -> dict[str, Any] | None:
         ) from error
 
 
-def _stored(standing: Standing) -> dict[str, Any]:
-    """A standing as values that a file can hold."""
-    state, best = standing.training, standing.best
+def _stored(progress: Progress) -> dict[str, Any]:
+    """A progress as values that a file can hold."""
+    state, best = progress.training, progress.best
     return {
-        **standing._asdict(),
+        **progress._asdict(),
         "training": [np.asarray(values) for values in state[:3]],
         "non_trainable": [np.asarray(values) for values in state.non_trainable],
-        "history": {name: values[: standing.n_epochs] for name, values in standing.history.items()},
+        "history": {name: values[: progress.n_epochs] for name, values in progress.history.items()},
         "best": best and [*best[:2], best[2].trainable, list(best[2].non_trainable)],
     }
 
 
-def _standing(stored: dict[str, Any], specification: Specification) -> Standing:
+def _restored_progress(stored: dict[str, Any], specification: Specification) -> Progress:
     best = stored["best"]
     if best is not None:
         val_loss, epoch, trainable, non_trainable = best
@@ -285,7 +276,7 @@ def _standing(stored: dict[str, Any], specification: Specification) -> Standing:
     weights, first_moment, second_moment = stored["training"]
     state = TrainingState(weights, first_moment, second_moment, stored["non_trainable"])
     others = {name: stored[name] for name in ("n_epochs", "history", "largest", "rate_factor")}
-    return Standing(training=state, best=best, **others)
+    return Progress(training=state, best=best, **others)
 
 
 def _described(value: Any) -> str:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -19,24 +18,24 @@ from vae_anomaly import (
     calibration,
     checkpoints,
     explanations,
-    likelihoods,
     model_card,
     monitoring,
-    networks,
     scoring,
     thresholds,
 )
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
-from vae_anomaly.core.rows import Rows, with_channels
+from vae_anomaly.core.rows import Rows
 from vae_anomaly.data.images import check_image_shape, dtype_of, flattened, pixel_range, pixels
 from vae_anomaly.data.scaling import check_magnitude, column_names, fitted, missing_shares, scaler_for
 from vae_anomaly.data.sparse import blocks, has_gaps, joined, rows_of
 from vae_anomaly.data.tables import table_of
+from vae_anomaly.ensemble import fitting
 from vae_anomaly.ensemble.fitted import FittedModel
 from vae_anomaly.ensemble.members import (
-    Keeper,
+    Job,
     Member,
+    ProgressStore,
     Recipe,
     Seeds,
     check_continues,
@@ -443,7 +442,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             image_shape = self.image_shape_ if continuing else image_shape
             rule = thresholds.resolve(self.threshold, self.contamination)
             aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), X.shape[0])
-            network, likelihood = self._specifications(image_shape)
+            network, likelihood = fitting.resolve_parts(
+                self.network, self.likelihood, vars(self)["score"], self.table_, image_shape
+            )
             of_images = network.shape_of_images(image_shape)
             if of_images is not None:
                 scaled = self.scaler is not None and not isinstance(self.scaler, str)
@@ -455,7 +456,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 decide=self.epochs == "auto" and of_images is None,
                 n_rows=X.shape[0],
             )
-            draws_seed, own_seeds = self._seeds(len(recipe.members), checkpoint)
+            draws_seed, own_seeds = fitting.draw_seeds(self.random_state, len(recipe.members), checkpoint)
             if continuing and aside is not None:
                 calibration.warn_of_other_rows(X.shape[0], getattr(self, "n_samples_fit_", X.shape[0]))
             self.n_samples_fit_, self.do_early_stopping_ = X.shape[0], recipe.early_stopping
@@ -475,17 +476,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
-
-    def _seeds(
-        self, n_members: int, checkpoint: checkpoints.CheckpointFile | None
-    ) -> tuple[int, list[Seeds]]:
-        """What decides the draws, and what decides each member's training."""
-        rng = check_random_state(self.random_state)
-        drawn = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * n_members)
-        if checkpoint is not None:
-            drawn = checkpoint.seeds(drawn, self.random_state)
-        draws_seed, *seeds = map(int, drawn)
-        return draws_seed, [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
 
     def _fit_scaler(self, X: Any, likelihood: Likelihood) -> None:
         names = getattr(self, "feature_names_in_", None)
@@ -511,7 +501,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         recipe: Recipe,
         draws_seed: int,
         seeds: list[Seeds],
-        checkpoint: Keeper | None,
+        checkpoint: ProgressStore | None,
         continuing: bool,
     ) -> None:
         latent_dim = self.latent_dim
@@ -531,17 +521,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self.history_ = {}
         else:
             check_continues(self.members_, specification, len(seeds), len(self.noise_), self.n_draws)
-        self.members_, history, self.interrupted_ = train_members(
+        job = Job(
             specification,
             rows,
             plan,
             recipe,
             [own._replace(split=split) for own, split in zip(seeds, self._split_seeds, strict=True)],
-            noise=self.noise_,
-            earlier=self.members_ if continuing else None,
-            callbacks=self.callbacks or (),
-            verbose=int(self.verbose),
-            keeper=checkpoint,
+            self.noise_,
+            self.members_ if continuing else None,
+        )
+        self.members_, history, self.interrupted_ = train_members(
+            job, callbacks=self.callbacks or (), verbose=int(self.verbose), store=checkpoint
         )
         self._split_seeds = self._split_seeds[: len(self.members_)]
         self.history_ = continued(self.history_, history)
@@ -570,28 +560,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             unseen = self._fitted.scores(held_out)
         self.calibration_scores_, self.false_alarm_rate_ = unseen, thresholds.promised_rate(rule)
         self.offset_ = -float(rule.cut(unseen if on_held_out else scores))
-
-    def _specifications(self, image_shape: tuple[int, ...] | None) -> tuple[Network, Likelihood]:
-        """The network and the likelihood to use: checked copies, out of reach of a later set_params."""
-        network, likelihood = self.network, self.likelihood
-        if network == "auto":
-            network = "dense" if image_shape is None else "conv"
-        network = networks.resolve(network)
-        network._validate_params()
-        network = network.for_images(image_shape and with_channels(image_shape)).snapshot()
-        if self.table_ is not None:
-            likelihood = self.table_.likelihood
-        elif isinstance(likelihood, (dict, list, tuple)) or likelihood == "mixed":
-            raise ValueError(
-                f"likelihood={likelihood!r} is of a table's columns, and X holds images: give them one "
-                "likelihood, such as 'unit_gaussian', 'bernoulli' or 'gaussian'."
-            )
-        elif likelihood == "auto":
-            likelihood = network.default_likelihood(image_shape)
-        likelihood = likelihoods.resolve(likelihood).snapshot()
-        likelihood._validate_params()
-        scoring.resolve_name(vars(self)["score"], 1, network.shape_of_images(image_shape))
-        return network, likelihood
 
     # -- scoring --------------------------------------------------------------------------------------
     def score_samples(self, X: Any) -> npt.NDArray[np.float64]:

@@ -22,6 +22,9 @@ __all__ = ["keras", "quiet", "tf", "without_weights"]
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # How TensorFlow's C++ side formats its log lines, which ignore every Python-level log setting.
 _LOG_LINE = re.compile(rb"^(WARNING: All log messages before absl|[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] )")
+# Eigen's matrix products, TensorFlow's choice on processors without AVX-512, round a row by its place among
+# the others; oneDNN's do not. TensorFlow reads the choice when it is imported.
+_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 _opening = threading.RLock()
 _opened: set[str] = set()
 
@@ -51,7 +54,10 @@ def _load(name: str) -> ModuleType:
 
 
 def _open() -> None:
-    with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet():
+    with contextlib.ExitStack() as stack:
+        if "tensorflow" not in sys.modules:
+            stack.enter_context(quiet())
+            stack.enter_context(_with_onednn())
         tensorflow = importlib.import_module("tensorflow")
         backend = importlib.import_module("keras").config.backend()
     if backend != "tensorflow":
@@ -60,6 +66,18 @@ def _open() -> None:
             "environment variable KERAS_BACKEND=tensorflow before Keras is first imported."
         )
     _leave_gpu_memory_to_others(tensorflow)
+
+
+@contextlib.contextmanager
+def _with_onednn() -> Iterator[None]:
+    """Let TensorFlow be imported with oneDNN, unless the user chose; the environment stays as it was."""
+    chosen = _ONEDNN in os.environ
+    os.environ.setdefault(_ONEDNN, "1")
+    try:
+        yield
+    finally:
+        if not chosen:
+            os.environ.pop(_ONEDNN, None)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -27,13 +27,14 @@ from vae_anomaly.core.rows import Rows
 from vae_anomaly.data.sparse import representative, subset
 from vae_anomaly.engine import programs
 from vae_anomaly.model.states import ModelState, Specification
-from vae_anomaly.training.epochs import Standing, TrainingResult, Validation, train
+from vae_anomaly.training.epochs import Progress, TrainingResult, Validation, train
 from vae_anomaly.training.interruption import Interruption
 from vae_anomaly.training.plan import Plan
 
 __all__ = [
-    "Keeper",
+    "Job",
     "Member",
+    "ProgressStore",
     "Recipe",
     "Seeds",
     "Trained",
@@ -150,23 +151,47 @@ class Seeds(NamedTuple):
     noise: int
 
 
-class Keeper(Protocol):
-    """Who keeps where the members' trainings stand, and knows where an earlier process left them."""
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides what a training of all members leaves.
 
-    def begin(
-        self,
-        specification: Specification,
-        rows: Rows,
-        plan: Plan,
-        recipe: Recipe,
-        seeds: Sequence[Seeds],
-        noise: Rows,
-        earlier: Sequence[ModelState] | None,
-    ) -> list[Standing | None]:
+    Attributes
+    ----------
+    specification : Specification, shared by the members
+    rows : float32 array of shape (n_rows, n_features)
+    plan : Plan
+        How to train; each member's own settings are put into it.
+    recipe : Recipe
+    seeds : one `Seeds` for each member
+    draws : float32 array of shape (n_draws, latent_dim), for the loss of held-out rows
+    earlier : the members' states to go on from, or None
+    """
+
+    specification: Specification
+    rows: Rows
+    plan: Plan
+    recipe: Recipe
+    seeds: Sequence[Seeds]
+    draws: Rows
+    earlier: Sequence[ModelState] | None = None
+
+    @property
+    def n_members(self) -> int:
+        """How many models to train."""
+        return len(self.recipe.members)
+
+
+class ProgressStore(Protocol):
+    """Who keeps the progress of the members' trainings, and knows where an earlier process left them."""
+
+    def seeds(self, drawn: Sequence[int], random_state: Any) -> list[int]:
+        """The seeds of the fit to go on with, where only chance decided them; else those ``drawn`` now."""
+
+    def begin(self, job: Job) -> list[Progress | None]:
         """Where each member's training is to go on; None is its beginning."""
 
-    def keep(self, position: int, standing: Standing) -> None:
-        """Take note of where a member stands; called after each epoch, by any thread."""
+    def keep(self, position: int, progress: Progress) -> None:
+        """Take note of a member's progress; called after each epoch, by any thread."""
 
     def flush(self) -> None:
         """Lose nothing of what was noted."""
@@ -189,17 +214,7 @@ class Trained(NamedTuple):
 
 
 def train_members(
-    specification: Specification,
-    rows: Rows,
-    plan: Plan,
-    recipe: Recipe,
-    seeds: Sequence[Seeds],
-    *,
-    noise: Rows,
-    earlier: Sequence[ModelState] | None = None,
-    callbacks: Sequence[Any] = (),
-    verbose: int = 0,
-    keeper: Keeper | None = None,
+    job: Job, *, callbacks: Sequence[Any] = (), verbose: int = 0, store: ProgressStore | None = None
 ) -> Trained:
     """Train every member on its own split of the rows, one on each processor, and average their histories.
 
@@ -208,57 +223,51 @@ def train_members(
 
     Parameters
     ----------
-    specification : Specification, shared by the members
-    rows : float32 array of shape (n_rows, n_features)
-    plan : Plan
-        How to train; each member's own settings are put into it.
-    recipe : Recipe
-    seeds : one `Seeds` for each member
-    noise : float32 array of shape (n_draws, latent_dim), for the loss of held-out rows
-    earlier : the members' states to go on from, or None
+    job : Job
     callbacks, verbose : as in `train`
-    keeper : Keeper or None
+    store : ProgressStore or None
 
     Raises
     ------
     KeyboardInterrupt
         If Ctrl-C comes before an epoch has been finished, or twice.
     """
-    n_members = len(recipe.members)
-    standings: list[Standing | None] = [None] * n_members
-    if keeper is not None:
-        standings = keeper.begin(specification, rows, plan, recipe, seeds, noise, earlier)
+    n_members = job.n_members
+    begun: list[Progress | None] = [None] * n_members
+    if store is not None:
+        begun = store.begin(job)
     interruption = Interruption()
 
     def train_one(position: int) -> TrainingResult | None:
-        member, seed = recipe.members[position], seeds[position]
-        if interruption.asked and standings[position] is None:
+        member, seed = job.recipe.members[position], job.seeds[position]
+        if interruption.stop_requested and begun[position] is None:
             return None
-        kept, validation = _split(rows, recipe.validation_fraction, seed.split, noise)
+        kept, validation = _split(job.rows, job.recipe.validation_fraction, seed.split, job.draws)
         if verbose and n_members > 1:
             print(f"Member {position + 1} of {n_members}")
-        with programs.placed(plan.device):
-            if earlier is None:
-                start = programs.architecture(specification).initial_state(seed.initial, representative(kept))
+        with programs.placed(job.plan.device):
+            if job.earlier is None:
+                architecture = programs.architecture(job.specification)
+                start = architecture.initial_state(seed.initial, representative(kept))
             else:
-                before = earlier[position]
+                before = job.earlier[position]
                 start = programs.architecture_of(before).on_new_rows(before, representative(kept))
         return train(
             start,
             kept,
             replace(
-                plan,
-                beta=plan.beta * member.beta_factor,
+                job.plan,
+                beta=job.plan.beta * member.beta_factor,
                 trimmed_share=member.trimmed_share,
-                early_stopping=recipe.early_stopping,
+                early_stopping=job.recipe.early_stopping,
             ),
             shuffle_seed=seed.shuffle,
             noise_seed=seed.noise,
             validation=validation,
             callbacks=callbacks,
             verbose=verbose,
-            standing=standings[position],
-            keep=None if keeper is None else partial(keeper.keep, position),
+            progress=begun[position],
+            keep=None if store is None else partial(store.keep, position),
             interruption=interruption,
         )
 
@@ -269,11 +278,11 @@ def train_members(
             found = _one_by_one(train_one, n_members, interruption)
         else:
             # Built before the threads start: Keras' settings and custom objects are the calling thread's.
-            programs.architecture(specification)
+            programs.architecture(job.specification)
             found = _in_threads(train_one, n_members, n_threads, interruption)
     finally:
-        if keeper is not None:
-            keeper.flush()
+        if store is not None:
+            store.flush()
     results = []
     for result in found:
         if result is None or not result.history:  # it had not begun, or finished no epoch
@@ -282,16 +291,16 @@ def train_members(
     if not results:
         raise KeyboardInterrupt
     history = _mean_history([result.history for result in results])
-    if interruption.asked:
+    if interruption.stop_requested:
         of_members = "" if n_members == 1 else f" of {len(results)} of {n_members} members"
         warnings.warn(
             f"Ctrl-C has ended the training{of_members} after {len(history['loss'])} epochs: the detector "
             "works, but was trained for less than its parameters say. Its attribute interrupted_ is True."
-            f"{'' if keeper is None or earlier else ' fit(X, resume=True) goes on with the training.'}",
+            f"{'' if store is None or job.earlier else ' fit(X, resume=True) goes on with the training.'}",
             ConvergenceWarning,
             stacklevel=3,
         )
-    return Trained(tuple(result.state for result in results), history, interruption.asked)
+    return Trained(tuple(result.state for result in results), history, interruption.stop_requested)
 
 
 def _one_by_one(
@@ -302,7 +311,7 @@ def _one_by_one(
         try:
             results.append(train_one(position))
         except KeyboardInterrupt:
-            interruption.ask()
+            interruption.request_stop()
             results.append(None)
     return results
 
@@ -319,7 +328,7 @@ def _in_threads(
             try:
                 return [_result(future) for future in futures]
             except KeyboardInterrupt:
-                interruption.ask()
+                interruption.request_stop()
                 return [_result(future) for future in futures]
         except BaseException:
             # The pool waits for its threads.

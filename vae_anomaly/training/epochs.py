@@ -33,10 +33,10 @@ from vae_anomaly.engine.steps import (
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring.passes import elbo_terms
 from vae_anomaly.training.interruption import Interruption
-from vae_anomaly.training.observers import Listeners
+from vae_anomaly.training.observers import Observers
 from vae_anomaly.training.plan import Plan
 
-__all__ = ["Standing", "TrainingResult", "Validation", "continued", "train"]
+__all__ = ["Progress", "TrainingResult", "Validation", "continued", "train"]
 
 
 # Trainings that end well stay far below: far rows begin with a great loss.
@@ -58,7 +58,7 @@ class TrainingResult(NamedTuple):
     history: dict[str, list[float]]
 
 
-class Standing(NamedTuple):
+class Progress(NamedTuple):
     """Where a training stands between two epochs: all it takes to go on to the same bits.
 
     Attributes
@@ -98,8 +98,8 @@ def train(
     validation: Validation | None = None,
     callbacks: Sequence[Any] = (),
     verbose: int = 0,
-    standing: Standing | None = None,
-    keep: Callable[[Standing], None] | None = None,
+    progress: Progress | None = None,
+    keep: Callable[[Progress], None] | None = None,
     interruption: Interruption | None = None,
 ) -> TrainingResult:
     """Train from ``state`` on ``rows`` and return the new state with its history.
@@ -113,8 +113,8 @@ def train(
     ----------
     state, rows, plan, shuffle_seed, noise_seed, validation, callbacks, verbose
         What decides the result.
-    standing : Standing of an equal training to go on from, or None
-    keep : called with the `Standing` after each epoch, or None
+    progress : Progress of an equal training to go on from, or None
+    keep : called with the `Progress` after each epoch, or None
     interruption : Interruption, or None for one of this training's own
 
     Raises
@@ -125,38 +125,38 @@ def train(
     architecture = architecture_of(state)
     n_epochs = plan.n_epochs(len(rows))
     interruption = interruption or Interruption()
-    listeners = Listeners(architecture, plan.learning_rate, n_epochs, callbacks, verbose)
-    with placed(plan.device), contextlib.closing(listeners):
+    observers = Observers(architecture, plan.learning_rate, n_epochs, callbacks, verbose)
+    with placed(plan.device), contextlib.closing(observers):
         epochs = _Epochs(architecture, rows, plan, shuffle_seed, noise_seed, validation, interruption)
-        if standing is None:
-            standing = Standing(0, training_state(state), {})
+        if progress is None:
+            progress = Progress(0, training_state(state), {})
         else:
-            tensors = tf.nest.map_structure(tf.convert_to_tensor, standing.training)
-            standing = standing._replace(training=tensors)
-            epochs.skip(standing.n_epochs)
+            tensors = tf.nest.map_structure(tf.convert_to_tensor, progress.training)
+            progress = progress._replace(training=tensors)
+            epochs.skip(progress.n_epochs)
             interruption.epoch_finished()
-        listeners.begin()
-        last = standing.is_last(plan, n_epochs)
-        while not last and not interruption.asked:
+        observers.begin()
+        last = progress.is_last(plan, n_epochs)
+        while not last and not interruption.stop_requested:
             try:
-                listeners.begin_epoch(standing.n_epochs)
-                standing, figures = epochs.next(standing, listeners.rate_factor())
+                observers.begin_epoch(progress.n_epochs)
+                progress, figures = epochs.next(progress, observers.rate_factor())
                 interruption.epoch_finished()
                 if keep is not None:
-                    keep(standing)
-                last = standing.is_last(plan, n_epochs)
-                ends = last or interruption.asked
-                last = listeners.end_epoch(standing.n_epochs - 1, figures, standing.training, ends)
+                    keep(progress)
+                last = progress.is_last(plan, n_epochs)
+                ends = last or interruption.stop_requested
+                last = observers.end_epoch(progress.n_epochs - 1, figures, progress.training, ends)
             except KeyboardInterrupt:
-                interruption.ask()
-        history = {name: values[: standing.n_epochs] for name, values in standing.history.items()}
-        if plan.early_stopping and standing.best is not None:
-            return TrainingResult(listeners.end(standing.best[2]), history)
-        return TrainingResult(listeners.end(model_state(architecture, standing.training)), history)
+                interruption.request_stop()
+        history = {name: values[: progress.n_epochs] for name, values in progress.history.items()}
+        if plan.early_stopping and progress.best is not None:
+            return TrainingResult(observers.end(progress.best[2]), history)
+        return TrainingResult(observers.end(model_state(architecture, progress.training)), history)
 
 
 class _Epochs:
-    """The epochs of one training: a `Standing` in, the next one out."""
+    """The epochs of one training: a `Progress` in, the next one out."""
 
     def __init__(
         self,
@@ -198,15 +198,15 @@ class _Epochs:
         for _ in range(n_epochs):
             self._shuffler.order()
 
-    def next(self, standing: Standing, rate_factor: np.float32) -> tuple[Standing, dict[str, float]]:
+    def next(self, progress: Progress, rate_factor: np.float32) -> tuple[Progress, dict[str, float]]:
         """One epoch, repeated at a lower rate if it diverges and none has been repeated."""
-        order, lowered = self._shuffler.order(), standing.rate_factor
-        training, figures = self._attempt(standing, order, rate_factor * np.float32(lowered))
-        reason = self._divergence(standing, order, training, figures)
+        order, lowered = self._shuffler.order(), progress.rate_factor
+        training, figures = self._attempt(progress, order, rate_factor * np.float32(lowered))
+        reason = self._divergence(progress, order, training, figures)
         if reason and lowered == 1:
             diverged, lowered = reason, _LOWER_RATE
-            training, figures = self._attempt(standing, order, rate_factor * np.float32(lowered))
-            reason = self._divergence(standing, order, training, figures)
+            training, figures = self._attempt(progress, order, rate_factor * np.float32(lowered))
+            reason = self._divergence(progress, order, training, figures)
             if not reason:
                 warnings.warn(
                     f"training diverged: {diverged}. It was repeated from the beginning of this epoch, and "
@@ -217,36 +217,36 @@ class _Epochs:
                 )
         if reason:
             raise self._error(reason)
-        best = standing.best
+        best = progress.best
         if self._validation is not None:
             present = model_state(self._architecture, training)
             figures |= self._interruption.completed(_validate, present, self._validation, self._plan)
             loss = float(figures["val_loss"])
             if best is None or loss < best[0] or np.isnan(best[0]):
-                best = (loss, standing.n_epochs, present)
+                best = (loss, progress.n_epochs, present)
         for name, value in figures.items():
-            standing.history.setdefault(name, []).append(float(value))
-        largest = max(standing.largest, self._size(figures))
-        following = Standing(
-            standing.n_epochs + 1, training, standing.history, best, largest, rate_factor=lowered
+            progress.history.setdefault(name, []).append(float(value))
+        largest = max(progress.largest, self._size(figures))
+        following = Progress(
+            progress.n_epochs + 1, training, progress.history, best, largest, rate_factor=lowered
         )
         return following, figures
 
     def _attempt(
-        self, standing: Standing, order: npt.NDArray[np.integer], rate_factor: np.float32
+        self, progress: Progress, order: npt.NDArray[np.integer], rate_factor: np.float32
     ) -> tuple[TrainingState, dict[str, float]]:
         """The state after the epoch and its mean loss, reconstruction and KL."""
-        training, sums = standing.training, np.zeros(3)
-        for block, first_step in self._shuffler.blocks(order, standing.n_epochs):
-            progress = (first_step + np.arange(len(block))) / self._n_steps
+        training, sums = progress.training, np.zeros(3)
+        for block, first_step in self._shuffler.blocks(order, progress.n_epochs):
+            elapsed = (first_step + np.arange(len(block))) / self._n_steps
             training, block_sums = self._interruption.completed(
                 train_block,
                 self._architecture,
                 training,
                 self._rows,
                 block,
-                self._plan.rates(progress) * rate_factor,
-                self._plan.betas(progress),
+                self._plan.rates(elapsed) * rate_factor,
+                self._plan.betas(elapsed),
                 self._options,
                 self._limits,
                 noise_seed=self._noise_seed,
@@ -262,7 +262,7 @@ class _Epochs:
 
     def _divergence(
         self,
-        before: Standing,
+        before: Progress,
         order: npt.NDArray[np.integer],
         after: TrainingState,
         figures: dict[str, float],

@@ -21,12 +21,12 @@ class Interruption:
 
     Attributes
     ----------
-    asked : bool
+    stop_requested : bool
         Whether trainings are to end with the epoch that they are in.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.stop_requested = False
         self._at_once = False
         self._has_epoch = False
 
@@ -34,15 +34,15 @@ class Interruption:
         """From now on there is something to keep."""
         self._has_epoch = True
 
-    def ask(self) -> None:
+    def request_stop(self) -> None:
         """Let trainings end with their epoch, while a `KeyboardInterrupt` is handled.
 
         It is raised again if it is the second, or if no epoch has been finished.
         """
-        if self.asked or not self._has_epoch:
+        if self.stop_requested or not self._has_epoch:
             self._at_once = True
             raise
-        self.asked = True
+        self.stop_requested = True
 
     def abandon(self) -> None:
         """Let trainings in other threads end at once, with an error that nobody sees."""
@@ -66,5 +66,5 @@ class Interruption:
         try:
             return function(*arguments, **keywords)
         except KeyboardInterrupt:
-            self.ask()
+            self.request_stop()
             return function(*arguments, **keywords)

@@ -1,4 +1,4 @@
-"""Listeners: whoever watches a training, Keras callbacks and a progress bar."""
+"""Observers: whoever watches a training, Keras callbacks and a progress bar."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vae_anomaly.engine.programs import Architecture
 from vae_anomaly.engine.steps import TrainingState, model_state
 from vae_anomaly.model.states import ModelState
 
-__all__ = ["Listeners"]
+__all__ = ["Observers"]
 
 
-class Listeners:
+class Observers:
     """Whoever watches the training: Keras callbacks and a progress bar."""
 
     def __init__(
