@@ -27,8 +27,8 @@ from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.data.images import check_image_shape, dtype_of, flattened, pixel_range, pixels
-from vae_anomaly.data.scaling import check_magnitude, column_names, fitted, missing_shares, scaler_for
-from vae_anomaly.data.sparse import blocks, has_gaps, joined, rows_of
+from vae_anomaly.data.scaling import check_magnitude, fitted, missing_shares, scaler_for
+from vae_anomaly.data.sparse import has_gaps, joined, rows_of, training_rows
 from vae_anomaly.data.tables import table_of
 from vae_anomaly.ensemble import fitting
 from vae_anomaly.ensemble.fitted import FittedModel
@@ -467,7 +467,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 self.image_shape_: tuple[int, ...] | None = image_shape
                 self.pixel_range_ = None if of_images is None else pixel_range(X)
                 self._fit_scaler(X, likelihood)
-            rows = self._scaled(X, likelihood)
+            rows = training_rows(X, self.scaler_, likelihood, getattr(self, "feature_names_in_", None))
             self._train(
                 network, likelihood, rows, plan, recipe, draws_seed, own_seeds, checkpoint, continuing
             )
@@ -483,14 +483,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.missing_share_ = missing_shares(X, names)
         likelihood.check_columns(X.shape[1])
         self.scaler_ = fitted(scaler_for(likelihood, self.scaler), X)
-
-    def _scaled(self, X: Any, likelihood: Likelihood) -> Rows:
-        """The rows as the model sees them, all within the likelihood's support."""
-        names = getattr(self, "feature_names_in_", None)
-        rows: Rows = rows_of(X, self.scaler_, names)
-        for block in blocks(rows):
-            likelihood.check_support(block, column_names(self.scaler_, names, rows.shape[1]))
-        return rows
 
     def _train(
         self,
@@ -1089,10 +1081,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     # -- the door -------------------------------------------------------------------------------------
     def _as_given(self, values: npt.NDArray[np.float64], given: Any) -> Any:
         """Values of cells in the form of the rows that were given."""
-        if self.table_ is None:
-            return explanations.in_form_of(given, values)
-        frame = self.table_.frame(values, given.index if hasattr(given, "columns") else None)
-        return frame if hasattr(given, "columns") else frame.to_numpy()
+        return (
+            explanations.in_form_of(given, values) if self.table_ is None else self.table_.like(given, values)
+        )
 
     def _as_trained(self, rows: npt.NDArray[np.float64]) -> Any:
         """New rows in the form of the training rows: images, or a mixed table's DataFrame."""
