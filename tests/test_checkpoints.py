@@ -811,8 +811,9 @@ from pathlib import Path
 import numpy as np
 # A process that has not computed yet can be forked.
 import tensorflow, keras
-from vae_anomaly import DenseNetwork, VAEDetector, archive
+from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.checkpoints import Checkpoint
+from vae_anomaly.files import archive
 from vae_anomaly.files.model_file import CHECKPOINT
 
 folder = Path(sys.argv[1])

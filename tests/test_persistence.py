@@ -725,7 +725,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 warnings.simplefilter("ignore")
 import test_persistence
-from vae_anomaly import ModelFileError, archive, load
+from vae_anomaly import ModelFileError, load
+from vae_anomaly.files import archive
 files = [Path(name).read_bytes() for name in {files!r}]
 path, rng = Path({path!r}), random.Random({seed})
 load({files!r}[0])
