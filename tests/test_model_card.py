@@ -13,7 +13,7 @@ from vae_anomaly import DenseNetwork, VAEDetector, load
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.likelihoods import Categorical
 from vae_anomaly.model_card import ModelCard
-from vae_anomaly.thresholds import Conformal, ParetoTail
+from vae_anomaly.thresholds import Conformal, MedianDeviation, ParetoTail
 
 QUICK = {"network": DenseNetwork((8,)), "epochs": 2, "random_state": 0}
 
@@ -155,8 +155,30 @@ def test_a_rule_that_is_set_after_the_fit_is_not_taken_for_the_one_that_made_the
     before = detector.model_card()["threshold"]
     assert before["realized_rates"] == list(Conformal(0.1).realized_rates(200))
     for rule in (Conformal(0.01), "no such rule", None):
-        after = detector.set_params(threshold=rule).model_card()["threshold"]
-        assert (after["false_alarm_rate"], after["realized_rates"]) == (0.1, None)
+        assert detector.set_params(threshold=rule).model_card()["threshold"] == before
+    of_contamination = VAEDetector(contamination=0.1, **QUICK).fit(table[0]).set_params(threshold="mad")
+    assert of_contamination.model_card()["threshold"]["rule"] == "Quantile()"
+
+
+def test_a_rule_that_is_changed_after_the_fit_is_not_the_one_that_cut(table):
+    rule = Conformal(0.1)
+    detector = VAEDetector(threshold=rule, calibration=0.4, **QUICK).fit(table[0])
+    rule.alpha = 0.01
+    assert detector.threshold_.alpha == detector.false_alarm_rate_ == 0.1
+
+
+def test_a_file_holds_the_rule_if_its_class_has_a_name(table, tmp_path):
+    class Highest:
+        def cut(self, scores):
+            return scores.max()
+
+    for rule, kept in (("mad", MedianDeviation), (Highest(), type(None))):
+        detector = VAEDetector(threshold=rule, **QUICK).fit(table[0])
+        assert "Highest" in repr(detector.threshold_) or kept is MedianDeviation
+        detector.set_params(threshold=None).save(tmp_path / "model.vae")
+        loaded = load(tmp_path / "model.vae")
+        assert (type(loaded.threshold_), loaded.offset_) == (kept, detector.offset_)
+        assert loaded.model_card()["threshold"]["offset"] == detector.offset_
 
 
 # -- the page and the dictionary ------------------------------------------------------------------------
@@ -213,7 +235,7 @@ def test_a_card_survives_a_model_file(detector, tmp_path):
 
 def test_a_detector_of_an_older_release_has_a_card_of_what_is_known(homes):
     detector = VAEDetector(**QUICK).fit(homes)
-    for name in ("n_samples_fit_", "missing_share_", "do_early_stopping_", "false_alarm_rate_"):
+    for name in ("n_samples_fit_", "threshold_", "missing_share_", "do_early_stopping_", "false_alarm_rate_"):
         delattr(detector, name)
     card = detector.model_card()
     assert card["data"]["rows"] is card["data"]["missing_share"] is None

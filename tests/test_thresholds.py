@@ -6,6 +6,7 @@ from scipy import stats
 from sklearn.ensemble import IsolationForest
 
 from vae_anomaly import VAEDetector, thresholds
+from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.thresholds import (
     THRESHOLDS,
     Conformal,
@@ -141,7 +142,9 @@ def test_a_rule_given_to_the_detector_decides_its_offset(table, small_detector):
 
 def test_resolve_prefers_the_rule_to_the_contamination():
     rule = Quantile(0.3)
-    assert thresholds.resolve(rule, 0.1) is rule
+    resolved = thresholds.resolve(rule, 0.1)
+    assert resolved is not rule  # a later set_params does not reach it
+    assert resolved.get_params() == rule.get_params()
     assert thresholds.resolve(None, 0.1).contamination == 0.1
     assert isinstance(thresholds.resolve(None, "auto"), TukeyFence)
     assert thresholds.resolve("quantile", 0.2).contamination == 0.2
@@ -208,10 +211,19 @@ def test_a_rule_that_a_sample_settles_gets_no_more_scores():
     assert (detector.predict(X) == -1).sum() == 50
 
 
-def test_a_rule_for_unseen_rows_gets_few_training_rows_scored():
-    X = np.random.RandomState(0).normal(size=(3000, 2)).astype("f4")
-    assert len(thresholds.rows_to_score(Conformal(), X, 0)) == TukeyFence.n_scores
-    assert len(thresholds.rows_to_score(Quantile(), X, 0)) == 3000
+def test_a_rule_for_unseen_rows_gets_few_training_rows_scored(monkeypatch):
+    X = np.random.RandomState(0).normal(size=(3000, 2))
+    scored = []
+
+    def balance(cls, preparation, members, draws, score, device, rows):
+        scored.append(len(rows))
+        return balanced(preparation, members, draws, score, device, rows)
+
+    balanced = Fitted.balance
+    monkeypatch.setattr(Fitted, "balance", classmethod(balance))
+    for rule in (Conformal(), Quantile(), TukeyFence()):
+        VAEDetector(threshold=rule, calibration=0.1, epochs=1, random_state=0).fit(X)
+    assert scored == [2000, 3000, 2000]
 
 
 def test_automatic_contamination_holds_for_rows_beyond_the_sample():

@@ -9,13 +9,13 @@ without it (cross-fitting): this uses all rows, and costs one more fit for each 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-from sklearn.base import clone
 from sklearn.model_selection import KFold, train_test_split
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "p_values",
     "resolve",
     "set_aside",
-    "uncalibrated",
 ]
 
 # A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Folds promise it only nearly.
@@ -97,37 +96,21 @@ def warn_of_other_rows(n_rows: int, n_rows_before: int) -> None:
         )
 
 
-def uncalibrated(detector: Any, likelihood: Any, seed: int) -> Any:
-    """A clone that is to be trained alike, for its scores alone.
+def out_of_fold_scores(
+    score_fold: Callable[[Any, Any], npt.NDArray[np.float64]], X: Any, n_folds: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """Each row's anomaly score by a model that was trained without the row's fold.
 
-    ``likelihood`` is what the detector's own has come to mean, for rows that have come through its door.
-    """
-    return clone(detector).set_params(
-        likelihood=likelihood,
-        threshold=None,
-        calibration=None,
-        warm_start=False,
-        callbacks=None,
-        checkpoint=None,
-        verbose=0,
-        random_state=seed,
-    )
-
-
-def out_of_fold_scores(detector: Any, X: Any, n_folds: int, seed: int) -> npt.NDArray[np.float64]:
-    """Each row's anomaly score by a clone of the detector that is fitted without the row's fold.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If Ctrl-C ends a fit: its rows would be scored by another kind of detector.
+    Parameters
+    ----------
+    score_fold : function
+        ``(training rows, held-out rows) -> scores`` of the held-out rows.
+    X : array of shape (n_rows, ...) or CSR table
+    n_folds, seed : int
     """
     scores = np.empty(X.shape[0])
     for trained_on, held_out in KFold(n_folds, shuffle=True, random_state=seed).split(X):
-        of_fold = clone(detector).fit(X[trained_on])
-        if of_fold.interrupted_:
-            raise KeyboardInterrupt
-        scores[held_out] = -of_fold.score_samples(X[held_out])
+        scores[held_out] = score_fold(X[trained_on], X[held_out])
     return scores
 
 

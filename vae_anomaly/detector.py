@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -26,32 +26,22 @@ from vae_anomaly import (
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.data.images import check_image_shape, dtype_of, flattened, pixel_range, pixels
-from vae_anomaly.data.scaling import check_magnitude, fitted, missing_shares, scaler_for
-from vae_anomaly.data.sparse import has_gaps, joined, rows_of, training_rows
+from vae_anomaly.data.images import check_image_shape, dtype_of, flattened
+from vae_anomaly.data.preparation import Preparation, in_form_of
 from vae_anomaly.data.tables import table_of
 from vae_anomaly.ensemble import fitting
-from vae_anomaly.ensemble.fitted import FittedModel
-from vae_anomaly.ensemble.members import (
-    Job,
-    Member,
-    ProgressStore,
-    Recipe,
-    Seeds,
-    check_continues,
-    resolve_recipe,
-    train_members,
-)
+from vae_anomaly.ensemble.fitted import Fitted
+from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
+from vae_anomaly.ensemble.members import Member
 from vae_anomaly.export import onnx_model
 from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.model.states import ModelState, Specification
+from vae_anomaly.model.states import ModelState
 from vae_anomaly.model_card import ModelCard
 from vae_anomaly.monitoring import Drift
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring.score import Score
-from vae_anomaly.training.epochs import continued
-from vae_anomaly.training.plan import PARAMETERS, SCHEDULES, Plan
+from vae_anomaly.training.plan import SCHEDULES
 
 __all__ = ["VAEDetector"]
 
@@ -434,124 +424,83 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         with all_or_nothing(self):
             self._validate_params()
             checkpoint = checkpoints.opened(self.checkpoint, resume, self.callbacks)
-            plan = Plan(**{name: getattr(self, name) for name in PARAMETERS})
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
-            continuing = self.warm_start and hasattr(self, "members_") and not from_beginning
-            X, image_shape, dtype = self._checked(X, reset=not continuing)
-            image_shape = self.image_shape_ if continuing else image_shape
-            rule = thresholds.resolve(self.threshold, self.contamination)
-            aside = calibration.resolve(self.calibration, thresholds.takes_held_out(rule), X.shape[0])
-            network, likelihood = fitting.resolve_parts(
-                self.network, self.likelihood, vars(self)["score"], self.table_, image_shape
+            continues = self.warm_start and hasattr(self, "members_") and not from_beginning
+            earlier = self._earlier() if continues else None
+            X, image_shape, dtype = self._checked(X, reset=not continues)
+            decisions = fitting.decide(
+                self.get_params(deep=False),
+                self.table_,
+                self.image_shape_ if continues else image_shape,
+                X.shape[0],
             )
-            of_images = network.shape_of_images(image_shape)
-            if of_images is not None:
-                scaled = self.scaler is not None and not isinstance(self.scaler, str)
-                X = pixels(X, dtype, likelihood, scaled, self.pixel_range_ if continuing else None)
-            recipe = resolve_recipe(
-                self.members,
-                self.validation_fraction,
-                self.early_stopping,
-                decide=self.epochs == "auto" and of_images is None,
-                n_rows=X.shape[0],
+            outcome = fitting.fit(
+                X,
+                dtype,
+                decisions,
+                table=self.table_,
+                names=getattr(self, "feature_names_in_", None),
+                earlier=earlier,
+                store=checkpoint,
+                score_fold=self._score_fold,
             )
-            draws_seed, own_seeds = fitting.draw_seeds(self.random_state, len(recipe.members), checkpoint)
-            if continuing and aside is not None:
-                calibration.warn_of_other_rows(X.shape[0], getattr(self, "n_samples_fit_", X.shape[0]))
-            self.n_samples_fit_, self.do_early_stopping_ = X.shape[0], recipe.early_stopping
-            if not continuing:
-                self._calibration_seed = draws_seed
-            X, held_out = calibration.set_aside(X, aside, self._calibration_seed)
-            if not continuing:
-                self.image_shape_: tuple[int, ...] | None = image_shape
-                self.pixel_range_ = None if of_images is None else pixel_range(X)
-                self._fit_scaler(X, likelihood)
-            rows = training_rows(X, self.scaler_, likelihood, getattr(self, "feature_names_in_", None))
-            self._train(
-                network, likelihood, rows, plan, recipe, draws_seed, own_seeds, checkpoint, continuing
-            )
-            self.score_ = scoring.resolve_name(vars(self)["score"], len(self.members_), of_images)
-            self._set_threshold(rule, aside, X, held_out, rows, draws_seed)
+            self._take_over(outcome, decisions, X.shape[0])
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
 
-    def _fit_scaler(self, X: Any, likelihood: Likelihood) -> None:
-        names = getattr(self, "feature_names_in_", None)
-        check_magnitude(X, names)
-        self.missing_share_ = missing_shares(X, names)
-        likelihood.check_columns(X.shape[1])
-        self.scaler_ = fitted(scaler_for(likelihood, self.scaler), X)
+    def _take_over(self, outcome: Outcome, decisions: Decisions, n_rows: int) -> None:
+        """Make what a fit leaves the fitted attributes, which files hold and users read."""
+        fitted = outcome.fitted
+        self.n_samples_fit_, self.do_early_stopping_ = n_rows, decisions.recipe.early_stopping
+        self.image_shape_ = fitted.preparation.image_shape
+        self.pixel_range_ = fitted.preparation.pixel_range
+        self.scaler_ = fitted.preparation.scaler
+        self.missing_share_ = fitted.preparation.missing_shares
+        self.members_, self.noise_ = tuple(fitted.members), fitted.draws
+        self.latent_dim_ = fitted.members[0].specification.latent_dim
+        self.weights_, self._member_levels = fitted.weights, fitted.levels
+        self.score_, self.threshold_ = decisions.score, decisions.rule
+        self.history_, self.interrupted_ = outcome.history, outcome.interrupted
+        self._split_seeds, self._calibration_seed = outcome.split_seeds, outcome.calibration_seed
+        self.calibration_scores_ = outcome.unseen_scores
+        self.false_alarm_rate_ = thresholds.promised_rate(decisions.rule)
+        self.offset_ = -outcome.cut
 
-    def _train(
-        self,
-        network: Network,
-        likelihood: Likelihood,
-        rows: Rows,
-        plan: Plan,
-        recipe: Recipe,
-        draws_seed: int,
-        seeds: list[Seeds],
-        checkpoint: ProgressStore | None,
-        continuing: bool,
-    ) -> None:
-        latent_dim = self.latent_dim
-        if latent_dim == "auto":
-            latent_dim = network.default_latent_dim(rows.shape[1])
-        if continuing:
-            marks_missing = self.members_[0].specification.marks_missing
-        else:
-            marks_missing = network.marks_missing() and (plan.share_to_mask(rows) > 0 or has_gaps(rows))
-        specification = Specification(network, likelihood, rows.shape[1], int(latent_dim), marks_missing)
-        if not continuing:
-            self.latent_dim_ = specification.latent_dim
-            draws = np.random.RandomState(draws_seed).standard_normal((self.n_draws, self.latent_dim_))
-            self.noise_ = draws.astype(np.float32)
-            # Held-out rows of this fit stay held out if a warm start goes on with the same rows.
-            self._split_seeds = [own.split for own in seeds]
-            self.history_ = {}
-        else:
-            check_continues(self.members_, specification, len(seeds), len(self.noise_), self.n_draws)
-        job = Job(
-            specification,
-            rows,
-            plan,
-            recipe,
-            [own._replace(split=split) for own, split in zip(seeds, self._split_seeds, strict=True)],
-            self.noise_,
-            self.members_ if continuing else None,
+    def _earlier(self) -> Earlier:
+        """What a warm start goes on from."""
+        return Earlier(
+            preparation=self._preparation,
+            members=self.members_,
+            draws=self.noise_,
+            history=self.history_,
+            split_seeds=self._split_seeds,
+            calibration_seed=self._calibration_seed,
+            n_rows=getattr(self, "n_samples_fit_", 0),
         )
-        self.members_, history, self.interrupted_ = train_members(
-            job, callbacks=self.callbacks or (), verbose=int(self.verbose), store=checkpoint
-        )
-        self._split_seeds = self._split_seeds[: len(self.members_)]
-        self.history_ = continued(self.history_, history)
 
-    def _set_threshold(
-        self, rule: Any, aside: int | float | None, X: Any, held_out: Any, rows: Rows, seed: int
-    ) -> None:
-        """Balance the members and cut between normal and not, once they are trained on X, scaled ``rows``."""
-        on_held_out = thresholds.takes_held_out(rule)
-        if held_out.shape[0] and not on_held_out:  # a share of anomalies means all of X
-            names = getattr(self, "feature_names_in_", None)
-            rows = joined(rows, rows_of(held_out, self.scaler_, names))
-        self.weights_: npt.NDArray[np.float64] | None = None
-        self._member_levels: npt.NDArray[np.float64] | None = None
-        rows = thresholds.rows_to_score(rule, rows, seed)
-        self.weights_, self._member_levels, scores = self._fitted.balanced(rows)
-        unseen = None
-        if isinstance(aside, int) and self.interrupted_:
-            if on_held_out:
-                raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
-        elif isinstance(aside, int):
-            images = X if self.image_shape_ is None else X.reshape(-1, *self.image_shape_)
-            of_fold = calibration.uncalibrated(self, self.members_[0].specification.likelihood, seed)
-            unseen = calibration.out_of_fold_scores(of_fold, images, aside, seed)
-        elif aside is not None:
-            unseen = self._fitted.scores(held_out)
-        self.calibration_scores_, self.false_alarm_rate_ = unseen, thresholds.promised_rate(rule)
-        self.offset_ = -float(rule.cut(unseen if on_held_out else scores))
+    def _score_fold(self, likelihood: Likelihood, seed: int) -> fitting.ScoreFold:
+        """How a fold's rows are scored by a detector like this one that is trained on the others."""
+        unfitted = clone(self).set_params(
+            likelihood=likelihood,
+            threshold=None,
+            contamination="auto",
+            calibration=None,
+            warm_start=False,
+            callbacks=None,
+            checkpoint=None,
+            verbose=0,
+            random_state=seed,
+        )
+
+        def score_fold(trained_on: Any, held_out: Any) -> npt.NDArray[np.float64]:
+            of_fold = clone(unfitted).fit(trained_on)
+            if of_fold.interrupted_:  # its rows would be scored by another kind of detector
+                raise KeyboardInterrupt
+            return np.asarray(-of_fold.score_samples(held_out))
+
+        return score_fold
 
     # -- scoring --------------------------------------------------------------------------------------
     def score_samples(self, X: Any) -> npt.NDArray[np.float64]:
@@ -658,7 +607,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         given, X = X, self._validated(X)
         shares = self._fitted.column_shares(X)
-        return explanations.in_form_of(given, shares)
+        return in_form_of(given, shares)
 
     def expected(self, X: Any, coverage: float | None = None) -> Any:
         """What the model expects in each cell given the other cells of its row, in the units of X.
@@ -700,7 +649,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         True
         """
         given, X = X, self._validated(X)
-        results = [self._as_given(values, given) for values in self._fitted.expected_cells(X, coverage)]
+        results = [
+            self._preparation.in_form_of(given, values) for values in self._fitted.expected_cells(X, coverage)
+        ]
         return results[0] if coverage is None else tuple(results)
 
     def report(self, X: Any, n_rows: int = 5, n_columns: int = 3, coverage: float = 0.9) -> Any:
@@ -892,7 +843,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             If ``scaler_`` has no ``inverse_transform``.
         """
         given, X = X, self._validated(X)
-        return self._as_given(self._fitted.reconstructions(X), given)
+        return self._preparation.in_form_of(given, self._fitted.reconstructions(X))
 
     def sample(self, n_samples: int = 1, random_state: Any = None, *, noise: bool = True) -> Any:
         """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
@@ -917,7 +868,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             If ``scaler_`` has no ``inverse_transform``.
         """
         check_is_fitted(self)
-        return self._as_trained(self._fitted.sample(n_samples, random_state, noise))
+        return self._preparation.in_form_of_training(self._fitted.sample(n_samples, random_state, noise))
 
     @property
     def model_(self) -> Any:
@@ -1079,30 +1030,28 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         onnx_model.write(path, self)
 
     # -- the door -------------------------------------------------------------------------------------
-    def _as_given(self, values: npt.NDArray[np.float64], given: Any) -> Any:
-        """Values of cells in the form of the rows that were given."""
-        return (
-            explanations.in_form_of(given, values) if self.table_ is None else self.table_.like(given, values)
+    @property
+    def _preparation(self) -> Preparation:
+        return Preparation(
+            table=self.table_,
+            names=getattr(self, "feature_names_in_", None),
+            image_shape=self.image_shape_,
+            pixel_range=self.pixel_range_,
+            scaler=self.scaler_,
+            missing_shares=getattr(self, "missing_share_", None),
         )
 
-    def _as_trained(self, rows: npt.NDArray[np.float64]) -> Any:
-        """New rows in the form of the training rows: images, or a mixed table's DataFrame."""
-        if self.table_ is not None:
-            return self.table_.frame(rows)
-        return rows if self.image_shape_ is None else rows.reshape(len(rows), *self.image_shape_)
-
     @property
-    def _fitted(self) -> FittedModel:
+    def _fitted(self) -> Fitted:
         network = self.members_[0].specification.network
-        return FittedModel(
-            self.members_,
-            self.noise_,
-            scoring.resolve(self.score_, network.shape_of_images(self.image_shape_)),
-            self.scaler_,
-            getattr(self, "feature_names_in_", None),
-            self.device,
-            self.weights_,
-            self._member_levels,
+        return Fitted(
+            preparation=self._preparation,
+            members=self.members_,
+            draws=self.noise_,
+            score=scoring.resolve(self.score_, network.shape_of_images(self.image_shape_)),
+            device=self.device,
+            weights=self.weights_,
+            levels=self._member_levels,
         )
 
     @property
@@ -1113,10 +1062,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _validated(self, X: Any) -> Any:
         check_is_fitted(self)
         X, _, dtype = self._checked(X, reset=False)
-        if self.pixel_range_ is not None:
-            likelihood = self.members_[0].specification.likelihood
-            X = pixels(X, dtype, likelihood, self.scaler_ is not None, self.pixel_range_)
-        return X
+        return self._preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
 
     def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None, Any]:
         """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""

@@ -23,8 +23,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from vae_anomaly.core.rows import array_of, dense
+from vae_anomaly.data.preparation import in_form_of
 
-__all__ = ["by_column", "divided", "explain", "in_form_of", "origins", "report"]
+__all__ = ["by_column", "divided", "explain", "origins", "report"]
 
 
 def divided(terms: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -110,14 +111,6 @@ def report(detector: Any, X: Any, n_rows: int, n_columns: int, coverage: float) 
         for column in np.argsort(-shares[position], kind="stable")[:n_columns]
     ]
     return pd.DataFrame(lines)
-
-
-def in_form_of(X: Any, shares: npt.NDArray[np.float64]) -> Any:
-    """Shares as a DataFrame if X is one, otherwise in the shape of X."""
-    if hasattr(X, "columns"):
-        return pd.DataFrame(shares, columns=X.columns, index=X.index)
-    stacked = getattr(X, "ndim", None) == 1 and len(X) > 0  # an array of images
-    return shares.reshape(np.shape(list(X) if stacked else X))
 
 
 def by_column(

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from vae_anomaly import thresholds
 from vae_anomaly.core.spec import state_of
 from vae_anomaly.core.versions import versions
 
@@ -141,20 +140,14 @@ def summary(detector: Any) -> dict[str, dict[str, Any]]:
 
 
 def _threshold(detector: Any) -> dict[str, Any]:
-    promised = getattr(detector, "false_alarm_rate_", None)
     scores = detector.calibration_scores_
-    try:
-        rule = thresholds.resolve(detector.threshold, detector.contamination)
-    except ValueError:  # set since the fit, and refused by the next one
-        rule = None
-    # A rule that was set since the fit promises something else.
-    same = promised is not None and thresholds.promised_rate(rule) == promised
-    known = same and scores is not None and hasattr(rule, "realized_rates")
+    rule: Any = getattr(detector, "threshold_", None)  # unknown of a detector that an older release has saved
+    known = scores is not None and hasattr(rule, "realized_rates")
     rates = rule.realized_rates(len(scores)) if known else None
     return {
         "rule": None if rule is None else _shortened(rule),
         "offset": _number(detector.offset_),
-        "false_alarm_rate": promised,
+        "false_alarm_rate": getattr(detector, "false_alarm_rate_", None),
         "realized_rates": None if rates is None else list(rates),
         "calibration_rows": None if scores is None else len(scores),
     }

@@ -17,14 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils._param_validation import Interval, StrOptions
-
-from vae_anomaly.data.sparse import subset
 
 __all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "ParetoTail", "Quantile", "TukeyFence"]
 
-_ROWS_TO_SEE_THE_SPREAD = 2_000
+#: Rows whose scores tell how scores spread.
+ROWS_TO_SEE_THE_SPREAD = 2_000
 
 
 class Quantile(BaseEstimator):  # type: ignore[misc]
@@ -86,7 +85,7 @@ class TukeyFence(BaseEstimator):  # type: ignore[misc]
     True
     """
 
-    n_scores: ClassVar[int] = _ROWS_TO_SEE_THE_SPREAD
+    n_scores: ClassVar[int] = ROWS_TO_SEE_THE_SPREAD
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "reach": [Interval(Real, 0, None, closed="left")],
@@ -289,6 +288,9 @@ class _FromLabels:
     def __init__(self, rule: Any) -> None:
         self.rule = rule
 
+    def __repr__(self) -> str:
+        return repr(self.rule)
+
     def cut(self, scores: npt.NDArray[np.floating]) -> float:
         """The greatest score below every one that is labelled an anomaly."""
         labels = (
@@ -315,18 +317,12 @@ def promised_rate(rule: Any) -> float | None:
     return None if rate is None else float(rate)
 
 
-def rows_to_score(rule: Any, rows: Any, seed: int) -> Any:
-    """The training rows whose scores the rule needs; for one that needs none, some to see how they spread."""
-    n_scores = getattr(rule, "n_scores", _ROWS_TO_SEE_THE_SPREAD if takes_held_out(rule) else None)
-    if n_scores is None or n_scores >= len(rows):
-        return rows
-    return subset(rows, np.random.RandomState(seed).permutation(len(rows))[:n_scores])
-
-
 def resolve(threshold: Any, contamination: str | float) -> Any:
     """The rule that a detector's ``threshold`` and ``contamination`` ask for."""
     if threshold is None:
         return TukeyFence() if isinstance(contamination, str) else Quantile(contamination)
+    if isinstance(threshold, BaseEstimator) and hasattr(threshold, "cut"):
+        return clone(threshold)  # out of reach of a later set_params
     if not isinstance(threshold, str):
         return threshold if hasattr(threshold, "cut") else _FromLabels(threshold)
     if threshold not in THRESHOLDS:

@@ -11,7 +11,6 @@ from scipy import sparse
 
 from vae_anomaly.core.rows import Rows, any_missing
 from vae_anomaly.data import scaling
-from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
     "SparseRows",
@@ -21,7 +20,6 @@ __all__ = [
     "representative",
     "rows_of",
     "subset",
-    "training_rows",
 ]
 
 _NUMBERS_AT_ONCE = 2**22
@@ -60,14 +58,6 @@ def rows_of(X: Any, scaler: Any, names: npt.NDArray[Any] | None) -> Any:
     if sparse.issparse(X) and X.shape[0]:
         return SparseRows(X, scaler, names)
     return scaling.scaled(X, scaler, names)
-
-
-def training_rows(X: Any, scaler: Any, likelihood: Likelihood, names: npt.NDArray[Any] | None) -> Any:
-    """The scaled rows of a table to train on, all within the likelihood's support."""
-    rows = rows_of(X, scaler, names)
-    for block in blocks(rows):
-        likelihood.check_support(block, scaling.column_names(scaler, names, rows.shape[1]))
-    return rows
 
 
 def subset(rows: Any, positions: npt.NDArray[np.integer]) -> Any:

@@ -175,12 +175,6 @@ class Table:
         frame = pd.DataFrame(by_column)
         return frame if index is None else frame.set_index(index)
 
-    def like(self, given: Any, numbers: npt.NDArray[np.float64]) -> Any:
-        """What numbers stand for, as a DataFrame if the rows that were given are one, else as an array."""
-        if not hasattr(given, "columns"):
-            return self.frame(numbers).to_numpy()
-        return self.frame(numbers, given.index)
-
 
 def table_of(X: Any, likelihood: Any) -> Table | None:
     """How the columns of X become numbers; None for rows of numbers that share one likelihood.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from sklearn.utils import check_random_state
 
 from vae_anomaly import explanations
 from vae_anomaly.core.rows import Rows, any_missing, dense
-from vae_anomaly.data.scaling import column_names, scaled, unscaled
+from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps
 from vae_anomaly.engine import programs
 from vae_anomaly.ensemble import averaging
@@ -22,7 +23,7 @@ from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.score import Score
 
-__all__ = ["FittedModel"]
+__all__ = ["Fitted"]
 
 _NUMBERS_AT_ONCE = 2**22
 # Equally probable values of each cell, over all members and draws, that an interval is read off.
@@ -31,7 +32,8 @@ _VALUES_OF_CELL = 200
 Array = npt.NDArray[np.float64]
 
 
-class FittedModel(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Fitted:
     """Members, how they are averaged, and what stands before them.
 
     Methods take numbers as they come through the detector's door, X of shape (n_rows, n_features), and work
@@ -39,25 +41,56 @@ class FittedModel(NamedTuple):
 
     Attributes
     ----------
+    preparation : Preparation
     members : models of one architecture
-    noise : float32 array of shape (n_draws, latent_dim)
+    draws : float32 array of shape (n_draws, latent_dim)
     score : Score
-    scaler : fitted transformer or None
-    names : array of str or None, the columns' names
     device : str or None
-    weights : array of shape (n_members,), or None before they are known
-    levels : array of shape (n_members,), or None before they are known
+    weights : array of shape (n_members,)
+    levels : array of shape (n_members,)
         Median training score of each member.
     """
 
+    preparation: Preparation
     members: Sequence[ModelState]
-    noise: Rows
+    draws: Rows
     score: Score
-    scaler: Any
-    names: npt.NDArray[Any] | None
     device: str | None
-    weights: Array | None = None
-    levels: Array | None = None
+    weights: Array
+    levels: Array
+
+    @classmethod
+    def balance(
+        cls,
+        preparation: Preparation,
+        members: Sequence[ModelState],
+        draws: Rows,
+        score: Score,
+        device: str | None,
+        rows: Any,
+    ) -> tuple[Self, Array]:
+        """The members with the weights and levels that training rows give them, and the rows' scores.
+
+        Raises
+        ------
+        FloatingPointError
+            If scores are not finite: the last step's weights have not been through a loss.
+        """
+        n_members = len(members)
+        unbalanced = cls(
+            preparation, members, draws, score, device, np.full(n_members, 1 / n_members), np.zeros(n_members)
+        )
+        by_member = unbalanced.raw_scores(rows)
+        if not np.isfinite(by_member).all():
+            raise FloatingPointError(
+                "training diverged in its last step: training rows have no finite score. Lower learning_rate "
+                "or set gradient_clip_norm."
+            )
+        fitted = replace(unbalanced, levels=np.median(by_member, axis=1))
+        if has_gaps(rows):
+            by_member = fitted.member_scores(rows)
+        weights = averaging.weights_for(by_member)
+        return replace(fitted, weights=weights), averaging.averaged(by_member, weights)
 
     @property
     def likelihood(self) -> Likelihood:
@@ -66,7 +99,14 @@ class FittedModel(NamedTuple):
 
     def rows(self, X: Any) -> Rows:
         """What the members see of X."""
-        return scaled(X, self.scaler, self.names)
+        return self.preparation.rows(X)
+
+    def raw_scores(self, rows: Any) -> Array:
+        """Scores by each member, in which a missing cell counts what the model expects there."""
+        if isinstance(rows, SparseRows):
+            return np.concatenate([self.raw_scores(block) for block in blocks(rows)], axis=1)
+        self.preparation.check_support(rows, self.likelihood)
+        return passes.score_rows(self.members, rows, self.draws, self.score, self.device)
 
     def member_scores(self, rows: Any) -> Array:
         r"""Scores by each member, larger = more anomalous: shape (n_members, n_rows).
@@ -77,37 +117,13 @@ class FittedModel(NamedTuple):
         """
         if isinstance(rows, SparseRows):
             return np.concatenate([self.member_scores(block) for block in blocks(rows)], axis=1)
-        self.likelihood.check_support(rows, column_names(self.scaler, self.names, rows.shape[1]))
-        if self.levels is None or not any_missing(rows):
-            return self._score(rows)
+        if not any_missing(rows):
+            return self.raw_scores(rows)
         n_missing = np.isnan(rows).sum(axis=1)
         nothing = np.full((1, rows.shape[1]), np.nan, dtype=np.float32)
-        by_member = self._score(np.concatenate([rows, nothing]))
+        by_member = self.raw_scores(np.concatenate([rows, nothing]))
         excess = by_member[:, -1] - self.levels
         return np.asarray(by_member[:, :-1] - excess[:, None] * (n_missing / rows.shape[1]))
-
-    def balanced(self, rows: Any) -> tuple[Array, Array, Array]:
-        """Weights and levels that training rows give the members, and the rows' scores with them.
-
-        Raises
-        ------
-        FloatingPointError
-            If scores are not finite: the last step's weights have not been through a loss.
-        """
-        by_member = self.member_scores(rows)
-        if not np.isfinite(by_member).all():
-            raise FloatingPointError(
-                "training diverged in its last step: training rows have no finite score. Lower learning_rate "
-                "or set gradient_clip_norm."
-            )
-        levels = np.median(by_member, axis=1)
-        if has_gaps(rows):
-            by_member = self._replace(levels=levels).member_scores(rows)
-        weights = averaging.weights_for(by_member)
-        return weights, levels, averaging.averaged(by_member, weights)
-
-    def _score(self, rows: Rows) -> Array:
-        return passes.score_rows(self.members, rows, self.noise, self.score, self.device)
 
     def scores(self, X: Any) -> Array:
         """The score of each row, larger = more anomalous: shape (n_rows,)."""
@@ -116,20 +132,20 @@ class FittedModel(NamedTuple):
     def evidence_lower_bound(self, X: Any) -> float:
         """Mean over the rows, in nats."""
         terms = self._map_blocks(
-            X, lambda rows: self._averaged(passes.elbo_terms(self.members, rows, self.noise, self.device))
+            X, lambda rows: self._averaged(passes.elbo_terms(self.members, rows, self.draws, self.device))
         )
         return -float(terms.sum(axis=1).mean())
 
     def _expectations(self, rows: Rows) -> Array:
         """What may be averaged to tell x, see `Likelihood.expectations`: shape (n_rows, n_inputs)."""
-        by_member, log_likelihood = passes.reconstruct(self.members, rows, self.noise, self.device)
-        weights = averaging.weights_by_row(np.asarray(self.weights), log_likelihood)
+        by_member, log_likelihood = passes.reconstruct(self.members, rows, self.draws, self.device)
+        weights = averaging.weights_by_row(self.weights, log_likelihood)
         return averaging.averaged(by_member, weights)
 
     def posterior_means(self, X: Any) -> Array:
         """Of the first member: shape (n_rows, latent_dim)."""
         first = self.members[:1]
-        return self._map_blocks(X, lambda rows: passes.encode(first, rows, self.noise, self.device)[0])
+        return self._map_blocks(X, lambda rows: passes.encode(first, rows, self.draws, self.device)[0])
 
     def model(self) -> Any:
         """The first member as a new `VAE`."""
@@ -141,35 +157,37 @@ class FittedModel(NamedTuple):
             raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
         with programs.placed(self.device):
             rng = check_random_state(random_state)
-            rows = averaging.sample(self.members, np.asarray(self.weights), int(n_samples), rng, noise)
-        return unscaled(rows, self.scaler)
+            rows = averaging.sample(self.members, self.weights, int(n_samples), rng, noise)
+        return self.preparation.back(rows)
 
     def column_shares(self, X: Any) -> Array:
         """Each column's share of the score: shape (n_rows, n_features)."""
-        names = [f"x{i}" for i in range(X.shape[1])] if self.names is None else self.names
-        return explanations.by_column(self.shares(X), self.scaler, np.asarray(names))
+        names = (
+            [f"x{i}" for i in range(X.shape[1])] if self.preparation.names is None else self.preparation.names
+        )
+        return explanations.by_column(self.shares(X), self.preparation.scaler, np.asarray(names))
 
     def shares(self, X: Any) -> Array:
         """Each scaled column's share of the score: shape (n_rows, n_scaled_columns)."""
 
         def of_block(rows: Rows) -> Array:
-            by_member = passes.shares(self.members, rows, self.noise, self.score, self.device)
+            by_member = passes.shares(self.members, rows, self.draws, self.score, self.device)
             return explanations.divided(self._averaged(by_member), self._averaged(self.member_scores(rows)))
 
         return self._map_blocks(X, of_block)
 
     def confidence(self, X: Any, offset: float) -> Array:
         """See `averaging.confidence`; the decision function is minus the score, less ``offset``."""
-        if len(self.members) == 1 and len(self.noise) == 1:
+        if len(self.members) == 1 and len(self.draws) == 1:
             raise ValueError("confidence needs several draws or members; fit with n_draws=10 or members=4.")
 
         def of_block(rows: Rows) -> Array:
             by_member = self.member_scores(rows)
             return averaging.confidence(
                 self._averaged(by_member) + offset,
-                by_member - np.asarray(self.levels)[:, None],
-                passes.draw_errors(self.members, rows, self.noise, self.score, self.device),
-                np.asarray(self.weights),
+                by_member - self.levels[:, None],
+                passes.draw_errors(self.members, rows, self.draws, self.score, self.device),
+                self.weights,
             )
 
         return self._map_blocks(X, of_block)
@@ -196,28 +214,28 @@ class FittedModel(NamedTuple):
         if rows.shape != masked.shape:
             raise ValueError(
                 f"a cell is masked behind the scaler too, which must keep the {n_features} columns; "
-                f"{type(self.scaler).__name__} makes {rows.shape[1]}."
+                f"{type(self.preparation.scaler).__name__} makes {rows.shape[1]}."
             )
         values = self.likelihood.values(self._expectations(rows))
         results = [values]
         if coverage is not None:
-            n_draws = len(self.noise)
+            n_draws = len(self.draws)
             n_values = n_draws * math.ceil(_VALUES_OF_CELL / (n_draws * len(self.members)))
-            by_value = passes.predictive_values(self.members, rows, self.noise, n_values, self.device)
+            by_value = passes.predictive_values(self.members, rows, self.draws, n_values, self.device)
             of_cells = by_value[:, cells[0], :, cells[1]]  # (n_cells, n_members, n_values)
             # Not by weights of the row: members that explain it best are too sure of its cells.
-            weights = np.asarray(self.weights)
+            weights = self.weights
             for end in _quantiles(of_cells, weights, ((1 - coverage) / 2, (1 + coverage) / 2)):
                 results.append(values.copy())
                 results[-1][cells] = end
-        return [unscaled(result, self.scaler)[cells].reshape(X.shape) for result in results]
+        return [self.preparation.back(result)[cells].reshape(X.shape) for result in results]
 
     def reconstructions(self, X: Any) -> Array:
         """Expected x given z, averaged, in the units of X."""
-        return unscaled(self.likelihood.values(self._map_blocks(X, self._expectations)), self.scaler)
+        return self.preparation.back(self.likelihood.values(self._map_blocks(X, self._expectations)))
 
     def _averaged(self, by_member: Array) -> Array:
-        return averaging.averaged(by_member, np.asarray(self.weights))
+        return averaging.averaged(by_member, self.weights)
 
     def _map_blocks(self, X: Any, function: Callable[[Rows], Array]) -> Array:
         """Scale and process X in blocks."""

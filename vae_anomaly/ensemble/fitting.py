@@ -1,21 +1,199 @@
-"""Fitting: what a fit decides once, before it trains."""
+"""Fitting: the order of a fit, from rows that came through the detector's door to a cut among scores.
+
+Everything that is "auto" is decided once, in one record; seeds are drawn once; then rows are prepared,
+members trained and balanced, and the threshold rule cuts. The detector's class is not known here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.utils import check_random_state
 
-from vae_anomaly import likelihoods, networks, scoring
-from vae_anomaly.core.rows import with_channels
+from vae_anomaly import calibration, likelihoods, networks, scoring, thresholds
+from vae_anomaly.core.rows import Rows, with_channels
+from vae_anomaly.data.images import pixels
+from vae_anomaly.data.preparation import Preparation
+from vae_anomaly.data.sparse import has_gaps, joined, subset
 from vae_anomaly.data.tables import Table
-from vae_anomaly.ensemble.members import ProgressStore, Seeds
+from vae_anomaly.ensemble.fitted import Fitted
+from vae_anomaly.ensemble.members import (
+    Job,
+    ProgressStore,
+    Recipe,
+    Seeds,
+    check_continues,
+    resolve_recipe,
+    train_members,
+)
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring import Score
+from vae_anomaly.training.epochs import continued
+from vae_anomaly.training.plan import PARAMETERS, Plan
 
-__all__ = ["draw_seeds", "resolve_parts"]
+__all__ = ["Decisions", "Earlier", "Outcome", "decide", "draw_seeds", "fit"]
+
+#: ``(training rows, held-out rows) -> scores``: trains alike on the former and scores the latter.
+ScoreFold = Callable[[Any, Any], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """What a fit does, with every "auto" decided that the kind and the number of rows decide.
+
+    Attributes
+    ----------
+    network : Network
+        A checked copy, out of reach of a later set_params.
+    likelihood : Likelihood
+        The same.
+    image_shape : tuple or None
+        The shape of an image that was handed in.
+    of_images : (height, width, channels) or None
+        What the network takes a row for: flat rows may be images too.
+    plan : Plan
+    recipe : Recipe
+    score : str or Score
+    rule : threshold rule
+    calibration : float, int or None
+        A fraction to hold out, or a number of folds.
+    parameters : the detector's parameters, for those that nothing has to be decided of
+    """
+
+    network: Network
+    likelihood: Likelihood
+    image_shape: tuple[int, ...] | None
+    of_images: tuple[int, int, int] | None
+    plan: Plan
+    recipe: Recipe
+    score: str | Score
+    rule: Any
+    calibration: int | float | None
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Earlier:
+    """What a warm start goes on from.
+
+    Attributes
+    ----------
+    preparation : Preparation
+    members : tuple of ModelState
+    draws : float32 array of shape (n_draws, latent_dim)
+    history : dict of list of float
+    split_seeds : list of int
+        Held-out rows of the earlier fit stay held out if the rows are the same.
+    calibration_seed : int
+    n_rows : int
+    """
+
+    preparation: Preparation
+    members: tuple[ModelState, ...]
+    draws: Rows
+    history: dict[str, list[float]]
+    split_seeds: list[int]
+    calibration_seed: int
+    n_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a fit leaves.
+
+    Attributes
+    ----------
+    fitted : Fitted
+    history : dict of list of float
+        With that of an earlier fit, if there is one.
+    interrupted : bool
+    split_seeds, calibration_seed : what a warm start needs, see `Earlier`
+    unseen_scores : float64 array or None
+        Scores of rows that their model was not trained on.
+    cut : float
+    """
+
+    fitted: Fitted
+    history: dict[str, list[float]]
+    interrupted: bool
+    split_seeds: list[int]
+    calibration_seed: int
+    unseen_scores: npt.NDArray[np.float64] | None
+    cut: float
+
+
+def decide(
+    parameters: Mapping[str, Any], table: Table | None, image_shape: tuple[int, ...] | None, n_rows: int
+) -> Decisions:
+    """Decide every "auto", and refuse parameters that contradict each other or the rows.
+
+    Parameters
+    ----------
+    parameters : the detector's
+    table : Table or None
+        If columns have likelihoods of their own.
+    image_shape : tuple or None
+    n_rows : int
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    plan = Plan(**{name: parameters[name] for name in PARAMETERS})
+    rule = thresholds.resolve(parameters["threshold"], parameters["contamination"])
+    needs_unseen = thresholds.takes_held_out(rule)
+    network = _resolve_network(parameters["network"], image_shape)
+    of_images = network.shape_of_images(image_shape)
+    recipe = resolve_recipe(
+        parameters["members"],
+        parameters["validation_fraction"],
+        parameters["early_stopping"],
+        decide=parameters["epochs"] == "auto" and of_images is None,
+        n_rows=n_rows,
+    )
+    return Decisions(
+        network=network,
+        likelihood=_resolve_likelihood(parameters["likelihood"], network, table, image_shape),
+        image_shape=image_shape,
+        of_images=of_images,
+        plan=plan,
+        recipe=recipe,
+        score=scoring.resolve_name(parameters["score"], len(recipe.members), of_images),
+        rule=rule,
+        calibration=calibration.resolve(parameters["calibration"], needs_unseen, n_rows),
+        parameters=parameters,
+    )
+
+
+def _resolve_network(network: str | Network, image_shape: tuple[int, ...] | None) -> Network:
+    if network == "auto":
+        network = "dense" if image_shape is None else "conv"
+    network = networks.resolve(network)
+    network._validate_params()
+    return network.for_images(image_shape and with_channels(image_shape)).snapshot()
+
+
+def _resolve_likelihood(
+    likelihood: Any, network: Network, table: Table | None, image_shape: tuple[int, ...] | None
+) -> Likelihood:
+    if table is not None:
+        likelihood = table.likelihood
+    elif isinstance(likelihood, (dict, list, tuple)) or likelihood == "mixed":
+        raise ValueError(
+            f"likelihood={likelihood!r} is of a table's columns, and X holds images: give them one "
+            "likelihood, such as 'unit_gaussian', 'bernoulli' or 'gaussian'."
+        )
+    elif likelihood == "auto":
+        likelihood = network.default_likelihood(image_shape)
+    resolved: Likelihood = likelihoods.resolve(likelihood).snapshot()
+    resolved._validate_params()
+    return resolved
 
 
 def draw_seeds(random_state: Any, n_members: int, store: ProgressStore | None) -> tuple[int, list[Seeds]]:
@@ -28,29 +206,123 @@ def draw_seeds(random_state: Any, n_members: int, store: ProgressStore | None) -
     return draws_seed, [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
 
 
-def resolve_parts(
-    network: str | Network,
-    likelihood: Any,
-    score: str | Score,
+def fit(
+    X: Any,
+    dtype: Any,
+    decisions: Decisions,
+    *,
     table: Table | None,
-    image_shape: tuple[int, ...] | None,
-) -> tuple[Network, Likelihood]:
-    """The network and the likelihood to use: checked copies, out of reach of a later set_params."""
-    if network == "auto":
-        network = "dense" if image_shape is None else "conv"
-    network = networks.resolve(network)
-    network._validate_params()
-    network = network.for_images(image_shape and with_channels(image_shape)).snapshot()
-    if table is not None:
-        likelihood = table.likelihood
-    elif isinstance(likelihood, (dict, list, tuple)) or likelihood == "mixed":
-        raise ValueError(
-            f"likelihood={likelihood!r} is of a table's columns, and X holds images: give them one "
-            "likelihood, such as 'unit_gaussian', 'bernoulli' or 'gaussian'."
+    names: npt.NDArray[Any] | None,
+    earlier: Earlier | None,
+    store: ProgressStore | None,
+    score_fold: Callable[[Likelihood, int], ScoreFold],
+) -> Outcome:
+    """Prepare the rows, train and balance the members, and cut.
+
+    Parameters
+    ----------
+    X : array or CSR table of shape (n_rows, n_features)
+    dtype : dtype that X was handed in with, or None
+    decisions : Decisions
+    table, names : how columns became numbers, and their names
+    earlier : Earlier or None
+    store : ProgressStore or None
+    score_fold : function
+        Of the likelihood and a seed: how a fold is trained and scored.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If Ctrl-C ends what a threshold cannot do without.
+    """
+    likelihood, parameters = decisions.likelihood, decisions.parameters
+    if decisions.of_images is not None:
+        scaled = parameters["scaler"] is not None and not isinstance(parameters["scaler"], str)
+        X = pixels(X, dtype, likelihood, scaled, None if earlier is None else earlier.preparation.pixel_range)
+    draws_seed, seeds = draw_seeds(parameters["random_state"], len(decisions.recipe.members), store)
+    calibration_seed = draws_seed
+    if earlier is not None:
+        calibration_seed = earlier.calibration_seed
+        if decisions.calibration is not None:
+            calibration.warn_of_other_rows(X.shape[0], earlier.n_rows)
+    kept, held_out = calibration.set_aside(X, decisions.calibration, calibration_seed)
+    if earlier is not None:
+        preparation = earlier.preparation
+    else:
+        preparation = Preparation.fit(
+            kept,
+            table=table,
+            names=names,
+            image_shape=decisions.image_shape,
+            holds_images=decisions.of_images is not None,
+            likelihood=likelihood,
+            scaler=parameters["scaler"],
         )
-    elif likelihood == "auto":
-        likelihood = network.default_likelihood(image_shape)
-    likelihood = likelihoods.resolve(likelihood).snapshot()
-    likelihood._validate_params()
-    scoring.resolve_name(score, 1, network.shape_of_images(image_shape))
-    return network, likelihood
+    rows = preparation.training_rows(kept, likelihood)
+    job = _job(decisions, rows, draws_seed, seeds, earlier)
+    states, history, interrupted = train_members(
+        job, callbacks=parameters["callbacks"] or (), verbose=int(parameters["verbose"]), store=store
+    )
+    takes_unseen = thresholds.takes_held_out(decisions.rule)
+    if held_out.shape[0] and not takes_unseen:  # a fraction of anomalies means all of X
+        rows = joined(rows, preparation.training_rows(held_out, likelihood))
+    fitted, scores = Fitted.balance(
+        preparation,
+        states,
+        job.draws,
+        scoring.resolve(decisions.score, decisions.of_images),
+        parameters["device"],
+        _rows_to_score(decisions.rule, rows, draws_seed),
+    )
+    unseen = None
+    if isinstance(decisions.calibration, float):
+        unseen = fitted.scores(held_out)
+    elif decisions.calibration is not None and not interrupted:
+        images = kept if decisions.image_shape is None else kept.reshape(-1, *decisions.image_shape)
+        of_fold = score_fold(likelihood, draws_seed)
+        unseen = calibration.out_of_fold_scores(of_fold, images, decisions.calibration, draws_seed)
+    elif takes_unseen:
+        raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
+    return Outcome(
+        fitted=fitted,
+        history=continued({} if earlier is None else earlier.history, history),
+        interrupted=interrupted,
+        split_seeds=[own.split for own in job.seeds[: len(states)]],
+        calibration_seed=calibration_seed,
+        unseen_scores=unseen,
+        cut=float(decisions.rule.cut(unseen if takes_unseen else scores)),
+    )
+
+
+def _job(
+    decisions: Decisions, rows: Any, draws_seed: int, seeds: Sequence[Seeds], earlier: Earlier | None
+) -> Job:
+    network, parameters = decisions.network, decisions.parameters
+    latent_dim = parameters["latent_dim"]
+    if latent_dim == "auto":
+        latent_dim = network.default_latent_dim(rows.shape[1])
+    if earlier is not None:
+        marks_missing = earlier.members[0].specification.marks_missing
+    else:
+        marks_missing = network.marks_missing() and (decisions.plan.share_to_mask(rows) > 0 or has_gaps(rows))
+    specification = Specification(
+        network, decisions.likelihood, rows.shape[1], int(latent_dim), marks_missing
+    )
+    if earlier is None:
+        rng = np.random.RandomState(draws_seed)
+        draws = rng.standard_normal((parameters["n_draws"], specification.latent_dim)).astype(np.float32)
+    else:
+        draws = earlier.draws
+        check_continues(earlier.members, specification, len(seeds), len(draws), parameters["n_draws"])
+        seeds = [own._replace(split=split) for own, split in zip(seeds, earlier.split_seeds, strict=True)]
+    members = None if earlier is None else earlier.members
+    return Job(specification, rows, decisions.plan, decisions.recipe, seeds, draws, members)
+
+
+def _rows_to_score(rule: Any, rows: Any, seed: int) -> Any:
+    """The training rows whose scores balance the members, and make the cut unless it is among others."""
+    spread = thresholds.ROWS_TO_SEE_THE_SPREAD if thresholds.takes_held_out(rule) else None
+    n_scores = getattr(rule, "n_scores", spread)
+    if n_scores is None or len(rows) <= n_scores:
+        return rows
+    return subset(rows, np.random.RandomState(seed).permutation(len(rows))[:n_scores])

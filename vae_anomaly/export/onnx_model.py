@@ -21,7 +21,7 @@ from vae_anomaly.core.versions import versions
 from vae_anomaly.data.scaling import FARTHEST, ScalerOfColumns
 from vae_anomaly.data.tables import Column
 from vae_anomaly.engine.programs import Architecture, architecture_of
-from vae_anomaly.ensemble.fitted import FittedModel
+from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.export.onnx_graph import Graph, library
 from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import Likelihood
@@ -47,7 +47,7 @@ def write(path: str | os.PathLike[str], detector: Any) -> None:
 
 def _model_of(detector: Any) -> Any:
     """The detector as an ONNX model."""
-    fitted: FittedModel = detector._fitted
+    fitted: Fitted = detector._fitted
     n_bytes = sum(state.trainable.nbytes for state in fitted.members)
     if n_bytes > _WEIGHT_BYTES:
         raise ValueError(
@@ -69,10 +69,10 @@ def _model_of(detector: Any) -> Any:
     x, refused, missing_share, any_missing = graph.call("prepared", [X, rows])
     by_member = _member_scores(graph, fitted, x, any_missing)
     nothing = np.full((_ROWS_TO_CHECK, n_columns), np.nan, dtype=np.float32)
-    excess = fitted._replace(levels=None).member_scores(nothing)[:, 0] - np.asarray(fitted.levels)
+    excess = fitted.raw_scores(nothing)[:, 0] - fitted.levels
     graph.define(
         "outcome",
-        partial(_outcome, np.asarray(fitted.weights), excess, detector.offset_),
+        partial(_outcome, fitted.weights, excess, detector.offset_),
         [((None,), np.float64), ((None,), np.bool_), *[((None,), np.float64)] * len(by_member)],
         list(results),
     )
@@ -94,13 +94,13 @@ def _prepared(likelihood: Likelihood, X: Any, rows: Any) -> tuple[Any, ...]:
 
 
 def _member_score(
-    architecture: Architecture, fitted: FittedModel, complete: bool, x: Any, *weights: Any
+    architecture: Architecture, fitted: Fitted, complete: bool, x: Any, *weights: Any
 ) -> tuple[Any]:
     """The score of each row by the member that has these weights."""
     n_trainable = len(architecture.template.trainable_variables)
     with architecture.holding(list(weights[:n_trainable]), weights[n_trainable:]):
         vae = architecture.template if complete else architecture.template.incomplete()
-        noise = tf.constant(np.asarray(fitted.noise, dtype=np.float32)[:, None])
+        noise = tf.constant(np.asarray(fitted.draws, dtype=np.float32)[:, None])
         return (tf.cast(passes.score_tile(fitted.score, vae, x, noise), tf.float64),)
 
 
@@ -112,7 +112,7 @@ def _outcome(
     refused: Any,
     *by_member: Any,
 ) -> tuple[Any, ...]:
-    """What `FittedModel.scores` and the detector make of the members' scores."""
+    """What `Fitted.scores` and the detector make of the members' scores."""
     scores = tf.stack(by_member) - excess[:, None] * missing_share
     scores = tf.where(refused, np.float64(np.nan), -tf.reduce_sum(weights[:, None] * scores, axis=0))
     decision = scores - offset
@@ -195,7 +195,7 @@ def _scaled(graph: Graph, X: str, scaler: Any, n_features: int) -> str:
     return graph.node("Gather", [joined, graph.constant(order)], axis=1)
 
 
-def _member_scores(graph: Graph, fitted: FittedModel, x: str, any_missing: str) -> list[str]:
+def _member_scores(graph: Graph, fitted: Fitted, x: str, any_missing: str) -> list[str]:
     """Names of the members' scores."""
     specification = fitted.members[0].specification
     architecture = architecture_of(fitted.members[0])

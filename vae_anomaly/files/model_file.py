@@ -22,6 +22,7 @@ from vae_anomaly.files.encoding import encoded
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
+from vae_anomaly.thresholds import THRESHOLDS
 
 __all__ = ["CHECKPOINT", "DESCRIPTION", "read", "write"]
 
@@ -38,6 +39,8 @@ def write(path: str | os.PathLike[str], detector: Any, kind: type[Any], summary:
         )
     saved = copy.copy(detector)
     saved.checkpoint = None
+    if type(detector.threshold_) not in THRESHOLDS.values():
+        saved.threshold_ = None  # of a class that has no name; ``offset_`` is what it has decided
     tree, arrays = encoded(saved)
     parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
     about = {"versions": versions(), "summary": summary}

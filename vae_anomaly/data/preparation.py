@@ -1,0 +1,117 @@
+"""Preparation: what a fit learns of the rows themselves, before any model, and what it makes of others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vae_anomaly.core.rows import Rows
+from vae_anomaly.data import scaling
+from vae_anomaly.data.images import pixel_range, pixels
+from vae_anomaly.data.sparse import blocks, rows_of
+from vae_anomaly.data.tables import Table
+from vae_anomaly.likelihoods import Likelihood
+
+__all__ = ["Preparation", "in_form_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """How rows that came through the detector's door become those of a model, and how they come back.
+
+    Attributes
+    ----------
+    table : Table or None
+        How the columns of a mixed table become numbers.
+    names : array of str or None, the columns' names
+    image_shape : tuple or None
+        The shape of an image of the training rows.
+    pixel_range : (float, float) or None
+        Lowest and highest pixel of the training rows, if they are images, also flat ones.
+    scaler : fitted transformer or None
+    missing_shares : float64 array of shape (n_features,), or None if it is not known
+    """
+
+    table: Table | None
+    names: npt.NDArray[Any] | None
+    image_shape: tuple[int, ...] | None
+    pixel_range: tuple[float, float] | None
+    scaler: Any
+    missing_shares: npt.NDArray[np.float64] | None
+
+    @classmethod
+    def fit(
+        cls,
+        X: Any,
+        *,
+        table: Table | None,
+        names: npt.NDArray[Any] | None,
+        image_shape: tuple[int, ...] | None,
+        holds_images: bool,
+        likelihood: Likelihood,
+        scaler: Any,
+    ) -> Self:
+        """Learn from the rows that are trained on; ``scaler`` is the detector's parameter.
+
+        Raises
+        ------
+        ValueError
+            If a column holds no value, or values whose squares overflow; names it.
+        """
+        scaling.check_magnitude(X, names)
+        missing_shares = scaling.missing_shares(X, names)
+        likelihood.check_columns(X.shape[1])
+        of_pixels = pixel_range(X) if holds_images else None
+        fitted = scaling.fitted(scaling.scaler_for(likelihood, scaler), X)
+        return cls(table, names, image_shape, of_pixels, fitted, missing_shares)
+
+    def in_units(self, X: Any, dtype: Any, likelihood: Likelihood) -> Any:
+        """New rows in the units of the training rows: bytes become shares of 255 if they were such."""
+        if self.pixel_range is None:
+            return X
+        return pixels(X, dtype, likelihood, self.scaler is not None, self.pixel_range)
+
+    def rows(self, X: Any) -> Rows:
+        """What a model sees of X."""
+        return scaling.scaled(X, self.scaler, self.names)
+
+    def training_rows(self, X: Any, likelihood: Likelihood) -> Any:
+        """What a model is trained on, all within the likelihood's support; `SparseRows` of a sparse table."""
+        rows = rows_of(X, self.scaler, self.names)
+        for block in blocks(rows):
+            self.check_support(block, likelihood)
+        return rows
+
+    def check_support(self, rows: Rows, likelihood: Likelihood) -> None:
+        """Raise a ValueError that names the column and the value if scaled rows leave the support."""
+        likelihood.check_support(rows, scaling.column_names(self.scaler, self.names, rows.shape[1]))
+
+    def back(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Scaled rows in the units of X."""
+        return scaling.unscaled(rows, self.scaler)
+
+    def in_form_of(self, given: Any, values: npt.NDArray[np.float64]) -> Any:
+        """Values of cells, in the units of X, in the form of the rows that were given."""
+        if self.table is None:
+            return in_form_of(given, values)
+        if not hasattr(given, "columns"):
+            return self.table.frame(values).to_numpy()
+        return self.table.frame(values, given.index)
+
+    def in_form_of_training(self, values: npt.NDArray[np.float64]) -> Any:
+        """New rows, in the units of X: images if the training rows were, or a mixed table's DataFrame."""
+        if self.table is not None:
+            return self.table.frame(values)
+        return values if self.image_shape is None else values.reshape(len(values), *self.image_shape)
+
+
+def in_form_of(given: Any, values: npt.NDArray[np.float64]) -> Any:
+    """Numbers of cells as a DataFrame if X is one, otherwise in the shape of X."""
+    if hasattr(given, "columns"):
+        return pd.DataFrame(values, columns=given.columns, index=given.index)
+    stacked = getattr(given, "ndim", None) == 1 and len(given) > 0  # an array of images
+    return values.reshape(np.shape(list(given) if stacked else given))
