@@ -22,7 +22,7 @@ import quality
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.ensemble.averaging import averaged, weights_for
+from vae_anomaly.ensemble.averaging import average, weights_for
 from vae_anomaly.ensemble.members import DEFAULT_MEMBERS, Member
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES
@@ -33,7 +33,7 @@ N_DEFAULT = len(DEFAULT_MEMBERS)
 # Twice the default's members, then plain ones.
 POOL = [*DEFAULT_MEMBERS, *DEFAULT_MEMBERS, *[Member()] * 4]
 PLAIN = list(range(2 * N_DEFAULT, len(POOL)))
-TRIMMED = [position for position, member in enumerate(POOL) if member.trimmed_share]
+TRIMMED = [position for position, member in enumerate(POOL) if member.trimmed_fraction]
 SMALL_BETA = [position for position, member in enumerate(POOL) if member.beta_factor < 1]
 
 DEFAULT = "default"
@@ -68,7 +68,7 @@ def from_one_pool(train: np.ndarray, test: np.ndarray, seed: int) -> Iterator[tu
             score_rows(
                 detector.members_,
                 detector.scaler_.transform(X).astype(np.float32),
-                detector.noise_,
+                detector.draws_,
                 SCORES[score],
                 None,
             )
@@ -76,7 +76,7 @@ def from_one_pool(train: np.ndarray, test: np.ndarray, seed: int) -> Iterator[tu
         ]
     for name, (chosen, score) in CHOICES.items():
         of_train, of_test = (values[chosen] for values in by_score[score])
-        yield name, averaged(of_test, weights_for(of_train))
+        yield name, average(of_test, weights_for(of_train))
         if name == DEFAULT:
             yield EQUAL_WEIGHTS, of_test.mean(axis=0)
 

@@ -23,7 +23,7 @@ from vae_anomaly import VAEDetector
 from vae_anomaly.monitoring import Monitor, drift
 
 RATES = (0.05, 0.01)
-TABLES = {"tumours": load_breast_cancer, "diabetes": load_diabetes, "digits": load_digits, "wine": load_wine}
+TABLES = {"tumors": load_breast_cancer, "diabetes": load_diabetes, "digits": load_digits, "wine": load_wine}
 N_ROWS = 60
 
 

@@ -173,7 +173,7 @@ def synthetic(options: argparse.Namespace) -> None:
         n_new = 20_000 if options.quick else 1_000_000
         scores = -detector.score_samples(draw(n_new, rng))
         rules = [("conformal", rate, Conformal(rate)) for rate in (*RATES, 1e-3, 1e-4)]
-        rules += [("gpd", rate, ParetoTail(rate)) for rate in (1e-3, 1e-4, 1e-5)]
+        rules += [("pareto_tail", rate, ParetoTail(rate)) for rate in (1e-3, 1e-4, 1e-5)]
         found = [
             row(name, rate, len(calibration), (scores > r.cut(calibration)).sum(), n_new)
             for name, rate, r in rules

@@ -42,11 +42,11 @@ class NearestNeighbour:
     """The distance to the nearest training image."""
 
     def fit(self, X: np.ndarray) -> NearestNeighbour:
-        self._neighbours = NearestNeighbors(n_neighbors=1).fit(X)
+        self._neighbors = NearestNeighbors(n_neighbors=1).fit(X)
         return self
 
     def decision_function(self, X: np.ndarray) -> np.ndarray:
-        return self._neighbours.kneighbors(X)[0][:, 0]
+        return self._neighbors.kneighbors(X)[0][:, 0]
 
 
 class PrincipalComponents:

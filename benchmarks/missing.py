@@ -95,7 +95,7 @@ def by_imputer(name: str) -> Callable[[np.ndarray, int], Callable[[np.ndarray], 
 
 GUESSES: dict[str, Callable[[np.ndarray, int], Callable[[np.ndarray], np.ndarray]]] = {
     "VAEDetector": ours(),
-    "VAEDetector(masked_share=0.2)": ours(masked_share=0.2),
+    "VAEDetector(masked_fraction=0.2)": ours(masked_fraction=0.2),
     **{name: by_imputer(name) for name in IMPUTERS},
 }
 

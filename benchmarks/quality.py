@@ -222,16 +222,14 @@ def draw(results: pd.DataFrame, path: Path, ours: str = "VAEDetector") -> None:
     for ax, setting in zip(axes, SETTINGS, strict=True):
         figures = table.loc[setting].dropna(axis=1).sort_values(ours)
         places = np.arange(len(figures))
-        for method, marker, colour in zip(
+        for method, marker, color in zip(
             ("KNN", "IForest", "LOF", "PyOD-VAE"),
             "o^sD",
             ("#0072B2", "#E69F00", "#009E73", "#CC79A7"),
             strict=True,
         ):
             if method in figures:
-                ax.scatter(
-                    figures[method], places, s=28, marker=marker, color=colour, label=method, alpha=0.8
-                )
+                ax.scatter(figures[method], places, s=28, marker=marker, color=color, label=method, alpha=0.8)
         ax.scatter(figures[ours], places, s=70, marker="|", color="black", linewidths=3, label=ours)
         ax.set_yticks(places, [name.split("_", 1)[-1] for name in figures.index])
         ax.set_title(f"{setting} training data")

@@ -394,7 +394,7 @@ def markdown(results: pd.DataFrame) -> str:
             )
     grown = results[results["kind"] == "growth"]
     if len(grown):
-        lines += ["\n**Growth**: seconds of one epoch and of scoring, and the exponent between neighbours.\n"]
+        lines += ["\n**Growth**: seconds of one epoch and of scoring, and the exponent between neighbors.\n"]
         lines += [
             "| variable | value | fit, s | exponent | score, s | exponent |",
             "|---|---|---|---|---|---|",
@@ -425,7 +425,7 @@ def draw(results: pd.DataFrame, path: Path) -> None:
 
     table = medians(results)
     gigaflops = results.loc[results["library"] == "peak", "gigaflops"].max()
-    colours = dict(zip(LIBRARIES, COLOURS, strict=True))
+    colors = dict(zip(LIBRARIES, COLOURS, strict=True))
     cases = list(table.index.unique("case"))
     names = list(table.index.unique("library"))
     figure, axes = plt.subplots(
@@ -441,7 +441,7 @@ def draw(results: pd.DataFrame, path: Path) -> None:
                     [-names.index(name) for name in figures.index],
                     figures[key],
                     height=0.8 if first else 0.5,
-                    color=[colours[name] for name in figures.index],
+                    color=[colors[name] for name in figures.index],
                     alpha=0.35 if first else 1.0,
                 )
             floor = floors(CASES[case], gigaflops)[title]

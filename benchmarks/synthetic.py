@@ -31,7 +31,7 @@ ROWS = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 USUAL_ROWS, USUAL_CONTAMINATION = 2000, 0.05
 N_FEATURES, N_IRRELEVANT = 16, 4
 N_NORMAL_TESTED, N_ANOMALIES_TESTED = 1000, 100
-# Neighbours of 100,000 rows in 20 dimensions take minutes: one seed, and no local outlier factor.
+# Neighbors of 100,000 rows in 20 dimensions take minutes: one seed, and no local outlier factor.
 LARGEST_FOR_ALL = 30_000
 METHODS = ("VAEDetector", "KNN", "LOF", "IForest")
 
@@ -127,7 +127,7 @@ def draw(results: pd.DataFrame, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = dict(zip(METHODS, ("black", "#0072B2", "#009E73", "#E69F00"), strict=True))
+    colors = dict(zip(METHODS, ("black", "#0072B2", "#009E73", "#E69F00"), strict=True))
     figure, axes = plt.subplots(2, len(KINDS), figsize=(13, 6), sharey=True, layout="constrained")
     for column, kind in enumerate(KINDS):
         own = results[results["kind"] == kind]
@@ -138,7 +138,7 @@ def draw(results: pd.DataFrame, path: Path) -> None:
         for ax, variable, part in panels:
             for method in METHODS:
                 curve = part[part["method"] == method].groupby(variable)["auroc"].mean()
-                ax.plot(curve.index, curve, marker="o", ms=4, color=colours[method], label=method)
+                ax.plot(curve.index, curve, marker="o", ms=4, color=colors[method], label=method)
             ax.grid(alpha=0.3)
         axes[0, column].set_title(f"{kind} anomalies")
         axes[0, column].set_xlabel(f"share of anomalies, {USUAL_ROWS:,} training rows")

@@ -46,8 +46,8 @@ plt.show()
 # ---------------
 # Below each new digit, the training image nearest to it.
 new = detector.sample(len(held_out), random_state=0, noise=False)
-neighbours = KNeighborsClassifier(1).fit(train.reshape(len(train), -1), train_digit)
-distance, nearest = (found[:, 0] for found in neighbours.kneighbors(new.reshape(len(new), -1)))
+neighbors = KNeighborsClassifier(1).fit(train.reshape(len(train), -1), train_digit)
+distance, nearest = (found[:, 0] for found in neighbors.kneighbors(new.reshape(len(new), -1)))
 
 figure, panels = plt.subplots(2, 10, figsize=(10, 2.5), layout="constrained")
 for (top, bottom), image, old in zip(panels.T, new, train[nearest], strict=False):
@@ -63,22 +63,22 @@ plt.show()
 # Copies would lie at no distance. The measure for what is far: real digits that were not trained on. Expected
 # images are smoother than real ones, so the fair comparison is with what the model expects in their place.
 smooth = detector.reconstruct(held_out)
-real = neighbours.kneighbors(held_out.reshape(len(held_out), -1))[0][:, 0]
-of_smooth = neighbours.kneighbors(smooth.reshape(len(smooth), -1))[0][:, 0]
+real = neighbors.kneighbors(held_out.reshape(len(held_out), -1))[0][:, 0]
+of_smooth = neighbors.kneighbors(smooth.reshape(len(smooth), -1))[0][:, 0]
 figure, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
 groups = {
     "new digits of the model": distance,
     "real digits, held out": real,
     "the same, as the model expects them": of_smooth,
 }
-for (name, values), colour, style in zip(
+for (name, values), color, style in zip(
     groups.items(), ["#D55E00", "#0072B2", "#56B4E9"], ["-", "-", "--"], strict=True
 ):
     ax.hist(
         values,
         np.linspace(0, max(map(np.max, groups.values())), 40),
         histtype="step",
-        color=colour,
+        color=color,
         linestyle=style,
         linewidth=2,
         label=name,

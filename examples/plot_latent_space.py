@@ -27,7 +27,7 @@ from vae_anomaly import DenseNetwork, VAEDetector, plotting
 EPOCHS = 2 if os.environ.get("VAE_ANOMALY_QUICK") else 200
 
 # %%
-# The labels are not used in training; they only colour the pictures.
+# The labels are not used in training; they only color the pictures.
 digits = load_digits()
 train, new, train_digit, new_digit = train_test_split(
     digits.images / 16, digits.target, test_size=0.25, random_state=0, stratify=digits.target
@@ -61,8 +61,8 @@ plt.show()
 # %%
 # A number for the left picture: how well can a new digit be read from its place, by the 15 training images
 # that lie nearest?
-neighbours = KNeighborsClassifier(15).fit(detector.encode(train), train_digit)
-accuracy = neighbours.score(detector.encode(new), new_digit)
+neighbors = KNeighborsClassifier(15).fit(detector.encode(train), train_digit)
+accuracy = neighbors.score(detector.encode(new), new_digit)
 print(f"read from two numbers: {accuracy:.0%} of the new digits; by guessing 10 %")
 
 # %%

@@ -92,11 +92,11 @@ ranges = [(-3, 0), (0.8, 1)]
 for ax, figures, title, (low, high) in zip(panels, [behind, auroc], titles, ranges, strict=True):
     ax.imshow(figures, cmap="Blues", vmin=low, vmax=high, aspect="auto")
     for (row, column), value in np.ndenumerate(figures.to_numpy()):
-        colour = "white" if value > low + 0.6 * (high - low) else "black"
+        color = "white" if value > low + 0.6 * (high - low) else "black"
         best = value == figures.iloc[row].max()
         frame = {"edgecolor": "#D55E00", "facecolor": "none", "linewidth": 2} if best else None
         text = f"{value:.2f}" if ax is panels[0] else f"{value:.3f}"
-        ax.text(column, row, text, ha="center", va="center", color=colour, bbox=frame)
+        ax.text(column, row, text, ha="center", va="center", color=color, bbox=frame)
     ax.set_xticks(range(len(LIKELIHOODS)), LIKELIHOODS)
     ax.set_yticks(range(len(KINDS)), KINDS)
     ax.set_title(title)

@@ -37,7 +37,9 @@ print(f"{len(train)} threes to train on; {(~anomaly).sum()} threes and {anomaly.
 # The threshold comes with a promise: of new threes, at most 10 % on average raise an alarm. For that, a
 # quarter of the training images is held out and only used to set the threshold.
 promised = 0.1
-detector = VAEDetector(threshold=Conformal(alpha=promised), calibration=0.25, random_state=0, **quick)
+detector = VAEDetector(
+    threshold=Conformal(false_alarm_rate=promised), calibration=0.25, random_state=0, **quick
+)
 detector.fit(images[train])
 
 # %%

@@ -57,7 +57,9 @@ print(f"{len(train)} records to train on; {len(new)} to judge, {is_wrong.sum()} 
 promised = 0.1
 numbers = patients.columns.drop("sex")
 columns = make_column_transformer((PowerTransformer(), numbers), (OneHotEncoder(drop="if_binary"), ["sex"]))
-detector = VAEDetector(threshold=Conformal(alpha=promised), calibration=0.25, random_state=0, **quick)
+detector = VAEDetector(
+    threshold=Conformal(false_alarm_rate=promised), calibration=0.25, random_state=0, **quick
+)
 pipeline = make_pipeline(columns, detector).fit(train)
 
 scores = pd.Series(-pipeline.score_samples(new), index=new.index)

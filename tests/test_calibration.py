@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.base import clone
+from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 
 from vae_anomaly import VAEDetector, calibration
 from vae_anomaly.calibration import discoveries, out_of_fold_scores, p_values
@@ -24,24 +25,34 @@ def normal():
     ("given", "wanted", "n_rows", "expected"),
     [
         ("auto", False, 100, None),
-        ("auto", True, 100, 5),
-        ("auto", True, 499, 5),
+        ("auto", True, 100, "folds"),
+        ("auto", True, 499, "folds"),
         ("auto", True, 500, 0.2),
         ("auto", True, 1_000_000, 0.01),
         (None, False, 100, None),
-        (7, False, 100, 7),
+        ("folds", False, 100, "folds"),
         (0.3, True, 100, 0.3),
     ],
 )
 def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(given, wanted, n_rows, expected):
-    assert calibration.resolve(given, wanted, n_rows) == expected
+    resolved = calibration.resolve(given, wanted, n_rows)
+    if expected == "folds":
+        assert (resolved.n_splits, resolved.shuffle) == (5, True)
+    else:
+        assert resolved == expected
+
+
+def test_a_splitter_makes_the_folds():
+    splitter = KFold(7)
+    assert calibration.resolve(splitter, False, 100) is splitter
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (None, "set calibration='auto'"),
-        (20, "20 folds need.*received 10"),
+        (KFold(20), "20 folds needs.*received 10"),
+        (200, r"may mean folds or rows: set a splitter such as KFold\(200, shuffle=True\).*200/n"),
         (0.01, "at least 1 of the 10 rows"),
     ],
 )
@@ -80,20 +91,39 @@ def test_each_fold_is_scored_by_what_was_trained_without_it(normal):
         assert not {tuple(row) for row in trained_on} & {tuple(row) for row in held_out}
         return held_out[:, 0] + len(trained_on)
 
-    np.testing.assert_array_equal(out_of_fold_scores(score_fold, X, 5, 0), X[:, 0] + 48)
+    np.testing.assert_array_equal(out_of_fold_scores(score_fold, X, KFold(5), 0), X[:, 0] + 48)
+
+
+def test_folds_are_shuffled_by_the_seed_unless_they_have_their_own(normal):
+    def first_fold(splitter, seed):
+        folds = []
+        out_of_fold_scores(lambda _, held_out: folds.append(held_out) or np.zeros(4), rows, splitter, seed)
+        return folds[0].tolist()
+
+    rows, splitter = np.arange(20), KFold(5, shuffle=True)
+    assert first_fold(splitter, 0) == first_fold(splitter, 0) != first_fold(splitter, 1)
+    own = KFold(5, shuffle=True, random_state=3)
+    assert first_fold(own, 0) == first_fold(own, 1)
+    assert splitter.random_state is None
+
+
+@pytest.mark.parametrize("splitter", [ShuffleSplit(3, random_state=0), TimeSeriesSplit(3)])
+def test_a_splitter_that_does_not_hold_out_each_row_once_is_refused(splitter, normal):
+    with pytest.raises(ValueError, match=r"each row exactly once.* holds out row \d+ [02] times"):
+        VAEDetector(epochs=1, calibration=splitter, random_state=0).fit(normal[0][:60])
 
 
 def test_folds_leave_the_model_as_it_is_without_them(normal):
     X = normal[0]
     plain = VAEDetector(epochs=2, random_state=0).fit(X)
-    with_folds = VAEDetector(epochs=2, calibration=3, random_state=0).fit(X)
+    with_folds = VAEDetector(epochs=2, calibration=KFold(3), random_state=0).fit(X)
     np.testing.assert_array_equal(plain.score_samples(X), with_folds.score_samples(X))
     assert plain.offset_ == with_folds.offset_
     assert plain.calibration_scores_ is None
     assert len(with_folds.calibration_scores_) == len(X)
 
 
-@pytest.mark.parametrize("given", [3, 0.3])
+@pytest.mark.parametrize("given", [KFold(3), 0.3])
 def test_images_and_data_frames_are_calibrated_too(given):
     images = np.random.RandomState(0).uniform(size=(40, 4, 4))
     detector = VAEDetector(epochs=1, calibration=given, random_state=0).fit(images)
@@ -119,14 +149,14 @@ def test_a_warm_start_keeps_the_held_out_rows(normal):
 
 # -- what they promise ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("rule", [Conformal(0.1), ParetoTail(0.01)])
-@pytest.mark.parametrize("given", [0.3, 3])
+@pytest.mark.parametrize("given", [0.3, KFold(3)])
 def test_a_rule_for_unseen_rows_gets_their_scores(rule, given, normal):
     detector = VAEDetector(epochs=2, threshold=rule, calibration=given, random_state=0).fit(normal[0])
     assert detector.offset_ == -rule.cut(detector.calibration_scores_)
 
 
-@pytest.mark.parametrize("given", [0.3, 3])
-def test_a_share_of_the_rows_means_all_of_them_whatever_the_calibration(given, normal):
+@pytest.mark.parametrize("given", [0.3, KFold(3)])
+def test_a_fraction_of_the_rows_means_all_of_them_whatever_the_calibration(given, normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, threshold=Quantile(0.1), calibration=given, random_state=0).fit(X)
     assert (detector.predict(X) == -1).sum() == 30
@@ -165,7 +195,7 @@ def test_a_p_value_below_alpha_is_an_alarm_of_the_conformal_rule(normal):
 
 def test_without_calibration_there_are_no_p_values_and_the_error_says_what_to_do(normal, small_detector):
     detector = small_detector.fit(normal[0])
-    with pytest.raises(ValueError, match="calibration=5.*calibration=0.2.*threshold='conformal'"):
+    with pytest.raises(ValueError, match="calibration='folds'.*calibration=0.2.*threshold='conformal'"):
         detector.p_values(normal[0])
 
 

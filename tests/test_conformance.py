@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.model_selection import KFold
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import (
     check_dataframe_column_names_consistency,
@@ -34,10 +35,10 @@ DETECTORS = {
     "iwae_objective": VAEDetector(epochs=5, objective="iwae", n_training_draws=5),
     "held_out": VAEDetector(epochs=5, validation_fraction=0.2, early_stopping=True),
     "no_scaler": VAEDetector(epochs=5, scaler=None),
-    "folds": VAEDetector(epochs=5, calibration=3),
+    "folds": VAEDetector(epochs=5, calibration=KFold(3)),
     "held_out_calibration": VAEDetector(epochs=5, calibration=0.3),
-    "masked": VAEDetector(epochs=5, masked_share=0.2),
-    "ensemble": VAEDetector(epochs=5, members=[Member(), Member(trimmed_share=0.2)]),
+    "masked": VAEDetector(epochs=5, masked_fraction=0.2),
+    "ensemble": VAEDetector(epochs=5, members=[Member(), Member(trimmed_fraction=0.2)]),
 }
 # scikit-learn runs this check only where the array API is switched on before scipy is imported.
 NEEDS_A_PROCESS_OF_ITS_OWN = "check_array_api_input"

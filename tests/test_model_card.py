@@ -39,13 +39,13 @@ def test_the_data_are_counted(detector):
     data = detector.model_card()["data"]
     assert (data["rows"], data["features"], data["image_shape"]) == (200, 4, None)
     assert data["likelihoods"] == {"categorical": 1, "gaussian": 1, "count": 1, "bernoulli": 1}
-    assert data["missing_share"] == pytest.approx(30 / 800)
+    assert data["missing_fraction"] == pytest.approx(30 / 800)
 
 
 def test_every_column_has_its_name_kind_and_gaps(detector):
     kind, area, *_ = detector.model_card()["columns"]
-    assert kind == {"name": "kind", "likelihood": "categorical", "categories": 2, "missing_share": 0.0}
-    assert area == {"name": "area", "likelihood": "gaussian", "categories": None, "missing_share": 0.15}
+    assert kind == {"name": "kind", "likelihood": "categorical", "categories": 2, "missing_fraction": 0.0}
+    assert area == {"name": "area", "likelihood": "gaussian", "categories": None, "missing_fraction": 0.15}
 
 
 @pytest.mark.parametrize("framed", [True, False])
@@ -71,7 +71,7 @@ def test_gaps_are_counted_in_sparse_tables_too(framed):
     X.data[:6] = np.nan
     X = X if framed else X.toarray()
     detector = VAEDetector(**QUICK).fit(X)
-    assert detector.missing_share_.sum() * 60 == pytest.approx(6)
+    assert detector.missing_fraction_.sum() * 60 == pytest.approx(6)
 
 
 def test_rows_are_those_that_fit_was_given(table):
@@ -84,7 +84,7 @@ def test_rows_are_those_that_fit_was_given(table):
 
 def test_the_model_is_the_fitted_one(table):
     X, _ = table
-    members = [Member(), Member(trimmed_share=0.1)]
+    members = [Member(), Member(trimmed_fraction=0.1)]
     detector = VAEDetector(members=members, latent_dim=3, n_draws=4, **QUICK).fit(X)
     model = detector.model_card()["model"]
     assert (model["members"], model["latent_dim"], model["draws"]) == (2, 3, 4)
@@ -156,15 +156,17 @@ def test_a_rule_that_is_set_after_the_fit_is_not_taken_for_the_one_that_made_the
     assert before["realized_rates"] == list(Conformal(0.1).realized_rates(200))
     for rule in (Conformal(0.01), "no such rule", None):
         assert detector.set_params(threshold=rule).model_card()["threshold"] == before
-    of_contamination = VAEDetector(contamination=0.1, **QUICK).fit(table[0]).set_params(threshold="mad")
+    of_contamination = (
+        VAEDetector(contamination=0.1, **QUICK).fit(table[0]).set_params(threshold="median_deviation")
+    )
     assert of_contamination.model_card()["threshold"]["rule"] == "Quantile()"
 
 
 def test_a_rule_that_is_changed_after_the_fit_is_not_the_one_that_cut(table):
     rule = Conformal(0.1)
     detector = VAEDetector(threshold=rule, calibration=0.4, **QUICK).fit(table[0])
-    rule.alpha = 0.01
-    assert detector.threshold_.alpha == detector.false_alarm_rate_ == 0.1
+    rule.false_alarm_rate = 0.01
+    assert detector.threshold_.false_alarm_rate == detector.false_alarm_rate_ == 0.1
 
 
 def test_a_file_holds_the_rule_if_its_class_has_a_name(table, tmp_path):
@@ -172,7 +174,7 @@ def test_a_file_holds_the_rule_if_its_class_has_a_name(table, tmp_path):
         def cut(self, scores):
             return scores.max()
 
-    for rule, kept in (("mad", MedianDeviation), (Highest(), type(None))):
+    for rule, kept in (("median_deviation", MedianDeviation), (Highest(), type(None))):
         detector = VAEDetector(threshold=rule, **QUICK).fit(table[0])
         assert "Highest" in repr(detector.threshold_) or kept is MedianDeviation
         detector.set_params(threshold=None).save(tmp_path / "model.vae")
@@ -188,7 +190,7 @@ def test_the_page_has_every_section_and_what_is_known(detector):
     for section in ("Data", "Columns", "Model", "Parameters", "Training", "Threshold", "Notes", "Versions"):
         assert f"\n## {section}\n" in page
     assert "| `area` | `gaussian` |  | 15 % |" in page
-    assert "- missing share: 3.75 %" in page
+    assert "- missing fraction: 3.75 %" in page
     assert f"- vae-anomaly: `{vae_anomaly.__version__}`" in page
     assert "None" not in page.replace("None`", "")
 
@@ -235,12 +237,18 @@ def test_a_card_survives_a_model_file(detector, tmp_path):
 
 def test_a_detector_of_an_older_release_has_a_card_of_what_is_known(homes):
     detector = VAEDetector(**QUICK).fit(homes)
-    for name in ("n_samples_fit_", "threshold_", "missing_share_", "do_early_stopping_", "false_alarm_rate_"):
+    for name in (
+        "n_samples_fit_",
+        "threshold_",
+        "missing_fraction_",
+        "do_early_stopping_",
+        "false_alarm_rate_",
+    ):
         delattr(detector, name)
     card = detector.model_card()
-    assert card["data"]["rows"] is card["data"]["missing_share"] is None
+    assert card["data"]["rows"] is card["data"]["missing_fraction"] is None
     assert "\n- rows:" not in str(card)
-    assert "missing share" not in str(card)
+    assert "missing fraction" not in str(card)
     assert "false-alarm rate" not in str(card)
 
 
@@ -270,7 +278,7 @@ def test_the_html_repr_stays_scikit_learns(detector):
     assert not hasattr(ModelCard, "_repr_html_")
 
 
-@pytest.mark.parametrize("settings", [{"learning_rate": 2e-3}, {"masked_share": 0.2}], ids=str)
+@pytest.mark.parametrize("settings", [{"learning_rate": 2e-3}, {"masked_fraction": 0.2}], ids=str)
 def test_parameters_are_written_as_python_writes_them(settings, homes):
     page = str(VAEDetector(**QUICK, **settings).fit(homes).model_card())
     for name, value in settings.items():

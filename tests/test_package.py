@@ -40,7 +40,7 @@ def test_an_unknown_name_is_an_attribute_error():
         "from vae_anomaly import VAEDetector, DenseNetwork; repr(VAEDetector(network=DenseNetwork()))",
         "from sklearn.base import clone; from vae_anomaly import VAEDetector; clone(VAEDetector())",
         "from vae_anomaly.likelihoods import Gaussian; Gaussian().n_params",
-        "from vae_anomaly import datasets, scorers, thresholds; datasets.load_tumours()",
+        "from vae_anomaly import datasets, scorers, thresholds; datasets.load_tumors()",
     ],
 )
 def test_tensorflow_is_not_loaded_before_the_first_fit(use):

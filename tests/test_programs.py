@@ -152,7 +152,7 @@ def test_computation_and_state_go_to_the_named_device():
         "X = np.random.RandomState(0).normal(size=(300, 4))\n"
         "there = VAEDetector(epochs=2, device='cpu:1', random_state=0).fit(X)\n"
         "here = VAEDetector(epochs=2, device='cpu:0', random_state=0).fit(X)\n"
-        "placed = tiles._on_device(there.members_[0], 'cpu:1')\n"
+        "placed = tiles._copy_to_device(there.members_[0], 'cpu:1')\n"
         "assert all(t.device.endswith('CPU:1') for t in (placed[0], *placed[1])), placed[0].device\n"
         "assert np.array_equal(there.score_samples(X), here.score_samples(X))\n"
         "there.set_params(device='cpu:0').predict(X)\n"

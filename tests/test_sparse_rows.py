@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.model_selection import KFold
 from sklearn.preprocessing import MaxAbsScaler
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps, joined, representative, rows_of, subset
+from vae_anomaly.data.sparse import SparseRows, blocks, concatenate, has_gaps, representative, rows_of, subset
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_blocks_subsets_and_joined_rows_are_those_of_the_dense_table(X, rows, mo
     np.testing.assert_array_equal(np.concatenate(list(blocks(rows))), dense)
     some = np.array([5, 3, 399])
     np.testing.assert_array_equal(subset(rows, some)[:], dense[some])
-    np.testing.assert_array_equal(joined(rows, subset(rows, some))[:], np.r_[dense, dense[some]])
+    np.testing.assert_array_equal(concatenate(rows, subset(rows, some))[:], np.r_[dense, dense[some]])
     assert len(representative(rows)) == 150
     assert representative(dense) is dense
 
@@ -52,7 +53,7 @@ def test_a_gap_anywhere_is_found(X):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"scaler": MaxAbsScaler()}, {"contamination": 0.1}, {"calibration": 0.3}, {"calibration": 2}],
+    [{}, {"scaler": MaxAbsScaler()}, {"contamination": 0.1}, {"calibration": 0.3}, {"calibration": KFold(2)}],
     ids=["default", "a scaler that stays sparse", "every row scored", "held out", "folds"],
 )
 def test_a_sparse_table_gives_the_dense_tables_scores_bit_by_bit(X, settings):

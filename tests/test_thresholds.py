@@ -30,14 +30,14 @@ def test_quantile_is_the_rule_of_scikit_learns_detectors():
     assert -Quantile(0.07).cut(-forest.score_samples(X)) == forest.offset_
 
 
-def test_tukeys_fence_is_the_upper_quartile_and_its_reach():
+def test_tukeys_fence_is_the_upper_quartile_and_some_ranges():
     lower, upper = np.quantile(SCORES, [0.25, 0.75])
-    assert TukeyFence(reach=1.5).cut(SCORES) == pytest.approx(upper + 1.5 * (upper - lower))
+    assert TukeyFence(n_ranges=1.5).cut(SCORES) == pytest.approx(upper + 1.5 * (upper - lower))
 
 
 def test_tukeys_fence_leaves_a_minimum_share_above_it():
     uniform = np.linspace(0, 1, 1000)
-    assert (TukeyFence(minimum_share=0.01).cut(uniform) < uniform).sum() == 10
+    assert (TukeyFence(minimum_fraction=0.01).cut(uniform) < uniform).sum() == 10
 
 
 def test_tukeys_fence_follows_the_share_of_anomalies():
@@ -95,7 +95,7 @@ def test_the_tail_reaches_beyond_the_rows(distribution):
         assert risk / factor < rate < risk * factor
 
 
-def test_a_risk_inside_the_rows_is_their_quantile():
+def test_a_rate_inside_the_rows_is_their_quantile():
     assert ParetoTail(0.2).cut(SCORES) == np.quantile(SCORES, 0.8)
 
 
@@ -106,7 +106,7 @@ def test_a_tail_of_equal_scores_is_flat():
 @pytest.mark.parametrize(("n_rows", "share"), [(8, "auto"), (50, 0.1), (20, 0.99)])
 def test_a_tail_of_too_few_rows_is_refused(n_rows, share):
     with pytest.raises(ValueError, match=f"at least 10 excesses.*received {n_rows} rows"):
-        ParetoTail(tail_share=share).cut(np.arange(float(n_rows)))
+        ParetoTail(tail_fraction=share).cut(np.arange(float(n_rows)))
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_equal_scores_are_all_normal(rule):
 
 @pytest.mark.parametrize(
     "rule",
-    [Quantile(0.0), Quantile(0.6), TukeyFence(reach=-1), TukeyFence(minimum_share=0)]
-    + [MedianDeviation(-1), Conformal(0), Conformal(1.0), ParetoTail(0), ParetoTail(tail_share=1.0)],
+    [Quantile(0.0), Quantile(0.6), TukeyFence(n_ranges=-1), TukeyFence(minimum_fraction=0)]
+    + [MedianDeviation(-1), Conformal(0), Conformal(1.0), ParetoTail(0), ParetoTail(tail_fraction=1.0)],
 )
 def test_impossible_parameters_are_refused(rule):
     with pytest.raises(ValueError, match="parameter of"):
@@ -131,8 +131,19 @@ def test_a_rule_of_ones_own_takes_the_place_of_contamination(table):
         def cut(self, scores):
             return np.sort(scores)[-4]
 
-    detector = VAEDetector(epochs=2, threshold=Largest(), contamination=0.4, random_state=0)
+    detector = VAEDetector(epochs=2, threshold=Largest(), random_state=0)
     assert (detector.fit_predict(table[0]) == -1).sum() == 3
+
+
+@pytest.mark.parametrize("rule", ["conformal", "tukey_fence", Quantile(0.1), IsolationForest()])
+def test_a_contamination_beside_another_rule_is_refused(rule):
+    with pytest.raises(ValueError, match=r"contamination=0\.4 cuts at a quantile.*set only one of them"):
+        thresholds.resolve(rule, 0.4)
+
+
+def test_a_contamination_that_says_the_same_as_the_rule_is_taken():
+    for rule in ("quantile", Quantile(0.2)):
+        assert thresholds.resolve(rule, 0.2).contamination == 0.2
 
 
 def test_a_rule_given_to_the_detector_decides_its_offset(table, small_detector):
@@ -142,7 +153,7 @@ def test_a_rule_given_to_the_detector_decides_its_offset(table, small_detector):
 
 def test_resolve_prefers_the_rule_to_the_contamination():
     rule = Quantile(0.3)
-    resolved = thresholds.resolve(rule, 0.1)
+    resolved = thresholds.resolve(rule, "auto")
     assert resolved is not rule  # a later set_params does not reach it
     assert resolved.get_params() == rule.get_params()
     assert thresholds.resolve(None, 0.1).contamination == 0.1
@@ -151,7 +162,7 @@ def test_resolve_prefers_the_rule_to_the_contamination():
     assert thresholds.resolve("quantile", "auto").contamination == Quantile().contamination
     for name, rule in THRESHOLDS.items():
         assert type(thresholds.resolve(name, "auto")) is rule
-    with pytest.raises(ValueError, match="threshold must be one of .*'gpd'.* received 'tail'"):
+    with pytest.raises(ValueError, match="threshold must be one of .*'pareto_tail'.* received 'tail'"):
         thresholds.resolve("tail", "auto")
 
 

@@ -2,12 +2,13 @@ r"""Calibration: scores of rows that the model has not been trained on, and what
 
 A flexible model gives its own training rows lower scores than new rows of the same kind, so a cut among
 training scores makes more false alarms than it says. Rows held out of training have honest scores. Either a
-share of the rows is set aside, or, where rows are few, every row is scored by a model that was trained
+fraction of the rows is set aside, or, where rows are few, every row is scored by a model that was trained
 without it (cross-fitting): this uses all rows, and costs one more fit for each fold.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -29,17 +30,17 @@ __all__ = [
 
 # A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Folds promise it only nearly.
 _ROWS_ENOUGH_TO_SPLIT = 500
-_SHARE, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
+_FRACTION, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
 
 _METHODS = {"positive": "bh", "any": "by"}
 
 
-def resolve(calibration: str | float | None, wanted: bool, n_rows: int) -> int | float | None:
-    """What the detector's ``calibration`` means for so many rows: a share, a number of folds, or None.
+def resolve(calibration: Any, wanted: bool, n_rows: int) -> Any:
+    """What the detector's ``calibration`` means for so many rows: a fraction, a splitter, or None.
 
     Parameters
     ----------
-    calibration : "auto", float, int or None
+    calibration : "auto", "folds", float, splitter or None
     wanted : bool
         Whether the threshold rule needs scores of rows that were not trained on.
     n_rows : int
@@ -47,34 +48,43 @@ def resolve(calibration: str | float | None, wanted: bool, n_rows: int) -> int |
     Raises
     ------
     ValueError
-        If the rule needs such scores and ``calibration`` is None, or if there are too few rows.
+        If the rule needs such scores and ``calibration`` is None, if there are too few rows, or for an int.
     """
-    if isinstance(calibration, str):
-        share = min(_SHARE, _ROWS_AT_MOST / n_rows)
-        calibration = (_FOLDS if n_rows < _ROWS_ENOUGH_TO_SPLIT else share) if wanted else None
+    if isinstance(calibration, str) and calibration == "auto":
+        fraction = min(_FRACTION, _ROWS_AT_MOST / n_rows)
+        calibration = ("folds" if n_rows < _ROWS_ENOUGH_TO_SPLIT else fraction) if wanted else None
     if calibration is None:
         if wanted:
             raise ValueError(
                 "this threshold needs scores of rows that were not trained on, but calibration is None; set "
-                "calibration='auto', a share such as 0.2, or a number of folds such as 5."
+                "calibration='auto', a fraction such as 0.2, or 'folds'."
             )
         return None
+    if isinstance(calibration, str):
+        calibration = KFold(_FOLDS, shuffle=True)
     if isinstance(calibration, Integral):
-        if calibration > n_rows:
+        raise ValueError(
+            f"calibration={calibration!r} may mean folds or rows: set a splitter such as "
+            f"KFold({max(2, calibration)}, shuffle=True) for folds, or a fraction such as {calibration}/n to hold "
+            f"out {calibration} of n rows."
+        )
+    if not isinstance(calibration, Real):
+        n_folds = getattr(calibration, "n_splits", 0)
+        if n_folds > n_rows:
             raise ValueError(
-                f"calibration={calibration} folds need at least as many rows; received {n_rows}."
+                f"calibration in {n_folds} folds needs at least as many rows; received {n_rows}."
             )
-        return int(calibration)
-    if not 1 <= round(calibration * n_rows) <= n_rows - 2:
+        return calibration
+    if not 1 <= round(float(calibration) * n_rows) <= n_rows - 2:
         raise ValueError(
             f"calibration={calibration:g} must hold out at least 1 of the {n_rows} rows and leave at least "
-            "2; change it, or set a number of folds."
+            "2; change it, or set 'folds'."
         )
     return float(calibration)
 
 
-def set_aside(X: Any, calibration: int | float | None, seed: int) -> tuple[Any, Any]:
-    """The rows to train on, and those to hold out if ``calibration`` is a share."""
+def set_aside(X: Any, calibration: Any, seed: int) -> tuple[Any, Any]:
+    """The rows to train on, and those to hold out if ``calibration`` is a fraction."""
     if not isinstance(calibration, float):
         return X, X[:0]
     n_rows = X.shape[0]
@@ -97,7 +107,7 @@ def warn_of_other_rows(n_rows: int, n_rows_before: int) -> None:
 
 
 def out_of_fold_scores(
-    score_fold: Callable[[Any, Any], npt.NDArray[np.float64]], X: Any, n_folds: int, seed: int
+    score_fold: Callable[[Any, Any], npt.NDArray[np.float64]], X: Any, splitter: Any, seed: int
 ) -> npt.NDArray[np.float64]:
     """Each row's anomaly score by a model that was trained without the row's fold.
 
@@ -106,10 +116,29 @@ def out_of_fold_scores(
     score_fold : function
         ``(training rows, held-out rows) -> scores`` of the held-out rows.
     X : array of shape (n_rows, ...) or CSR table
-    n_folds, seed : int
+    splitter : object with ``split``, such as `sklearn.model_selection.KFold`
+    seed : int
+        Of a splitter that shuffles and has no ``random_state`` of its own.
+
+    Raises
+    ------
+    ValueError
+        If the splitter does not hold out each row exactly once.
     """
-    scores = np.empty(X.shape[0])
-    for trained_on, held_out in KFold(n_folds, shuffle=True, random_state=seed).split(X):
+    n_rows = X.shape[0]
+    splitter = copy.copy(splitter)
+    if getattr(splitter, "shuffle", False) and getattr(splitter, "random_state", 0) is None:
+        splitter.random_state = seed
+    folds = list(splitter.split(np.zeros((n_rows, 1))))
+    times = np.bincount(np.concatenate([held_out for _, held_out in folds]), minlength=n_rows)
+    if (times != 1).any():
+        row = int(np.argmax(times != 1))
+        raise ValueError(
+            f"calibration must hold out each row exactly once, as KFold does; {splitter!r} holds out row "
+            f"{row} {times[row]} times."
+        )
+    scores = np.empty(n_rows)
+    for trained_on, held_out in folds:
         scores[held_out] = score_fold(X[trained_on], X[held_out])
     return scores
 
@@ -168,8 +197,8 @@ def check_calibrated(detector: Any) -> npt.NDArray[np.float64]:
     """The fitted detector's scores of rows that were not trained on; a ValueError if it has none."""
     if detector.calibration_scores_ is None:
         raise ValueError(
-            "p-values need scores of rows that were not trained on: fit with calibration=5 (folds), "
-            f"with a share such as calibration=0.2, or with threshold='conformal'; now calibration="
+            "p-values need scores of rows that were not trained on: fit with calibration='folds', "
+            f"with a fraction such as calibration=0.2, or with threshold='conformal'; now calibration="
             f"{detector.calibration!r} and threshold={detector.threshold!r}."
         )
     return np.asarray(detector.calibration_scores_)

@@ -28,14 +28,14 @@ from vae_anomaly.engine.steps import TrainingState
 from vae_anomaly.ensemble.members import Job
 from vae_anomaly.files import archive
 from vae_anomaly.files.archive import ModelFileError
-from vae_anomaly.files.decoding import decoded_values
-from vae_anomaly.files.encoding import encoded_values
+from vae_anomaly.files.decoding import decode_values
+from vae_anomaly.files.encoding import encode_values
 from vae_anomaly.files.model_file import CHECKPOINT
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.training.epochs import Progress
 from vae_anomaly.training.plan import PARAMETERS
 
-__all__ = ["Checkpoint", "CheckpointFile", "opened"]
+__all__ = ["Checkpoint", "CheckpointFile", "open_checkpoint"]
 
 # Writing is to take at most 2 % of the time.
 _WAITS = 50
@@ -80,7 +80,7 @@ class Checkpoint(BaseEstimator):  # type: ignore[misc]
         self.every = every
 
 
-def opened(
+def open_checkpoint(
     checkpoint: str | os.PathLike[str] | Checkpoint | None, resume: bool, callbacks: Any = None
 ) -> CheckpointFile | None:
     """The file of a detector's ``checkpoint``, read if a fit is to go on with it; None if there is none.
@@ -90,7 +90,7 @@ def opened(
     ValueError
         If there is nothing to resume from, or ``callbacks``, whose state no checkpoint can hold.
     ModelFileError
-        If the path holds a file that is no checkpoint, or a damaged one. It is left as it is.
+        If the path holds a file that is not a checkpoint, or a damaged one. It is left as it is.
     """
     if checkpoint is None:
         if resume:
@@ -141,11 +141,13 @@ class CheckpointFile:
             If the file cannot be written.
         """
         self._about["fit"] = {
-            name: _described(value)
+            name: _describe(value)
             for name, value in {
                 **{name: getattr(job.plan, name) for name in PARAMETERS},
                 "learning_rate_schedule": replace(job.plan, learning_rate=1.0).rates(_PROGRESS).tolist(),
-                "members": tuple((member.trimmed_share, member.beta_factor) for member in job.recipe.members),
+                "members": tuple(
+                    (member.trimmed_fraction, member.beta_factor) for member in job.recipe.members
+                ),
                 "validation_fraction": job.recipe.validation_fraction,
                 "early_stopping": job.recipe.early_stopping,
                 "network": job.specification.network.architecture_key(),
@@ -165,7 +167,7 @@ class CheckpointFile:
         else:
             self._check(self._found["fit"])
             members = self._found["members"]
-            self._progress = [member and _restored_progress(member, job.specification) for member in members]
+            self._progress = [member and _to_progress(member, job.specification) for member in members]
             self._found = None
             self._written_at = time.monotonic()
         return list(self._progress)
@@ -226,8 +228,8 @@ class CheckpointFile:
 
     def _write_progress(self) -> None:
         start = time.monotonic()
-        members = [progress and _stored(progress) for progress in self._progress]
-        tree, arrays = encoded_values({**self._about, "members": members})
+        members = [progress and _to_values(progress) for progress in self._progress]
+        tree, arrays = encode_values({**self._about, "members": members})
         parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
         archive.write(
             self._path,
@@ -243,10 +245,10 @@ class CheckpointFile:
 def _read(path: str) -> dict[str, Any] | None:
     """What a checkpoint holds; None if there is no file."""
     try:
-        with archive.opened(path) as file:
+        with archive.open_archive(path) as file:
             if CHECKPOINT not in file.names:
-                raise ModelFileError("is a model, no checkpoint.")
-            return decoded_values(file.json(CHECKPOINT), file)
+                raise ModelFileError("is a model, not a checkpoint.")
+            return decode_values(file.json(CHECKPOINT), file)
     except FileNotFoundError:
         return None
     except ModelFileError as error:
@@ -256,7 +258,7 @@ def _read(path: str) -> dict[str, Any] | None:
         ) from error
 
 
-def _stored(progress: Progress) -> dict[str, Any]:
+def _to_values(progress: Progress) -> dict[str, Any]:
     """A progress as values that a file can hold."""
     state, best = progress.training, progress.best
     return {
@@ -268,7 +270,7 @@ def _stored(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _restored_progress(stored: dict[str, Any], specification: Specification) -> Progress:
+def _to_progress(stored: dict[str, Any], specification: Specification) -> Progress:
     best = stored["best"]
     if best is not None:
         val_loss, epoch, trainable, non_trainable = best
@@ -279,7 +281,7 @@ def _restored_progress(stored: dict[str, Any], specification: Specification) -> 
     return Progress(training=state, best=best, **others)
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     """Equal for equal values, in every process; a digest if it would be long."""
     text = str(_plain(value))
     return text if len(text) <= _SHOWN else hashlib.sha256(text.encode()).hexdigest()
@@ -296,10 +298,10 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
-def _arrays(states: Sequence[ModelState] | None, noise: Rows) -> Iterable[Any]:
+def _arrays(states: Sequence[ModelState] | None, draws: Rows) -> Iterable[Any]:
     """The arrays that a warm start goes on from; none without."""
     for state in states or ():
-        yield from (state.trainable, *state.non_trainable, noise)
+        yield from (state.trainable, *state.non_trainable, draws)
 
 
 def _pieces(rows: Any) -> Iterable[Rows]:

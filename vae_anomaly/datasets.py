@@ -10,24 +10,24 @@ import pandas as pd
 from sklearn import datasets
 from sklearn.utils import check_random_state
 
-__all__ = ["load_tumours", "make_anomalies"]
+__all__ = ["load_tumors", "make_anomalies"]
 
 _N_CLUSTERS = 4
 
 
-def load_tumours(contamination: float = 0.1, random_state: Any = 0) -> tuple[pd.DataFrame, pd.Series]:
-    """Breast tumours: the benign ones are normal, a few malignant ones are the anomalies.
+def load_tumors(contamination: float = 0.1, random_state: Any = 0) -> tuple[pd.DataFrame, pd.Series]:
+    """Breast tumors: the benign ones are normal, a few malignant ones are the anomalies.
 
-    357 benign tumours with 30 measurements of their cell nuclei, and as many of the 212 malignant ones as
+    357 benign tumors with 30 measurements of their cell nuclei, and as many of the 212 malignant ones as
     make up ``contamination``, from scikit-learn's copy of the Wisconsin diagnostic breast cancer data
     (Street, Wolberg & Mangasarian 1993). Nothing is downloaded.
 
     Parameters
     ----------
     contamination : float, default=0.1
-        Share of malignant tumours, at most 0.37, which is all of them.
+        Share of malignant tumors, at most 0.37, which is all of them.
     random_state : int, RandomState instance or None, default=0
-        Chooses the malignant tumours and the order of the rows.
+        Chooses the malignant tumors and the order of the rows.
 
     Returns
     -------
@@ -36,8 +36,8 @@ def load_tumours(contamination: float = 0.1, random_state: Any = 0) -> tuple[pd.
 
     Examples
     --------
-    >>> from vae_anomaly.datasets import load_tumours
-    >>> X, y = load_tumours(contamination=0.05)
+    >>> from vae_anomaly.datasets import load_tumors
+    >>> X, y = load_tumors(contamination=0.05)
     >>> X.shape, int(y.sum())
     ((376, 30), 19)
     """
@@ -121,7 +121,7 @@ class _Clusters:
 
     def __init__(self, n_features: int, rng: np.random.RandomState) -> None:
         self._rng = rng
-        self.centres = rng.normal(scale=3.0, size=(_N_CLUSTERS, n_features))
+        self.centers = rng.normal(scale=3.0, size=(_N_CLUSTERS, n_features))
         self._mixing = rng.normal(size=(_N_CLUSTERS, n_features, max(1, n_features // 3)))
 
     def draw(self, n: int, scale: float = 1.0) -> npt.NDArray[np.float64]:
@@ -130,7 +130,7 @@ class _Clusters:
         factors = self._rng.standard_normal((n, mixing.shape[2]))
         noise = 0.3 * self._rng.standard_normal((n, mixing.shape[1]))
         spread: npt.NDArray[np.float64] = np.einsum("nij,nj->ni", mixing, factors) + noise
-        return np.asarray(self.centres[which] + scale * spread)
+        return np.asarray(self.centers[which] + scale * spread)
 
 
 def _local(clusters: _Clusters, normal: Any, n: int, rng: np.random.RandomState) -> Any:
@@ -139,8 +139,8 @@ def _local(clusters: _Clusters, normal: Any, n: int, rng: np.random.RandomState)
 
 def _cluster(clusters: _Clusters, normal: Any, n: int, rng: np.random.RandomState) -> Any:
     direction = rng.normal(size=normal.shape[1])
-    centre = normal.mean(axis=0) + 4 * normal.std(axis=0) * np.sign(direction)
-    return centre + 0.3 * rng.standard_normal((n, normal.shape[1]))
+    center = normal.mean(axis=0) + 4 * normal.std(axis=0) * np.sign(direction)
+    return center + 0.3 * rng.standard_normal((n, normal.shape[1]))
 
 
 def _global(clusters: _Clusters, normal: Any, n: int, rng: np.random.RandomState) -> Any:

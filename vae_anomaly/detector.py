@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -26,7 +26,7 @@ from vae_anomaly import (
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.data.images import check_image_shape, dtype_of, flattened
+from vae_anomaly.data.images import check_image_shape, dtype_of, flatten
 from vae_anomaly.data.preparation import Preparation, in_form_of
 from vae_anomaly.data.tables import table_of
 from vae_anomaly.ensemble import fitting
@@ -109,7 +109,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         for callbacks that steer the rate themselves, or warm starts that go on for an unknown time.
     gradient_clip_norm : float or None, default=None
         Longest gradient (Euclidean norm over all weights) that is not shortened.
-    masked_share : "auto" or float, default="auto"
+    masked_fraction : "auto" or float, default="auto"
         Share of the values, in [0, 1), that a training step hides from the encoder, which infers them from
         the others; the objective keeps them. So an encoder learns what a missing value is; it costs a little
         detection. "auto" is 0.05 if values are missing among the training rows, else 0.
@@ -122,20 +122,22 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     patience : int, default=30
         Epochs to wait.
     contamination : "auto" or float, default="auto"
-        Where the threshold lies. A float in (0, 0.5] calls that share of the training rows anomalies.
+        Where the threshold lies. A float in (0, 0.5] calls that fraction of the training rows anomalies.
         "auto" is `thresholds.TukeyFence`: rows beyond Q3 + 1.5 (Q3 - Q1) of the training scores, and at
         least 1 % of them; of more than 2,000 rows, a random 2,000 decide.
-    threshold : {"quantile", "iqr", "mad", "conformal", "gpd"}, rule or None, default=None
-        Takes the place of ``contamination``: a rule from `vae_anomaly.thresholds` by name or as an instance,
-        any object with ``cut(scores) -> float``, or one of pythresh. "conformal" guarantees a false-alarm
-        rate (5 %; ``Conformal(alpha)`` sets it), "gpd" extrapolates to rare ones; both take scores of rows
-        that were not trained on.
-    calibration : "auto", float, int or None, default="auto"
+    threshold : name, rule or None, default=None
+        Takes the place of ``contamination``, which must be "auto" then, unless both mean the same quantile:
+        "quantile", "tukey_fence", "median_deviation", "conformal", "pareto_tail", an instance from
+        `vae_anomaly.thresholds`, any object with ``cut(scores) -> float``, or one of pythresh. "conformal"
+        guarantees a false-alarm rate (5 %; ``Conformal(false_alarm_rate)`` sets it), "pareto_tail"
+        extrapolates to rare ones; both take scores of rows that were not trained on.
+    calibration : {"auto", "folds"}, float, splitter or None, default="auto"
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
-        float in (0, 1) holds out that share of the rows. An int of at least 2 fits so many more detectors,
-        each without one fold of the rows, and scores the fold by it: that spends no rows, and takes as many
-        times longer. "auto" does nothing unless the threshold asks; then it takes 5 folds of fewer than
-        500 rows, else a fifth of the rows, at most 10,000.
+        float in (0, 1) holds out that fraction of the rows. "folds" fits five more detectors, each without
+        one fold of the rows, and scores the fold by it: that spends no rows, and takes as many times longer;
+        a splitter that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing
+        unless the threshold asks; then it is "folds" for fewer than 500 rows, else a fifth of the rows, at
+        most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
         likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
@@ -183,22 +185,25 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         What the threshold promises for new rows of the training rows' kind.
     score_ : str or Score
         The ``score`` that `offset_` was set for; setting the parameter anew acts at the next `fit`.
+    threshold_ : threshold rule or None
+        The rule that set `offset_`, with its settings of then. None in a detector that was loaded from a
+        file, if the rule's class has no name in `thresholds.THRESHOLDS`.
     scaler_ : transformer or None
         The fitted clone of ``scaler``.
     latent_dim_ : int
         Latent dimensions.
-    noise_ : float32 array of shape (n_draws, latent_dim_)
+    draws_ : float32 array of shape (n_draws, latent_dim_)
         The draws that scores average over.
     members_ : tuple of ModelState
         The trained models as arrays and configuration.
-    weights_ : float64 array of shape (n_members,)
+    member_weights_ : float64 array of shape (n_members,)
         The members' weights in every average, inverse to the interquartile range of their training scores.
     model_ : VAE
         The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
     n_samples_fit_ : int
         Rows that the last `fit` was given, those that it held out included.
-    missing_share_ : float64 array of shape (n_features_in_,)
-        Share of missing values in each column of the training rows.
+    missing_fraction_ : float64 array of shape (n_features_in_,)
+        Fraction of missing values in each column of the training rows.
     do_early_stopping_ : bool
         Whether `fit` could stop early.
     n_features_in_ : int
@@ -233,10 +238,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     what comes out is floats in [0, 1]. Likelihoods of whole numbers take them as they are.
 
     Missing values are left out of the likelihood. If training rows have some, the encoder sees a mark for
-    each, and further values are masked in training (``masked_share``); otherwise missing inputs are inferred
-    again and again from what the model expects there. In a score, a missing cell counts what the model
-    expects a value to count, and a row without any value scores as the median training row: see
-    `ensemble.fitted.FittedModel.member_scores`.
+    each, and further values are masked in training (``masked_fraction``); otherwise missing inputs are
+    inferred again and again from what the model expects there. In a score, a missing cell counts what the
+    model expects a value to count, and a row without any value scores as the median training row: see
+    `ensemble.fitted.Fitted.member_scores`.
 
     References
     ----------
@@ -254,7 +259,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     members_: tuple[ModelState, ...]
-    noise_: Rows
+    draws_: Rows
     history_: dict[str, list[float]]
     pixel_range_: tuple[float, float] | None
 
@@ -279,16 +284,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions({*SCHEDULES}), callable, None],
         "gradient_clip_norm": [Interval(Real, 0, None, closed="neither"), None],
-        "masked_share": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
+        "masked_fraction": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
         "validation_fraction": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
         "early_stopping": [StrOptions({"auto"}), "boolean"],
         "patience": [Interval(Integral, 1, None, closed="left")],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "threshold": [str, HasMethods("cut"), HasMethods("eval"), HasMethods(["fit", "predict"]), None],
         "calibration": [
-            StrOptions({"auto"}),
+            StrOptions({"auto", "folds"}),
             Interval(RealNotInt, 0, 1, closed="neither"),
-            Interval(Integral, 2, None, closed="left"),
+            Integral,  # refused with the remedy, by `calibration.resolve`
+            HasMethods(["split", "get_n_splits"]),
             None,
         ],
         "scaler": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
@@ -304,11 +310,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         network: str | Network = "auto",
+        *,
         latent_dim: str | int = "auto",
-        likelihood: str | Likelihood = "auto",
+        likelihood: str | Likelihood | Mapping[Any, Any] | Sequence[Any] = "auto",
         score: str | Score = "auto",
         n_draws: int = 10,
-        *,
         objective: str = "elbo",
         n_training_draws: int = 1,
         beta: float = 1.0,
@@ -320,13 +326,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: float = 3e-3,
         learning_rate_schedule: str | Callable[[Any], Any] | None = "cosine",
         gradient_clip_norm: float | None = None,
-        masked_share: str | float = "auto",
+        masked_fraction: str | float = "auto",
         validation_fraction: str | float = "auto",
         early_stopping: str | bool = "auto",
         patience: int = 30,
         contamination: str | float = "auto",
         threshold: Any = None,
-        calibration: str | float | None = "auto",
+        calibration: Any = "auto",
         scaler: Any = "auto",
         warm_start: bool = False,
         callbacks: Sequence[Any] | None = None,
@@ -352,7 +358,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
         self.gradient_clip_norm = gradient_clip_norm
-        self.masked_share = masked_share
+        self.masked_fraction = masked_fraction
         self.validation_fraction = validation_fraction
         self.early_stopping = early_stopping
         self.patience = patience
@@ -405,7 +411,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             Whether to go on from the file that ``checkpoint`` names, and to end with the weights, scores and
             threshold of a fit that was never interrupted, bit for bit on the same machine. If there is no
             such file, a fit starts anew; one of other rows, parameters, seeds or library releases is
-            refused. Where ``random_state`` is no int, the file's seeds are used. False starts anew and
+            refused. Where ``random_state`` is not an int, the file's seeds are used. False starts anew and
             replaces the file.
 
         Returns
@@ -417,13 +423,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             If the checkpoint is that of another fit: says what differs.
         ModelFileError
-            If the file is damaged, or no checkpoint; it is left as it is.
+            If the file is damaged, or not a checkpoint; it is left as it is.
         OSError
             If the checkpoint cannot be written: an earlier one is as it was.
         """
         with all_or_nothing(self):
             self._validate_params()
-            checkpoint = checkpoints.opened(self.checkpoint, resume, self.callbacks)
+            checkpoint = checkpoints.open_checkpoint(self.checkpoint, resume, self.callbacks)
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
@@ -457,10 +463,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.image_shape_ = fitted.preparation.image_shape
         self.pixel_range_ = fitted.preparation.pixel_range
         self.scaler_ = fitted.preparation.scaler
-        self.missing_share_ = fitted.preparation.missing_shares
-        self.members_, self.noise_ = tuple(fitted.members), fitted.draws
+        self.missing_fraction_ = fitted.preparation.missing_fractions
+        self.members_, self.draws_ = tuple(fitted.members), fitted.draws
         self.latent_dim_ = fitted.members[0].specification.latent_dim
-        self.weights_, self._member_levels = fitted.weights, fitted.levels
+        self.member_weights_, self._member_levels = fitted.weights, fitted.levels
         self.score_, self.threshold_ = decisions.score, decisions.rule
         self.history_, self.interrupted_ = outcome.history, outcome.interrupted
         self._split_seeds, self._calibration_seed = outcome.split_seeds, outcome.calibration_seed
@@ -473,7 +479,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return Earlier(
             preparation=self._preparation,
             members=self.members_,
-            draws=self.noise_,
+            draws=self.draws_,
             history=self.history_,
             split_seeds=self._split_seeds,
             calibration_seed=self._calibration_seed,
@@ -524,7 +530,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             For rows that don't fit the training rows: other width, names, types or image shape, values that
             are infinite or lie outside the likelihood's support, pixels of another range.
         """
-        X = self._validated(X)
+        X = self._validate(X)
         return -self._fitted.scores(X)
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
@@ -570,7 +576,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         float
         """
-        X = self._validated(X)
+        X = self._validate(X)
         return self._fitted.evidence_lower_bound(X)
 
     # -- what a row is ------------------------------------------------------------------------------------
@@ -605,7 +611,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> int(detector.explain([[0.0, 9.0, 0.0]]).argmax())
         1
         """
-        given, X = X, self._validated(X)
+        given, X = X, self._validate(X)
         shares = self._fitted.column_shares(X)
         return in_form_of(given, shares)
 
@@ -648,7 +654,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> bool(-3.0 < low[0, 2] < expected[0, 2] < high[0, 2])
         True
         """
-        given, X = X, self._validated(X)
+        given, X = X, self._validate(X)
         results = [
             self._preparation.in_form_of(given, values) for values in self._fitted.expected_cells(X, coverage)
         ]
@@ -696,7 +702,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             If there is one draw and one member: nothing to compare.
         """
-        X = self._validated(X)
+        X = self._validate(X)
         return self._fitted.confidence(X, self.offset_)
 
     # -- what a score means -------------------------------------------------------------------------------
@@ -732,7 +738,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
         True
         """
-        X = self._validated(X)
+        X = self._validate(X)
         unseen = calibration.check_calibrated(self)
         return calibration.p_values(self._fitted.scores(X), unseen)
 
@@ -770,8 +776,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         ``drifted`` says that the scores of most rows have moved, up or down: the threshold no longer means
         what it meant. ``more_anomalies`` says that more rows than expected are far out, which may be
-        anomalies, and is no reason to fit anew. Up to 5 % of anomalies are no drift. A change that the scores
-        do not show is not found.
+        anomalies, and is not a reason to fit anew. Up to 5 % of anomalies are not drift. A change that the
+        scores do not show is not found.
 
         Without drift, a batch is called drifted with a probability of at most ``false_alarm_rate``, whatever
         the model and the data, if its rows are independent of each other. That is one of calibration and
@@ -805,7 +811,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> detector.drift(2 * rng.normal(size=(300, 3))).reason[:34]
         'Drift: the median row scores above'
         """
-        X = self._validated(X)
+        X = self._validate(X)
         return monitoring.drift(self._fitted.scores(X), monitoring.held_out_scores(self), false_alarm_rate)
 
     # -- the model ----------------------------------------------------------------------------------------
@@ -820,7 +826,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         float64 array of shape (n_rows, latent_dim_)
         """
-        X = self._validated(X)
+        X = self._validate(X)
         return self._fitted.posterior_means(X)
 
     def reconstruct(self, X: Any) -> Any:
@@ -842,7 +848,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         TypeError
             If ``scaler_`` has no ``inverse_transform``.
         """
-        given, X = X, self._validated(X)
+        given, X = X, self._validate(X)
         return self._preparation.in_form_of(given, self._fitted.reconstructions(X))
 
     def sample(self, n_samples: int = 1, random_state: Any = None, *, noise: bool = True) -> Any:
@@ -925,7 +931,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
           StandardScaler, VarianceThreshold;
         - a `RandomState`, which goes on in the loaded detector where it stands now.
 
-        ``checkpoint`` is left out: where a fit writes is no stranger's choice.
+        ``checkpoint`` is left out: where a fit writes is not for a stranger to choose.
 
         It is written beside its place, flushed to the disk and renamed: whatever happens in between, ``path``
         holds the old file or the new one. Saving the same detector twice makes the same bytes.
@@ -940,7 +946,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         NotFittedError
             Before `fit`.
         ModelFileError
-            If a parameter or an attribute is no data, such as callbacks; names it and says what to do.
+            If a parameter or an attribute is not data, such as callbacks; names it and says what to do.
             Nothing is written.
         OSError
             If the disk is full or the folder read-only, say; an old file is as it was.
@@ -977,7 +983,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Outputs, each of shape (n_rows,): ``score_samples`` and ``decision_function``, float64, and ``label``,
         int64, -1 for anomalies and +1 for the others. Scores differ from the detector's own by at most
         :math:`10^{-4} (1 + |s|)`, usually by a hundredth of that: float32 sums are rounded in another order.
-        So that a row on the threshold is no anomaly, as in `predict`, a label is -1 from that far below it.
+        So that a row on the threshold is not an anomaly, as in `predict`, a label is -1 from that far below
+        it.
 
         Where the detector refuses a row, because it holds infinite values or such as lie outside the
         likelihood's support, the score is NaN and the label -1. The rows of one call are scored at once: give
@@ -1038,7 +1045,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             image_shape=self.image_shape_,
             pixel_range=self.pixel_range_,
             scaler=self.scaler_,
-            missing_shares=getattr(self, "missing_share_", None),
+            missing_fractions=getattr(self, "missing_fraction_", None),
         )
 
     @property
@@ -1047,10 +1054,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return Fitted(
             preparation=self._preparation,
             members=self.members_,
-            draws=self.noise_,
+            draws=self.draws_,
             score=scoring.resolve(self.score_, network.shape_of_images(self.image_shape_)),
             device=self.device,
-            weights=self.weights_,
+            weights=self.member_weights_,
             levels=self._member_levels,
         )
 
@@ -1059,7 +1066,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         own = getattr(self.members_[0].specification.network, "image_shape", None)
         return self.image_shape_ or own
 
-    def _validated(self, X: Any) -> Any:
+    def _validate(self, X: Any) -> Any:
         check_is_fitted(self)
         X, _, dtype = self._checked(X, reset=False)
         return self._preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
@@ -1067,7 +1074,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None, Any]:
         """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""
         received = getattr(X, "shape", None)
-        X, image_shape = flattened(X)
+        X, image_shape = flatten(X)
         dtype = dtype_of(X)
         if reset:
             self.table_ = table_of(X, self.likelihood) if image_shape is None else None

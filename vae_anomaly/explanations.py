@@ -25,10 +25,10 @@ from sklearn.preprocessing import OneHotEncoder
 from vae_anomaly.core.rows import array_of, dense
 from vae_anomaly.data.preparation import in_form_of
 
-__all__ = ["by_column", "divided", "explain", "origins", "report"]
+__all__ = ["by_column", "explain", "origins", "report", "spread_rest"]
 
 
-def divided(terms: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def spread_rest(terms: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Shares of the features, (n_rows, n_features), that sum to the scores of the rows.
 
     Parameters
@@ -68,11 +68,11 @@ def explain(pipeline: Pipeline, X: Any) -> Any:
     >>> from sklearn.preprocessing import OneHotEncoder
     >>> from vae_anomaly import VAEDetector
     >>> from vae_anomaly.explanations import explain
-    >>> X = pd.DataFrame({"size": range(20), "colour": ["red", "blue"] * 10})
-    >>> columns = make_column_transformer((OneHotEncoder(), ["colour"]), remainder="passthrough")
+    >>> X = pd.DataFrame({"size": range(20), "color": ["red", "blue"] * 10})
+    >>> columns = make_column_transformer((OneHotEncoder(), ["color"]), remainder="passthrough")
     >>> pipeline = make_pipeline(columns, VAEDetector(epochs=2, random_state=0)).fit(X)
     >>> list(explain(pipeline, X).columns)
-    ['size', 'colour']
+    ['size', 'color']
     """
     *_, detector = (step for _, step in pipeline.steps)
     transformers = pipeline[:-1] if len(pipeline.steps) > 1 else None
@@ -159,7 +159,7 @@ def _origins_of_parts(transformer: ColumnTransformer, names: npt.NDArray[Any]) -
         if isinstance(columns, UserList):  # scikit-learn 1.6: warns when it is read as a list
             columns = columns.data
         if isinstance(columns, slice):
-            columns = _sliced(columns, names)
+            columns = _positions_of(columns, names)
         columns = [columns] if np.ndim(columns) == 0 else list(columns)
         if len(columns) == len(names) and all(isinstance(c, (bool, np.bool_)) for c in columns):
             columns = list(np.flatnonzero(columns))
@@ -169,7 +169,7 @@ def _origins_of_parts(transformer: ColumnTransformer, names: npt.NDArray[Any]) -
     return [origin[output] for output in sorted(origin)]
 
 
-def _sliced(columns: slice, names: npt.NDArray[Any]) -> list[int]:
+def _positions_of(columns: slice, names: npt.NDArray[Any]) -> list[int]:
     """Positions of the columns from one to another: both included if they are names."""
     if not isinstance(columns.start, str) and not isinstance(columns.stop, str):
         return list(range(len(names))[columns])

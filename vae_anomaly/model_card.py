@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _LONGEST_TEXT, _MOST_COLUMNS = 200, 50
-_SHARES = ("share", "rate", "rates")
+_FRACTIONS = ("fraction", "rate", "rates")
 
 
 class ModelCard(Mapping[str, Any]):
@@ -40,7 +40,7 @@ class ModelCard(Mapping[str, Any]):
     Examples
     --------
     >>> from vae_anomaly.model_card import ModelCard
-    >>> card = ModelCard({"data": {"rows": 1200, "missing_share": 0.05}, "notes": ["Made by hand."]})
+    >>> card = ModelCard({"data": {"rows": 1200, "missing_fraction": 0.05}, "notes": ["Made by hand."]})
     >>> card["data"]["rows"]
     1200
     >>> print(card)
@@ -49,7 +49,7 @@ class ModelCard(Mapping[str, Any]):
     ## Data
     <BLANKLINE>
     - rows: 1,200
-    - missing share: 5 %
+    - missing fraction: 5 %
     <BLANKLINE>
     ## Notes
     <BLANKLINE>
@@ -101,7 +101,7 @@ def describe(detector: Any) -> ModelCard:
         sections["columns"] = _columns(detector)
     sections["model"] = figures.pop("model")
     given, _, _ = state_of(detector)
-    sections["parameters"] = {name: _shortened(value) for name, value in given.items()}
+    sections["parameters"] = {name: _shorten(value) for name, value in given.items()}
     return ModelCard({**sections, **figures, "notes": _notes(detector), "versions": versions()})
 
 
@@ -109,25 +109,25 @@ def summary(detector: Any) -> dict[str, dict[str, Any]]:
     """The sections of a card whose size does not grow with the columns."""
     state, history = detector.members_[0], detector.history_
     network, likelihood, *_ = state.specification
-    missing = getattr(detector, "missing_share_", None)
+    missing = getattr(detector, "missing_fraction_", None)
     last_epoch = {name: _number(values[-1]) for name, values in history.items() if values}
     return {
         "data": {
             "rows": getattr(detector, "n_samples_fit_", None),
             "features": int(detector.n_features_in_),
             "image_shape": None if detector.image_shape_ is None else list(map(int, detector.image_shape_)),
-            "likelihoods": None if detector.table_ is None else _counted(detector.table_),
-            "missing_share": None if missing is None else float(np.mean(missing)),
+            "likelihoods": None if detector.table_ is None else _count_likelihoods(detector.table_),
+            "missing_fraction": None if missing is None else float(np.mean(missing)),
         },
         "model": {
-            "network": _shortened(network),
+            "network": _shorten(network),
             "members": len(detector.members_),
             "weights_of_a_member": int(state.trainable.size),
             "latent_dim": int(detector.latent_dim_),
-            "likelihood": _shortened(likelihood) if detector.table_ is None else likelihood.name,
-            "scaler": _shortened(detector.scaler_),
-            "score": detector.score_ if isinstance(detector.score_, str) else _shortened(detector.score_),
-            "draws": len(detector.noise_),
+            "likelihood": _shorten(likelihood) if detector.table_ is None else likelihood.name,
+            "scaler": _shorten(detector.scaler_),
+            "score": detector.score_ if isinstance(detector.score_, str) else _shorten(detector.score_),
+            "draws": len(detector.draws_),
         },
         "training": {
             "epochs": len(history["loss"]),
@@ -145,7 +145,7 @@ def _threshold(detector: Any) -> dict[str, Any]:
     known = scores is not None and hasattr(rule, "realized_rates")
     rates = rule.realized_rates(len(scores)) if known else None
     return {
-        "rule": None if rule is None else _shortened(rule),
+        "rule": None if rule is None else _shorten(rule),
         "offset": _number(detector.offset_),
         "false_alarm_rate": getattr(detector, "false_alarm_rate_", None),
         "realized_rates": None if rates is None else list(rates),
@@ -153,13 +153,13 @@ def _threshold(detector: Any) -> dict[str, Any]:
     }
 
 
-def _counted(table: Any) -> dict[str, int]:
+def _count_likelihoods(table: Any) -> dict[str, int]:
     return dict(Counter(str(column.likelihood.name) for column in table.columns))
 
 
 def _columns(detector: Any) -> list[dict[str, Any]]:
     table, names = detector.table_, getattr(detector, "feature_names_in_", None)
-    missing = getattr(detector, "missing_share_", None)
+    missing = getattr(detector, "missing_fraction_", None)
     lines = []
     for position in range(detector.n_features_in_):
         column = None if table is None else table.columns[position]
@@ -171,7 +171,7 @@ def _columns(detector: Any) -> list[dict[str, Any]]:
                 "name": name if type(name) in (str, int) else str(name),
                 "likelihood": None if column is None else str(column.likelihood.name),
                 "categories": None if categories is None else len(categories),
-                "missing_share": None if missing is None else float(missing[position]),
+                "missing_fraction": None if missing is None else float(missing[position]),
             }
         )
     return lines
@@ -196,7 +196,7 @@ def _notes(detector: Any) -> list[str]:
         )
     if getattr(detector, "interrupted_", False):
         notes.append("The training was interrupted: the model was trained for less than its parameters say.")
-    missing = getattr(detector, "missing_share_", None)
+    missing = getattr(detector, "missing_fraction_", None)
     if missing is not None and not np.any(missing):
         notes.append("The training rows had no gaps. Gaps in new rows are inferred from the other columns.")
     if detector.table_ is not None and any(c.categories is not None for c in detector.table_.columns):
@@ -212,7 +212,7 @@ def _number(value: Any) -> float | str:
     return float(value) if math.isfinite(value) else str(float(value))
 
 
-def _shortened(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(value).split()))
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
 
@@ -222,7 +222,7 @@ def _in_words(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_in_words(key, part)}" for key, part in value.items()) or "none"
-    if name.split("_")[-1] in _SHARES:
+    if name.split("_")[-1] in _FRACTIONS:
         return " to ".join(
             f"{100 * share:.3g} %" for share in (value if isinstance(value, list) else [value])
         )

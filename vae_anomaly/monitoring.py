@@ -25,7 +25,7 @@ __all__ = ["Drift", "Evidence", "Monitor", "drift", "held_out_scores"]
 
 # The bulk lies below this quantile of the calibration scores, anomalies above the other.
 _BULK, _FAR = 0.9, 0.99
-# As many rows in a hundred may be anomalies, and it is no drift.
+# As many rows in a hundred may be anomalies, and it is not a drift.
 _TOLERATED = 0.05
 _BLOCK = 512
 # Bets on drift gain nothing, on average, while fewer than 5 % of the rows are anomalies.
@@ -51,7 +51,7 @@ class Drift:
         Of as many rows above the 99 % quantile of the calibration scores as without anomalies.
     median_rank : float
         Share of the calibration scores that the batch's median score exceeds; 0.5 if nothing has changed.
-    anomalous_share : float
+    anomalous_fraction : float
         Share of the rows above the 99 % quantile.
     n_rows : int
     n_calibration : int
@@ -65,7 +65,7 @@ class Drift:
     p_value: float
     anomalies_p_value: float
     median_rank: float
-    anomalous_share: float
+    anomalous_fraction: float
     n_rows: int
     n_calibration: int
     false_alarm_rate: float
@@ -145,7 +145,7 @@ def _drift_p_value(ranks: Array, known: Array) -> float:
     bulk = ranks[ranks < known[position - 1]]
     of_bulk = 1.0
     if len(bulk) > 1 and position > 2:
-        # The exact law takes a hundred times as long, and small samples are no easier to tell apart by it.
+        # The exact law takes a hundred times as long, and small samples are not easier to tell apart by it.
         of_bulk = stats.cramervonmises_2samp(bulk, known[: position - 1], method="asymptotic").pvalue
     n_above, n_tolerated = n_rows - len(bulk), math.floor(_TOLERATED * n_rows)
     shape = n_calibration + 1 - position, position
@@ -333,8 +333,8 @@ def held_out_scores(detector: Any) -> Array:
     if scores is None or len(scores) == getattr(detector, "n_samples_fit_", None):
         by_folds = "" if scores is None else " (folds are scored by other models)"
         raise ValueError(
-            "drift is measured against scores of rows that were held out of training: fit with a share such "
-            f"as calibration=0.2; now calibration={detector.calibration!r}{by_folds} and "
+            "drift is measured against scores of rows that were held out of training: fit with a fraction "
+            f"such as calibration=0.2; now calibration={detector.calibration!r}{by_folds} and "
             f"threshold={detector.threshold!r}."
         )
     return np.asarray(scores)

@@ -50,7 +50,7 @@ def load(path: str | os.PathLike[str]) -> VAEDetector:
     Raises
     ------
     ModelFileError
-        Says in one line what is wrong with a file that is damaged, truncated, newer, or no model file.
+        Says in one line what is wrong with a file that is damaged, truncated, newer, or not a model file.
     OSError
         If there is no such file, or if it cannot be read.
 

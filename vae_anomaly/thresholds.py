@@ -27,15 +27,15 @@ ROWS_TO_SEE_THE_SPREAD = 2_000
 
 
 class Quantile(BaseEstimator):  # type: ignore[misc]
-    """Call a fixed share of the training rows anomalies, as scikit-learn's detectors do.
+    """Call a fixed fraction of the training rows anomalies, as scikit-learn's detectors do.
 
     The cut is the (1 - contamination) quantile of the training scores with linear interpolation, so
-    that, without ties, that share of the training rows lies above it.
+    that, without ties, that fraction of the training rows lies above it.
 
     Parameters
     ----------
     contamination : float, default=0.1
-        The share, in (0, 0.5].
+        The fraction, in (0, 0.5].
 
     Examples
     --------
@@ -60,21 +60,22 @@ class Quantile(BaseEstimator):  # type: ignore[misc]
 
 
 class TukeyFence(BaseEstimator):  # type: ignore[misc]
-    r"""Call rows anomalies whose scores stand apart from the bulk, at least a small share of them.
+    r"""Call rows anomalies whose scores stand apart from the bulk, at least a small fraction of them.
 
     .. math:: \min\left(Q_3 + k\,(Q_3 - Q_1),\ Q_{1 - m}\right)
 
     with the quartiles Q of the training scores: Tukey's upper fence, lowered if necessary so that at
-    least the share m of the training rows lies above it. Because quartiles hardly move while fewer than
+    least the fraction m of the training rows lies above it. Because quartiles hardly move while fewer than
     a quarter of the rows are anomalies, the rule follows the data: a training set with many
     anomalies gets many alarms. This is what ``contamination="auto"`` means. Of more than 2,000 training
-    rows, a random 2,000 are scored: the share above their upper 1 % quantile has a standard error of 0.22 %.
+    rows, a random 2,000 are scored: the fraction above their upper 1 % quantile has a standard error of
+    0.22 %.
 
     Parameters
     ----------
-    reach : float, default=1.5
+    n_ranges : float, default=1.5
         k, in interquartile ranges (Tukey 1977, "Exploratory data analysis").
-    minimum_share : float, default=0.01
+    minimum_fraction : float, default=0.01
         m, in (0, 0.5].
 
     Examples
@@ -88,19 +89,19 @@ class TukeyFence(BaseEstimator):  # type: ignore[misc]
     n_scores: ClassVar[int] = ROWS_TO_SEE_THE_SPREAD
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "reach": [Interval(Real, 0, None, closed="left")],
-        "minimum_share": [Interval(Real, 0, 0.5, closed="right")],
+        "n_ranges": [Interval(Real, 0, None, closed="left")],
+        "minimum_fraction": [Interval(Real, 0, 0.5, closed="right")],
     }
 
-    def __init__(self, reach: float = 1.5, minimum_share: float = 0.01) -> None:
-        self.reach = reach
-        self.minimum_share = minimum_share
+    def __init__(self, n_ranges: float = 1.5, minimum_fraction: float = 0.01) -> None:
+        self.n_ranges = n_ranges
+        self.minimum_fraction = minimum_fraction
 
     def cut(self, scores: npt.NDArray[np.floating]) -> float:
         """The cut for these training scores, an array of shape (n_rows,)."""
         self._validate_params()
-        lower, upper, top = np.quantile(scores, [0.25, 0.75, 1 - self.minimum_share])
-        return float(min(upper + self.reach * (upper - lower), top))
+        lower, upper, top = np.quantile(scores, [0.25, 0.75, 1 - self.minimum_fraction])
+        return float(min(upper + self.n_ranges * (upper - lower), top))
 
 
 class MedianDeviation(BaseEstimator):  # type: ignore[misc]
@@ -113,7 +114,7 @@ class MedianDeviation(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    reach : float, default=3.5
+    n_deviations : float, default=3.5
         k (Iglewicz & Hoaglin 1993, "How to detect and handle outliers").
 
     Examples
@@ -125,32 +126,35 @@ class MedianDeviation(BaseEstimator):  # type: ignore[misc]
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "reach": [Interval(Real, 0, None, closed="left")],
+        "n_deviations": [Interval(Real, 0, None, closed="left")],
     }
 
-    def __init__(self, reach: float = 3.5) -> None:
-        self.reach = reach
+    def __init__(self, n_deviations: float = 3.5) -> None:
+        self.n_deviations = n_deviations
 
     def cut(self, scores: npt.NDArray[np.floating]) -> float:
         """The cut for these training scores, an array of shape (n_rows,)."""
         self._validate_params()
-        return float(np.median(scores) + self.reach * stats.median_abs_deviation(scores, scale="normal"))
+        return float(
+            np.median(scores) + self.n_deviations * stats.median_abs_deviation(scores, scale="normal")
+        )
 
 
 class Conformal(BaseEstimator):  # type: ignore[misc]
-    r"""Call at most the share alpha of new normal rows anomalies: split-conformal prediction.
+    r"""Call at most the fraction :math:`\alpha` of new normal rows anomalies: split-conformal prediction.
 
     The cut is the :math:`\lceil (n+1)(1-\alpha) \rceil`-th smallest of n scores of rows that were not
     trained on. If new rows are exchangeable with those, one of them lies above it with a probability of at
-    most alpha, whatever the model and the distribution, and of at least alpha - 1 / (n + 1) without ties
+    most :math:`\alpha`, whatever the model and the distribution, and without ties of at least
+    :math:`\alpha - 1 / (n + 1)`
     (Vovk, Gammerman & Shafer 2005; Bates et al. 2023, "Testing for outliers with conformal p-values"). That
     is an average over calibrations: the rate after one of them spreads with a standard error of about
     :math:`\sqrt{\alpha (1 - \alpha) / n}` around it. Anomalies among the rows make the cut larger.
 
     Parameters
     ----------
-    alpha : float, default=0.05
-        The false-alarm rate, in (0, 1). Needs at least 1 / alpha - 1 rows.
+    false_alarm_rate : float, default=0.05
+        :math:`\alpha`, in (0, 1). Needs at least :math:`1 / \alpha - 1` rows.
 
     Examples
     --------
@@ -163,34 +167,29 @@ class Conformal(BaseEstimator):  # type: ignore[misc]
     held_out: ClassVar[bool] = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "alpha": [Interval(Real, 0, 1, closed="neither")],
+        "false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
     }
 
-    def __init__(self, alpha: float = 0.05) -> None:
-        self.alpha = alpha
+    def __init__(self, false_alarm_rate: float = 0.05) -> None:
+        self.false_alarm_rate = false_alarm_rate
 
     def cut(self, scores: npt.NDArray[np.floating]) -> float:
         """The cut for these scores of rows that were not trained on, an array of shape (n_rows,)."""
         self._validate_params()
         position = self._position(len(scores))
         if position > len(scores):
-            n_needed = math.ceil(round(1 / self.alpha, 9)) - 1
+            n_needed = math.ceil(round(1 / self.false_alarm_rate, 9)) - 1
             raise ValueError(
-                f"a false-alarm rate of {self.alpha:g} needs at least {n_needed} "
-                f"rows that were not trained on; received {len(scores)}. Raise alpha, fit on more rows, or "
-                "hold out more of them with the detector's calibration parameter (an int uses all)."
+                f"a false-alarm rate of {self.false_alarm_rate:g} needs at least {n_needed} "
+                f"rows that were not trained on; received {len(scores)}. Raise it, fit on more rows, or hold "
+                "out more of them with the detector's calibration parameter ('folds' uses all)."
             )
         return float(np.partition(scores, position - 1)[position - 1])
-
-    @property
-    def false_alarm_rate(self) -> float:
-        """What is promised for new rows."""
-        return self.alpha
 
     def realized_rates(self, n_scores: int, coverage: float = 0.95) -> tuple[float, float]:
         r"""Between which rates the false alarms after one calibration lie with this probability.
 
-        The share of new rows above the k-th smallest of n exchangeable scores without ties has the law
+        The fraction of new rows above the k-th smallest of n exchangeable scores without ties has the law
         :math:`\mathrm{Beta}(n + 1 - k, k)`; here is its central interval.
         """
         position = self._position(n_scores)
@@ -200,7 +199,7 @@ class Conformal(BaseEstimator):  # type: ignore[misc]
 
     def _position(self, n_scores: int) -> int:
         # Rounded: (n + 1)(1 - alpha) of, say, 0.1 and 9 rows is not the 9 that it means.
-        return math.ceil(round((n_scores + 1) * (1 - self.alpha), 9))
+        return math.ceil(round((n_scores + 1) * (1 - self.false_alarm_rate), 9))
 
 
 class ParetoTail(BaseEstimator):  # type: ignore[misc]
@@ -212,14 +211,14 @@ class ParetoTail(BaseEstimator):  # type: ignore[misc]
 
     .. math:: u + \frac{\sigma}{\xi} \left( \left( \frac{q\,n}{k} \right)^{-\xi} - 1 \right)
 
-    It reaches risks below 1 / n, where no quantile does, at the price of an assumption about the tail.
+    It reaches rates below 1 / n, where no quantile does, at the price of an assumption about the tail.
 
     Parameters
     ----------
-    risk : float, default=1e-3
-        q, the false-alarm rate, in (0, 1).
-    tail_share : "auto" or float, default="auto"
-        k / n, in (0, 1). "auto" takes :math:`k = n^{2/3}`: a share that shrinks as rows grow.
+    false_alarm_rate : float, default=1e-3
+        q, in (0, 1).
+    tail_fraction : "auto" or float, default="auto"
+        k / n, in (0, 1). "auto" takes :math:`k = n^{2/3}`: a fraction that shrinks as rows grow.
 
     Examples
     --------
@@ -233,30 +232,30 @@ class ParetoTail(BaseEstimator):  # type: ignore[misc]
     held_out: ClassVar[bool] = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "risk": [Interval(Real, 0, 1, closed="neither")],
-        "tail_share": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="neither")],
+        "false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
+        "tail_fraction": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="neither")],
     }
 
     _FEWEST_EXCESSES: ClassVar[int] = 10
 
-    def __init__(self, risk: float = 1e-3, tail_share: str | float = "auto") -> None:
-        self.risk = risk
-        self.tail_share = tail_share
+    def __init__(self, false_alarm_rate: float = 1e-3, tail_fraction: str | float = "auto") -> None:
+        self.false_alarm_rate = false_alarm_rate
+        self.tail_fraction = tail_fraction
 
     def cut(self, scores: npt.NDArray[np.floating]) -> float:
         """The cut for these scores of rows that were not trained on, an array of shape (n_rows,)."""
         self._validate_params()
         n_rows = len(scores)
-        share = n_rows ** (-1 / 3) if isinstance(self.tail_share, str) else self.tail_share
-        n_excesses = math.ceil(share * n_rows)
+        fraction = n_rows ** (-1 / 3) if isinstance(self.tail_fraction, str) else self.tail_fraction
+        n_excesses = math.ceil(fraction * n_rows)
         if n_excesses < self._FEWEST_EXCESSES or n_excesses >= n_rows:
             raise ValueError(
                 f"a tail needs at least {self._FEWEST_EXCESSES} excesses, and rows below it; received "
-                f"{n_rows} rows that were not trained on and tail_share={self.tail_share!r}, which "
-                f"make {n_excesses}. Fit on more rows, or set tail_share."
+                f"{n_rows} rows that were not trained on and tail_fraction={self.tail_fraction!r}, which "
+                f"make {n_excesses}. Fit on more rows, or set tail_fraction."
             )
-        if self.risk >= n_excesses / n_rows:  # inside the data, where no tail is needed
-            return float(np.quantile(scores, 1 - self.risk))
+        if self.false_alarm_rate >= n_excesses / n_rows:  # inside the data, where no tail is needed
+            return float(np.quantile(scores, 1 - self.false_alarm_rate))
         ordered = np.sort(scores)
         level = ordered[-n_excesses - 1]
         excesses = ordered[-n_excesses:] - level
@@ -264,21 +263,18 @@ class ParetoTail(BaseEstimator):  # type: ignore[misc]
         if unit == 0:
             return float(level)
         shape, _, scale = stats.genpareto.fit(excesses / unit, floc=0)
-        return float(level + unit * stats.genpareto.isf(self.risk * n_rows / n_excesses, shape, 0, scale))
-
-    @property
-    def false_alarm_rate(self) -> float:
-        """What is promised for new rows."""
-        return self.risk
+        return float(
+            level + unit * stats.genpareto.isf(self.false_alarm_rate * n_rows / n_excesses, shape, 0, scale)
+        )
 
 
 #: Every rule that has a name.
 THRESHOLDS: dict[str, type[Any]] = {
     "quantile": Quantile,
-    "iqr": TukeyFence,
-    "mad": MedianDeviation,
+    "tukey_fence": TukeyFence,
+    "median_deviation": MedianDeviation,
     "conformal": Conformal,
-    "gpd": ParetoTail,
+    "pareto_tail": ParetoTail,
 }
 
 
@@ -292,7 +288,7 @@ class _FromLabels:
         return repr(self.rule)
 
     def cut(self, scores: npt.NDArray[np.floating]) -> float:
-        """The greatest score below every one that is labelled an anomaly."""
+        """The greatest score below every one that is labeled an anomaly."""
         labels = (
             self.rule.eval(scores) if hasattr(self.rule, "eval") else self.rule.fit(scores).predict(scores)
         )
@@ -318,9 +314,21 @@ def promised_rate(rule: Any) -> float | None:
 
 
 def resolve(threshold: Any, contamination: str | float) -> Any:
-    """The rule that a detector's ``threshold`` and ``contamination`` ask for."""
+    """The rule that a detector's ``threshold`` and ``contamination`` ask for.
+
+    Raises
+    ------
+    ValueError
+        If there is no rule of this name, or if ``contamination`` asks for another rule than ``threshold``.
+    """
     if threshold is None:
         return TukeyFence() if isinstance(contamination, str) else Quantile(contamination)
+    same = threshold == "quantile" or getattr(threshold, "contamination", None) == contamination
+    if not isinstance(contamination, str) and not same:
+        raise ValueError(
+            f"contamination={contamination!r} cuts at a quantile of the training scores, and "
+            f"threshold={threshold!r} elsewhere: set only one of them."
+        )
     if isinstance(threshold, BaseEstimator) and hasattr(threshold, "cut"):
         return clone(threshold)  # out of reach of a later set_params
     if not isinstance(threshold, str):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["keras", "quiet", "tf", "without_weights"]
+__all__ = ["keras", "silence_log_lines", "tf", "without_weights"]
 
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # How TensorFlow's C++ side formats its log lines, which ignore every Python-level log setting.
@@ -56,7 +56,7 @@ def _load(name: str) -> ModuleType:
 def _open() -> None:
     with contextlib.ExitStack() as stack:
         if "tensorflow" not in sys.modules:
-            stack.enter_context(quiet())
+            stack.enter_context(silence_log_lines())
             stack.enter_context(_with_onednn())
         tensorflow = importlib.import_module("tensorflow")
         backend = importlib.import_module("keras").config.backend()
@@ -81,12 +81,12 @@ def _with_onednn() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_log_lines() -> Iterator[None]:
     """Keep TensorFlow's log lines off the terminal, unless the user chose a log level, which stays theirs."""
     chosen = os.environ.get(_LOG_LEVEL)
     os.environ.setdefault(_LOG_LEVEL, "3")
     try:
-        with _without_log_lines() if chosen is None else contextlib.nullcontext():
+        with _drop_log_lines() if chosen is None else contextlib.nullcontext():
             yield
     finally:
         # What runs inside may have set it: tf2onnx does.
@@ -96,7 +96,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_log_lines() -> Iterator[None]:
+def _drop_log_lines() -> Iterator[None]:
     """Hold back file descriptor 2, then pass on every line that is not a TensorFlow log line."""
     try:
         terminal = os.dup(2)

@@ -78,5 +78,5 @@ def _usual_range(rows: Rows) -> Rows:
 
 
 def with_channels(image_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(height, width, channels): grey images may leave their one channel out."""
+    """(height, width, channels): gray images may leave their one channel out."""
     return tuple(image_shape) if len(image_shape) == 3 else (*image_shape, 1)

@@ -35,7 +35,7 @@ class Spec(BaseEstimator):  # type: ignore[misc]
     def snapshot(self) -> Self:
         """A copy that no later change of this object reaches: what a fitted model keeps."""
         parameters = self.get_params(deep=False)
-        return type(self)(**{name: _own(value) for name, value in parameters.items()})
+        return type(self)(**{name: _copy_containers(value) for name, value in parameters.items()})
 
 
 def config_json(keras_object: Any) -> str:
@@ -43,7 +43,7 @@ def config_json(keras_object: Any) -> str:
     return json.dumps(keras.saving.serialize_keras_object(keras_object), sort_keys=True)
 
 
-def _own(value: Any) -> Any:
+def _copy_containers(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, (list, tuple, dict, set, np.ndarray)) else value
 
 

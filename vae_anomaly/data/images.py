@@ -18,7 +18,7 @@ from vae_anomaly.likelihoods import Likelihood
 __all__ = [
     "check_image_shape",
     "dtype_of",
-    "flattened",
+    "flatten",
     "pixel_range",
     "pixels",
 ]
@@ -27,7 +27,7 @@ __all__ = [
 _ROUNDING = 1e-6
 
 
-def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
+def flatten(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     """X with one row for each image, and the shape of an image; anything but images comes back as it is.
 
     Images are arrays of shape (n, height, width) or (n, height, width, channels), or lists of images.
@@ -37,7 +37,7 @@ def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     ValueError
         If the images differ in size, or have more than three axes.
     """
-    X = _stacked(X)
+    X = _stack(X)
     n_axes = getattr(X, "ndim", 2)
     if n_axes > 4:
         raise ValueError(
@@ -51,7 +51,7 @@ def flattened(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     return X.reshape(len(X), math.prod(image_shape)), image_shape
 
 
-def _stacked(X: Any) -> Any:
+def _stack(X: Any) -> Any:
     """A list of images as one array; anything else comes back as it is."""
     listed = isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1)
     try:

@@ -33,7 +33,7 @@ class Preparation:
     pixel_range : (float, float) or None
         Lowest and highest pixel of the training rows, if they are images, also flat ones.
     scaler : fitted transformer or None
-    missing_shares : float64 array of shape (n_features,), or None if it is not known
+    missing_fractions : float64 array of shape (n_features,), or None if it is not known
     """
 
     table: Table | None
@@ -41,7 +41,7 @@ class Preparation:
     image_shape: tuple[int, ...] | None
     pixel_range: tuple[float, float] | None
     scaler: Any
-    missing_shares: npt.NDArray[np.float64] | None
+    missing_fractions: npt.NDArray[np.float64] | None
 
     @classmethod
     def fit(
@@ -63,11 +63,11 @@ class Preparation:
             If a column holds no value, or values whose squares overflow; names it.
         """
         scaling.check_magnitude(X, names)
-        missing_shares = scaling.missing_shares(X, names)
+        missing_fractions = scaling.missing_fractions(X, names)
         likelihood.check_columns(X.shape[1])
         of_pixels = pixel_range(X) if holds_images else None
-        fitted = scaling.fitted(scaling.scaler_for(likelihood, scaler), X)
-        return cls(table, names, image_shape, of_pixels, fitted, missing_shares)
+        fitted = scaling.fit_scaler(scaling.scaler_for(likelihood, scaler), X)
+        return cls(table, names, image_shape, of_pixels, fitted, missing_fractions)
 
     def in_units(self, X: Any, dtype: Any, likelihood: Likelihood) -> Any:
         """New rows in the units of the training rows: bytes become shares of 255 if they were such."""
@@ -77,7 +77,7 @@ class Preparation:
 
     def rows(self, X: Any) -> Rows:
         """What a model sees of X."""
-        return scaling.scaled(X, self.scaler, self.names)
+        return scaling.scale(X, self.scaler, self.names)
 
     def training_rows(self, X: Any, likelihood: Likelihood) -> Any:
         """What a model is trained on, all within the likelihood's support; `SparseRows` of a sparse table."""
@@ -92,7 +92,7 @@ class Preparation:
 
     def back(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Scaled rows in the units of X."""
-        return scaling.unscaled(rows, self.scaler)
+        return scaling.unscale(rows, self.scaler)
 
     def in_form_of(self, given: Any, values: npt.NDArray[np.float64]) -> Any:
         """Values of cells, in the units of X, in the form of the rows that were given."""

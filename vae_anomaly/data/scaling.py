@@ -22,11 +22,11 @@ __all__ = [
     "ScalerOfColumns",
     "check_magnitude",
     "column_names",
-    "fitted",
-    "missing_shares",
-    "scaled",
+    "fit_scaler",
+    "missing_fractions",
+    "scale",
     "scaler_for",
-    "unscaled",
+    "unscale",
 ]
 
 #: Where scaled rows are clipped: far enough to be any anomaly, near enough for its square to be a float32.
@@ -104,12 +104,12 @@ def check_magnitude(X: Any, names: npt.NDArray[Any] | None) -> None:
         rows, columns = (abs(X) > _LARGEST).nonzero()
         row, column = rows[0], columns[0]
         raise ValueError(
-            f"{_label(column, names)} holds {X[row, column]:g} in row {row}: its square is no float64. "
-            "Rescale the column, or take its logarithm."
+            f"{_label(column, names)} holds {X[row, column]:g} in row {row}: its square exceeds what "
+            "float64 holds. Rescale the column, or take its logarithm."
         )
 
 
-def missing_shares(X: Any, names: npt.NDArray[Any] | None) -> npt.NDArray[np.float64]:
+def missing_fractions(X: Any, names: npt.NDArray[Any] | None) -> npt.NDArray[np.float64]:
     """Share of missing values in each column; there is nothing to learn of one without any value.
 
     Raises
@@ -143,7 +143,7 @@ def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) ->
         return names if len(names) == n_columns else None
 
 
-def fitted(scaler: Any, X: Any) -> Any:
+def fit_scaler(scaler: Any, X: Any) -> Any:
     """A clone of the scaler, fitted on X; None stays None."""
     if type(scaler) is StandardScaler or (sparse.issparse(X) and hasattr(scaler, "partial_fit")):
         # In blocks: a variance makes copies of what it gets at once, and a sparse table is never dense.
@@ -155,7 +155,7 @@ def fitted(scaler: Any, X: Any) -> Any:
     return None if scaler is None else clone(scaler).fit(X.copy())
 
 
-def scaled(X: Any, scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
+def scale(X: Any, scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
     """What the model sees: scaled rows, within the range whose squares fit a float32.
 
     A sparse X becomes an array. Rows are transformed in blocks: a table needs no second copy of itself.
@@ -166,20 +166,20 @@ def scaled(X: Any, scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
         If the scaler turns finite values into others; ``names`` are those of X's columns.
     """
     block = _block_of(X)
-    first = _scaled_block(X, 0, block, scaler, names)
+    first = _scale_block(X, 0, block, scaler, names)
     if X.shape[0] <= block:
         return first
     rows = np.empty((X.shape[0], first.shape[1]), dtype=np.float32)
     rows[:block] = first
     for start in range(block, X.shape[0], block):
-        rows[start : start + block] = _scaled_block(X, start, block, scaler, names)
+        rows[start : start + block] = _scale_block(X, start, block, scaler, names)
     return rows
 
 
-def _scaled_block(X: Any, start: int, size: int, scaler: Any, names: npt.NDArray[Any] | None) -> Rows:
+def _scale_block(X: Any, start: int, size: int, scaler: Any, names: npt.NDArray[Any] | None) -> Rows:
     given = X[start : start + size]
     block = dense(given)
-    rows = block if scaler is None else _transformed(given, block, scaler)
+    rows = block if scaler is None else _transform(given, block, scaler)
     wrong = ~np.isfinite(rows)
     if wrong.any():  # a missing value stays one, or the scaler fills it
         gaps = np.isnan(block)
@@ -197,7 +197,7 @@ def _scaled_block(X: Any, start: int, size: int, scaler: Any, names: npt.NDArray
     return within
 
 
-def _transformed(given: Any, block: npt.NDArray[Any], scaler: Any) -> npt.NDArray[Any]:
+def _transform(given: Any, block: npt.NDArray[Any], scaler: Any) -> npt.NDArray[Any]:
     # The rows have been checked; for one row, checking them again costs a third of the whole score.
     if type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std:
         return np.asarray((block - scaler.mean_) / scaler.scale_)
@@ -206,7 +206,7 @@ def _transformed(given: Any, block: npt.NDArray[Any], scaler: Any) -> npt.NDArra
     return dense(scaler.transform(given.copy()))  # some transformers write into their argument
 
 
-def unscaled(rows: npt.NDArray[np.float64], scaler: Any) -> npt.NDArray[np.float64]:
+def unscale(rows: npt.NDArray[np.float64], scaler: Any) -> npt.NDArray[np.float64]:
     """Rows in the units of X.
 
     Raises

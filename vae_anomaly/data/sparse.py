@@ -15,8 +15,8 @@ from vae_anomaly.data import scaling
 __all__ = [
     "SparseRows",
     "blocks",
+    "concatenate",
     "has_gaps",
-    "joined",
     "representative",
     "rows_of",
     "subset",
@@ -40,16 +40,16 @@ class SparseRows:
 
     def __init__(self, X: Any, scaler: Any, names: npt.NDArray[Any] | None) -> None:
         self.X, self.scaler, self.names = X, scaler, names
-        self.shape = (X.shape[0], scaling.scaled(X[:1], scaler, names).shape[1])
+        self.shape = (X.shape[0], scaling.scale(X[:1], scaler, names).shape[1])
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
     def __getitem__(self, positions: Any) -> Rows:
         if isinstance(positions, slice):
-            return scaling.scaled(self.X[positions], self.scaler, self.names)
+            return scaling.scale(self.X[positions], self.scaler, self.names)
         positions = np.asarray(positions)
-        chosen = scaling.scaled(self.X[positions.ravel()], self.scaler, self.names)
+        chosen = scaling.scale(self.X[positions.ravel()], self.scaler, self.names)
         return chosen.reshape(*positions.shape, self.shape[1])
 
 
@@ -57,7 +57,7 @@ def rows_of(X: Any, scaler: Any, names: npt.NDArray[Any] | None) -> Any:
     """The scaled rows of a table: a float32 array, or `SparseRows` if the table is sparse."""
     if sparse.issparse(X) and X.shape[0]:
         return SparseRows(X, scaler, names)
-    return scaling.scaled(X, scaler, names)
+    return scaling.scale(X, scaler, names)
 
 
 def subset(rows: Any, positions: npt.NDArray[np.integer]) -> Any:
@@ -67,7 +67,7 @@ def subset(rows: Any, positions: npt.NDArray[np.integer]) -> Any:
     return rows[positions]
 
 
-def joined(rows: Any, more: Any) -> Any:
+def concatenate(rows: Any, more: Any) -> Any:
     """Rows and more rows of the same table."""
     if isinstance(rows, SparseRows):
         return SparseRows(sparse.vstack([rows.X, more.X], format="csr"), rows.scaler, rows.names)

@@ -185,9 +185,9 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
     likelihood : "auto", name, Likelihood, dict or list
         "mixed" goes by the columns' dtypes: Bernoulli for booleans, Categorical for strings and categories,
         Count for whole numbers that are never negative and mostly below 10, Gaussian for other numbers. So
-        does "auto" for a DataFrame with columns that are no numbers. "categorical" is for all columns. A dict
-        gives likelihoods of columns by their names (positions, if X is an array), a list holds pairs of a
-        likelihood and the columns that have it; columns that they leave out go by their dtype.
+        does "auto" for a DataFrame with columns that are not numbers. "categorical" is for all columns. A
+        dict gives likelihoods of columns by their names (positions, if X is an array), a list holds pairs of
+        a likelihood and the columns that have it; columns that they leave out go by their dtype.
 
     Raises
     ------
@@ -225,7 +225,7 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
         X = pd.DataFrame(array_of(X)).infer_objects()
     if not X.columns.is_unique:
         raise ValueError(
-            f"columns need names of their own; {X.columns[X.columns.duplicated()][0]!r} is twice."
+            f"columns need names of their own; {X.columns[X.columns.duplicated()][0]!r} appears twice."
         )
     unknown = [name for name in chosen if name not in X.columns]
     if unknown:

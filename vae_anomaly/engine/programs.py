@@ -31,7 +31,7 @@ __all__ = [
     "architecture",
     "architecture_of",
     "model_of",
-    "placed",
+    "on_device",
 ]
 
 _CACHED_ARCHITECTURES, _CACHED_PROGRAMS = 16, 24
@@ -218,6 +218,6 @@ _cache = _Recent(_CACHED_ARCHITECTURES)
 _architectures: weakref.WeakKeyDictionary[ModelState, Architecture] = weakref.WeakKeyDictionary()
 
 
-def placed(device: str | None) -> contextlib.AbstractContextManager[Any]:
+def on_device(device: str | None) -> contextlib.AbstractContextManager[Any]:
     """Put TensorFlow's operations on this device; None leaves the choice to TensorFlow."""
     return contextlib.nullcontext() if device is None else tf.device(device)

@@ -17,7 +17,7 @@ from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.objective import loss_terms
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.engine.programs import Architecture, placed
+from vae_anomaly.engine.programs import Architecture, on_device
 from vae_anomaly.model.states import ModelState
 
 __all__ = [
@@ -71,7 +71,7 @@ class Limits(NamedTuple):
     free_bits: Any
     gradient_clip_norm: Any
     n_kept: Any
-    masked_share: Any
+    masked_fraction: Any
 
 
 def block_steps(architecture: Architecture, batch_size: int) -> int:
@@ -176,7 +176,7 @@ def _compile(architecture: Architecture, options: BlockOptions) -> Callable[...,
     batch = (n_blocked, options.batch_size, architecture.n_features)
     noise = (n_blocked, options.n_training_draws, options.batch_size, architecture.latent_dim)
     function = tf.function(_block(architecture, options), autograph=False, jit_compile=options.jit_compile)
-    with placed(options.device):
+    with on_device(options.device):
         return function.get_concrete_function(  # type: ignore[no-any-return]
             TrainingState(vector, vector, vector, non_trainable),
             tf.TensorSpec(batch, tf.float32),
@@ -203,12 +203,12 @@ def _block(architecture: Architecture, options: BlockOptions) -> Callable[..., A
         def step(position: Any, state: TrainingState, sums: Any) -> tuple[Any, TrainingState, Any]:
             x, step_noise, rate, beta = (values[position] for values in (batches, noise, rates, betas))
             # The objective keeps the masked values: the bound holds for any encoder.
-            seen = x if uniform is None else tf.where(uniform[position] < limits.masked_share, math.nan, x)
+            seen = x if uniform is None else tf.where(uniform[position] < limits.masked_fraction, math.nan, x)
             gradient, non_trainable, terms = _gradient(
                 architecture, state, x, seen, step_noise, beta, limits, options
             )
             if options.clips_gradient:
-                gradient = _clipped(gradient, limits.gradient_clip_norm)
+                gradient = _clip(gradient, limits.gradient_clip_norm)
             moved = _ADAM.step(state.trainable, state.first_moment, state.second_moment, gradient, rate)
             return position + 1, TrainingState(*moved, non_trainable), sums + terms
 
@@ -268,6 +268,6 @@ def _trimmed_mean(losses: Any, n_kept: Any) -> Any:
     return tf.reduce_sum(tf.where(counts, tf.sort(losses), 0.0)) / tf.cast(n_kept, tf.float32)
 
 
-def _clipped(gradient: Any, norm: Any) -> Any:
+def _clip(gradient: Any, norm: Any) -> Any:
     """The gradient, shortened to this norm if it is longer."""
     return gradient * norm / tf.maximum(tf.norm(gradient), norm)

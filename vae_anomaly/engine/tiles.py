@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows, any_missing
-from vae_anomaly.engine.programs import Architecture, architecture_of, placed
+from vae_anomaly.engine.programs import Architecture, architecture_of, on_device
 from vae_anomaly.model.states import ModelState
 
 __all__ = ["map_rows", "wide_tile"]
@@ -56,11 +56,11 @@ def map_rows(
     key: Hashable,
     states: Sequence[ModelState],
     rows: Rows,
-    noise: Rows,
+    draws: Rows,
     device: str | None = None,
     **incomplete: bool,
 ) -> npt.NDArray[Any]:
-    """Apply ``function(vae, x, noise)`` to all rows, with each model.
+    """Apply ``function(vae, x, draws)`` to all rows, with each model.
 
     Rows with missing values, NaN, are given to `VAE.incomplete`, which costs more; all rows are, if the
     encoder sees marks for missing values.
@@ -68,13 +68,13 @@ def map_rows(
     Parameters
     ----------
     function : callable
-        Takes the VAE, rows of shape (tile, n_features) and noise of shape (n_draws, 1, latent_dim);
+        Takes the VAE, rows of shape (tile, n_features) and draws of shape (n_draws, 1, latent_dim);
         returns one tensor whose first axis is the tile's.
     key : hashable
         Names what ``function`` computes; it is traced once for each key.
     states : models of one architecture
     rows : array of shape (n_rows, n_features)
-    noise : array of shape (n_draws, latent_dim), shared by all rows
+    draws : array of shape (n_draws, latent_dim), shared by all rows
     device : str or None
     **incomplete : bool
         Passed to `VAE.incomplete`.
@@ -84,20 +84,20 @@ def map_rows(
     float64 array of shape (n_states, n_rows, ...)
     """
 
-    def of_incomplete(vae: Any, x: Any, noise: Any) -> Any:
-        return function(vae.incomplete(**incomplete), x, noise)
+    def of_incomplete(vae: Any, x: Any, draws: Any) -> Any:
+        return function(vae.incomplete(**incomplete), x, draws)
 
     on_complete = partial(_map_rows, function, key)
     on_incomplete = partial(_map_rows, of_incomplete, ("incomplete", *incomplete.items(), key))
     if states[0].specification.marks_missing:
-        return on_incomplete(states, rows, noise, device)
+        return on_incomplete(states, rows, draws, device)
     if not any_missing(rows):
-        return on_complete(states, rows, noise, device)
+        return on_complete(states, rows, draws, device)
     has_gaps = np.isnan(rows).any(axis=1)
     if has_gaps.all():
-        return on_incomplete(states, rows, noise, device)
-    results = on_complete(states, rows, noise, device)
-    results[:, has_gaps] = on_incomplete(states, rows[has_gaps], noise, device)
+        return on_incomplete(states, rows, draws, device)
+    results = on_complete(states, rows, draws, device)
+    results[:, has_gaps] = on_incomplete(states, rows[has_gaps], draws, device)
     return results
 
 
@@ -106,31 +106,31 @@ def _map_rows(
     key: Hashable,
     states: Sequence[ModelState],
     rows: Rows,
-    noise: Rows,
+    draws: Rows,
     device: str | None,
 ) -> npt.NDArray[Any]:
     architecture = architecture_of(states[0])
-    models = [_on_device(state, device) for state in states]
-    key = (key, len(states), len(noise), device)
+    models = [_copy_to_device(state, device) for state in states]
+    key = (key, len(states), len(draws), device)
     used_before = architecture.has_program((_WIDE, key))
-    with placed(device):
-        noise_tensor = tf.convert_to_tensor(np.asarray(noise, dtype=np.float32))
+    with on_device(device):
+        draws_tensor = tf.convert_to_tensor(np.asarray(draws, dtype=np.float32))
 
         def wide(rows: Rows) -> npt.NDArray[Any]:
-            return _through_wide_tiles(architecture, function, key, models, rows, noise_tensor)
+            return _through_wide_tiles(architecture, function, key, models, rows, draws_tensor)
 
         # Convolutions of few rows were seen to round one row in a hundred otherwise: too rarely to be tried.
         of_images = states[0].specification.network.shape_of_images(None) is not None
         for tile in () if of_images else _NARROW_TILES:
             # Whoever scores once is not made to wait for a second program.
-            if used_before and len(rows) <= tile < wide_tile(architecture, len(noise)):
+            if used_before and len(rows) <= tile < wide_tile(architecture, len(draws)):
                 narrow = architecture.program(
                     (tile, key),
-                    partial(_narrow_program, architecture, function, tile, wide, models, noise_tensor),
+                    partial(_narrow_program, architecture, function, tile, wide, models, draws_tensor),
                 )
                 if narrow is not None:
-                    program = partial(narrow, models, noise=noise_tensor)
-                    own = _own_program(architecture, function, tile, key, states, noise, program)
+                    program = partial(narrow, models, draws=draws_tensor)
+                    own = _own_program(architecture, function, tile, key, states, draws, program)
                     return _through_narrow_tile(own or program, tile, rows)
         return wide(rows)
 
@@ -141,11 +141,11 @@ def _through_wide_tiles(
     key: Hashable,
     models: Any,
     rows: Rows,
-    noise: Any,
+    draws: Any,
 ) -> npt.NDArray[Any]:
-    n_features, tile = architecture.n_features, wide_tile(architecture, noise.shape[0])
+    n_features, tile = architecture.n_features, wide_tile(architecture, draws.shape[0])
     program = architecture.program(
-        (_WIDE, key), lambda: _compile(architecture, function, (None, tile), models, noise)
+        (_WIDE, key), lambda: _compile(architecture, function, (None, tile), models, draws)
     )
     block = max(1, _BLOCK_OF_TILES_NUMBERS // (tile * n_features)) * tile
     results = []
@@ -153,7 +153,7 @@ def _through_wide_tiles(
         part = rows[start : start + block]
         tiles = np.zeros((-(-len(part) // tile), tile, n_features), dtype=np.float32)
         tiles.reshape(-1, n_features)[: len(part)] = part
-        by_tile = program(models, tf.convert_to_tensor(tiles), noise).numpy()
+        by_tile = program(models, tf.convert_to_tensor(tiles), draws).numpy()
         by_model = np.moveaxis(by_tile, 1, 0)
         results.append(by_model.reshape(len(models), -1, *by_tile.shape[3:])[:, : len(part)])
     return results[0] if len(results) == 1 else np.concatenate(results, axis=1)
@@ -171,12 +171,12 @@ def _narrow_program(
     tile: int,
     wide: Callable[[Rows], npt.NDArray[Any]],
     models: Any,
-    noise: Any,
+    draws: Any,
 ) -> Any:
     """The program for narrow tiles, or None if a result of theirs differs from the wide tile's in any bit."""
-    program = _compile(architecture, function, (tile,), models, noise)
-    n_rows = wide_tile(architecture, noise.shape[0])
-    by_tile = partial(_by_narrow_tiles, partial(program, models, noise=noise), tile)
+    program = _compile(architecture, function, (tile,), models, draws)
+    n_rows = wide_tile(architecture, draws.shape[0])
+    by_tile = partial(_by_narrow_tiles, partial(program, models, draws=draws), tile)
     return program if _same_bits(by_tile, wide, architecture, n_rows) else None
 
 
@@ -197,13 +197,13 @@ def _compile(
     function: TileFunction,
     shape: tuple[int | None, ...],
     models: Sequence[tuple[Any, list[Any]]],
-    noise: Any,
+    draws: Any,
 ) -> Any:
-    """``(models, x, noise) -> results``: one tile, (n_models, tile, ...), or many, each so."""
+    """``(models, x, draws) -> results``: one tile, (n_models, tile, ...), or many, each so."""
 
-    def run(models: Any, x: Any, noise: Any) -> Any:
+    def run(models: Any, x: Any, draws: Any) -> Any:
         # Unpacked before the loop over tiles, not in it.
-        of_tile = _results_of_tile(architecture, function, models, noise)
+        of_tile = _results_of_tile(architecture, function, models, draws)
         return of_tile(x) if len(shape) == 1 else tf.map_fn(of_tile, x, fn_output_signature=tf.float64)
 
     def spec(value: Any) -> Any:
@@ -212,12 +212,12 @@ def _compile(
     return tf.function(run, autograph=False).get_concrete_function(
         [(spec(trainable), [spec(other) for other in others]) for trainable, others in models],
         tf.TensorSpec((*shape, architecture.n_features), tf.float32),
-        spec(noise),
+        spec(draws),
     )
 
 
 def _results_of_tile(
-    architecture: Architecture, function: TileFunction, models: Any, noise: Any
+    architecture: Architecture, function: TileFunction, models: Any, draws: Any
 ) -> Callable[[Any], Any]:
     unpacked = [(architecture.pieces(trainable), others) for trainable, others in models]
 
@@ -225,7 +225,7 @@ def _results_of_tile(
         results = []
         for trainable, non_trainable in unpacked:
             with architecture.holding(trainable, non_trainable):
-                results.append(tf.cast(function(architecture.template, x, noise[:, None]), tf.float64))
+                results.append(tf.cast(function(architecture.template, x, draws[:, None]), tf.float64))
         return tf.stack(results)
 
     return of_tile
@@ -234,8 +234,8 @@ def _results_of_tile(
 class _OwnProgram:
     """A program for one set of models and draws alone, once they have been asked for often enough."""
 
-    def __init__(self, noise: Rows) -> None:
-        self.noise = weakref.ref(noise)
+    def __init__(self, draws: Rows) -> None:
+        self.draws = weakref.ref(draws)
         self.n_calls = 0
         self.program: Callable[[Any], Any] | None = None
 
@@ -252,7 +252,7 @@ def _own_program(
     tile: int,
     key: Hashable,
     states: Sequence[ModelState],
-    noise: Rows,
+    draws: Rows,
     shared: Callable[[Any], Any],
 ) -> Callable[[Any], Any] | None:
     """The models' own program for such tiles, ``x -> results``, if they have one."""
@@ -260,12 +260,12 @@ def _own_program(
     with _lock:
         entries = _own_programs.setdefault(states[0], {})
         entry = entries.get(key)
-        if entry is None or entry.noise() is not noise:
-            entry = entries[key] = _OwnProgram(noise)
+        if entry is None or entry.draws() is not draws:
+            entry = entries[key] = _OwnProgram(draws)
         entry.n_calls += 1
         is_time = entry.n_calls == _OWN_PROGRAM_FROM_CALLS
     if is_time and len(states) * architecture.n_weights <= _OWN_PROGRAM_TO_WEIGHTS:
-        program = _compile_own(architecture, function, tile, states, noise)
+        program = _compile_own(architecture, function, tile, states, draws)
         by_own, by_shared = (partial(_by_narrow_tiles, run, tile) for run in (program, shared))
         if _same_bits(by_own, by_shared, architecture, 4 * tile):
             entry.program = program
@@ -273,14 +273,14 @@ def _own_program(
 
 
 def _compile_own(
-    architecture: Architecture, function: TileFunction, tile: int, states: Sequence[ModelState], noise: Rows
+    architecture: Architecture, function: TileFunction, tile: int, states: Sequence[ModelState], draws: Rows
 ) -> Any:
     # The arrays, not the states: who holds a state keeps its programs.
     arrays = [(state.trainable, state.non_trainable) for state in states]
 
     def run(x: Any) -> Any:
         models = [(tf.constant(trainable), [*map(tf.constant, others)]) for trainable, others in arrays]
-        return _results_of_tile(architecture, function, models, tf.constant(noise, tf.float32))(x)
+        return _results_of_tile(architecture, function, models, tf.constant(draws, tf.float32))(x)
 
     x = tf.TensorSpec((tile, architecture.n_features), tf.float32)
     return tf.function(run, autograph=False).get_concrete_function(x)
@@ -292,11 +292,11 @@ _tensors: weakref.WeakKeyDictionary[ModelState, dict[str | None, Any]] = weakref
 _lock = threading.Lock()
 
 
-def _on_device(state: ModelState, device: str | None) -> tuple[Any, list[Any]]:
+def _copy_to_device(state: ModelState, device: str | None) -> tuple[Any, list[Any]]:
     with _lock:
         tensors = _tensors.setdefault(state, {})
     if device not in tensors:
-        with placed(device):
+        with on_device(device):
             non_trainable = [tf.convert_to_tensor(value) for value in state.non_trainable]
             tensors[device] = (tf.convert_to_tensor(state.trainable), non_trainable)
     return tensors[device]  # type: ignore[no-any-return]

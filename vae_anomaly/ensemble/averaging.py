@@ -12,7 +12,7 @@ from scipy import stats
 from vae_anomaly.engine import programs
 from vae_anomaly.model.states import ModelState
 
-__all__ = ["averaged", "confidence", "sample", "weights_by_row", "weights_for"]
+__all__ = ["average", "confidence", "sample", "weights_by_row", "weights_for"]
 
 # A log-likelihood in the place of one that is beyond float32.
 _NEVER = -1e30
@@ -40,7 +40,7 @@ def weights_by_row(
     .. math:: w_m(x) \propto w_m \, \exp\Bigl(\tfrac2d \, \mathrm E_q \log p_m(x|z)\Bigr)
 
     The geometric mean of the cells' densities is inverse to the size of the errors; squared, it weighs the
-    members as independent guesses are weighed, by the inverse of their variance. So a member that has learnt
+    members as independent guesses are weighed, by the inverse of their variance. So a member that has learned
     little of such rows, which a detector needs to be robust, has little to say of their cells.
 
     Parameters
@@ -54,7 +54,7 @@ def weights_by_row(
     return np.asarray(by_row / by_row.sum(axis=0))
 
 
-def averaged(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def average(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Weighted mean over the members, the first axis: bit by bit the same whatever the number of rows.
 
     ``weights`` are of shape (n_members,), or (n_members, n_rows) if each row has its own.
@@ -85,7 +85,7 @@ def confidence(
     of_members = np.zeros(len(decision))
     if n_members > 1:
         of_members = (n_members * weights[:, None] * by_member).std(axis=0, ddof=1) / math.sqrt(n_members)
-    error = np.hypot(of_members, averaged(draw_errors, weights))
+    error = np.hypot(of_members, average(draw_errors, weights))
     with np.errstate(over="ignore"):  # nothing left to chance: certain
         return np.asarray(stats.norm.cdf(np.abs(decision) / np.maximum(error, np.finfo(float).tiny)))
 

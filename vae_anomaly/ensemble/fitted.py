@@ -90,7 +90,7 @@ class Fitted:
         if has_gaps(rows):
             by_member = fitted.member_scores(rows)
         weights = averaging.weights_for(by_member)
-        return replace(fitted, weights=weights), averaging.averaged(by_member, weights)
+        return replace(fitted, weights=weights), averaging.average(by_member, weights)
 
     @property
     def likelihood(self) -> Likelihood:
@@ -127,12 +127,12 @@ class Fitted:
 
     def scores(self, X: Any) -> Array:
         """The score of each row, larger = more anomalous: shape (n_rows,)."""
-        return self._map_blocks(X, lambda rows: self._averaged(self.member_scores(rows)))
+        return self._map_blocks(X, lambda rows: self._average(self.member_scores(rows)))
 
     def evidence_lower_bound(self, X: Any) -> float:
         """Mean over the rows, in nats."""
         terms = self._map_blocks(
-            X, lambda rows: self._averaged(passes.elbo_terms(self.members, rows, self.draws, self.device))
+            X, lambda rows: self._average(passes.elbo_terms(self.members, rows, self.draws, self.device))
         )
         return -float(terms.sum(axis=1).mean())
 
@@ -140,7 +140,7 @@ class Fitted:
         """What may be averaged to tell x, see `Likelihood.expectations`: shape (n_rows, n_inputs)."""
         by_member, log_likelihood = passes.reconstruct(self.members, rows, self.draws, self.device)
         weights = averaging.weights_by_row(self.weights, log_likelihood)
-        return averaging.averaged(by_member, weights)
+        return averaging.average(by_member, weights)
 
     def posterior_means(self, X: Any) -> Array:
         """Of the first member: shape (n_rows, latent_dim)."""
@@ -155,7 +155,7 @@ class Fitted:
         """New rows in the units of X, see `averaging.sample`: shape (n_samples, n_features)."""
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
-        with programs.placed(self.device):
+        with programs.on_device(self.device):
             rng = check_random_state(random_state)
             rows = averaging.sample(self.members, self.weights, int(n_samples), rng, noise)
         return self.preparation.back(rows)
@@ -172,7 +172,7 @@ class Fitted:
 
         def of_block(rows: Rows) -> Array:
             by_member = passes.shares(self.members, rows, self.draws, self.score, self.device)
-            return explanations.divided(self._averaged(by_member), self._averaged(self.member_scores(rows)))
+            return explanations.spread_rest(self._average(by_member), self._average(self.member_scores(rows)))
 
         return self._map_blocks(X, of_block)
 
@@ -184,7 +184,7 @@ class Fitted:
         def of_block(rows: Rows) -> Array:
             by_member = self.member_scores(rows)
             return averaging.confidence(
-                self._averaged(by_member) + offset,
+                self._average(by_member) + offset,
                 by_member - self.levels[:, None],
                 passes.draw_errors(self.members, rows, self.draws, self.score, self.device),
                 self.weights,
@@ -234,8 +234,8 @@ class Fitted:
         """Expected x given z, averaged, in the units of X."""
         return self.preparation.back(self.likelihood.values(self._map_blocks(X, self._expectations)))
 
-    def _averaged(self, by_member: Array) -> Array:
-        return averaging.averaged(by_member, self.weights)
+    def _average(self, by_member: Array) -> Array:
+        return averaging.average(by_member, self.weights)
 
     def _map_blocks(self, X: Any, function: Callable[[Rows], Array]) -> Array:
         """Scale and process X in blocks."""

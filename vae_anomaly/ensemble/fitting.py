@@ -18,7 +18,7 @@ from vae_anomaly import calibration, likelihoods, networks, scoring, thresholds
 from vae_anomaly.core.rows import Rows, with_channels
 from vae_anomaly.data.images import pixels
 from vae_anomaly.data.preparation import Preparation
-from vae_anomaly.data.sparse import has_gaps, joined, subset
+from vae_anomaly.data.sparse import concatenate, has_gaps, subset
 from vae_anomaly.data.tables import Table
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import (
@@ -34,7 +34,7 @@ from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring import Score
-from vae_anomaly.training.epochs import continued
+from vae_anomaly.training.epochs import append_history
 from vae_anomaly.training.plan import PARAMETERS, Plan
 
 __all__ = ["Decisions", "Earlier", "Outcome", "decide", "draw_seeds", "fit"]
@@ -265,7 +265,7 @@ def fit(
     )
     takes_unseen = thresholds.takes_held_out(decisions.rule)
     if held_out.shape[0] and not takes_unseen:  # a fraction of anomalies means all of X
-        rows = joined(rows, preparation.training_rows(held_out, likelihood))
+        rows = concatenate(rows, preparation.training_rows(held_out, likelihood))
     fitted, scores = Fitted.balance(
         preparation,
         states,
@@ -285,7 +285,7 @@ def fit(
         raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
     return Outcome(
         fitted=fitted,
-        history=continued({} if earlier is None else earlier.history, history),
+        history=append_history({} if earlier is None else earlier.history, history),
         interrupted=interrupted,
         split_seeds=[own.split for own in job.seeds[: len(states)]],
         calibration_seed=calibration_seed,
@@ -304,7 +304,9 @@ def _job(
     if earlier is not None:
         marks_missing = earlier.members[0].specification.marks_missing
     else:
-        marks_missing = network.marks_missing() and (decisions.plan.share_to_mask(rows) > 0 or has_gaps(rows))
+        marks_missing = network.marks_missing() and (
+            decisions.plan.fraction_to_mask(rows) > 0 or has_gaps(rows)
+        )
     specification = Specification(
         network, decisions.likelihood, rows.shape[1], int(latent_dim), marks_missing
     )

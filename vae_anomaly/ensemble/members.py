@@ -52,11 +52,11 @@ class Member(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    trimmed_share : float, default=0.0
-        Share of each training batch, in [0, 1), that has the greatest loss and is left out of the step.
+    trimmed_fraction : float, default=0.0
+        Fraction of each training batch, in [0, 1), that has the greatest loss and is left out of the step.
         A model trained so does not learn rows that it finds improbable, such as anomalies among the
         training rows (least trimmed squares, Rousseeuw 1984, for the objective of a VAE). Raise it
-        above the share of anomalies that you expect; on clean rows it costs a little.
+        above the fraction of anomalies that you expect; on clean rows it costs a little.
     beta_factor : float, default=1.0
         Multiplies the detector's ``beta``. Below 1 the latent variables carry more of a row, and its
         reconstruction is sharper.
@@ -64,16 +64,16 @@ class Member(BaseEstimator):  # type: ignore[misc]
     Examples
     --------
     >>> from vae_anomaly import Member, VAEDetector
-    >>> robust = VAEDetector(members=[Member(trimmed_share=0.2)] * 3)
+    >>> robust = VAEDetector(members=[Member(trimmed_fraction=0.2)] * 3)
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "trimmed_share": [Interval(Real, 0, 1, closed="left")],
+        "trimmed_fraction": [Interval(Real, 0, 1, closed="left")],
         "beta_factor": [Interval(Real, 0, None, closed="left")],
     }
 
-    def __init__(self, trimmed_share: float = 0.0, beta_factor: float = 1.0) -> None:
-        self.trimmed_share = trimmed_share
+    def __init__(self, trimmed_fraction: float = 0.0, beta_factor: float = 1.0) -> None:
+        self.trimmed_fraction = trimmed_fraction
         self.beta_factor = beta_factor
 
 
@@ -81,9 +81,9 @@ class Member(BaseEstimator):  # type: ignore[misc]
 #: on contaminated ones the trimmed; their mean is good on both (`benchmarks/results/ablation.md`).
 DEFAULT_MEMBERS = (
     Member(beta_factor=0.3),
-    Member(trimmed_share=0.1),
+    Member(trimmed_fraction=0.1),
     Member(beta_factor=0.1),
-    Member(trimmed_share=0.2),
+    Member(trimmed_fraction=0.2),
 ) * 2
 
 
@@ -245,7 +245,7 @@ def train_members(
         kept, validation = _split(job.rows, job.recipe.validation_fraction, seed.split, job.draws)
         if verbose and n_members > 1:
             print(f"Member {position + 1} of {n_members}")
-        with programs.placed(job.plan.device):
+        with programs.on_device(job.plan.device):
             if job.earlier is None:
                 architecture = programs.architecture(job.specification)
                 start = architecture.initial_state(seed.initial, representative(kept))
@@ -258,7 +258,7 @@ def train_members(
             replace(
                 job.plan,
                 beta=job.plan.beta * member.beta_factor,
-                trimmed_share=member.trimmed_share,
+                trimmed_fraction=member.trimmed_fraction,
                 early_stopping=job.recipe.early_stopping,
             ),
             shuffle_seed=seed.shuffle,
@@ -364,7 +364,7 @@ def check_continues(
         )
 
 
-def _split(rows: Rows, fraction: float, seed: int, noise: Rows) -> tuple[Rows, Validation | None]:
+def _split(rows: Rows, fraction: float, seed: int, draws: Rows) -> tuple[Rows, Validation | None]:
     if not fraction:
         return rows, None
     n_held_out = math.ceil(fraction * len(rows))
@@ -374,7 +374,7 @@ def _split(rows: Rows, fraction: float, seed: int, noise: Rows) -> tuple[Rows, V
             "fit on more rows."
         )
     kept, held_out = train_test_split(np.arange(len(rows)), test_size=n_held_out, random_state=seed)
-    return subset(rows, kept), Validation(subset(rows, held_out), noise)
+    return subset(rows, kept), Validation(subset(rows, held_out), draws)
 
 
 def _mean_history(histories: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:

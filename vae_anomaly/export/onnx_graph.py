@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vae_anomaly.core.backend import quiet, tf
+from vae_anomaly.core.backend import silence_log_lines, tf
 
 __all__ = ["Graph", "library"]
 
@@ -144,7 +144,7 @@ class Graph:
             return dict(zip(outputs, function(*tensors), strict=True))
 
         signature = [tf.TensorSpec(shape, dtype) for shape, dtype in inputs]
-        with _silent("tf2onnx"), quiet():
+        with _silence("tf2onnx"), silence_log_lines():
             model, _ = library("tf2onnx").convert.from_function(
                 tf.function(run, autograph=False),
                 signature,
@@ -251,7 +251,7 @@ def _nodes(graph: Any) -> Iterator[Any]:
 def library(name: str) -> Any:
     """A library of the extra ``onnx``."""
     try:
-        with quiet():
+        with silence_log_lines():
             return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
@@ -260,7 +260,7 @@ def library(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _silent(library: str) -> Iterator[None]:
+def _silence(library: str) -> Iterator[None]:
     """Without the log lines of a library, whose errors are told otherwise."""
     logger = logging.getLogger(library)
     level = logger.level

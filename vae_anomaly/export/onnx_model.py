@@ -42,7 +42,7 @@ def write(path: str | os.PathLike[str], detector: Any) -> None:
         library(needed)
     data = _model_of(detector).SerializeToString()
     _check(detector, data)
-    archive.put(path, lambda file: file.write(data))
+    archive.replace_file(path, lambda file: file.write(data))
 
 
 def _model_of(detector: Any) -> Any:
@@ -57,16 +57,16 @@ def _model_of(detector: Any) -> Any:
     results = {"score_samples": np.float64, "decision_function": np.float64, "label": np.int64}
     graph, n_features = Graph(results), detector.n_features_in_
     X = _cells(graph, detector, n_features)
-    rows = _scaled(graph, X, detector.scaler_, n_features)
+    rows = _scale(graph, X, detector.scaler_, n_features)
     n_columns = fitted.members[0].specification.n_features
-    prepared = ["x", "refused", "missing_share", "any_missing"]
+    prepared = ["x", "refused", "missing_fraction", "any_missing"]
     graph.define(
         "prepared",
-        partial(_prepared, fitted.likelihood),
+        partial(_prepare, fitted.likelihood),
         [((None, n_features), np.float64), ((None, n_columns), np.float64)],
         prepared,
     )
-    x, refused, missing_share, any_missing = graph.call("prepared", [X, rows])
+    x, refused, missing_fraction, any_missing = graph.call("prepared", [X, rows])
     by_member = _member_scores(graph, fitted, x, any_missing)
     nothing = np.full((_ROWS_TO_CHECK, n_columns), np.nan, dtype=np.float32)
     excess = fitted.raw_scores(nothing)[:, 0] - fitted.levels
@@ -76,12 +76,12 @@ def _model_of(detector: Any) -> Any:
         [((None,), np.float64), ((None,), np.bool_), *[((None,), np.float64)] * len(by_member)],
         list(results),
     )
-    graph.call("outcome", [missing_share, refused, *by_member], list(results))
+    graph.call("outcome", [missing_fraction, refused, *by_member], list(results))
     return graph.model(_about(detector))
 
 
 # -- what the graph computes, in TensorFlow -----------------------------------------------------------------
-def _prepared(likelihood: Likelihood, X: Any, rows: Any) -> tuple[Any, ...]:
+def _prepare(likelihood: Likelihood, X: Any, rows: Any) -> tuple[Any, ...]:
     """What `scaling.scaled` makes of X and its scaled rows, and which of them a detector refuses."""
     missing, gaps = tf.math.is_nan(rows), tf.math.is_nan(X)
     if X.shape[1] != rows.shape[1]:
@@ -100,20 +100,20 @@ def _member_score(
     n_trainable = len(architecture.template.trainable_variables)
     with architecture.holding(list(weights[:n_trainable]), weights[n_trainable:]):
         vae = architecture.template if complete else architecture.template.incomplete()
-        noise = tf.constant(np.asarray(fitted.draws, dtype=np.float32)[:, None])
-        return (tf.cast(passes.score_tile(fitted.score, vae, x, noise), tf.float64),)
+        draws = tf.constant(np.asarray(fitted.draws, dtype=np.float32)[:, None])
+        return (tf.cast(passes.score_tile(fitted.score, vae, x, draws), tf.float64),)
 
 
 def _outcome(
     weights: npt.NDArray[np.float64],
     excess: npt.NDArray[np.float64],
     offset: float,
-    missing_share: Any,
+    missing_fraction: Any,
     refused: Any,
     *by_member: Any,
 ) -> tuple[Any, ...]:
     """What `Fitted.scores` and the detector make of the members' scores."""
-    scores = tf.stack(by_member) - excess[:, None] * missing_share
+    scores = tf.stack(by_member) - excess[:, None] * missing_fraction
     scores = tf.where(refused, np.float64(np.nan), -tf.reduce_sum(weights[:, None] * scores, axis=0))
     decision = scores - offset
     # NaN is not above the border either.
@@ -179,7 +179,7 @@ def _kind_of(column: Column) -> type[Any]:
     )
 
 
-def _scaled(graph: Graph, X: str, scaler: Any, n_features: int) -> str:
+def _scale(graph: Graph, X: str, scaler: Any, n_features: int) -> str:
     if scaler is None:
         return X
     if not isinstance(scaler, ScalerOfColumns):
@@ -252,7 +252,7 @@ def _check(detector: Any, data: bytes) -> None:
     options.log_severity_level = 4
     session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     rng = np.random.RandomState(0)
-    rows = _sampled(detector, rng)
+    rows = _sample_rows(detector, rng)
     gaps = np.where(rng.random_sample(rows.shape) < 0.2, np.nan, rows)
     for position, column in enumerate(() if detector.table_ is None else detector.table_.columns):
         if column.categories is not None and "" in list(column.categories):  # then no text means a gap
@@ -283,7 +283,7 @@ def _check(detector: Any, data: bytes) -> None:
         )
 
 
-def _sampled(detector: Any, rng: np.random.RandomState) -> npt.NDArray[np.float64]:
+def _sample_rows(detector: Any, rng: np.random.RandomState) -> npt.NDArray[np.float64]:
     """Rows as they come through the detector's door."""
     for noise in (True, False):  # pixels with noise may lie outside the support, expected ones do not
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from vae_anomaly.core.spec import Spec
 from vae_anomaly.files.archive import ModelFileError
-from vae_anomaly.files.keras_config import checked_config
+from vae_anomaly.files.keras_config import check_config
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.networks import NETWORKS
 from vae_anomaly.thresholds import THRESHOLDS
@@ -30,12 +31,12 @@ __all__ = [
     "RECORDS",
     "REGISTRIES",
     "SHARED",
-    "checked",
+    "check_fields",
     "class_of",
-    "described",
+    "describe",
     "fields_of",
     "refusal",
-    "restored",
+    "restore",
 ]
 
 #: Classes that are stored by their parameters and fitted attributes, with the module that has them.
@@ -71,6 +72,7 @@ REGISTRIES: dict[str, Mapping[str, type[Any]]] = {
 RECORDS: dict[str, str] = {
     "Blueprint": "vae_anomaly.networks.keras_network",
     "Column": "vae_anomaly.data.tables",
+    "KFold": "sklearn.model_selection",
     "ModelState": "vae_anomaly.model.states",
     "Specification": "vae_anomaly.model.states",
     "Table": "vae_anomaly.data.tables",
@@ -95,7 +97,13 @@ COLUMN_DTYPES = {
 }
 _FITTED = re.compile(r"_?[a-z][a-z0-9_]*")
 # What the detector can do without once it is fitted.
-_WITHOUT = {"callbacks": None, "learning_rate_schedule": "cosine", "random_state": 0, "threshold": None}
+_WITHOUT = {
+    "calibration": "auto",
+    "callbacks": None,
+    "learning_rate_schedule": "cosine",
+    "random_state": 0,
+    "threshold": None,
+}
 
 
 def class_of(table: Mapping[str, str], name: Any) -> type[Any] | None:
@@ -107,13 +115,13 @@ def class_of(table: Mapping[str, str], name: Any) -> type[Any] | None:
 
 
 def fields_of(kind: type[Any]) -> list[str]:
-    """Names of the fields of a dataclass or a named tuple."""
+    """Names of the fields of a dataclass or a named tuple; of other classes, of what makes them."""
     if dataclasses.is_dataclass(kind):
         return [field.name for field in dataclasses.fields(kind)]
-    return list(kind._fields)
+    return list(getattr(kind, "_fields", inspect.signature(kind).parameters))
 
 
-def restored(kind: type[Any], given: dict[str, Any], defaults: dict[str, Any], fitted: dict[str, Any]) -> Any:
+def restore(kind: type[Any], given: dict[str, Any], defaults: dict[str, Any], fitted: dict[str, Any]) -> Any:
     """An estimator of these parameters and fitted attributes."""
     # One that is not known here and had its default changed nothing.
     known = set(kind._get_param_names())
@@ -126,16 +134,18 @@ def restored(kind: type[Any], given: dict[str, Any], defaults: dict[str, Any], f
     estimator, taken = kind(**parameters), {*dir(kind), *parameters}
     for name in fitted:
         if not _FITTED.fullmatch(name) or name in taken:
-            raise ModelFileError(f"is refused: {name!r} is no name of a fitted attribute of {kind.__name__}.")
+            raise ModelFileError(
+                f"is refused: {name!r} is not a name of a fitted attribute of {kind.__name__}."
+            )
     vars(estimator).update(fitted)
     return estimator
 
 
-def checked(name: str, values: dict[str, Any], where: str) -> dict[str, Any]:
+def check_fields(name: str, values: dict[str, Any], where: str) -> dict[str, Any]:
     """An object's parameters or fields, if they are such as a file may hold."""
     if name == "Blueprint":
         try:
-            return {**values, "config": checked_config(values["config"]), "trusted": False}
+            return {**values, "config": check_config(values["config"]), "trusted": False}
         except ModelFileError as error:
             raise ModelFileError(f"{where}{error}") from None
     if name == "Pipeline" and values.get("memory") is not None:
@@ -168,7 +178,7 @@ def refusal(where: str, what: str, value: Any = None) -> ModelFileError:
     return ModelFileError(f"{where} is {what}, and a model file holds data, never code. {advice}.")
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """What a value is, in a few words."""
     kind = type(value)
     if hasattr(value, "__name__"):

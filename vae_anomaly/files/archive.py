@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, BinaryIO
 
-__all__ = ["Archive", "ModelFileError", "opened", "parsed", "put", "to_json", "write"]
+__all__ = ["Archive", "ModelFileError", "open_archive", "parse_json", "replace_file", "to_json", "write"]
 
 FORMAT, FORMAT_VERSION = "vae_anomaly model", 1
 
@@ -44,7 +44,7 @@ _LOCAL_HEADER = 30
 
 
 class ModelFileError(ValueError):
-    """A detector that a model file cannot hold, or a file that is no whole model file of this version."""
+    """A detector that a model file cannot hold, or a file that is not a whole model file of this version."""
 
 
 # -- writing ------------------------------------------------------------------------------------------------
@@ -86,10 +86,12 @@ def write(
     sums = {name: hashlib.sha256(view).hexdigest() for name, view in views.items()}
     manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "sha256": sums}
     views = {_MANIFEST: memoryview(to_json(manifest, "the manifest", indent=1)), **views}
-    put(path, partial(_write_zip, views), what)
+    replace_file(path, partial(_write_zip, views), what)
 
 
-def put(path: str | os.PathLike[str], write_to: Callable[[BinaryIO], object], what: str = "model") -> None:
+def replace_file(
+    path: str | os.PathLike[str], write_to: Callable[[BinaryIO], object], what: str = "model"
+) -> None:
     """Let a function write a file, in the place of one that may be there: see `write`."""
     try:
         _replace(os.path.realpath(path), write_to)
@@ -145,7 +147,7 @@ def _replace(target: str, write_to: Callable[[BinaryIO], object]) -> None:
 
 # -- reading ------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Archive]:
+def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
     """The archive in a file. Whatever is wrong with it, here or in the block, is one `ModelFileError`.
 
     Raises
@@ -157,7 +159,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Archive]:
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-            raise ModelFileError("is no regular file.")
+            raise ModelFileError("is not a regular file.")
         with open(path, "rb") as file:
             yield Archive(file)
     except ModelFileError as error:
@@ -184,7 +186,7 @@ class Archive:
 
     def __init__(self, file: BinaryIO) -> None:
         n_bytes = os.fstat(file.fileno()).st_size
-        start_of_directory = _checked_end(file, n_bytes)
+        start_of_directory = _check_end(file, n_bytes)
         try:
             self._zip = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error) as error:
@@ -192,7 +194,7 @@ class Archive:
         entries = self._zip.infolist()
         self._entries = {entry.orig_filename: entry for entry in entries}
         if _MANIFEST not in self._entries:
-            raise ModelFileError("is a zip file, but no model file: it has no manifest.")
+            raise ModelFileError("is a zip file, but not a model file: it has no manifest.")
         if len(self._entries) != len(entries):
             raise ModelFileError("is refused: two of its parts have the same name.")
         _check_layout(entries, start_of_directory)
@@ -218,7 +220,7 @@ class Archive:
             raise ModelFileError(f"is refused: its part {name!r} has {self.size(name)} bytes of JSON.")
         data = bytearray(self.size(name))
         self.read_into(name, memoryview(data))
-        return parsed(bytes(data), f"its part {name!r}")
+        return parse_json(bytes(data), f"its part {name!r}")
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """A part's bytes, checked, into a buffer of its size."""
@@ -236,9 +238,9 @@ class Archive:
             raise ModelFileError(f"is refused: its manifest has {n_bytes} bytes.")
         data = bytearray(n_bytes)
         self._read(_MANIFEST, memoryview(data))
-        manifest = parsed(bytes(data), "its manifest")
+        manifest = parse_json(bytes(data), "its manifest")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ModelFileError("is a zip file, but no model file: its manifest is another program's.")
+            raise ModelFileError("is a zip file, but not a model file: its manifest is another program's.")
         version = manifest.get("format_version")
         if type(version) is not int or version < 1:
             raise ModelFileError(f"is damaged: its format version is {version!r}.")
@@ -266,14 +268,16 @@ class Archive:
         return checksum.hexdigest()
 
 
-def parsed(data: bytes, what: str) -> Any:
+def parse_json(data: bytes, what: str) -> Any:
     """JSON to the letter of its standard, with limits on how much Python makes of it."""
     if excess := _excess(data):
         raise ModelFileError(f"is refused: {what} is {excess}.")
     try:
-        return json.loads(data.decode(), object_pairs_hook=_without_twins, parse_constant=_no_constant)
+        return json.loads(
+            data.decode(), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"is damaged: {what} is no JSON ({error}).") from None
+        raise ModelFileError(f"is damaged: {what} is not JSON ({error}).") from None
 
 
 def _excess(data: bytes) -> str:
@@ -284,25 +288,25 @@ def _excess(data: bytes) -> str:
     return "" if n_containers <= _JSON_CONTAINERS else f"JSON of {n_containers} lists and objects"
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice in an object")
     return found
 
 
-def _no_constant(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
 
 
-def _checked_end(file: BinaryIO, n_bytes: int) -> int:
+def _check_end(file: BinaryIO, n_bytes: int) -> int:
     """Where the list of parts starts, from the file's last bytes. `zipfile` believes what they say."""
     start = file.read(4)
     if not start:
         raise ModelFileError("is empty.")
     if start[:2] != b"PK":
         raise ModelFileError(
-            "is no model file: it does not begin like one. (What joblib.dump or pickle wrote is read by "
+            "is not a model file: it does not begin like one. (What joblib.dump or pickle wrote is read by "
             "joblib.load, which runs code that the file may hold.)"
         )
     tail_size = min(n_bytes, _END.size + 20)
@@ -315,7 +319,7 @@ def _checked_end(file: BinaryIO, n_bytes: int) -> int:
     )
     if tail.startswith(_END_OF_ZIP64) or (disk, first_disk, comment) != (0, 0, 0) or n_here != n_entries:
         raise ModelFileError(
-            "is a zip file, but no model file: it uses parts of the zip format that none uses."
+            "is a zip file, but not a model file: it uses parts of the zip format that none uses."
         )
     if start_of_directory + size != n_bytes - _END.size or n_entries > _PARTS + 1 or size > 64 * n_entries:
         raise ModelFileError("is damaged: its list of parts is not where or what it should be.")

@@ -22,20 +22,20 @@ from vae_anomaly.files.allow_list import (
     NUMBERS,
     RECORDS,
     REGISTRIES,
-    checked,
+    check_fields,
     class_of,
-    restored,
+    restore,
 )
 from vae_anomaly.files.archive import Archive, ModelFileError
 from vae_anomaly.files.encoding import ARRAY_DTYPE, MERSENNE_TWISTER, TREE
 
-__all__ = ["decoded", "decoded_values"]
+__all__ = ["decode_estimator", "decode_values"]
 
 _LARGEST_CODE_POINT = 0x10FFFF
 _STATE_WORDS = 624
 
 
-def decoded(tree: Any, kind: type[Any], archive: Archive) -> Any:
+def decode_estimator(tree: Any, kind: type[Any], archive: Archive) -> Any:
     """The estimator of this class that `encoded` was given, its arrays read from ``arrays/0`` and so on.
 
     Raises
@@ -53,10 +53,10 @@ def decoded(tree: Any, kind: type[Any], archive: Archive) -> Any:
     state = [decoder.mapping(tree[name]) for name in ("parameters", "defaults", "fitted")]
     if unused := archive.names - decoder.taken - {"detector.json"}:
         raise ModelFileError(f"is refused: it has parts without a use, such as {min(unused)!r}.")
-    return restored(kind, *state)
+    return restore(kind, *state)
 
 
-def decoded_values(tree: Any, archive: Archive) -> dict[str, Any]:
+def decode_values(tree: Any, archive: Archive) -> dict[str, Any]:
     """The values that `encoded_values` was given, their arrays read from ``arrays/0`` and so on.
 
     Raises
@@ -111,18 +111,18 @@ class _Decoder:
 
     def _number_type(self, name: str) -> Any:
         if name not in NUMBERS:
-            raise ModelFileError(f"is refused: {name!r} is no type of numbers.")
+            raise ModelFileError(f"is refused: {name!r} is not a type of numbers.")
         return np.dtype(name).type
 
     def _dtype(self, name: str) -> npt.DTypeLike:
         if name not in DTYPES:
-            raise ModelFileError(f"is refused: {name!r} is no type of an array.")
+            raise ModelFileError(f"is refused: {name!r} is not a type of an array.")
         return np.dtype(name)
 
     def _index(self, content: Any) -> pd.Index:
         values = self.value(content)
         if not isinstance(values, np.ndarray) or values.ndim != 1:
-            raise ModelFileError("is damaged: it has categories that are no list.")
+            raise ModelFileError("is damaged: it has categories that are not a list.")
         return pd.Index(values, dtype=object)
 
     def _category(self, content: list[Any]) -> pd.CategoricalDtype:
@@ -134,7 +134,7 @@ class _Decoder:
 
     def _column_dtype(self, name: str) -> Any:
         if name not in COLUMN_DTYPES:
-            raise ModelFileError(f"is refused: {name!r} is no type of a column.")
+            raise ModelFileError(f"is refused: {name!r} is not a type of a column.")
         return pd.api.types.pandas_dtype(name)
 
     def _array(self, content: list[Any]) -> npt.NDArray[Any]:
@@ -154,7 +154,7 @@ class _Decoder:
         array = np.empty(tuple(shape if order == "C" else reversed(shape)), dtype)
         self._archive.read_into(name, array.reshape(-1).view(np.uint8).data)
         if dtype.kind == "U" and (array.reshape(-1).view("<u4") > _LARGEST_CODE_POINT).any():
-            raise ModelFileError(f"is damaged: {name!r} is no text.")
+            raise ModelFileError(f"is damaged: {name!r} is not a text.")
         return array if order == "C" else array.T
 
     def _start(self, content: list[Any]) -> npt.NDArray[Any]:
@@ -176,7 +176,7 @@ class _Decoder:
         """A one-dimensional array of this type: of a smaller one, a list would take far more memory."""
         array = self.value(node)
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
-            raise ModelFileError(f"is refused: it has a list that is no array of {dtype.__name__}.")
+            raise ModelFileError(f"is refused: it has a list that is not an array of {dtype.__name__}.")
         return array
 
     def _floats(self, content: Any) -> list[float]:
@@ -204,7 +204,7 @@ class _Decoder:
 
     def _function(self, name: str) -> Callable[..., Any]:
         if name not in FUNCTIONS:
-            raise ModelFileError(f"is refused: {name!r} is no function that a transformer may call.")
+            raise ModelFileError(f"is refused: {name!r} is not a function that a transformer may call.")
         return FUNCTIONS[name]
 
     def _class(self, content: list[Any]) -> Any:
@@ -223,15 +223,15 @@ class _Decoder:
         return self._restored(REGISTRIES[family][name], name, *state)
 
     def _restored(self, kind: type[Any], name: str, given: Any, defaults: Any, fitted: Any) -> Any:
-        checked(name, {**given, **defaults}, "")
-        return restored(kind, *map(self.mapping, (given, defaults, fitted)))
+        check_fields(name, {**given, **defaults}, "")
+        return restore(kind, *map(self.mapping, (given, defaults, fitted)))
 
     def _record(self, content: list[Any]) -> Any:
         name, nodes = content
         kind = class_of(RECORDS, name)
         if kind is None:
             raise ModelFileError(f"holds a {name!r}, which this release does not know.")
-        return kind(**checked(name, self.mapping(nodes), ""))
+        return kind(**check_fields(name, self.mapping(nodes), ""))
 
     def _shared(self, position: int) -> Any:
         if position not in range(len(self.shared)):
@@ -266,5 +266,5 @@ class _Decoder:
 
 def _n_values(shape: Sequence[Any]) -> int:
     if not all(type(side) is int and side >= 0 for side in shape):
-        raise ModelFileError(f"is refused: {shape} is no shape of an array.")
+        raise ModelFileError(f"is refused: {shape} is not a shape of an array.")
     return math.prod(shape)

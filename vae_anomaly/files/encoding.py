@@ -28,17 +28,17 @@ from vae_anomaly.files.allow_list import (
     RECORDS,
     REGISTRIES,
     SHARED,
-    checked,
+    check_fields,
     class_of,
-    described,
+    describe,
     fields_of,
     refusal,
 )
 
-__all__ = ["ARRAY_DTYPE", "MERSENNE_TWISTER", "TREE", "Encoded", "encoded", "encoded_values"]
+__all__ = ["ARRAY_DTYPE", "MERSENNE_TWISTER", "TREE", "Encoded", "encode_estimator", "encode_values"]
 
 ARRAY_DTYPE = re.compile(r"\|b1|\|[iu]1|<[iu][248]|<f[248]|<U[1-9][0-9]{0,8}")
-# Longer lists of one kind are arrays: a history of 100,000 epochs is no JSON.
+# Longer lists of one kind are arrays: a history of 100,000 epochs is not JSON.
 _SHORT = 16
 _WASTE = 16
 TREE = {"class", "parameters", "defaults", "fitted", "shared"}
@@ -52,7 +52,7 @@ class Encoded(NamedTuple):
     arrays: list[npt.NDArray[np.uint8]]
 
 
-def encoded(estimator: Any) -> Encoded:
+def encode_estimator(estimator: Any) -> Encoded:
     """An estimator's parameters and fitted attributes.
 
     Raises
@@ -72,7 +72,7 @@ def encoded(estimator: Any) -> Encoded:
     return Encoded(tree, encoder.arrays)
 
 
-def encoded_values(values: Mapping[str, Any]) -> Encoded:
+def encode_values(values: Mapping[str, Any]) -> Encoded:
     """Numbers, texts, arrays, and lists, tuples and dictionaries of them.
 
     Raises
@@ -154,7 +154,7 @@ class _Encoder:
             raise refusal(where, f"an array of {array.dtype}")
         # The order of the bytes in memory decides which matrix product runs, and so the last bits of a score.
         contiguous = array.flags.c_contiguous or array.flags.f_contiguous
-        if not contiguous and array.ndim == 2 and (whole := _whole_of(array)) is not None:
+        if not contiguous and array.ndim == 2 and (whole := _find_whole(array)) is not None:
             axis = int(array.strides[0] > array.strides[1])
             return {"start": [axis, array.shape[axis], self._array(whole, where)]}
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
@@ -182,7 +182,7 @@ class _Encoder:
         if class_of(ESTIMATORS, name) is kind:
             return {"estimator": [name, *self._estimator(value, name, where)]}
         if class_of(RECORDS, name) is not kind:
-            raise refusal(where, described(value), value)
+            raise refusal(where, describe(value), value)
         if name not in SHARED:
             return self._record(value, name, where)
         if id(value) not in self._positions:
@@ -193,22 +193,22 @@ class _Encoder:
 
     def _estimator(self, value: Any, name: str, where: str) -> list[Any]:
         given, defaults, fitted = state_of(value)
-        checked(name, given, f"{where} ")
+        check_fields(name, given, f"{where} ")
         return [self.mapping(values, where) for values in (given, defaults, fitted)]
 
     def _record(self, value: Any, name: str, where: str) -> Any:
         fields = {field: getattr(value, field) for field in fields_of(type(value))}
-        return {"record": [name, self.mapping(checked(name, fields, f"{where} "), where)]}
+        return {"record": [name, self.mapping(check_fields(name, fields, f"{where} "), where)]}
 
 
-def _whole_of(array: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+def _find_whole(array: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
     """An array whose first rows or columns are this one's, at the same distances; zero elsewhere.
 
     A matrix product reads a part of a matrix in other steps than a whole one, with other last bits. None if
     there is no such array, or only one that is far larger.
     """
     if array.strides[0] < array.strides[1]:
-        whole = _whole_of(array.T)
+        whole = _find_whole(array.T)
         return None if whole is None else whole.T
     n_columns, rest = divmod(array.strides[0], array.itemsize)
     if (

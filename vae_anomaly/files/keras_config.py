@@ -13,9 +13,9 @@ import re
 from typing import Any
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.files.archive import ModelFileError, parsed
+from vae_anomaly.files.archive import ModelFileError, parse_json
 
-__all__ = ["checked_config"]
+__all__ = ["check_config"]
 
 _LAYERS = """
 Activation ActivityRegularization Add AdditiveAttention AlphaDropout Attention Average AveragePooling1D
@@ -54,7 +54,7 @@ _VALUES = {"__bytes__", "__ellipsis__", "__keras_tensor__", "__slice__"}
 _ARRAYS, _DTYPES = {"__numpy__", "__tensor__"}, re.compile(r"bool|bfloat16|float(16|32|64)|u?int(8|16|32|64)")
 
 
-def checked_config(config: str) -> str:
+def check_config(config: str) -> str:
     """A Keras model's configuration, without what it was compiled with.
 
     Parameters
@@ -66,17 +66,17 @@ def checked_config(config: str) -> str:
     ModelFileError
         If it holds anything but layers that are data.
     """
-    return json.dumps(_checked(parsed(config.encode(), "a Keras configuration")), sort_keys=True)
+    return json.dumps(_check(parse_json(config.encode(), "a Keras configuration")), sort_keys=True)
 
 
-def _checked(node: Any) -> Any:
+def _check(node: Any) -> Any:
     if isinstance(node, list):
-        return [_checked(item) for item in node]
+        return [_check(item) for item in node]
     if not isinstance(node, dict):
         return node
     if "class_name" in node:
         _check_object(node)
-    return {name: _checked(value) for name, value in node.items() if name != "compile_config"}
+    return {name: _check(value) for name, value in node.items() if name != "compile_config"}
 
 
 def _check_object(node: dict[str, Any]) -> None:

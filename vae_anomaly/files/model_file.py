@@ -17,8 +17,8 @@ from vae_anomaly.core.versions import versions
 from vae_anomaly.data.tables import Table
 from vae_anomaly.files import archive
 from vae_anomaly.files.archive import ModelFileError
-from vae_anomaly.files.decoding import decoded
-from vae_anomaly.files.encoding import encoded
+from vae_anomaly.files.decoding import decode_estimator
+from vae_anomaly.files.encoding import encode_estimator
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
@@ -41,7 +41,7 @@ def write(path: str | os.PathLike[str], detector: Any, kind: type[Any], summary:
     saved.checkpoint = None
     if type(detector.threshold_) not in THRESHOLDS.values():
         saved.threshold_ = None  # of a class that has no name; ``offset_`` is what it has decided
-    tree, arrays = encoded(saved)
+    tree, arrays = encode_estimator(saved)
     parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
     about = {"versions": versions(), "summary": summary}
     archive.write(path, about, {DESCRIPTION: archive.to_json(tree, "its description"), **parts})
@@ -49,13 +49,13 @@ def write(path: str | os.PathLike[str], detector: Any, kind: type[Any], summary:
 
 def read(path: str | os.PathLike[str], kind: type[Any]) -> Any:
     """The detector of this class in a file; see `persistence.load`."""
-    with archive.opened(path) as opened:
+    with archive.open_archive(path) as opened:
         if CHECKPOINT in opened.names:
             raise ModelFileError(
-                "is the checkpoint of an unfinished fit, no model: fit(X, resume=True) of a detector with "
+                "is the checkpoint of an unfinished fit, not a model: fit(X, resume=True) of a detector with "
                 "checkpoint=path goes on with it."
             )
-        detector = decoded(opened.json(DESCRIPTION), kind, opened)
+        detector = decode_estimator(opened.json(DESCRIPTION), kind, opened)
         detector.checkpoint = None
         detector._validate_params()
         _check(detector)
@@ -74,11 +74,11 @@ def _check(detector: Any) -> None:
         and (detector.scaler_ is None or hasattr(detector.scaler_, "transform")),
         "attributes of a fitted detector",
     )
-    members, noise, weights = detector.members_, detector.noise_, detector.weights_
+    members, draws, weights = detector.members_, detector.draws_, detector.member_weights_
     _expect(type(members) is tuple and len(members) > 0, "members")
     for state in members:
         _check_state(state)
-    _expect(_is_array(noise, np.float32, (-1, detector.latent_dim_)) and len(noise) > 0, "draws")
+    _expect(_is_array(draws, np.float32, (-1, detector.latent_dim_)) and len(draws) > 0, "draws")
     _expect(_is_array(weights, np.float64, (len(members),)), "weights of the members")
     pixel_range = detector.pixel_range_
     _expect(
@@ -105,7 +105,7 @@ def _check_scaler(detector: Any, versions: Any) -> None:
         raise ModelFileError(
             f"holds a scaler of scikit-learn {written}, which {sklearn.__version__} here cannot use: {error}."
         ) from error
-    except Exception:  # zeros may be no row that it takes, such as an unknown category
+    except Exception:  # zeros may not be a row that it takes, such as an unknown category
         return
 
 

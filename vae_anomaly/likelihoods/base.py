@@ -12,7 +12,7 @@ from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import Rows, usual_range
 from vae_anomaly.core.spec import Spec
 
-__all__ = ["LIKELIHOODS", "Likelihood", "Parameters", "check_none", "from_config", "resolve"]
+__all__ = ["LIKELIHOODS", "Likelihood", "Parameters", "check_all_inside", "from_config", "resolve"]
 
 #: Every likelihood that has a name: ``{"gaussian": Gaussian, ...}``.
 LIKELIHOODS: dict[str, type[Likelihood]] = {}
@@ -208,7 +208,7 @@ def resolve(likelihood: str | Likelihood) -> Likelihood:
     return LIKELIHOODS[likelihood]()
 
 
-def check_none(
+def check_all_inside(
     wrong: npt.NDArray[np.bool_], X: npt.NDArray[Any], names: npt.ArrayLike | None, expected: str
 ) -> None:
     """Raise a ValueError that says what was expected and names the first wrong value, if there is one."""

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import Rows, usual_range
-from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_none
+from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_all_inside
 
 __all__ = ["Categorical", "Count"]
 
@@ -78,13 +78,13 @@ class Categorical(Likelihood):
         return [feature for feature in range(n_features) for _ in range(self.n_categories)]
 
     def inputs(self, x: Any, shared: Sequence[Any] = ()) -> Any:
-        return _joined(self._indicators(x))
+        return _concatenate(self._indicators(x))
 
     def expected_inputs(self, parameters: Parameters) -> Any:
         return self.expectations(parameters)
 
     def expectations(self, parameters: Parameters) -> Any:
-        return _joined(self._probabilities(parameters))
+        return _concatenate(self._probabilities(parameters))
 
     def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
         by_category = expectations.reshape(*expectations.shape[:-1], -1, self.n_categories)
@@ -123,7 +123,7 @@ class Categorical(Likelihood):
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         expected = f"likelihood 'categorical' needs codes from 0 to {self.n_categories - 1}"
-        check_none(self.outside_support(X), X, names, expected)
+        check_all_inside(self.outside_support(X), X, names, expected)
 
     def outside_support(self, X: Any) -> Any:
         greatest = self.n_categories - (self.unseen == "raise")
@@ -234,7 +234,7 @@ class Count(Likelihood):
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         expected = "likelihood 'count' needs whole numbers from 0 on; choose 'gaussian' for others"
-        check_none(self.outside_support(X), X, names, expected)
+        check_all_inside(self.outside_support(X), X, names, expected)
 
     def outside_support(self, X: Any) -> Any:
         return (X % 1 > 0) | (X < 0)
@@ -247,7 +247,7 @@ class Count(Likelihood):
         return location, scale, level, keras.ops.exp(log_spread)
 
 
-def _joined(by_category: Any) -> Any:
+def _concatenate(by_category: Any) -> Any:
     """(..., n_features, n_categories) -> (..., n_features * n_categories)."""
     *leading, n_features, n_categories = keras.ops.shape(by_category)
     return keras.ops.reshape(by_category, (*leading, n_features * n_categories))

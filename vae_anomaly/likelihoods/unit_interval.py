@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_none
+from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_all_inside
 from vae_anomaly.likelihoods.location_scale import Gaussian
 
 __all__ = ["Bernoulli", "ContinuousBernoulli", "UnitGaussian", "UnitInterval"]
@@ -26,7 +26,7 @@ class UnitInterval(Likelihood):
     """Base class of the likelihoods for values in [0, 1]."""
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
-        check_none(
+        check_all_inside(
             self.outside_support(X),
             X,
             names,
@@ -85,13 +85,13 @@ class Bernoulli(UnitInterval):
 
 
 class ContinuousBernoulli(UnitInterval):
-    r"""Continuous Bernoulli likelihood, for values in [0, 1] such as grey pixels.
+    r"""Continuous Bernoulli likelihood, for values in [0, 1] such as gray pixels.
 
     With the decoder's logit :math:`\ell`,
 
     .. math:: \log p(x|z) = x\ell - \log\frac{e^\ell - 1}{\ell}
 
-    which is the Bernoulli cross-entropy plus the normaliser that makes it a density on [0, 1]
+    which is the Bernoulli cross-entropy plus the normalizer that makes it a density on [0, 1]
     (Loaiza-Ganem & Cunningham 2019, "The continuous Bernoulli: fixing a pervasive error in
     variational autoencoders").
 
@@ -169,7 +169,7 @@ class UnitGaussian(UnitInterval, Gaussian):
     One scale for all pixels, and no scaler before: all count alike. By default it grows with their number d,
     :math:`s = 0.3 \sqrt{d / 784}`, so that an image at twice the resolution is not four times the evidence;
     0.3 was found on images of 28 x 28 pixels, and a third of it is better on 8 x 8. The likelihoods above, or
-    a scale for each pixel, let those that are nearly always black or nearly always grey decide over an
+    a scale for each pixel, let those that are nearly always black or nearly always gray decide over an
     image. It is a density on the real line, of which nothing is cut off: samples may lie outside of [0, 1].
     Expected values are brought back into it.
 

@@ -61,7 +61,7 @@ class Incomplete:
         if vae.marks_missing:
             inputs = ops.concatenate([inputs, ops.cast(missing, seen.dtype)], axis=-1)
         elif not training:
-            inputs = _repeated(inferred, _INFERENCES - 1, inputs)
+            inputs = _repeat(inferred, _INFERENCES - 1, inputs)
         z_mean, z_log_var = vae.posterior(inputs, training)
         if self._refined:
             has_gaps = ops.any(missing, axis=-1, keepdims=True)
@@ -96,7 +96,7 @@ class Incomplete:
             gradient = tf.where(tf.math.is_finite(gradient), gradient, 0.0)  # of values beyond float32
             return *_ADAM.step(z, mean, square, gradient, rates[count]), count + 1
 
-        return _repeated(step, _STEPS, z, tf.zeros_like(z), tf.zeros_like(z), tf.constant(0))
+        return _repeat(step, _STEPS, z, tf.zeros_like(z), tf.zeros_like(z), tf.constant(0))
 
 
 class _WithoutMissing:
@@ -120,7 +120,7 @@ class _WithoutMissing:
         return keras.ops.where(missing, expected(parameters) if self._missing_counts else 0.0, terms)
 
 
-def _repeated(step: Callable[..., Any], n_times: int, *values: Any) -> Any:
+def _repeat(step: Callable[..., Any], n_times: int, *values: Any) -> Any:
     """The first of the values after so many times ``values = step(*values)``."""
     loop = tf.while_loop(
         lambda count, *_: count < n_times,

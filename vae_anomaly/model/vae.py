@@ -235,7 +235,7 @@ class VAE(keras.Model):  # type: ignore[misc]
             for variable in layer.weights:
                 initializer = initializer_of(layer, variable.name)
                 if initializer is not None and id(variable) not in drawn:
-                    drawn[id(variable)] = _reseeded(initializer, rng)(variable.shape, variable.dtype)
+                    drawn[id(variable)] = _reseed(initializer, rng)(variable.shape, variable.dtype)
         weights = {id(variable) for variable in self.weights}
         values = []
         for variable in self.variables:
@@ -278,7 +278,7 @@ def _array(value: Any) -> npt.NDArray[Any]:
     return np.array(value.numpy() if hasattr(value, "numpy") else value)
 
 
-def _reseeded(initializer: Any, rng: np.random.RandomState) -> Any:
+def _reseed(initializer: Any, rng: np.random.RandomState) -> Any:
     config = initializer.get_config() if hasattr(initializer, "get_config") else {}
     if "seed" not in config:
         return initializer

@@ -11,9 +11,9 @@ from vae_anomaly.core.spec import Spec
 
 __all__ = [
     "Network",
-    "after",
     "check_activation",
     "check_sizes",
+    "finish_layer",
     "glorot",
     "hidden_initializer",
     "initializer_of",
@@ -113,7 +113,7 @@ def posterior(hidden: Any, latent_dim: int) -> list[Any]:
     ]
 
 
-def after(spec: Any, x: Any, name: str) -> Any:
+def finish_layer(spec: Any, x: Any, name: str) -> Any:
     """What follows a layer's weights: normalization, activation, dropout."""
     if spec.batch_normalization:
         # Keras' momentum of 0.99 needs hundreds of steps to forget its start; a short fit has fewer.

@@ -13,9 +13,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from vae_anomaly.core.backend import keras
 from vae_anomaly.networks.base import (
     Network,
-    after,
     check_activation,
     check_sizes,
+    finish_layer,
     glorot,
     hidden_initializer,
     posterior,
@@ -266,8 +266,8 @@ class ConvNetwork(Network):
         convolutions = []
         for number, kernel, strides in zip(
             filters,
-            _each(self.kernel_sizes, n_convolutions),
-            _each(self.strides, n_convolutions),
+            _for_each(self.kernel_sizes, n_convolutions),
+            _for_each(self.strides, n_convolutions),
             strict=True,
         ):
             if isinstance(strides, str):
@@ -275,7 +275,7 @@ class ConvNetwork(Network):
             height, width = sides
             vertical, horizontal = map(min, _pair(strides), sides)
             convolution = _Convolution(
-                number, _reaching(kernel, sides), (vertical, horizontal), (height, width)
+                number, _limit_kernel(kernel, sides), (vertical, horizontal), (height, width)
             )
             convolutions.append(convolution)
             sides = list(convolution.made)
@@ -284,8 +284,10 @@ class ConvNetwork(Network):
     def _last(self, n_features: int, n_params: int) -> _Convolution:
         """The transposed convolution that makes the likelihood's parameters."""
         height, width, channels = self._image_shape(n_features)
-        kernel = next(iter(_each(self.kernel_sizes, 1)), 1)
-        return _Convolution(channels * n_params, _reaching(kernel, (height, width)), (1, 1), (height, width))
+        kernel = next(iter(_for_each(self.kernel_sizes, 1)), 1)
+        return _Convolution(
+            channels * n_params, _limit_kernel(kernel, (height, width)), (1, 1), (height, width)
+        )
 
     def _n_convolutions(self, longest: int) -> int:
         lists = {
@@ -316,12 +318,12 @@ class ConvNetwork(Network):
             kernel_initializer=hidden_initializer(self.activation),
             name=name,
         )
-        return after(self, layer(x), name)
+        return finish_layer(self, layer(x), name)
 
     def _dense(self, x: Any, units: int, name: str) -> Any:
         use_bias, initializer = not self.batch_normalization, hidden_initializer(self.activation)
         layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=initializer, name=name)
-        return after(self, layer(x), name)
+        return finish_layer(self, layer(x), name)
 
 
 def _to_parameters(n_outputs: int) -> Any:
@@ -334,7 +336,7 @@ def _to_parameters(n_outputs: int) -> Any:
     return ShiftedConv2DTranspose if n_outputs <= MOST_OUTPUTS else keras.layers.Conv2DTranspose
 
 
-def _each(sizes: Any, n_convolutions: int) -> Sequence[Any]:
+def _for_each(sizes: Any, n_convolutions: int) -> Sequence[Any]:
     """A setting of each convolution, from a list or one value for all."""
     return sizes if isinstance(sizes, (tuple, list)) else [sizes] * n_convolutions
 
@@ -344,7 +346,7 @@ def _pair(size: Any) -> Pair:
     return int(vertical), int(horizontal)
 
 
-def _reaching(kernel: Any, sides: Sequence[int]) -> Pair:
+def _limit_kernel(kernel: Any, sides: Sequence[int]) -> Pair:
     """The kernel, without weights that only ever meet the padding."""
     height, width = (min(reach, 2 * side - 1) for reach, side in zip(_pair(kernel), sides, strict=True))
     return height, width

@@ -33,10 +33,10 @@ class ShiftedConv2DTranspose(keras.layers.Conv2DTranspose):  # type: ignore[misc
     def call(self, inputs: Any) -> Any:
         """Images of shape (n, height, width, channels) -> (n, height, width, filters)."""
         kernel, bias = map(tf.convert_to_tensor, (self.kernel, self.bias))
-        return tf.custom_gradient(_convolved)(inputs, kernel) + bias
+        return tf.custom_gradient(_convolve)(inputs, kernel) + bias
 
 
-def _convolved(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+def _convolve(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
     def gradients(upstream: Any) -> tuple[Any, Any]:
         of_kernel = tf.raw_ops.Conv2DBackpropFilter(
             input=upstream,
@@ -52,12 +52,12 @@ def _convolved(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any
     # Pixels last: what is shifted lies together in memory.
     given = tf.reshape(tf.matmul(weights, pixels, transpose_b=True), (*reach, n_outputs, -1, height, width))
     vertical, horizontal = ((size - 1) // 2 for size in reach)
-    given = tf.add_n([_shifted(given[:, column], column - horizontal, 4) for column in range(reach[1])])
-    given = tf.add_n([_shifted(given[row], row - vertical, 2) for row in range(reach[0])])
+    given = tf.add_n([_shift(given[:, column], column - horizontal, 4) for column in range(reach[1])])
+    given = tf.add_n([_shift(given[row], row - vertical, 2) for row in range(reach[0])])
     return tf.transpose(given, (1, 2, 3, 0)), gradients
 
 
-def _shifted(values: Any, distance: int, axis: int) -> Any:
+def _shift(values: Any, distance: int, axis: int) -> Any:
     """Values moved along an axis; zeros follow."""
     padding = [(0, 0)] * len(values.shape)
     padding[axis] = (max(distance, 0), max(-distance, 0))

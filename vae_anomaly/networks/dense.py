@@ -12,9 +12,9 @@ from sklearn.utils._param_validation import Interval
 from vae_anomaly.core.backend import keras
 from vae_anomaly.networks.base import (
     Network,
-    after,
     check_activation,
     check_sizes,
+    finish_layer,
     glorot,
     hidden_initializer,
     posterior,
@@ -91,4 +91,4 @@ class DenseNetwork(Network):
     def _hidden(self, x: Any, units: int, name: str) -> Any:
         use_bias, initializer = not self.batch_normalization, hidden_initializer(self.activation)
         layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=initializer, name=name)
-        return after(self, layer(x), name)
+        return finish_layer(self, layer(x), name)

@@ -44,7 +44,7 @@ class KerasNetwork(Network):
     Raises
     ------
     TypeError
-        When used, if a model is no `keras.Model`.
+        When used, if a model is not a `keras.Model`.
     ValueError
         When used, if a model has no input shape, if its shapes don't fit, or if it holds layers that
         Keras cannot build again because their class is not registered.
@@ -181,7 +181,7 @@ class Blueprint(NamedTuple):
         return cls(
             config_json(model),
             model.get_weights(),
-            joblib.hash(_kept(model, layers)),
+            joblib.hash(_keep_weights(model, layers)),
             any(isinstance(layer, KLDivergence) for layer in layers),
             model.input_shape,
             model.output_shape,
@@ -232,7 +232,7 @@ def _adapts(layer: Any) -> bool:
     return callable(getattr(layer, "finalize_state", None))
 
 
-def _kept(model: Any, layers: Sequence[Any]) -> list[Any]:
+def _keep_weights(model: Any, layers: Sequence[Any]) -> list[Any]:
     drawn = {
         id(variable)
         for layer in layers

@@ -1,4 +1,4 @@
-"""What pictures are made of: the detector and rows that come in, axes, tiles of images, colours.
+"""What pictures are made of: the detector and rows that come in, axes, tiles of images, colors.
 
 matplotlib is imported by the first picture. Figures are made as scikit-learn's displays make them, by pyplot,
 so that notebooks and ``plt.show()`` find them.
@@ -29,34 +29,34 @@ __all__ = [
     "RED",
     "as_images",
     "check_count",
-    "counted",
+    "find_limits",
+    "find_open_ends",
+    "find_usual_limits",
+    "format_count",
     "grid_of",
     "image_shape_of",
     "legend_beside",
-    "limits",
     "new_axes",
-    "pointed",
-    "received",
     "show",
-    "tiled",
+    "tile_images",
     "unit_of",
-    "usual_limits",
+    "unwrap",
 ]
 
 BLUE, RED, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#999999"
-#: Okabe & Ito 2008, "Color universal design", which the colour-blind tell apart; without its yellow, which
+#: Okabe & Ito 2008, "Color universal design", which the color-blind tell apart; without its yellow, which
 #: nobody sees on white.
 COLOURS = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
-# Seven colours and eight markers have no common divisor: no two of 56 labels look alike.
+# Seven colors and eight markers have no common divisor: no two of 56 labels look alike.
 MARKERS = "os^DvPX*"
 HEAT = "viridis"
 _REACH = 5
-# Scores that are no log-probabilities.
+# Scores that are not log-probabilities.
 _WITHOUT_UNIT = {"reconstruction_error", "unexplained_variance"}
 
 
 # -- what comes in --------------------------------------------------------------------------------------
-def received(detector: Any, X: Any = None) -> tuple[Any, Any]:
+def unwrap(detector: Any, X: Any = None) -> tuple[Any, Any]:
     """The detector at the end of a pipeline, and rows as it receives them."""
     if not hasattr(detector, "steps"):
         return detector, X
@@ -69,7 +69,7 @@ def unit_of(detector: Any) -> str:
     return " (nats)" if in_nats else ""
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """The number with its noun: 1 row, 1,000 rows."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -147,13 +147,13 @@ def legend_beside(ax: Axes, **options: Any) -> None:
 def as_images(rows: Any, image_shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Images that can be shown, (n, height, width) or (n, height, width, 3), from rows or images.
 
-    Other numbers of channels than 1 and 3 are no colours: their mean is shown.
+    Other numbers of channels than 1 and 3 are not colors: their mean is shown.
     """
     images = np.reshape(rows, (-1, *with_channels(image_shape)))
     return images if images.shape[-1] == 3 else images.mean(axis=-1)
 
 
-def tiled(images: npt.NDArray[Any], n_columns: int) -> npt.NDArray[Any]:
+def tile_images(images: npt.NDArray[Any], n_columns: int) -> npt.NDArray[Any]:
     """All images in one, row by row, with a pixel of NaN between them."""
     n, height, width, *channels = images.shape
     n_rows = math.ceil(n / n_columns)
@@ -167,7 +167,7 @@ def tiled(images: npt.NDArray[Any], n_columns: int) -> npt.NDArray[Any]:
 
 
 def show(ax: Axes, image: Any, limits: tuple[float, float], cmap: str = "gray") -> Any:
-    """Draw an image, grey or of a colour map unless it has colours of its own, without ticks."""
+    """Draw an image, gray or of a color map unless it has colors of its own, without ticks."""
     low, high = limits
     if np.ndim(image) == 3:
         image = np.nan_to_num(np.clip((image - low) / (high - low), 0, 1), nan=1.0)
@@ -177,7 +177,7 @@ def show(ax: Axes, image: Any, limits: tuple[float, float], cmap: str = "gray") 
     return drawn
 
 
-def limits(images: npt.NDArray[Any]) -> tuple[float, float]:
+def find_limits(images: npt.NDArray[Any]) -> tuple[float, float]:
     """What is black and what is white: 0 and 1 if all values lie there, else the smallest and largest."""
     low, high = float(np.nanmin(images)), float(np.nanmax(images))
     if low >= 0 and high <= 1:
@@ -185,10 +185,10 @@ def limits(images: npt.NDArray[Any]) -> tuple[float, float]:
     return low, high if high > low else low + 1
 
 
-def usual_limits(values: npt.NDArray[Any]) -> tuple[float, float]:
+def find_usual_limits(values: npt.NDArray[Any]) -> tuple[float, float]:
     """The smallest and largest of the values within five interquartile ranges of the quartiles.
 
-    For scores, which a few anomalies would squeeze into one colour or one bar. If the middle half of the
+    For scores, which a few anomalies would squeeze into one color or one bar. If the middle half of the
     values is the same, all of them count.
     """
     lower, upper = np.quantile(values, [0.25, 0.75])
@@ -197,7 +197,7 @@ def usual_limits(values: npt.NDArray[Any]) -> tuple[float, float]:
     return float(usual.min()), float(usual.max())
 
 
-def pointed(values: npt.NDArray[Any], low: float, high: float) -> str:
-    """Which ends of a colour bar to point, because values lie beyond."""
+def find_open_ends(values: npt.NDArray[Any], low: float, high: float) -> str:
+    """Which ends of a color bar to point, because values lie beyond."""
     ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
     return ends.get((bool(np.min(values) < low), bool(np.max(values) > high)), "neither")

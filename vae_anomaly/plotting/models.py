@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.decomposition import PCA
 
 from vae_anomaly.core.rows import with_channels
-from vae_anomaly.data.scaling import unscaled
+from vae_anomaly.data.scaling import unscale
 from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,
@@ -22,18 +22,18 @@ from vae_anomaly.plotting.canvas import (
     ORANGE,
     as_images,
     check_count,
-    counted,
+    find_limits,
+    find_open_ends,
+    find_usual_limits,
+    format_count,
     grid_of,
     image_shape_of,
     legend_beside,
-    limits,
     new_axes,
-    pointed,
-    received,
     show,
-    tiled,
+    tile_images,
     unit_of,
-    usual_limits,
+    unwrap,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["latent_manifold", "latent_scatter", "network_summary", "reconstructions", "samples"]
 
 _MOST_LABELS = 16
-# Of the pixels of anomaly maps, at either end of their colours: a few are so unusual that the others would
+# Of the pixels of anomaly maps, at either end of their colors: a few are so unusual that the others would
 # look alike.
 _LEFT_OUT = 0.005
 
@@ -58,8 +58,8 @@ def latent_scatter(detector: Any, X: Any, y: Any = None, *, ax: Axes | None = No
     detector : fitted VAEDetector, or Pipeline that ends in one
     X : rows
     y : array of shape (n_rows,) or None, default=None
-        What colours the points: labels of any kind, at most 16 different ones, or numbers. None is the
-        anomaly score. The colours of numbers end five interquartile ranges beyond the quartiles.
+        What colors the points: labels of any kind, at most 16 different ones, or numbers. None is the
+        anomaly score. The colors of numbers end five interquartile ranges beyond the quartiles.
     ax : matplotlib Axes or None, default=None
 
     Returns
@@ -81,7 +81,7 @@ def latent_scatter(detector: Any, X: Any, y: Any = None, *, ax: Axes | None = No
     >>> plotting.latent_scatter(detector, X, y).get_xlabel()
     'z_mean, dimension 1'
     """
-    detector, rows = received(detector, X)
+    detector, rows = unwrap(detector, X)
     z_mean = detector.encode(rows)
     score_label = "anomaly score" + unit_of(detector)
     n_latents = z_mean.shape[1]
@@ -90,7 +90,7 @@ def latent_scatter(detector: Any, X: Any, y: Any = None, *, ax: Axes | None = No
     if by.shape != (len(z_mean),):
         raise ValueError(f"y must hold one entry for each of the {len(z_mean)} rows; received {by.shape}.")
     if pd.isna(by).any():
-        raise ValueError(f"y must say what colours every row; it is missing for {pd.isna(by).sum()} of them.")
+        raise ValueError(f"y must say what colors every row; it is missing for {pd.isna(by).sum()} of them.")
     labels = None if y is None else _labels(by)
 
     if n_latents == 1:
@@ -111,10 +111,10 @@ def latent_scatter(detector: Any, X: Any, y: Any = None, *, ax: Axes | None = No
     title = str(getattr(y, "name", None) or "")
     if labels is None:
         order = np.argsort(by)  # the largest on top
-        low, high = usual_limits(by)
+        low, high = find_usual_limits(by)
         drawn = ax.scatter(across[order], up[order], c=by[order], cmap=HEAT, vmin=low, vmax=high, s=16)
         ax.figure.colorbar(
-            drawn, ax=ax, label=score_label if y is None else title, extend=pointed(by, low, high)
+            drawn, ax=ax, label=score_label if y is None else title, extend=find_open_ends(by, low, high)
         )
     else:
         for position, label in enumerate(labels):
@@ -160,7 +160,7 @@ def latent_manifold(
     Raises
     ------
     ValueError
-        If there are not two latent dimensions, or rows are no images.
+        If there are not two latent dimensions, or rows are not images.
 
     Examples
     --------
@@ -173,7 +173,7 @@ def latent_manifold(
     (26, 26)
     """
     check_count("n", n)
-    detector, _ = received(detector)
+    detector, _ = unwrap(detector)
     shape = image_shape_of(detector, image_shape)
     if detector.latent_dim_ != 2:
         raise ValueError(
@@ -185,9 +185,9 @@ def latent_manifold(
     model = detector.model_
     expected = np.asarray(model.likelihood.expectations(model.decode(z.astype(np.float32))))
     rows = np.asarray(model.likelihood.values(expected), dtype=np.float64)
-    images = as_images(unscaled(rows, detector.scaler_), shape)
+    images = as_images(unscale(rows, detector.scaler_), shape)
     ax = new_axes(ax, (6, 6))
-    show(ax, tiled(images, n), limits(images))
+    show(ax, tile_images(images, n), find_limits(images))
     ticks = np.unique(np.linspace(0, n - 1, min(n, 5)).round())
     names = [f"{quantiles[int(tick)]:.1f}" for tick in ticks]
     height, width = images.shape[1:3]
@@ -230,7 +230,7 @@ def reconstructions(
     Raises
     ------
     ValueError
-        If rows are no images, or for another number of axes.
+        If rows are not images, or for another number of axes.
 
     Examples
     --------
@@ -241,23 +241,25 @@ def reconstructions(
     >>> plotting.reconstructions(detector, images[:4]).shape
     (3, 4)
     """
-    detector, rows = received(detector, images)
+    detector, rows = unwrap(detector, images)
     shape = image_shape_of(detector, image_shape)
-    originals = as_images(detector._validated(rows), shape)  # in the units of what is expected
+    originals = as_images(detector._validate(rows), shape)  # in the units of what is expected
     expected = as_images(detector.reconstruct(rows), shape)
     maps = np.reshape(detector.explain(rows), (len(originals), *with_channels(shape))).sum(axis=-1)
     scores = -detector.score_samples(rows)
     panels = grid_of(axes, 3 * len(originals), len(originals), tile=1.3).reshape(3, -1)
     low, high = (float(end) for end in np.quantile(maps, [_LEFT_OUT, 1 - _LEFT_OUT]))
     for column, (top, middle, bottom) in enumerate(panels.T):
-        show(top, originals[column], limits(originals))
-        show(middle, expected[column], limits(originals))
+        show(top, originals[column], find_limits(originals))
+        show(middle, expected[column], find_limits(originals))
         drawn = show(bottom, maps[column], (low, high), cmap=HEAT)
         top.set_title(f"score {scores[column]:.4g}", fontsize="medium")
     for panel, name in zip(panels[:, 0], ("image", "expected", "anomaly"), strict=True):
         panel.set_ylabel(name)
     label = "share of the score" + unit_of(detector)
-    panels[0, 0].figure.colorbar(drawn, ax=list(panels.flat), label=label, extend=pointed(maps, low, high))
+    panels[0, 0].figure.colorbar(
+        drawn, ax=list(panels.flat), label=label, extend=find_open_ends(maps, low, high)
+    )
     return panels
 
 
@@ -288,7 +290,7 @@ def samples(
     Raises
     ------
     ValueError
-        If rows are no images.
+        If rows are not images.
 
     Examples
     --------
@@ -299,11 +301,11 @@ def samples(
     >>> plotting.samples(detector, 4, random_state=0).images[0].get_array().shape
     (17, 17)
     """
-    detector, _ = received(detector)
+    detector, _ = unwrap(detector)
     shape = image_shape_of(detector, image_shape)
     images = as_images(detector.sample(n, random_state, noise=False), shape)
     ax = new_axes(ax, (5, 5))
-    show(ax, tiled(images, math.ceil(math.sqrt(n))), limits(images))
+    show(ax, tile_images(images, math.ceil(math.sqrt(n))), find_limits(images))
     ax.set_axis_off()
     return ax
 
@@ -332,16 +334,16 @@ def network_summary(detector: Any, *, ax: Axes | None = None) -> Axes:
     >>> plotting.network_summary(detector).get_title()
     '4 features → 2 latent dimensions → 4 features: 140 weights'
     """
-    detector, _ = received(detector)
+    detector, _ = unwrap(detector)
     model = detector.model_
     width, latents = model.n_features, model.latent_dim
-    encoder = [("x", counted(width, "feature")), *_layers(model.encoder)]
-    law = f"{model.likelihood.name} → {counted(width, 'feature')}"
+    encoder = [("x", format_count(width, "feature")), *_layers(model.encoder)]
+    law = f"{model.likelihood.name} → {format_count(width, 'feature')}"
     n_shared = model.likelihood.n_shared * width
-    law += f" ({counted(n_shared, 'weight')})" if n_shared else ""
+    law += f" ({format_count(n_shared, 'weight')})" if n_shared else ""
     decoder = [*_layers(model.decoder), ("p(x|z)", law)]
     n_weights = model.encoder.count_params() + model.decoder.count_params() + n_shared
-    z = ("z", counted(latents, "latent dimension"))
+    z = ("z", format_count(latents, "latent dimension"))
 
     n_lines = max(len(encoder), len(decoder))
     widest = max(len(name) + len(text) for name, text in [*encoder, *decoder])
@@ -352,8 +354,8 @@ def network_summary(detector: Any, *, ax: Axes | None = None) -> Axes:
     boxes = [(0.0, line, box, BLUE) for line, box in enumerate(reversed(encoder))]
     boxes += [(0.52, line, box, ORANGE) for line, box in enumerate(decoder)]
     boxes += [(0.26, -2, z, GREEN)]
-    for left, line, (name, text), colour in boxes:
-        ax.barh(line, 0.48, 0.8, left, color=colour, alpha=0.25)
+    for left, line, (name, text), color in boxes:
+        ax.barh(line, 0.48, 0.8, left, color=color, alpha=0.25)
         ax.text(left + 0.01, line, name, va="center", weight="bold", fontsize=font)
         ax.text(left + 0.47, line, text, va="center", ha="right", fontsize=font)
     for left, title, start, end in (
@@ -363,7 +365,7 @@ def network_summary(detector: Any, *, ax: Axes | None = None) -> Axes:
         ax.text(left, n_lines, title, ha="center", va="center", fontsize=font + 1)
         ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black"})
     members = len(detector.members_)
-    ends = counted(width, "feature")
+    ends = format_count(width, "feature")
     each = f", in each of {members} members" if members > 1 else ""
     ax.set_title(f"{ends} → {z[1]} → {ends}: {n_weights:,} weights{each}", fontsize=font + 2)
     ax.set(xlim=(-0.01, 1.01), ylim=(-2.6, n_lines + 0.6))
@@ -387,6 +389,6 @@ def _layers(network: Any) -> list[tuple[str, str]]:
         except (AttributeError, ValueError):  # a subclassed layer knows no shape before it is called
             pass
         if layer.count_params():
-            text += f" ({counted(layer.count_params(), 'weight')})"
+            text += f" ({format_count(layer.count_params(), 'weight')})"
         described.append((layer.name, text))
     return described

@@ -16,13 +16,13 @@ from vae_anomaly.plotting.canvas import (
     RED,
     as_images,
     check_count,
+    find_limits,
     grid_of,
     image_shape_of,
-    limits,
     new_axes,
-    received,
     show,
     unit_of,
+    unwrap,
 )
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ def top_anomalies(
     -------
     array of k matplotlib Axes for images, one matplotlib Axes for a table
         Rows are named by the index of a DataFrame, else by their position. The numbers of a table are
-        shares by `VAEDetector.explain`, in the units of the score, which they sum to; its colours compare
+        shares by `VAEDetector.explain`, in the units of the score, which they sum to; its colors compare
         them with the largest of the row.
 
     Raises
     ------
     ValueError
-        As `VAEDetector.explain`, for another number of axes, or if k or n_features is no positive integer.
+        As `VAEDetector.explain`, for another number of axes, or if k or n_features is not a positive integer.
 
     Examples
     --------
@@ -84,16 +84,16 @@ def top_anomalies(
     framed = hasattr(X, "columns")
     names = np.asarray(X.index if framed else np.arange(len(scores)))[worst]
     rows = X.iloc[worst] if framed else array_of(X)[worst]
-    model, received_rows = received(detector, rows)
+    model, received_rows = unwrap(detector, rows)
     if image_shape or model._shape_of_images:
         images = as_images(received_rows, image_shape_of(model, image_shape))
         grid = grid_of(axes, len(worst), min(len(worst), 5), tile=1.5)
         for panel, image, name, score in zip(grid, images, names, scores[worst], strict=True):
-            show(panel, image, limits(images))
+            show(panel, image, find_limits(images))
             panel.set_title(f"row {name}\nscore {score:.4g}", fontsize="medium")
         return grid
 
-    shares = _named_shares(detector, rows)
+    shares = _explain_by_name(detector, rows)
     order = np.argsort(-shares.mean().to_numpy(), kind="stable")
     shown = _with_others(shares.iloc[:, order], n_features)
     single = shown.to_numpy().copy()
@@ -104,8 +104,8 @@ def top_anomalies(
     ax = new_axes(axes, (2.6 + 0.62 * shown.shape[1], 1.6 + 0.32 * len(shown)))
     drawn = ax.imshow(relative, cmap="Oranges", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     for (row, column), share in np.ndenumerate(shown.to_numpy()):
-        colour = "white" if relative[row, column] > 0.55 else "black"
-        ax.text(column, row, _short(share), ha="center", va="center", color=colour, fontsize=8)
+        color = "white" if relative[row, column] > 0.55 else "black"
+        ax.text(column, row, _short(share), ha="center", va="center", color=color, fontsize=8)
     ax.set_xticks(range(shown.shape[1]), shown.columns, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(shown)), [f"row {n}: {s:.4g}" for n, s in zip(names, scores[worst], strict=True)])
     ax.set_ylabel("anomaly score" + unit_of(model))
@@ -156,10 +156,10 @@ def contributions(
     values = None
     unit = ""
     if hasattr(detector, "score_samples"):
-        row = _as_received(detector, row)
-        shares = _named_shares(detector, row)
+        row = _to_row(detector, row)
+        shares = _explain_by_name(detector, row)
         values = np.asarray(dense(row), dtype=object)[0]
-        unit = unit_of(received(detector)[0])
+        unit = unit_of(unwrap(detector)[0])
     else:
         shares = _as_frame(detector, None)
     if len(shares) != 1:
@@ -174,10 +174,10 @@ def contributions(
     lengths = bars.to_numpy()[0]
 
     ax = new_axes(ax, (6.8, 1.2 + 0.32 * len(lengths)))
-    colours = [RED if length > 0 else BLUE for length in lengths]
+    colors = [RED if length > 0 else BLUE for length in lengths]
     if len(lengths) < shares.shape[1]:
-        colours[-1] = GREY
-    drawn = ax.barh(range(len(lengths)), lengths, color=colours)
+        colors[-1] = GREY
+    drawn = ax.barh(range(len(lengths)), lengths, color=colors)
     ax.bar_label(drawn, [_short(length) for length in lengths], padding=3)
     ax.set_yticks(range(len(lengths)), bars.columns)
     ax.invert_yaxis()
@@ -187,7 +187,7 @@ def contributions(
     return ax
 
 
-def _as_received(detector: Any, row: Any) -> Any:
+def _to_row(detector: Any, row: Any) -> Any:
     """One row as a table of the kind that the detector was fitted on."""
     if row is None:
         raise ValueError("a detector's contributions are those of a row: pass the row to explain.")
@@ -200,7 +200,7 @@ def _as_received(detector: Any, row: Any) -> Any:
     return row[None] if row.ndim == 1 else row
 
 
-def _named_shares(detector: Any, X: Any) -> pd.DataFrame:
+def _explain_by_name(detector: Any, X: Any) -> pd.DataFrame:
     explained = explanations.explain(detector, X) if hasattr(detector, "steps") else detector.explain(X)
     return _as_frame(explained, getattr(detector, "feature_names_in_", None))
 

@@ -15,12 +15,12 @@ from vae_anomaly.plotting.canvas import (
     GREEN,
     GREY,
     RED,
-    counted,
+    find_usual_limits,
+    format_count,
     legend_beside,
     new_axes,
-    received,
     unit_of,
-    usual_limits,
+    unwrap,
 )
 from vae_anomaly.scorers import is_anomaly
 
@@ -73,18 +73,18 @@ def training_curves(detector: Any, *, ax: Axes | None = None) -> Axes:
     >>> plotting.training_curves(detector).get_xlabel()
     'epoch'
     """
-    history = detector if isinstance(detector, Mapping) else received(detector)[0].history_
+    history = detector if isinstance(detector, Mapping) else unwrap(detector)[0].history_
     if "loss" not in history:
         raise ValueError(f"a history holds a 'loss' for each epoch; received the keys {sorted(history)}.")
     curves = {key: np.asarray(history[key], dtype=np.float64) for key in _STYLES if key in history}
     ax = new_axes(ax, (8, 4.2))
     for key, values in curves.items():
-        label, colour, style = _STYLES[key]
+        label, color, style = _STYLES[key]
         known = np.r_[False, np.isfinite(values), False]
         alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])  # no line leads to or from it
         epochs = np.arange(1, len(values) + 1)
         dots: dict[str, Any] = {"marker": "o", "ms": 4, "markevery": list(alone)} if len(alone) else {}
-        ax.plot(epochs, values, style, color=colour, label=label, **dots)
+        ax.plot(epochs, values, style, color=color, label=label, **dots)
     drawn = np.concatenate(list(curves.values()))
     drawn = drawn[np.isfinite(drawn)]
     middle = np.median(np.abs(drawn)) if len(drawn) else 0
@@ -119,7 +119,7 @@ def score_histogram(
         Anomaly scores, larger = more anomalous, or a detector that scores X.
     X : rows, only with a detector
     y : array of shape (n_rows,) or None, default=None
-        Labels, to colour normal rows and anomalies.
+        Labels, to color normal rows and anomalies.
     threshold : float or None, default=None
         The anomaly score above which rows are flagged. None is the detector's ``-offset_``, and no line
         for an array.
@@ -150,40 +150,40 @@ def score_histogram(
     """
     label = "anomaly score"
     if hasattr(scores, "score_samples"):
-        detector = received(scores)[0]
+        detector = unwrap(scores)[0]
         scores = -scores.score_samples(X)
         threshold = -detector.offset_ if threshold is None else threshold
         label += unit_of(detector)
     elif X is not None:
         raise ValueError("X is for a detector to score, and these are scores: pass labels as y=...")
-    scores = _checked_scores(scores)
+    scores = _check_scores(scores)
     groups = {"all": (np.ones(len(scores), dtype=bool), BLUE)}
     if y is not None:
-        truth = _checked_labels(y, scores, anomaly_label)
+        truth = _check_labels(y, scores, anomaly_label)
         groups = {"normal": (~truth, BLUE), "anomaly": (truth, RED)}
 
-    ends = [*usual_limits(scores), *([] if threshold is None else [threshold])]
+    ends = [*find_usual_limits(scores), *([] if threshold is None else [threshold])]
     low, high = min(ends), max(ends)
     beyond = {"first": scores[scores < low], "last": scores[scores > high]}
 
     edges = np.histogram_bin_edges([low, high], bins).tolist()
     ax = new_axes(ax, (6.4, 4.2))
     tallest = []
-    for name, (group, colour) in groups.items():
-        n_rows = f"{name} ({counted(group.sum(), 'row')})"
+    for name, (group, color) in groups.items():
+        n_rows = f"{name} ({format_count(group.sum(), 'row')})"
         counts, _, _ = ax.hist(
-            np.clip(scores[group], low, high), edges, color=colour, alpha=0.65, label=n_rows, zorder=2
+            np.clip(scores[group], low, high), edges, color=color, alpha=0.65, label=n_rows, zorder=2
         )
         tallest.append(np.max(counts))
     if min(tallest) < _LEAST_SEEN * max(tallest):
         ax.set_yscale("log")
     if threshold is not None:
-        above = f"threshold {threshold:.4g} ({counted((scores > threshold).sum(), 'row')} above)"
+        above = f"threshold {threshold:.4g} ({format_count((scores > threshold).sum(), 'row')} above)"
         ax.axvline(threshold, color="black", ls="--", lw=1.2, label=above, zorder=3)
     for bar, rows in beyond.items():
         if len(rows):
             end = rows.min() if bar == "first" else rows.max()
-            label += f"\nthe {bar} bar also holds {counted(len(rows), 'row')} as far as {end:.3g}"
+            label += f"\nthe {bar} bar also holds {format_count(len(rows), 'row')} as far as {end:.3g}"
     ax.set(xlabel=label, ylabel="rows")
     ax.legend()
     return ax
@@ -265,8 +265,8 @@ def _curves(display: Any, y: Any, scores: Any, anomaly_label: Any, ax: Axes | No
     named = scores if isinstance(scores, Mapping) else {"": scores}
     if not named:
         raise ValueError("scores must hold at least one array; received an empty dict.")
-    checked = {name: _checked_scores(values) for name, values in named.items()}
-    truths = [_checked_labels(y, values, anomaly_label) for values in checked.values()]
+    checked = {name: _check_scores(values) for name, values in named.items()}
+    truths = [_check_labels(y, values, anomaly_label) for values in checked.values()]
     ax = new_axes(ax, (7.6, 5))
     area, of_chance = ("AUROC", 0.5) if display is RocCurveDisplay else ("AP", np.mean(truths[0]))
     for position, (name, values) in enumerate(checked.items()):
@@ -281,14 +281,14 @@ def _curves(display: Any, y: Any, scores: Any, anomaly_label: Any, ax: Axes | No
     return ax
 
 
-def _checked_scores(scores: Any) -> npt.NDArray[np.float64]:
+def _check_scores(scores: Any) -> npt.NDArray[np.float64]:
     checked: npt.NDArray[np.float64] = np.asarray(scores, dtype=np.float64)
     if checked.ndim != 1 or not len(checked) or not np.isfinite(checked).all():
         raise ValueError(f"scores must be one finite number for each row; received {checked!r}.")
     return checked
 
 
-def _checked_labels(y: Any, scores: npt.NDArray[Any], anomaly_label: Any) -> npt.NDArray[np.bool_]:
+def _check_labels(y: Any, scores: npt.NDArray[Any], anomaly_label: Any) -> npt.NDArray[np.bool_]:
     if np.shape(y) != scores.shape:
         raise ValueError(f"y must hold one label for each of the {len(scores)} rows; received {np.shape(y)}.")
     return is_anomaly(y, anomaly_label)

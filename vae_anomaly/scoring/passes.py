@@ -1,4 +1,4 @@
-"""Passes through the VAE: (models, rows, noise) -> what is asked for, for each model and row.
+"""Passes through the VAE: (models, rows, draws) -> what is asked for, for each model and row.
 
 Draws are processed in chunks, rows in tiles, so memory is bounded whatever their product.
 """
@@ -36,29 +36,29 @@ _DRAWS_AT_ONCE = 64
 
 
 def score_rows(
-    states: Sequence[ModelState], rows: Rows, noise: Rows, score: Score, device: str | None
+    states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
 ) -> npt.NDArray[np.float64]:
     """The score of each row by each model: shape (n_states, n_rows), larger = more anomalous."""
-    return map_rows(partial(score_tile, score), ("score", score), states, rows, noise, device)
+    return map_rows(partial(score_tile, score), ("score", score), states, rows, draws, device)
 
 
-def score_tile(score: Score, vae: Any, x: Any, noise: Any) -> Any:
-    """What a program computes of rows x, (n_rows, n_features), with noise of (n_draws, 1, latent_dim)."""
-    return score.combine(*_in_float64(_over_draws(vae, x, noise, score.per_draw)))
+def score_tile(score: Score, vae: Any, x: Any, draws: Any) -> Any:
+    """What a program computes of rows x, (n_rows, n_features), with draws of (n_draws, 1, latent_dim)."""
+    return score.combine(*_in_float64(_over_draws(vae, x, draws, score.per_draw)))
 
 
 def draw_errors(
-    states: Sequence[ModelState], rows: Rows, noise: Rows, score: Score, device: str | None
+    states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
 ) -> npt.NDArray[np.float64]:
     """Standard error of each row's score that comes from the draws: shape (n_states, n_rows).
 
     Jackknife: sqrt(n_draws - 1) standard deviations of the scores that leave one draw out (Efron & Stein
     1981). Zero for a single draw, which says nothing of it.
     """
-    n_draws = len(noise)
+    n_draws = len(draws)
 
-    def tile_errors(vae: Any, x: Any, noise: Any) -> Any:
-        values, kl = _in_float64(_over_draws(vae, x, noise, score.per_draw))
+    def tile_errors(vae: Any, x: Any, draws: Any) -> Any:
+        values, kl = _in_float64(_over_draws(vae, x, draws, score.per_draw))
         without_one = tf.map_fn(
             lambda draw: score.combine(tf.concat([values[:draw], values[draw + 1 :]], axis=0), kl),
             tf.range(n_draws),
@@ -68,11 +68,11 @@ def draw_errors(
 
     if n_draws == 1:
         return np.zeros((len(states), len(rows)))
-    return map_rows(tile_errors, ("draw_errors", score), states, rows, noise, device)
+    return map_rows(tile_errors, ("draw_errors", score), states, rows, draws, device)
 
 
 def shares(
-    states: Sequence[ModelState], rows: Rows, noise: Rows, score: Score, device: str | None
+    states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
 ) -> npt.NDArray[np.float64]:
     """What each feature adds to the score of each row, by each model: shape (n_states, n_rows, n_features).
 
@@ -86,8 +86,8 @@ def shares(
             "this score does not say how it divides among features: give its `scoring.Score` a per_feature."
         )
 
-    def tile_shares(vae: Any, x: Any, noise: Any) -> Any:
-        values, kl = _in_float64(_over_draws(vae, x, noise, score.per_draw))
+    def tile_shares(vae: Any, x: Any, draws: Any) -> Any:
+        values, kl = _in_float64(_over_draws(vae, x, draws, score.per_draw))
         with tf.GradientTape() as tape:
             tape.watch(values)
             total = score.combine(values, kl)
@@ -98,39 +98,39 @@ def shares(
             terms = per_feature(vae, x, vae.draw(*posterior, chunk))
             return tf.reduce_sum(slopes[..., None] * terms, axis=0)
 
-        return tf.reduce_sum(_map_chunks(weighted_sum, noise, slopes), axis=0)
+        return tf.reduce_sum(_map_chunks(weighted_sum, draws, slopes), axis=0)
 
-    return map_rows(tile_shares, ("shares", score), states, rows, noise, device)
+    return map_rows(tile_shares, ("shares", score), states, rows, draws, device)
 
 
 def elbo_terms(
-    states: Sequence[ModelState], rows: Rows, noise: Rows, device: str | None
+    states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None
 ) -> npt.NDArray[np.float64]:
     """-E_q log p(x|z) and KL of each row by each model: shape (n_states, n_rows, 2).
 
     Their sum is the negative ELBO; of rows with missing values, that of the values that are there.
     """
 
-    def tile_terms(vae: Any, x: Any, noise: Any) -> Any:
-        values, kl = _over_draws(vae, x, noise, log_likelihood)
+    def tile_terms(vae: Any, x: Any, draws: Any) -> Any:
+        values, kl = _over_draws(vae, x, draws, log_likelihood)
         return keras.ops.stack([-keras.ops.mean(values, axis=0), kl], axis=-1)
 
-    return map_rows(tile_terms, "elbo_terms", states, rows, noise, device, missing_counts=False)
+    return map_rows(tile_terms, "elbo_terms", states, rows, draws, device, missing_counts=False)
 
 
 def encode(
-    states: Sequence[ModelState], rows: Rows, noise: Rows, device: str | None
+    states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None
 ) -> npt.NDArray[np.float64]:
     """Posterior means by each model: shape (n_states, n_rows, latent_dim)."""
 
     def tile_means(vae: Any, x: Any, _: Any) -> Any:
         return vae.encode(x)[0]
 
-    return map_rows(tile_means, "encode", states, rows, noise, device)
+    return map_rows(tile_means, "encode", states, rows, draws, device)
 
 
 def reconstruct(
-    states: Sequence[ModelState], rows: Rows, noise: Rows, device: str | None
+    states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """What each model expects in each row's cells, and how well it explains those that are there.
 
@@ -142,7 +142,7 @@ def reconstruct(
         expected, which is what a missing cell counts. Both are means over the draws.
     """
 
-    def tile_expectations(vae: Any, x: Any, noise: Any) -> Any:
+    def tile_expectations(vae: Any, x: Any, draws: Any) -> Any:
         posterior = vae.encode(x)
 
         def weighted_sum(chunk: Any, weights: Any) -> Any:
@@ -153,57 +153,57 @@ def reconstruct(
             log_prob = tf.reduce_mean(log_prob, axis=-1, keepdims=True)
             return tf.tensordot(weights, tf.concat([expectations, log_prob], axis=-1), 1)
 
-        return tf.reduce_sum(_map_chunks(weighted_sum, noise), axis=0) / noise.shape[0]
+        return tf.reduce_sum(_map_chunks(weighted_sum, draws), axis=0) / draws.shape[0]
 
-    results = map_rows(tile_expectations, "reconstruct", states, rows, noise, device, refined=True)
+    results = map_rows(tile_expectations, "reconstruct", states, rows, draws, device, refined=True)
     return results[..., :-1], results[..., -1]
 
 
 def predictive_values(
-    states: Sequence[ModelState], rows: Rows, noise: Rows, n_values: int, device: str | None
+    states: Sequence[ModelState], rows: Rows, draws: Rows, n_values: int, device: str | None
 ) -> npt.NDArray[np.float64]:
     """Values of x that the models hold for equally probable: (n_states, n_rows, n_values, n_features).
 
     Of each draw's p(x|z) as many quantiles, at levels that together fill (0, 1) evenly. ``n_values`` is a
     multiple of the number of draws.
     """
-    n_draws, n_levels = len(noise), n_values // len(noise)
+    n_draws, n_levels = len(draws), n_values // len(draws)
 
-    def tile_values(vae: Any, x: Any, noise: Any) -> Any:
-        parameters = vae.draw(*vae.encode(x), noise).parameters
+    def tile_values(vae: Any, x: Any, draws: Any) -> Any:
+        parameters = vae.draw(*vae.encode(x), draws).parameters
         of_draws = (np.arange(n_draws)[:, None, None] + 0.5) / n_draws
         levels = [(level + of_draws) / n_levels for level in range(n_levels)]
         values = [vae.likelihood.quantile(level, parameters) for level in levels]
         return tf.transpose(tf.concat(values, axis=0), (1, 0, 2))
 
     key = ("predictive_values", n_values)
-    return map_rows(tile_values, key, states, rows, noise, device, refined=True)
+    return map_rows(tile_values, key, states, rows, draws, device, refined=True)
 
 
-def _over_draws(vae: Any, x: Any, noise: Any, per_draw: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:
+def _over_draws(vae: Any, x: Any, draws: Any, per_draw: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:
     """``per_draw`` of all draws, (n_draws, n_rows), and the KL of each row, (n_rows,)."""
     posterior = vae.encode(x)
     kl = keras.ops.sum(kl_divergence(*posterior), axis=-1)
-    values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.draw(*posterior, chunk)), noise)
-    return tf.reshape(values, (-1, keras.ops.shape(x)[0]))[: noise.shape[0]], kl
+    values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.draw(*posterior, chunk)), draws)
+    return tf.reshape(values, (-1, keras.ops.shape(x)[0]))[: draws.shape[0]], kl
 
 
 def _in_float64(values_and_kl: tuple[Any, Any]) -> list[Any]:
     return [keras.ops.cast(value, "float64") for value in values_and_kl]
 
 
-def _map_chunks(function: Callable[[Any, Any], Any], noise: Any, weights: Any = None) -> Any:
+def _map_chunks(function: Callable[[Any, Any], Any], draws: Any, weights: Any = None) -> Any:
     """``function(chunk, weights)`` of each chunk of draws, stacked; draws that only pad have weight 0.
 
     ``weights`` belong to the draws, the first axis; they are 1 if not given.
     """
-    n_draws, _, latent_dim = noise.shape
+    n_draws, _, latent_dim = draws.shape
     weights = tf.ones(n_draws) if weights is None else weights
     if n_draws <= _DRAWS_AT_ONCE:
-        return function(noise, weights)[None]
+        return function(draws, weights)[None]
     n_chunks = -(-n_draws // _DRAWS_AT_ONCE)
     n_padding = -n_draws % n_chunks
-    chunks = tf.reshape(tf.pad(noise, [[0, n_padding], [0, 0], [0, 0]]), (n_chunks, -1, 1, latent_dim))
+    chunks = tf.reshape(tf.pad(draws, [[0, n_padding], [0, 0], [0, 0]]), (n_chunks, -1, 1, latent_dim))
     padding = [[0, n_padding]] + [[0, 0]] * (len(weights.shape) - 1)
     weights = tf.reshape(tf.pad(weights, padding), (n_chunks, -1, *weights.shape[1:]))
     return tf.map_fn(

@@ -27,7 +27,7 @@ class Score(NamedTuple):
     combine : callable ``(values, kl) -> (n_rows,)``
         Takes the values of all draws, (n_draws, n_rows), and the closed-form KL of each row.
     per_feature : callable ``(vae, x, inferred) -> (n_draws, n_rows, n_features)``, or None
-        What each feature adds to the value of ``per_draw``; None if that is no sum over features. Only
+        What each feature adds to the value of ``per_draw``; None if that is not a sum over features. Only
         explanations ask for it.
 
     All are traced by TensorFlow: write them in ``keras.ops``.

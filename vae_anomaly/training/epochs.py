@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.data.sparse import blocks, has_gaps, representative
-from vae_anomaly.engine.programs import Architecture, architecture_of, placed
+from vae_anomaly.engine.programs import Architecture, architecture_of, on_device
 from vae_anomaly.engine.steps import (
     BlockOptions,
     Limits,
@@ -36,7 +36,7 @@ from vae_anomaly.training.interruption import Interruption
 from vae_anomaly.training.observers import Observers
 from vae_anomaly.training.plan import Plan
 
-__all__ = ["Progress", "TrainingResult", "Validation", "continued", "train"]
+__all__ = ["Progress", "TrainingResult", "Validation", "append_history", "train"]
 
 
 # Trainings that end well stay far below: far rows begin with a great loss.
@@ -48,7 +48,7 @@ class Validation(NamedTuple):
     """Rows that are not trained on, and the draws their ELBO is averaged over."""
 
     rows: Rows
-    noise: Rows
+    draws: Rows
 
 
 class TrainingResult(NamedTuple):
@@ -104,7 +104,7 @@ def train(
 ) -> TrainingResult:
     """Train from ``state`` on ``rows`` and return the new state with its history.
 
-    An epoch diverges if its loss, or a weight after it, is no finite number, or if its loss explodes: is
+    An epoch diverges if its loss, or a weight after it, is not a finite number, or if its loss explodes: is
     greater than 10,000 times the largest of n_features nats and ``abs(loss) + beta * kl`` of every epoch
     before and, for the first one, of the model that it starts from. It is then repeated from its beginning,
     and all that follow are trained, at a tenth of the learning rate; once.
@@ -126,7 +126,7 @@ def train(
     n_epochs = plan.n_epochs(len(rows))
     interruption = interruption or Interruption()
     observers = Observers(architecture, plan.learning_rate, n_epochs, callbacks, verbose)
-    with placed(plan.device), contextlib.closing(observers):
+    with on_device(plan.device), contextlib.closing(observers):
         epochs = _Epochs(architecture, rows, plan, shuffle_seed, noise_seed, validation, interruption)
         if progress is None:
             progress = Progress(0, training_state(state), {})
@@ -134,14 +134,14 @@ def train(
             tensors = tf.nest.map_structure(tf.convert_to_tensor, progress.training)
             progress = progress._replace(training=tensors)
             epochs.skip(progress.n_epochs)
-            interruption.epoch_finished()
+            interruption.finish_epoch()
         observers.begin()
         last = progress.is_last(plan, n_epochs)
         while not last and not interruption.stop_requested:
             try:
                 observers.begin_epoch(progress.n_epochs)
                 progress, figures = epochs.next(progress, observers.rate_factor())
-                interruption.epoch_finished()
+                interruption.finish_epoch()
                 if keep is not None:
                     keep(progress)
                 last = progress.is_last(plan, n_epochs)
@@ -173,15 +173,15 @@ class _Epochs:
         self._interruption = interruption
         self._steps_per_epoch = plan.steps_per_epoch(len(rows))
         self._n_steps = self._steps_per_epoch * plan.n_epochs(len(rows))
-        share_to_mask = plan.share_to_mask(rows)
+        fraction_to_mask = plan.fraction_to_mask(rows)
         self._options = BlockOptions(
             plan.batch_size,
             plan.objective,
             plan.n_training_draws,
             plan.free_bits > 0,
             plan.gradient_clip_norm is not None,
-            plan.trimmed_share > 0,
-            architecture.specification.marks_missing or share_to_mask > 0 or has_gaps(rows),
+            plan.trimmed_fraction > 0,
+            architecture.specification.marks_missing or fraction_to_mask > 0 or has_gaps(rows),
             plan.uses_xla(self._n_steps, architecture.n_weights),
             plan.device,
         )
@@ -189,7 +189,7 @@ class _Epochs:
             tf.constant(plan.free_bits, tf.float32),
             tf.constant(plan.gradient_clip_norm or 0.0, tf.float32),
             tf.constant(plan.n_kept()),
-            tf.constant(share_to_mask, tf.float32),
+            tf.constant(fraction_to_mask, tf.float32),
         )
         self._shuffler = _Shuffler(len(rows), plan, block_steps(architecture, plan.batch_size), shuffle_seed)
 
@@ -220,7 +220,7 @@ class _Epochs:
         best = progress.best
         if self._validation is not None:
             present = model_state(self._architecture, training)
-            figures |= self._interruption.completed(_validate, present, self._validation, self._plan)
+            figures |= self._interruption.complete(_validate, present, self._validation, self._plan)
             loss = float(figures["val_loss"])
             if best is None or loss < best[0] or np.isnan(best[0]):
                 best = (loss, progress.n_epochs, present)
@@ -239,7 +239,7 @@ class _Epochs:
         training, sums = progress.training, np.zeros(3)
         for block, first_step in self._shuffler.blocks(order, progress.n_epochs):
             elapsed = (first_step + np.arange(len(block))) / self._n_steps
-            training, block_sums = self._interruption.completed(
+            training, block_sums = self._interruption.complete(
                 train_block,
                 self._architecture,
                 training,
@@ -275,7 +275,7 @@ class _Epochs:
             return f"weights after {number} are not finite"
         usual = max(before.largest, self._architecture.n_features)
         if loss > _EXPLODES_FROM * usual and not before.n_epochs:
-            # Far rows or an explosion? Only now it is worth an epoch to know what nothing learnt would lose.
+            # Far rows or an explosion? Only now it is worth an epoch to know what nothing learned would lose.
             _, untrained = self._attempt(before, order, np.float32(0.0))
             usual = max(usual, self._size(untrained))
         if loss > _EXPLODES_FROM * usual:
@@ -315,7 +315,7 @@ class _Shuffler:
             yield order[start : start + self._block_steps], epoch * self._steps_per_epoch + start
 
 
-def continued(history: dict[str, list[float]], new: dict[str, list[float]]) -> dict[str, list[float]]:
+def append_history(history: dict[str, list[float]], new: dict[str, list[float]]) -> dict[str, list[float]]:
     """Both histories in one; NaN for epochs in which a figure was not measured."""
     before, after = len(history.get("loss", ())), len(new["loss"])
     return {
@@ -326,7 +326,7 @@ def continued(history: dict[str, list[float]], new: dict[str, list[float]]) -> d
 
 def _validate(state: ModelState, validation: Validation, plan: Plan) -> dict[str, float]:
     terms = [
-        elbo_terms([state], block, validation.noise, plan.device)[0] for block in blocks(validation.rows)
+        elbo_terms([state], block, validation.draws, plan.device)[0] for block in blocks(validation.rows)
     ]
     reconstruction, kl = np.concatenate(terms).mean(axis=0)
     return {"val_loss": reconstruction + plan.beta * kl, "val_reconstruction": reconstruction, "val_kl": kl}

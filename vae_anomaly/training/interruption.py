@@ -30,7 +30,7 @@ class Interruption:
         self._at_once = False
         self._has_epoch = False
 
-    def epoch_finished(self) -> None:
+    def finish_epoch(self) -> None:
         """From now on there is something to keep."""
         self._has_epoch = True
 
@@ -48,7 +48,7 @@ class Interruption:
         """Let trainings in other threads end at once, with an error that nobody sees."""
         self._at_once = True
 
-    def completed(
+    def complete(
         self,
         function: Callable[_Arguments, _Result],
         *arguments: _Arguments.args,

@@ -24,7 +24,7 @@ _XLA_PAYS_TO_WEIGHTS = 20_000
 
 # So that an encoder meets gaps in every column. To hide a fifth costs AUROC: .849 for .857 with 10 % of the
 # cells missing, .813 for .820 with 30 % (mean of twenty tables).
-_MASKED_SHARE = 0.05
+_MASKED_FRACTION = 0.05
 
 _AUTO_STEPS, _AUTO_STEPS_AT_MOST, _AUTO_EPOCHS = 1000, 2000, 5
 
@@ -48,9 +48,9 @@ class Plan:
     patience: int = 30
     jit_compile: bool | str = "auto"
     device: str | None = None
-    masked_share: float | str = "auto"
+    masked_fraction: float | str = "auto"
     early_stopping: bool = False
-    trimmed_share: float = 0.0
+    trimmed_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         if self.objective == "iwae" and self.free_bits:
@@ -70,15 +70,15 @@ class Plan:
         steps = _AUTO_STEPS_AT_MOST if self.early_stopping else _AUTO_STEPS
         return max(_AUTO_EPOCHS, -(-steps // self.steps_per_epoch(n_rows)))
 
-    def share_to_mask(self, rows: Rows) -> float:
+    def fraction_to_mask(self, rows: Rows) -> float:
         """Share of these rows' values to hide from the encoder; "auto" does if some are missing anyway."""
-        if isinstance(self.masked_share, str):
-            return _MASKED_SHARE if has_gaps(rows) else 0.0
-        return self.masked_share
+        if isinstance(self.masked_fraction, str):
+            return _MASKED_FRACTION if has_gaps(rows) else 0.0
+        return self.masked_fraction
 
     def n_kept(self) -> int:
         """Rows of a batch that count, at least one."""
-        return max(1, self.batch_size - round(self.trimmed_share * self.batch_size))
+        return max(1, self.batch_size - round(self.trimmed_fraction * self.batch_size))
 
     def rates(self, progress: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Learning rate at each point of the training, where progress runs from 0 to 1."""
@@ -117,7 +117,7 @@ class Plan:
         return bool(self.jit_compile)
 
 
-_DECIDED_ELSEWHERE = {"early_stopping", "trimmed_share"}
+_DECIDED_ELSEWHERE = {"early_stopping", "trimmed_fraction"}
 
 #: The detector's parameters that go into a plan as they are.
 PARAMETERS = tuple(name for name in Plan.__dataclass_fields__ if name not in _DECIDED_ELSEWHERE)
