@@ -65,8 +65,8 @@ def resolve(calibration: Any, wanted: bool, n_rows: int) -> Any:
     if isinstance(calibration, Integral):
         raise ValueError(
             f"calibration={calibration!r} may mean folds or rows: set a splitter such as "
-            f"KFold({max(2, calibration)}, shuffle=True) for folds, or a fraction such as {calibration}/n to hold "
-            f"out {calibration} of n rows."
+            f"KFold({max(2, calibration)}, shuffle=True) for folds, or a fraction such as {calibration}/n to "
+            f"hold out {calibration} of n rows."
         )
     if not isinstance(calibration, Real):
         n_folds = getattr(calibration, "n_splits", 0)
