@@ -19,6 +19,8 @@ import numpy.typing as npt
 from scipy import stats
 from sklearn.model_selection import KFold, train_test_split
 
+from vae_anomaly.core.types import Detector, Flags, Floats, Matrix, Splitter
+
 __all__ = [
     "check_calibrated",
     "discoveries",
@@ -35,7 +37,7 @@ _FRACTION, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
 _METHODS = {"positive": "bh", "any": "by"}
 
 
-def resolve(calibration: Any, wanted: bool, n_rows: int) -> Any:
+def resolve(calibration: str | float | Splitter | None, wanted: bool, n_rows: int) -> float | Splitter | None:
     """What the detector's ``calibration`` means for so many rows: a fraction, a splitter, or None.
 
     Parameters
@@ -61,7 +63,8 @@ def resolve(calibration: Any, wanted: bool, n_rows: int) -> Any:
             )
         return None
     if isinstance(calibration, str):
-        calibration = KFold(_FOLDS, shuffle=True)
+        folds: Splitter = KFold(_FOLDS, shuffle=True)
+        calibration = folds
     if isinstance(calibration, Integral):
         raise ValueError(
             f"calibration={calibration!r} may mean folds or rows: set a splitter such as "
@@ -83,7 +86,7 @@ def resolve(calibration: Any, wanted: bool, n_rows: int) -> Any:
     return float(calibration)
 
 
-def set_aside(X: Any, calibration: Any, seed: int) -> tuple[Any, Any]:
+def set_aside(X: Matrix, calibration: float | Splitter | None, seed: int) -> tuple[Matrix, Matrix]:
     """The rows to train on, and those to hold out if ``calibration`` is a fraction."""
     if not isinstance(calibration, float):
         return X, X[:0]
@@ -107,8 +110,8 @@ def warn_of_other_rows(n_rows: int, n_rows_before: int) -> None:
 
 
 def out_of_fold_scores(
-    score_fold: Callable[[Any, Any], npt.NDArray[np.float64]], X: Any, splitter: Any, seed: int
-) -> npt.NDArray[np.float64]:
+    score_fold: Callable[[Matrix, Matrix], Floats], X: Matrix, splitter: Splitter, seed: int
+) -> Floats:
     """Each row's anomaly score by a model that was trained without the row's fold.
 
     Parameters
@@ -126,15 +129,15 @@ def out_of_fold_scores(
         If the splitter does not hold out each row exactly once.
     """
     n_rows = X.shape[0]
-    splitter = copy.copy(splitter)
-    if getattr(splitter, "shuffle", False) and getattr(splitter, "random_state", 0) is None:
-        splitter.random_state = seed
-    folds = list(splitter.split(np.zeros((n_rows, 1))))
+    seeded: Any = copy.copy(splitter)
+    if getattr(seeded, "shuffle", False) and getattr(seeded, "random_state", 0) is None:
+        seeded.random_state = seed
+    folds = list(seeded.split(np.zeros((n_rows, 1))))
     times = np.bincount(np.concatenate([held_out for _, held_out in folds]), minlength=n_rows)
     if (times != 1).any():
         row = int(np.argmax(times != 1))
         raise ValueError(
-            f"calibration must hold out each row exactly once, as KFold does; {splitter!r} holds out row "
+            f"calibration must hold out each row exactly once, as KFold does; {seeded!r} holds out row "
             f"{row} {times[row]} times."
         )
     scores = np.empty(n_rows)
@@ -143,9 +146,7 @@ def out_of_fold_scores(
     return scores
 
 
-def p_values(
-    scores: npt.NDArray[np.float64], calibration: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def p_values(scores: Floats, calibration: Floats) -> Floats:
     """Conformal p-values: (1 + how many of the n ``calibration`` scores are not smaller) / (n + 1)."""
     n_smaller = np.searchsorted(np.sort(calibration), scores, side="left")
     return np.asarray((1 + len(calibration) - n_smaller) / (1 + len(calibration)))
@@ -153,7 +154,7 @@ def p_values(
 
 def discoveries(
     p_values: npt.ArrayLike, false_discovery_rate: float = 0.1, dependence: str = "positive"
-) -> npt.NDArray[np.bool_]:
+) -> Flags:
     r"""Anomalies among rows with these p-values, of which on average at most a given share is false.
 
     Benjamini & Hochberg 1995: with m p-values in ascending order, the k smallest, where k is the largest
@@ -193,7 +194,7 @@ def discoveries(
     return np.asarray(adjusted <= false_discovery_rate)
 
 
-def check_calibrated(detector: Any) -> npt.NDArray[np.float64]:
+def check_calibrated(detector: Detector) -> Floats:
     """The fitted detector's scores of rows that were not trained on; a ValueError if it has none."""
     if detector.calibration_scores_ is None:
         raise ValueError(

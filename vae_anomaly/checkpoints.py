@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Array, Callback, Constraints, Matrix, RandomStateLike, Values
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.sparse import blocks
 from vae_anomaly.engine.steps import TrainingState
@@ -70,7 +71,7 @@ class Checkpoint(BaseEstimator):  # type: ignore[misc]
     []
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "path": [str, HasMethods("__fspath__")],
         "every": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
     }
@@ -81,7 +82,9 @@ class Checkpoint(BaseEstimator):  # type: ignore[misc]
 
 
 def open_checkpoint(
-    checkpoint: str | os.PathLike[str] | Checkpoint | None, resume: bool, callbacks: Any = None
+    checkpoint: str | os.PathLike[str] | Checkpoint | None,
+    resume: bool,
+    callbacks: Sequence[Callback] | None = None,
 ) -> CheckpointFile | None:
     """The file of a detector's ``checkpoint``, read if a fit is to go on with it; None if there is none.
 
@@ -118,12 +121,12 @@ class CheckpointFile:
         found = _read(path)
         self._found = found if resume else None
         self._progress: list[Progress | None] = []
-        self._about: dict[str, Any] = {}
+        self._about: Values = {}
         self._has_news = False
         self._written_at = self._took = 0.0
         self._lock = threading.Lock()
 
-    def seeds(self, drawn: Sequence[int], random_state: Any) -> list[int]:
+    def seeds(self, drawn: Sequence[int], random_state: RandomStateLike) -> list[int]:
         """The seeds of the fit to go on with, where only chance decided them; else those ``drawn`` now."""
         kept = self._found["seeds"] if self._found is not None else []
         seeds = drawn if isinstance(random_state, Integral) or len(kept) != len(drawn) else kept
@@ -242,7 +245,7 @@ class CheckpointFile:
         self._took = self._written_at - start
 
 
-def _read(path: str) -> dict[str, Any] | None:
+def _read(path: str) -> Values | None:
     """What a checkpoint holds; None if there is no file."""
     try:
         with archive.open_archive(path) as file:
@@ -258,7 +261,7 @@ def _read(path: str) -> dict[str, Any] | None:
         ) from error
 
 
-def _to_values(progress: Progress) -> dict[str, Any]:
+def _to_values(progress: Progress) -> Values:
     """A progress as values that a file can hold."""
     state, best = progress.training, progress.best
     return {
@@ -270,7 +273,7 @@ def _to_values(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _to_progress(stored: dict[str, Any], specification: Specification) -> Progress:
+def _to_progress(stored: Values, specification: Specification) -> Progress:
     best = stored["best"]
     if best is not None:
         val_loss, epoch, trainable, non_trainable = best
@@ -281,13 +284,13 @@ def _to_progress(stored: dict[str, Any], specification: Specification) -> Progre
     return Progress(training=state, best=best, **others)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     """Equal for equal values, in every process; a digest if it would be long."""
     text = str(_plain(value))
     return text if len(text) <= _SHOWN else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Values as texts and tuples of them; classes and functions by their names."""
     if isinstance(value, (tuple, list)):
         return tuple(map(_plain, value))
@@ -298,19 +301,19 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
-def _arrays(states: Sequence[ModelState] | None, draws: Rows) -> Iterable[Any]:
+def _arrays(states: Sequence[ModelState] | None, draws: Rows) -> Iterable[Array]:
     """The arrays that a warm start goes on from; none without."""
     for state in states or ():
         yield from (state.trainable, *state.non_trainable, draws)
 
 
-def _pieces(rows: Any) -> Iterable[Rows]:
+def _pieces(rows: Matrix) -> Iterable[Rows]:
     for block in blocks(rows):
         for start in range(0, len(block), _ROWS_AT_ONCE):
             yield block[start : start + _ROWS_AT_ONCE]
 
 
-def _digest(arrays: Iterable[Any]) -> str:
+def _digest(arrays: Iterable[Array]) -> str:
     """SHA-256 of arrays, whatever their order in memory."""
     checksum = hashlib.sha256()
     for array in arrays:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from sklearn import datasets
 from sklearn.utils import check_random_state
 
+from vae_anomaly.core.types import Floats, RandomStateLike
+
 __all__ = ["load_tumors", "make_anomalies"]
 
 _N_CLUSTERS = 4
 
 
-def load_tumors(contamination: float = 0.1, random_state: Any = 0) -> tuple[pd.DataFrame, pd.Series]:
+def load_tumors(
+    contamination: float = 0.1, random_state: RandomStateLike = 0
+) -> tuple[pd.DataFrame, pd.Series]:
     """Breast tumors: the benign ones are normal, a few malignant ones are the anomalies.
 
     357 benign tumors with 30 measurements of their cell nuclei, and as many of the 212 malignant ones as
@@ -59,8 +61,8 @@ def make_anomalies(
     kind: str = "local",
     contamination: float = 0.05,
     n_irrelevant: int = 0,
-    random_state: Any = None,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    random_state: RandomStateLike = None,
+) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Generate clustered, correlated rows with anomalies of one kind.
 
     Normal rows come from four Gaussian clusters, each with its own correlations. The kinds are those of
@@ -124,31 +126,31 @@ class _Clusters:
         self.centers = rng.normal(scale=3.0, size=(_N_CLUSTERS, n_features))
         self._mixing = rng.normal(size=(_N_CLUSTERS, n_features, max(1, n_features // 3)))
 
-    def draw(self, n: int, scale: float = 1.0) -> npt.NDArray[np.float64]:
+    def draw(self, n: int, scale: float = 1.0) -> Floats:
         which = self._rng.randint(_N_CLUSTERS, size=n)
         mixing = self._mixing[which]
         factors = self._rng.standard_normal((n, mixing.shape[2]))
         noise = 0.3 * self._rng.standard_normal((n, mixing.shape[1]))
-        spread: npt.NDArray[np.float64] = np.einsum("nij,nj->ni", mixing, factors) + noise
+        spread: Floats = np.einsum("nij,nj->ni", mixing, factors) + noise
         return np.asarray(self.centers[which] + scale * spread)
 
 
-def _local(clusters: _Clusters, normal: Any, n: int, rng: np.random.RandomState) -> Any:
+def _local(clusters: _Clusters, normal: Floats, n: int, rng: np.random.RandomState) -> Floats:
     return clusters.draw(n, scale=3.0)
 
 
-def _cluster(clusters: _Clusters, normal: Any, n: int, rng: np.random.RandomState) -> Any:
+def _cluster(clusters: _Clusters, normal: Floats, n: int, rng: np.random.RandomState) -> Floats:
     direction = rng.normal(size=normal.shape[1])
-    center = normal.mean(axis=0) + 4 * normal.std(axis=0) * np.sign(direction)
+    center: Floats = normal.mean(axis=0) + 4 * normal.std(axis=0) * np.sign(direction)
     return center + 0.3 * rng.standard_normal((n, normal.shape[1]))
 
 
-def _global(clusters: _Clusters, normal: Any, n: int, rng: np.random.RandomState) -> Any:
+def _global(clusters: _Clusters, normal: Floats, n: int, rng: np.random.RandomState) -> Floats:
     middle, half = (normal.max(axis=0) + normal.min(axis=0)) / 2, np.ptp(normal, axis=0) / 2
     return rng.uniform(middle - 1.1 * half, middle + 1.1 * half, size=(n, normal.shape[1]))
 
 
-def _dependency(clusters: _Clusters, normal: Any, n: int, rng: np.random.RandomState) -> Any:
+def _dependency(clusters: _Clusters, normal: Floats, n: int, rng: np.random.RandomState) -> Floats:
     rows = rng.randint(len(normal), size=(n, normal.shape[1]))
     return normal[rows, np.arange(normal.shape[1])]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
@@ -26,6 +27,24 @@ from vae_anomaly import (
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import (
+    Callback,
+    Constraints,
+    DtypeOrNone,
+    FittedLabelingRule,
+    Flags,
+    Floats,
+    KerasModel,
+    LabelingRule,
+    Matrix,
+    MatrixLike,
+    RandomStateLike,
+    Shape,
+    Splitter,
+    ThresholdRule,
+    Transformer,
+    Values,
+)
 from vae_anomaly.data.images import check_image_shape, dtype_of, flatten
 from vae_anomaly.data.preparation import Preparation, in_form_of
 from vae_anomaly.data.tables import table_of
@@ -35,7 +54,7 @@ from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.export import onnx_model
 from vae_anomaly.files import model_file
-from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.model_card import ModelCard
 from vae_anomaly.monitoring import Drift
@@ -266,7 +285,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     # ``resume`` is for whoever calls `fit`, not for what routes metadata of rows.
     __metadata_request__fit: ClassVar[dict[str, str]] = {"resume": UNUSED}
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         # Names are checked where they are looked up, so that ones registered later are known too.
         "network": [str, Network],
         "latent_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -312,7 +331,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         network: str | Network = "auto",
         *,
         latent_dim: str | int = "auto",
-        likelihood: str | Likelihood | Mapping[Any, Any] | Sequence[Any] = "auto",
+        likelihood: LikelihoodLike = "auto",
         score: str | Score = "auto",
         n_draws: int = 10,
         objective: str = "elbo",
@@ -324,22 +343,22 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         epochs: str | int = "auto",
         batch_size: int = 128,
         learning_rate: float = 3e-3,
-        learning_rate_schedule: str | Callable[[Any], Any] | None = "cosine",
+        learning_rate_schedule: str | Callable[[Floats], npt.ArrayLike] | None = "cosine",
         gradient_clip_norm: float | None = None,
         masked_fraction: str | float = "auto",
         validation_fraction: str | float = "auto",
         early_stopping: str | bool = "auto",
         patience: int = 30,
         contamination: str | float = "auto",
-        threshold: Any = None,
-        calibration: Any = "auto",
-        scaler: Any = "auto",
+        threshold: str | ThresholdRule | LabelingRule | FittedLabelingRule | None = None,
+        calibration: str | float | Splitter | None = "auto",
+        scaler: str | Transformer | None = "auto",
         warm_start: bool = False,
-        callbacks: Sequence[Any] | None = None,
+        callbacks: Sequence[Callback] | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         jit_compile: str | bool = "auto",
         device: str | None = None,
-        random_state: Any = None,
+        random_state: RandomStateLike = None,
         verbose: int = 0,
     ) -> None:
         self.network = network
@@ -374,7 +393,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.verbose = verbose
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
+    def get_params(self, deep: bool = True) -> Values:
         """Parameters by name, as everywhere in scikit-learn; ``deep`` adds those of nested objects."""
         return {**super().get_params(deep=deep), "score": vars(self)["score"]}
 
@@ -385,7 +404,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     # -- fitting --------------------------------------------------------------------------------------
-    def fit(self, X: Any, y: Any = None, *, resume: bool = False) -> Self:
+    def fit(self, X: MatrixLike, y: object = None, *, resume: bool = False) -> Self:
         """Fit scaler, VAE and threshold.
 
         Ctrl-C ends the training with the present epoch. What has been trained then gets its threshold and is
@@ -434,15 +453,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
             earlier = self._earlier() if continues else None
-            X, image_shape, dtype = self._checked(X, reset=not continues)
+            rows, image_shape, dtype = self._checked(X, reset=not continues)
+            del X  # a temporary one needs no memory any more
             decisions = fitting.decide(
                 self.get_params(deep=False),
                 self.table_,
                 self.image_shape_ if continues else image_shape,
-                X.shape[0],
+                rows.shape[0],
             )
             outcome = fitting.fit(
-                X,
+                rows,
                 dtype,
                 decisions,
                 table=self.table_,
@@ -451,7 +471,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 store=checkpoint,
                 score_fold=self._score_fold,
             )
-            self._take_over(outcome, decisions, X.shape[0])
+            self._take_over(outcome, decisions, rows.shape[0])
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -500,7 +520,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             random_state=seed,
         )
 
-        def score_fold(trained_on: Any, held_out: Any) -> npt.NDArray[np.float64]:
+        def score_fold(trained_on: Matrix, held_out: Matrix) -> Floats:
             of_fold = clone(unfitted).fit(trained_on)
             if of_fold.interrupted_:  # its rows would be scored by another kind of detector
                 raise KeyboardInterrupt
@@ -509,7 +529,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return score_fold
 
     # -- scoring --------------------------------------------------------------------------------------
-    def score_samples(self, X: Any) -> npt.NDArray[np.float64]:
+    def score_samples(self, X: MatrixLike) -> Floats:
         """Normality of each row: the negative of the score named by ``score``.
 
         Parameters
@@ -533,7 +553,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X = self._validate(X)
         return -self._fitted.scores(X)
 
-    def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
+    def decision_function(self, X: MatrixLike) -> Floats:
         """``score_samples(X) - offset_``: negative for anomalies.
 
         Parameters
@@ -546,7 +566,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: Any) -> npt.NDArray[np.int64]:
+    def predict(self, X: MatrixLike) -> npt.NDArray[np.int64]:
         """-1 for anomalies, +1 for the others.
 
         Parameters
@@ -560,7 +580,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     @MethodNamedAsParameter
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: MatrixLike, y: object = None) -> float:
         """Mean evidence lower bound of the rows, in nats: what GridSearchCV maximizes by default.
 
         Always the ELBO (beta = 1) of the scaled rows, whatever ``score`` and ``beta`` are, so that it
@@ -580,7 +600,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted.evidence_lower_bound(X)
 
     # -- what a row is ------------------------------------------------------------------------------------
-    def explain(self, X: Any) -> Any:
+    def explain(self, X: MatrixLike) -> Any:
         """Each feature's share of each row's anomaly score, in the columns of X.
 
         For likelihood scores, the feature's part of -log p(x|z) in nats, averaged as the score averages; for
@@ -615,7 +635,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         shares = self._fitted.column_shares(X)
         return in_form_of(given, shares)
 
-    def expected(self, X: Any, coverage: float | None = None) -> Any:
+    def expected(self, X: MatrixLike, coverage: float | None = None) -> Any:
         """What the model expects in each cell given the other cells of its row, in the units of X.
 
         Each cell is masked in turn. Each member looks for the most probable z given the others, by gradient
@@ -660,7 +680,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ]
         return results[0] if coverage is None else tuple(results)
 
-    def report(self, X: Any, n_rows: int = 5, n_columns: int = 3, coverage: float = 0.9) -> Any:
+    def report(
+        self, X: MatrixLike, n_rows: int = 5, n_columns: int = 3, coverage: float = 0.9
+    ) -> pd.DataFrame:
         """The most anomalous rows and the cells that make them so: what is there, and what was expected.
 
         Parameters
@@ -680,7 +702,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return explanations.report(self, X, n_rows, n_columns, coverage)
 
-    def confidence(self, X: Any) -> npt.NDArray[np.float64]:
+    def confidence(self, X: MatrixLike) -> Floats:
         r"""How sure the label of each row is, given what chance decided in the model.
 
         :math:`\Phi(|d| / \sqrt{e_m^2 + e_d^2})` with the decision function d, the standard error :math:`e_m`
@@ -706,7 +728,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted.confidence(X, self.offset_)
 
     # -- what a score means -------------------------------------------------------------------------------
-    def p_values(self, X: Any) -> npt.NDArray[np.float64]:
+    def p_values(self, X: MatrixLike) -> Floats:
         r"""Conformal p-values: how often a normal row would look at least as anomalous.
 
         .. math:: p(x) = \frac{1 + \#\{i : s_i \ge s(x)\}}{n + 1}
@@ -743,8 +765,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return calibration.p_values(self._fitted.scores(X), unseen)
 
     def select_anomalies(
-        self, X: Any, false_discovery_rate: float = 0.1, dependence: str = "positive"
-    ) -> npt.NDArray[np.bool_]:
+        self, X: MatrixLike, false_discovery_rate: float = 0.1, dependence: str = "positive"
+    ) -> Flags:
         """Rows to call anomalies so that on average at most a given share of them is normal.
 
         `predict` limits how many normal rows raise an alarm, this how many alarms are false. It judges the
@@ -771,7 +793,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return calibration.discoveries(self.p_values(X), false_discovery_rate, dependence)
 
-    def drift(self, X: Any, false_alarm_rate: float = 0.01) -> Drift:
+    def drift(self, X: MatrixLike, false_alarm_rate: float = 0.01) -> Drift:
         """Whether a batch of rows still looks like the training rows; see `monitoring.drift` for the tests.
 
         ``drifted`` says that the scores of most rows have moved, up or down: the threshold no longer means
@@ -815,7 +837,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return monitoring.drift(self._fitted.scores(X), monitoring.held_out_scores(self), false_alarm_rate)
 
     # -- the model ----------------------------------------------------------------------------------------
-    def encode(self, X: Any) -> npt.NDArray[np.float64]:
+    def encode(self, X: MatrixLike) -> Floats:
         """Posterior means of z.
 
         Parameters
@@ -829,7 +851,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X = self._validate(X)
         return self._fitted.posterior_means(X)
 
-    def reconstruct(self, X: Any) -> Any:
+    def reconstruct(self, X: MatrixLike) -> Any:
         """Expected x given z, averaged over draws and members, in the units of X: gaps are filled.
 
         A missing value is inferred as by `expected`; the members count as there.
@@ -851,7 +873,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         given, X = X, self._validate(X)
         return self._preparation.in_form_of(given, self._fitted.reconstructions(X))
 
-    def sample(self, n_samples: int = 1, random_state: Any = None, *, noise: bool = True) -> Any:
+    def sample(self, n_samples: int = 1, random_state: RandomStateLike = None, *, noise: bool = True) -> Any:
         """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
 
         Parameters
@@ -877,7 +899,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._preparation.in_form_of_training(self._fitted.sample(n_samples, random_state, noise))
 
     @property
-    def model_(self) -> Any:
+    def model_(self) -> KerasModel:
         """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
         check_is_fitted(self)
         return self._fitted.model()
@@ -1062,16 +1084,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         )
 
     @property
-    def _shape_of_images(self) -> tuple[int, ...] | None:
+    def _shape_of_images(self) -> Shape | None:
         own = getattr(self.members_[0].specification.network, "image_shape", None)
         return self.image_shape_ or own
 
-    def _validate(self, X: Any) -> Any:
+    def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)
         X, _, dtype = self._checked(X, reset=False)
         return self._preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
 
-    def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None, Any]:
+    def _checked(self, X: MatrixLike, reset: bool) -> tuple[Matrix, Shape | None, DtypeOrNone]:
         """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""
         received = getattr(X, "shape", None)
         X, image_shape = flatten(X)

@@ -16,19 +16,19 @@ from collections import UserList
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from vae_anomaly.core.rows import array_of, dense
+from vae_anomaly.core.types import Array, Detector, Estimator, Floats, MatrixLike, Unchecked
 from vae_anomaly.data.preparation import in_form_of
 
 __all__ = ["by_column", "explain", "origins", "report", "spread_rest"]
 
 
-def spread_rest(terms: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def spread_rest(terms: Floats, scores: Floats) -> Floats:
     """Shares of the features, (n_rows, n_features), that sum to the scores of the rows.
 
     Parameters
@@ -41,7 +41,7 @@ def spread_rest(terms: npt.NDArray[np.float64], scores: npt.NDArray[np.float64])
     return np.asarray(terms + rest[:, None])
 
 
-def explain(pipeline: Pipeline, X: Any) -> Any:
+def explain(pipeline: Pipeline, X: MatrixLike) -> Any:
     """Shares of the columns that a fitted pipeline receives in the scores of its last step, a detector.
 
     Parameters
@@ -81,7 +81,7 @@ def explain(pipeline: Pipeline, X: Any) -> Any:
     return in_form_of(X, by_column(shares, transformers, names))
 
 
-def report(detector: Any, X: Any, n_rows: int, n_columns: int, coverage: float) -> pd.DataFrame:
+def report(detector: Detector, X: Unchecked, n_rows: int, n_columns: int, coverage: float) -> pd.DataFrame:
     """See `VAEDetector.report`."""
     framed = hasattr(X, "columns")
     X = X if framed else array_of(X)
@@ -113,9 +113,7 @@ def report(detector: Any, X: Any, n_rows: int, n_columns: int, coverage: float) 
     return pd.DataFrame(lines)
 
 
-def by_column(
-    shares: npt.NDArray[np.float64], transformer: Any, names: npt.NDArray[Any]
-) -> npt.NDArray[np.float64]:
+def by_column(shares: Floats, transformer: Estimator, names: Array) -> Floats:
     """Shares of a transformer's columns, summed to those of its input's columns.
 
     Columns that the transformer drops have no share.
@@ -131,7 +129,7 @@ def by_column(
     return summed
 
 
-def origins(transformer: Any, names: npt.NDArray[Any]) -> list[int]:
+def origins(transformer: Estimator, names: Array) -> list[int]:
     """For each column that a fitted transformer makes, the position of the input column it is made of."""
     if isinstance(transformer, Pipeline):
         origin = list(range(len(names)))
@@ -148,7 +146,7 @@ def origins(transformer: Any, names: npt.NDArray[Any]) -> list[int]:
     return _origins_by_name(transformer, names)
 
 
-def _origins_of_parts(transformer: ColumnTransformer, names: npt.NDArray[Any]) -> list[int]:
+def _origins_of_parts(transformer: ColumnTransformer, names: Array) -> list[int]:
     positions = {name: position for position, name in enumerate(names)}
     slices = transformer.output_indices_
     origin: dict[int, int] = {}
@@ -169,7 +167,7 @@ def _origins_of_parts(transformer: ColumnTransformer, names: npt.NDArray[Any]) -
     return [origin[output] for output in sorted(origin)]
 
 
-def _positions_of(columns: slice, names: npt.NDArray[Any]) -> list[int]:
+def _positions_of(columns: slice, names: Array) -> list[int]:
     """Positions of the columns from one to another: both included if they are names."""
     if not isinstance(columns.start, str) and not isinstance(columns.stop, str):
         return list(range(len(names))[columns])
@@ -187,7 +185,7 @@ def _origins_of_categories(encoder: OneHotEncoder) -> list[int]:
     return origin
 
 
-def _origins_by_name(transformer: Any, names: npt.NDArray[Any]) -> list[int]:
+def _origins_by_name(transformer: Estimator, names: Array) -> list[int]:
     names = getattr(transformer, "feature_names_in_", np.asarray(names, dtype=object))
     positions = {name: position for position, name in enumerate(names)}
     try:

@@ -5,10 +5,9 @@ Both are serializable, work in any Keras model, and are thin over `vae_anomaly.c
 
 from __future__ import annotations
 
-from typing import Any
-
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.objective import kl_divergence, reparameterize
+from vae_anomaly.core.types import Layer, LayerShape, Tensor, Values
 
 __all__ = ["KLDivergence", "Sampling"]
 
@@ -37,17 +36,17 @@ class Sampling(keras.layers.Layer):  # type: ignore[misc]
     (5, 2)
     """
 
-    def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, seed: int | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: LayerShape) -> None:
         """Check that ``z_mean`` and ``z_log_var`` have one shape; there are no weights."""
         _check_pair(self, input_shape)
         self.built = True
 
-    def call(self, inputs: Any, noise: Any = None) -> Any:
+    def call(self, inputs: Tensor, noise: Tensor = None) -> Tensor:
         """Return z, shaped as ``z_mean``.
 
         Parameters
@@ -61,11 +60,11 @@ class Sampling(keras.layers.Layer):  # type: ignore[misc]
             noise = keras.random.normal(keras.ops.shape(z_mean), dtype=z_mean.dtype, seed=self.seed_generator)
         return reparameterize(z_mean, z_log_var, noise)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: LayerShape) -> LayerShape:
         """The shape of z: the shape of ``z_mean``."""
         return input_shape[0]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Values:
         """The layer's settings, from which `from_config` makes an equal layer."""
         return {**super().get_config(), "seed": self.seed}
 
@@ -98,32 +97,32 @@ class KLDivergence(keras.layers.Layer):  # type: ignore[misc]
     1.0
     """
 
-    def __init__(self, weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, weight: float = 1.0, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.weight = weight
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: LayerShape) -> None:
         """Check that ``z_mean`` and ``z_log_var`` have one shape; there are no weights."""
         _check_pair(self, input_shape)
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return ``inputs``, the pair (z_mean, z_log_var), unchanged."""
         z_mean, z_log_var = inputs
         kl = keras.ops.sum(kl_divergence(z_mean, z_log_var), axis=-1)
         self.add_loss(self.weight * keras.ops.mean(kl))
         return inputs
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: LayerShape) -> LayerShape:
         """The shapes of the inputs."""
         return input_shape
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Values:
         """The layer's settings, from which `from_config` makes an equal layer."""
         return {**super().get_config(), "weight": self.weight}
 
 
-def _check_pair(layer: Any, input_shape: Any) -> None:
+def _check_pair(layer: Layer, input_shape: LayerShape) -> None:
     pair = isinstance(input_shape, (list, tuple)) and len(input_shape) == 2
     if not pair or isinstance(input_shape[0], (int, type(None))) or input_shape[0] != input_shape[1]:
         raise ValueError(

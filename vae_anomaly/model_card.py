@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from vae_anomaly.core.spec import state_of
+from vae_anomaly.core.types import Detector, Json, Values
 from vae_anomaly.core.versions import versions
+from vae_anomaly.data.tables import Table
 
 __all__ = [
     "ModelCard",
@@ -26,7 +28,7 @@ _LONGEST_TEXT, _MOST_COLUMNS = 200, 50
 _FRACTIONS = ("fraction", "rate", "rates")
 
 
-class ModelCard(Mapping[str, Any]):
+class ModelCard(Mapping[str, Json]):
     """What a fitted detector is: a read-only dictionary of sections, and a page of Markdown by ``str``.
 
     `VAEDetector.model_card` makes it. Notebooks show the page. What is not known of a detector, for example
@@ -56,10 +58,10 @@ class ModelCard(Mapping[str, Any]):
     - Made by hand.
     """
 
-    def __init__(self, sections: Mapping[str, Any]) -> None:
+    def __init__(self, sections: Mapping[str, Json]) -> None:
         self._sections = copy.deepcopy(dict(sections))
 
-    def __getitem__(self, section: str) -> Any:
+    def __getitem__(self, section: str) -> Json:
         return self._sections[section]
 
     def __iter__(self) -> Iterator[str]:
@@ -68,7 +70,7 @@ class ModelCard(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._sections)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Values:
         """The sections as a dictionary of one's own, which `json.dump` takes as it is."""
         return copy.deepcopy(self._sections)
 
@@ -93,10 +95,10 @@ class ModelCard(Mapping[str, Any]):
     _repr_markdown_ = __str__
 
 
-def describe(detector: Any) -> ModelCard:
+def describe(detector: Detector) -> ModelCard:
     """The card of a fitted detector."""
     figures = summary(detector)
-    sections: dict[str, Any] = {"data": figures.pop("data")}
+    sections: Values = {"data": figures.pop("data")}
     if detector.image_shape_ is None:
         sections["columns"] = _columns(detector)
     sections["model"] = figures.pop("model")
@@ -105,7 +107,7 @@ def describe(detector: Any) -> ModelCard:
     return ModelCard({**sections, **figures, "notes": _notes(detector), "versions": versions()})
 
 
-def summary(detector: Any) -> dict[str, dict[str, Any]]:
+def summary(detector: Detector) -> dict[str, Values]:
     """The sections of a card whose size does not grow with the columns."""
     state, history = detector.members_[0], detector.history_
     network, likelihood, *_ = state.specification
@@ -139,11 +141,12 @@ def summary(detector: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def _threshold(detector: Any) -> dict[str, Any]:
+def _threshold(detector: Detector) -> Values:
     scores = detector.calibration_scores_
     rule: Any = getattr(detector, "threshold_", None)  # unknown of a detector that an older release has saved
-    known = scores is not None and hasattr(rule, "realized_rates")
-    rates = rule.realized_rates(len(scores)) if known else None
+    rates = None
+    if scores is not None and hasattr(rule, "realized_rates"):
+        rates = rule.realized_rates(len(scores))
     return {
         "rule": None if rule is None else _shorten(rule),
         "offset": _number(detector.offset_),
@@ -153,11 +156,11 @@ def _threshold(detector: Any) -> dict[str, Any]:
     }
 
 
-def _count_likelihoods(table: Any) -> dict[str, int]:
+def _count_likelihoods(table: Table) -> dict[str, int]:
     return dict(Counter(str(column.likelihood.name) for column in table.columns))
 
 
-def _columns(detector: Any) -> list[dict[str, Any]]:
+def _columns(detector: Detector) -> list[Values]:
     table, names = detector.table_, getattr(detector, "feature_names_in_", None)
     missing = getattr(detector, "missing_fraction_", None)
     lines = []
@@ -177,7 +180,7 @@ def _columns(detector: Any) -> list[dict[str, Any]]:
     return lines
 
 
-def _notes(detector: Any) -> list[str]:
+def _notes(detector: Detector) -> list[str]:
     """What a reader should know before trusting the figures."""
     notes = [
         "Normal is what is common among the training rows, whatever it means; the detector does not follow "
@@ -207,17 +210,17 @@ def _notes(detector: Any) -> list[str]:
 
 
 # -- words --------------------------------------------------------------------------------------------------
-def _number(value: Any) -> float | str:
+def _number(value: float) -> float | str:
     """A float, or its name if JSON has no such number."""
     return float(value) if math.isfinite(value) else str(float(value))
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(value).split()))
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
 
 
-def _in_words(name: str, value: Any) -> str:
+def _in_words(name: str, value: Json) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
@@ -243,7 +246,7 @@ def _code(text: str) -> str:
     return f"`{text or ' '}`"
 
 
-def _table(columns: list[dict[str, Any]]) -> str:
+def _table(columns: list[Values]) -> str:
     known = [key for key in columns[0] if any(column[key] is not None for column in columns)]
     lines = [
         "| " + " | ".join(map(_label, known)) + " |",

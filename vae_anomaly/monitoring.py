@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
+
+from vae_anomaly.core.types import Detector, Floats, MatrixLike, RandomStateLike
 
 __all__ = ["Drift", "Evidence", "Monitor", "drift", "held_out_scores"]
 
@@ -31,8 +32,6 @@ _BLOCK = 512
 # Bets on drift gain nothing, on average, while fewer than 5 % of the rows are anomalies.
 _STAKES_ON_DRIFT = (-0.9, -0.3, 0.3, 0.9)
 _STAKES_ON_ANOMALIES = (0.01, 0.1)
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def drift(scores: npt.ArrayLike, calibration: npt.ArrayLike, false_alarm_rate: f
     )
 
 
-def _ranks(scores: Array, calibration: Array) -> tuple[Array, Array]:
+def _ranks(scores: Floats, calibration: Floats) -> tuple[Floats, Floats]:
     """Ranks of all scores together, ties broken at random: the batch's, and the calibration's in order."""
     together = np.concatenate([scores, calibration])
     order = np.lexsort((np.random.RandomState(0).random_sample(len(together)), together))
@@ -139,7 +138,7 @@ def _ranks(scores: Array, calibration: Array) -> tuple[Array, Array]:
     return ranks[: len(scores)], np.sort(ranks[len(scores) :])
 
 
-def _drift_p_value(ranks: Array, known: Array) -> float:
+def _drift_p_value(ranks: Floats, known: Floats) -> float:
     n_rows, n_calibration = len(ranks), len(known)
     position = min(n_calibration, math.ceil(_BULK * (n_calibration + 1)))
     bulk = ranks[ranks < known[position - 1]]
@@ -239,7 +238,9 @@ class Monitor:
     True
     """
 
-    def __init__(self, detector: Any, false_alarm_rate: float = 0.01, random_state: Any = None) -> None:
+    def __init__(
+        self, detector: Detector, false_alarm_rate: float = 0.01, random_state: RandomStateLike = None
+    ) -> None:
         _check_rate(false_alarm_rate)
         self.detector = detector
         self.false_alarm_rate = false_alarm_rate
@@ -249,7 +250,7 @@ class Monitor:
         self._anomalies = _Game(_STAKES_ON_ANOMALIES)
         self.evidence = Evidence(False, False, 1.0, 1.0, 0, None, None)
 
-    def update(self, X: Any) -> Evidence:
+    def update(self, X: MatrixLike) -> Evidence:
         """Add rows, in the order in which they came.
 
         Parameters
@@ -263,7 +264,7 @@ class Monitor:
         """
         return self._update(-self.detector.score_samples(X))
 
-    def _update(self, scores: Array) -> Evidence:
+    def _update(self, scores: Floats) -> Evidence:
         for start in range(0, len(scores), _BLOCK):
             p_values = self._p_values(scores[start : start + _BLOCK])
             before, level = self.evidence, math.log(1 / self.false_alarm_rate)
@@ -288,7 +289,7 @@ class Monitor:
             )
         return self.evidence
 
-    def _p_values(self, scores: Array) -> Array:
+    def _p_values(self, scores: Floats) -> Floats:
         """Each score's among those that are known and those before it, which are known from then on."""
         below, above = (np.searchsorted(self._known, scores, side=side) for side in ("left", "right"))
         n_before = np.arange(len(scores))
@@ -311,7 +312,7 @@ class _Game:
         self._log_capital = np.full(len(stakes), -np.inf)
         self._n_played = 0
 
-    def play(self, outcomes: Array) -> Array:
+    def play(self, outcomes: Floats) -> Floats:
         """Logarithm of all capital after each outcome, of mean 0 and at least -1 in a fair game."""
         times = self._n_played + np.arange(len(outcomes))
         # What has not been bet yet before and after each outcome.
@@ -326,7 +327,7 @@ class _Game:
         return np.asarray(np.logaddexp(np.logaddexp.reduce(log_capital, axis=0), np.log(after)))
 
 
-def held_out_scores(detector: Any) -> Array:
+def held_out_scores(detector: Detector) -> Floats:
     """The fitted detector's scores of rows that were held out of training; a ValueError if it has none."""
     check_is_fitted(detector)
     scores = detector.calibration_scores_
@@ -340,7 +341,7 @@ def held_out_scores(detector: Any) -> Array:
     return np.asarray(scores)
 
 
-def _check_rate(rate: Any) -> None:
+def _check_rate(rate: object) -> None:
     if not isinstance(rate, Real) or not 0 < float(rate) < 1:
         raise ValueError(f"false_alarm_rate must lie in (0, 1); received {rate!r}.")
 

@@ -8,11 +8,12 @@ which label is the anomaly.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
+
+from vae_anomaly.core.types import Estimator, Flags, Floats, MatrixLike
 
 __all__ = ["AnomalyScorer", "average_precision", "is_anomaly", "roc_auc"]
 
@@ -40,11 +41,11 @@ class AnomalyScorer:
     >>> scoring = AnomalyScorer(roc_auc_score, anomaly_label="fraud")
     """
 
-    def __init__(self, metric: Callable[[Any, Any], float], anomaly_label: Any = "auto") -> None:
+    def __init__(self, metric: Callable[[Flags, Floats], float], anomaly_label: object = "auto") -> None:
         self.metric = metric
         self.anomaly_label = anomaly_label
 
-    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
+    def __call__(self, estimator: Estimator, X: MatrixLike, y: npt.ArrayLike) -> float:
         """The metric of ``estimator`` on ``X``, as a Python float.
 
         Parameters
@@ -61,7 +62,7 @@ class AnomalyScorer:
         return f"AnomalyScorer({name}, anomaly_label={self.anomaly_label!r})"
 
 
-def is_anomaly(y: Any, anomaly_label: Any = "auto") -> npt.NDArray[np.bool_]:
+def is_anomaly(y: npt.ArrayLike, anomaly_label: object = "auto") -> Flags:
     """Which rows the labels call anomalies.
 
     Parameters

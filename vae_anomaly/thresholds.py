@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils._param_validation import Interval, StrOptions
+
+from vae_anomaly.core.types import Constraints, Estimator, ThresholdRule
 
 __all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "ParetoTail", "Quantile", "TukeyFence"]
 
@@ -45,7 +47,7 @@ class Quantile(BaseEstimator):  # type: ignore[misc]
     4.5
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
     }
 
@@ -88,7 +90,7 @@ class TukeyFence(BaseEstimator):  # type: ignore[misc]
 
     n_scores: ClassVar[int] = ROWS_TO_SEE_THE_SPREAD
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "n_ranges": [Interval(Real, 0, None, closed="left")],
         "minimum_fraction": [Interval(Real, 0, 0.5, closed="right")],
     }
@@ -125,7 +127,7 @@ class MedianDeviation(BaseEstimator):  # type: ignore[misc]
     True
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "n_deviations": [Interval(Real, 0, None, closed="left")],
     }
 
@@ -166,7 +168,7 @@ class Conformal(BaseEstimator):  # type: ignore[misc]
 
     held_out: ClassVar[bool] = True
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
     }
 
@@ -231,7 +233,7 @@ class ParetoTail(BaseEstimator):  # type: ignore[misc]
 
     held_out: ClassVar[bool] = True
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
         "tail_fraction": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="neither")],
     }
@@ -269,7 +271,7 @@ class ParetoTail(BaseEstimator):  # type: ignore[misc]
 
 
 #: Every rule that has a name.
-THRESHOLDS: dict[str, type[Any]] = {
+THRESHOLDS: dict[str, type[ThresholdRule]] = {
     "quantile": Quantile,
     "tukey_fence": TukeyFence,
     "median_deviation": MedianDeviation,
@@ -281,7 +283,7 @@ THRESHOLDS: dict[str, type[Any]] = {
 class _FromLabels:
     """A rule that labels scores 1 for anomalies, as pythresh's do, as one that makes a cut."""
 
-    def __init__(self, rule: Any) -> None:
+    def __init__(self, rule: Estimator) -> None:
         self.rule = rule
 
     def __repr__(self) -> str:
@@ -302,18 +304,18 @@ class _FromLabels:
         return float(scores[scores < lowest].max(initial=scores.min()))
 
 
-def takes_held_out(rule: Any) -> bool:
+def takes_held_out(rule: ThresholdRule) -> bool:
     """Whether the rule asks for scores of rows that were not trained on."""
     return bool(getattr(rule, "held_out", False))
 
 
-def promised_rate(rule: Any) -> float | None:
+def promised_rate(rule: ThresholdRule) -> float | None:
     """The rule's false-alarm rate for new rows; None if it promises none."""
     rate = getattr(rule, "false_alarm_rate", None)
     return None if rate is None else float(rate)
 
 
-def resolve(threshold: Any, contamination: str | float) -> Any:
+def resolve(threshold: object, contamination: str | float) -> ThresholdRule:
     """The rule that a detector's ``threshold`` and ``contamination`` ask for.
 
     Raises
@@ -330,7 +332,8 @@ def resolve(threshold: Any, contamination: str | float) -> Any:
             f"threshold={threshold!r} elsewhere: set only one of them."
         )
     if isinstance(threshold, BaseEstimator) and hasattr(threshold, "cut"):
-        return clone(threshold)  # out of reach of a later set_params
+        copied: ThresholdRule = clone(threshold)  # out of reach of a later set_params
+        return copied
     if not isinstance(threshold, str):
         return threshold if hasattr(threshold, "cut") else _FromLabels(threshold)
     if threshold not in THRESHOLDS:

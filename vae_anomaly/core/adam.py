@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.backend import tf
+from vae_anomaly.core.types import Tensor
 
 __all__ = ["Adam"]
 
@@ -19,14 +20,14 @@ class Adam(NamedTuple):
     beta_2: float = 0.999
     epsilon: float = 1e-7
 
-    def rates(self, rates: Any, first_step: int = 0) -> npt.NDArray[np.float32]:
+    def rates(self, rates: Tensor, first_step: int = 0) -> npt.NDArray[np.float32]:
         """Learning rates with the corrections for moments that started at 0."""
         count = first_step + 1.0 + np.arange(len(rates))
         return np.asarray(rates * np.sqrt(1 - self.beta_2**count) / (1 - self.beta_1**count), np.float32)
 
     def step(
-        self, values: Any, first_moment: Any, second_moment: Any, gradient: Any, rate: Any
-    ) -> tuple[Any, Any, Any]:
+        self, values: Tensor, first_moment: Tensor, second_moment: Tensor, gradient: Tensor, rate: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Values and moments after one step downhill, at a rate from `rates`."""
         first_moment += (1 - self.beta_1) * (gradient - first_moment)
         second_moment += (1 - self.beta_2) * (tf.square(gradient) - second_moment)

@@ -124,7 +124,7 @@ def _leave_gpu_memory_to_others(tensorflow: Any) -> None:
             tensorflow.config.experimental.set_memory_growth(gpu, True)
 
 
-def without_weights() -> contextlib.AbstractContextManager[Any]:
+def without_weights() -> contextlib.AbstractContextManager[object]:
     """A scope in which Keras models can be built, but take no memory for their weights and cannot run."""
     return tf.Graph().as_default()  # type: ignore[no-any-return]
 

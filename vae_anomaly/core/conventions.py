@@ -23,15 +23,15 @@ class MethodNamedAsParameter:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self._method if instance is None else self._method.__get__(instance, owner)
 
-    def __set__(self, instance: Any, value: Any) -> None:
+    def __set__(self, instance: object, value: object) -> None:
         vars(instance)[self._name] = value
 
 
 @contextlib.contextmanager
-def all_or_nothing(estimator: Any) -> Iterator[None]:
+def all_or_nothing(estimator: object) -> Iterator[None]:
     """A fit that fails leaves the estimator as it was."""
     before = dict(vars(estimator))
     try:

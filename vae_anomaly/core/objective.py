@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.types import Tensor
 
 __all__ = [
     "LossTerms",
@@ -37,22 +38,22 @@ class LossTerms(NamedTuple):
     kl : KL(q(z|x) || p(z)), unweighted
     """
 
-    loss: Any
-    reconstruction: Any
-    kl: Any
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
 
 
-def reparameterize(z_mean: Any, z_log_var: Any, noise: Any) -> Any:
+def reparameterize(z_mean: Tensor, z_log_var: Tensor, noise: Tensor) -> Tensor:
     """Z = z_mean + exp(z_log_var / 2) * noise: a draw from the posterior, differentiable in both."""
     return z_mean + keras.ops.exp(0.5 * z_log_var) * noise
 
 
-def kl_divergence(z_mean: Any, z_log_var: Any) -> Any:
+def kl_divergence(z_mean: Tensor, z_log_var: Tensor) -> Tensor:
     """Closed-form KL(q(z|x) || N(0, I)) of each latent dimension, shaped as ``z_mean``, in nats."""
     return 0.5 * (keras.ops.square(z_mean) + keras.ops.exp(z_log_var) - 1.0 - z_log_var)
 
 
-def log_weight(log_prob: Any, z: Any, noise: Any, z_log_var: Any, beta: Any = 1.0) -> Any:
+def log_weight(log_prob: Tensor, z: Tensor, noise: Tensor, z_log_var: Tensor, beta: Tensor = 1.0) -> Tensor:
     """Log p(x|z) + beta (log p(z) - log q(z|x)) of each draw and row.
 
     Parameters
@@ -78,15 +79,15 @@ def importance_weighted_bound(log_weights: Any) -> Any:
 
 
 def loss_terms(
-    log_prob: Any,
-    z: Any,
-    noise: Any,
-    z_mean: Any,
-    z_log_var: Any,
+    log_prob: Tensor,
+    z: Tensor,
+    noise: Tensor,
+    z_mean: Tensor,
+    z_log_var: Tensor,
     *,
     objective: str = "elbo",
-    beta: Any = 1.0,
-    free_bits: Any = None,
+    beta: Tensor = 1.0,
+    free_bits: Tensor = None,
 ) -> LossTerms:
     """The training objective, row by row.
 

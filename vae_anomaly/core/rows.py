@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+
+from vae_anomaly.core.types import Array, Matrix, Shape, Unchecked
 
 __all__ = [
     "Rows",
@@ -24,7 +24,7 @@ _TAIL_WIDTHS = 10
 _COLUMNS_AT_ONCE = 64
 
 
-def array_of(X: Any) -> Any:
+def array_of(X: Unchecked) -> Matrix:
     """Rows or images as they were handed in, as an array or a CSR matrix, whose rows can be taken."""
     if sparse.issparse(X):
         return X.tocsr()
@@ -34,12 +34,12 @@ def array_of(X: Any) -> Any:
     return np.asarray(X)
 
 
-def dense(X: Any) -> npt.NDArray[Any]:
+def dense(X: Unchecked) -> Array:
     """X as an array, if it is sparse."""
     return np.asarray(X.toarray() if sparse.issparse(X) else X)
 
 
-def any_missing(rows: npt.NDArray[Any]) -> bool:
+def any_missing(rows: Array) -> bool:
     """Whether an array holds NaN, found without an array of answers."""
     return rows.size > 0 and bool(np.isnan(rows.min()))
 
@@ -77,6 +77,6 @@ def _usual_range(rows: Rows) -> Rows:
     return np.where(low < high, usual, ends).astype(np.float32)
 
 
-def with_channels(image_shape: tuple[int, ...]) -> tuple[int, ...]:
+def with_channels(image_shape: Shape) -> Shape:
     """(height, width, channels): gray images may leave their one channel out."""
     return tuple(image_shape) if len(image_shape) == 3 else (*image_shape, 1)

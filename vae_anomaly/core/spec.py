@@ -7,21 +7,24 @@ import functools
 import inspect
 import json
 from collections.abc import Hashable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import joblib
 import numpy as np
 from sklearn.base import BaseEstimator
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.types import Constraints, Estimator, Values
 
 __all__ = ["Spec", "config_json", "state_of"]
+
+_Value = TypeVar("_Value")
 
 
 class Spec(BaseEstimator):  # type: ignore[misc]
     """A scikit-learn parameter object that is part of a model's architecture."""
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
+    _parameter_constraints: ClassVar[Constraints] = {}
 
     def architecture_key(self) -> Hashable:
         """Equal for specifications that can share compiled programs: same class, same parameters.
@@ -38,12 +41,12 @@ class Spec(BaseEstimator):  # type: ignore[misc]
         return type(self)(**{name: _copy_containers(value) for name, value in parameters.items()})
 
 
-def config_json(keras_object: Any) -> str:
+def config_json(keras_object: object) -> str:
     """A Keras object's configuration as a string: equal strings, equal architectures."""
     return json.dumps(keras.saving.serialize_keras_object(keras_object), sort_keys=True)
 
 
-def _copy_containers(value: Any) -> Any:
+def _copy_containers(value: _Value) -> _Value:
     return copy.deepcopy(value) if isinstance(value, (list, tuple, dict, set, np.ndarray)) else value
 
 
@@ -66,7 +69,7 @@ def _key(value: Any) -> Hashable:
     return type(value), joblib.hash(value)
 
 
-def state_of(estimator: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def state_of(estimator: Estimator) -> tuple[Values, Values, Values]:
     """Parameters, those that have their default values, and everything else that an estimator holds."""
     parameters = estimator.get_params(deep=False)
     fitted = {name: value for name, value in vars(estimator).items() if name not in parameters}
@@ -76,6 +79,6 @@ def state_of(estimator: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     return given, {name: value for name, value in parameters.items() if name not in own}, fitted
 
 
-def _equal(value: Any, default: Any) -> bool:
+def _equal(value: object, default: object) -> bool:
     simple = default is None or type(default) in (bool, int, float, str, tuple, type)
     return simple and type(value) is type(default) and repr(value) == repr(default)

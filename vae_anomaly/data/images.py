@@ -7,12 +7,12 @@ in [0, 1] refuses what lies outside. That holds for flat rows too, if the networ
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from vae_anomaly.core.rows import with_channels
+from vae_anomaly.core.types import DtypeOrNone, Matrix, Shape, Unchecked
 from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 _ROUNDING = 1e-6
 
 
-def flatten(X: Any) -> tuple[Any, tuple[int, ...] | None]:
+def flatten(X: Unchecked) -> tuple[Matrix, Shape | None]:
     """X with one row for each image, and the shape of an image; anything but images comes back as it is.
 
     Images are arrays of shape (n, height, width) or (n, height, width, channels), or lists of images.
@@ -51,7 +51,7 @@ def flatten(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     return X.reshape(len(X), math.prod(image_shape)), image_shape
 
 
-def _stack(X: Any) -> Any:
+def _stack(X: Unchecked) -> Unchecked:
     """A list of images as one array; anything else comes back as it is."""
     listed = isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1)
     try:
@@ -69,9 +69,7 @@ def _stack(X: Any) -> Any:
     return np.stack([np.asarray(image) for image in X])
 
 
-def check_image_shape(
-    received: tuple[int, ...] | None, image_shape: tuple[int, ...] | None, expected: tuple[int, ...] | None
-) -> None:
+def check_image_shape(received: Shape | None, image_shape: Shape | None, expected: Shape | None) -> None:
     """Refuse images of another shape than those of `fit`, and one image in the place of several.
 
     Parameters
@@ -104,7 +102,7 @@ def check_image_shape(
 
 
 # -- pixels ---------------------------------------------------------------------------------------------
-def dtype_of(X: Any) -> Any:
+def dtype_of(X: Unchecked) -> DtypeOrNone:
     """The dtype of an array, or the one that all columns or all rows of a list have; otherwise None."""
     if isinstance(X, (list, tuple)):
         found = [getattr(row, "dtype", None) for row in X]
@@ -114,7 +112,7 @@ def dtype_of(X: Any) -> Any:
     return dtypes.pop() if len(dtypes) == 1 else None
 
 
-def pixel_range(X: Any) -> tuple[float, float]:
+def pixel_range(X: Matrix) -> tuple[float, float]:
     """Lowest and highest of the pixels that are not missing; NaN if all are."""
     values = X.data if sparse.issparse(X) else X
     low, high = (float(end.reduce(values, axis=None, initial=np.nan)) for end in (np.fmin, np.fmax))
@@ -124,12 +122,12 @@ def pixel_range(X: Any) -> tuple[float, float]:
 
 
 def pixels(
-    X: Any,
-    dtype: Any,
+    X: Matrix,
+    dtype: DtypeOrNone,
     likelihood: Likelihood,
     scaled: bool,
     fitted_range: tuple[float, float] | None = None,
-) -> Any:
+) -> Matrix:
     """Rows of pixels in the units that the model works in: shares of 255 if they were of dtype uint8.
 
     Parameters
@@ -163,7 +161,7 @@ def pixels(
     return X
 
 
-def _check_not_binary(X: Any) -> None:
+def _check_not_binary(X: Matrix) -> None:
     if pixel_range(X)[1] == 1:
         raise ValueError(
             "uint8 images are divided by 255, and these hold only 0 and 1: hand in booleans, X.astype(bool)."

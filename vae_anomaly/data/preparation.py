@@ -6,10 +6,19 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import (
+    Array,
+    DtypeOrNone,
+    Estimator,
+    Floats,
+    Matrix,
+    Shape,
+    Transformer,
+    Unchecked,
+)
 from vae_anomaly.data import scaling
 from vae_anomaly.data.images import pixel_range, pixels
 from vae_anomaly.data.sparse import blocks, rows_of
@@ -37,23 +46,23 @@ class Preparation:
     """
 
     table: Table | None
-    names: npt.NDArray[Any] | None
-    image_shape: tuple[int, ...] | None
+    names: Array | None
+    image_shape: Shape | None
     pixel_range: tuple[float, float] | None
-    scaler: Any
-    missing_fractions: npt.NDArray[np.float64] | None
+    scaler: Estimator
+    missing_fractions: Floats | None
 
     @classmethod
     def fit(
         cls,
-        X: Any,
+        X: Matrix,
         *,
         table: Table | None,
-        names: npt.NDArray[Any] | None,
-        image_shape: tuple[int, ...] | None,
+        names: Array | None,
+        image_shape: Shape | None,
         holds_images: bool,
         likelihood: Likelihood,
-        scaler: Any,
+        scaler: str | Transformer | None,
     ) -> Self:
         """Learn from the rows that are trained on; ``scaler`` is the detector's parameter.
 
@@ -69,17 +78,17 @@ class Preparation:
         fitted = scaling.fit_scaler(scaling.scaler_for(likelihood, scaler), X)
         return cls(table, names, image_shape, of_pixels, fitted, missing_fractions)
 
-    def in_units(self, X: Any, dtype: Any, likelihood: Likelihood) -> Any:
+    def in_units(self, X: Matrix, dtype: DtypeOrNone, likelihood: Likelihood) -> Matrix:
         """New rows in the units of the training rows: bytes become shares of 255 if they were such."""
         if self.pixel_range is None:
             return X
         return pixels(X, dtype, likelihood, self.scaler is not None, self.pixel_range)
 
-    def rows(self, X: Any) -> Rows:
+    def rows(self, X: Matrix) -> Rows:
         """What a model sees of X."""
         return scaling.scale(X, self.scaler, self.names)
 
-    def training_rows(self, X: Any, likelihood: Likelihood) -> Any:
+    def training_rows(self, X: Matrix, likelihood: Likelihood) -> Matrix:
         """What a model is trained on, all within the likelihood's support; `SparseRows` of a sparse table."""
         rows = rows_of(X, self.scaler, self.names)
         for block in blocks(rows):
@@ -90,11 +99,11 @@ class Preparation:
         """Raise a ValueError that names the column and the value if scaled rows leave the support."""
         likelihood.check_support(rows, scaling.column_names(self.scaler, self.names, rows.shape[1]))
 
-    def back(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def back(self, rows: Floats) -> Floats:
         """Scaled rows in the units of X."""
         return scaling.unscale(rows, self.scaler)
 
-    def in_form_of(self, given: Any, values: npt.NDArray[np.float64]) -> Any:
+    def in_form_of(self, given: Unchecked, values: Floats) -> Any:
         """Values of cells, in the units of X, in the form of the rows that were given."""
         if self.table is None:
             return in_form_of(given, values)
@@ -102,14 +111,14 @@ class Preparation:
             return self.table.frame(values).to_numpy()
         return self.table.frame(values, given.index)
 
-    def in_form_of_training(self, values: npt.NDArray[np.float64]) -> Any:
+    def in_form_of_training(self, values: Floats) -> Any:
         """New rows, in the units of X: images if the training rows were, or a mixed table's DataFrame."""
         if self.table is not None:
             return self.table.frame(values)
         return values if self.image_shape is None else values.reshape(len(values), *self.image_shape)
 
 
-def in_form_of(given: Any, values: npt.NDArray[np.float64]) -> Any:
+def in_form_of(given: Unchecked, values: Floats) -> Any:
     """Numbers of cells as a DataFrame if X is one, otherwise in the shape of X."""
     if hasattr(given, "columns"):
         return pd.DataFrame(values, columns=given.columns, index=given.index)

@@ -6,7 +6,6 @@ A scaler is any scikit-learn transformer, or None.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
 from vae_anomaly.core.rows import Rows, dense
+from vae_anomaly.core.types import Array, Estimator, Floats, Matrix, Transformer
 from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
@@ -47,29 +47,29 @@ class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Positions of the columns that it scales.
     """
 
-    def __init__(self, scaler: Any, columns: Sequence[int]) -> None:
+    def __init__(self, scaler: Transformer, columns: Sequence[int]) -> None:
         self.scaler = scaler
         self.columns = columns
 
-    def fit(self, X: npt.NDArray[Any], y: Any = None) -> ScalerOfColumns:
+    def fit(self, X: Array, y: object = None) -> ScalerOfColumns:
         """Fit a clone of the scaler on its columns."""
         self.scaler_ = clone(self.scaler).fit(X[:, self.columns])
         self.n_features_in_ = X.shape[1]
         return self
 
-    def transform(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def transform(self, X: Array) -> Floats:
         """Scale the columns."""
         return self._with(self.scaler_.transform(X[:, self.columns]), X)
 
-    def inverse_transform(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def inverse_transform(self, X: Array) -> Floats:
         """The columns in their own units again."""
         return self._with(self.scaler_.inverse_transform(X[:, self.columns]), X)
 
-    def get_feature_names_out(self, input_features: Any = None) -> Any:
+    def get_feature_names_out(self, input_features: Array | None = None) -> Array | None:
         """The names as they are."""
         return input_features
 
-    def _with(self, columns: Any, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def _with(self, columns: npt.ArrayLike, X: Array) -> Floats:
         if np.shape(columns) != (len(X), len(self.columns)):
             raise ValueError(
                 f"the scaler of a mixed table must keep its {len(self.columns)} numeric columns; "
@@ -80,7 +80,7 @@ class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return result
 
 
-def scaler_for(likelihood: Likelihood, scaler: Any) -> Any:
+def scaler_for(likelihood: Likelihood, scaler: str | Transformer | None) -> Transformer | None:
     """The unfitted transformer that a detector's ``scaler`` means for rows of this likelihood, or None.
 
     "auto" is a `StandardScaler` where the likelihood is one of real values. Of a mixed table, a scaler acts
@@ -94,7 +94,7 @@ def scaler_for(likelihood: Likelihood, scaler: Any) -> Any:
     return ScalerOfColumns(scaler, columns) if columns else None
 
 
-def check_magnitude(X: Any, names: npt.NDArray[Any] | None) -> None:
+def check_magnitude(X: Matrix, names: Array | None) -> None:
     """Refuse values whose variance overflows: a scaler would turn their column into zeros, silently."""
     values = X.data if sparse.issparse(X) else X
     if values.dtype == np.float32:  # holds none so large
@@ -109,7 +109,7 @@ def check_magnitude(X: Any, names: npt.NDArray[Any] | None) -> None:
         )
 
 
-def missing_fractions(X: Any, names: npt.NDArray[Any] | None) -> npt.NDArray[np.float64]:
+def missing_fractions(X: Matrix, names: Array | None) -> Floats:
     """Share of missing values in each column; there is nothing to learn of one without any value.
 
     Raises
@@ -130,7 +130,7 @@ def missing_fractions(X: Any, names: npt.NDArray[Any] | None) -> npt.NDArray[np.
     return np.asarray(n_missing / X.shape[0])
 
 
-def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) -> npt.NDArray[Any] | None:
+def column_names(scaler: Estimator, names: Array | None, n_columns: int) -> Array | None:
     """Names of the ``n_columns`` scaled columns, from those of X: the scaler's own word first.
 
     A scaler that says nothing and keeps the number of columns is taken to keep their order.
@@ -143,7 +143,7 @@ def column_names(scaler: Any, names: npt.NDArray[Any] | None, n_columns: int) ->
         return names if len(names) == n_columns else None
 
 
-def fit_scaler(scaler: Any, X: Any) -> Any:
+def fit_scaler(scaler: Estimator, X: Matrix) -> Estimator:
     """A clone of the scaler, fitted on X; None stays None."""
     if type(scaler) is StandardScaler or (sparse.issparse(X) and hasattr(scaler, "partial_fit")):
         # In blocks: a variance makes copies of what it gets at once, and a sparse table is never dense.
@@ -155,7 +155,7 @@ def fit_scaler(scaler: Any, X: Any) -> Any:
     return None if scaler is None else clone(scaler).fit(X.copy())
 
 
-def scale(X: Any, scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
+def scale(X: Matrix, scaler: Estimator, names: Array | None = None) -> Rows:
     """What the model sees: scaled rows, within the range whose squares fit a float32.
 
     A sparse X becomes an array. Rows are transformed in blocks: a table needs no second copy of itself.
@@ -176,7 +176,7 @@ def scale(X: Any, scaler: Any, names: npt.NDArray[Any] | None = None) -> Rows:
     return rows
 
 
-def _scale_block(X: Any, start: int, size: int, scaler: Any, names: npt.NDArray[Any] | None) -> Rows:
+def _scale_block(X: Matrix, start: int, size: int, scaler: Estimator, names: Array | None) -> Rows:
     given = X[start : start + size]
     block = dense(given)
     rows = block if scaler is None else _transform(given, block, scaler)
@@ -197,7 +197,7 @@ def _scale_block(X: Any, start: int, size: int, scaler: Any, names: npt.NDArray[
     return within
 
 
-def _transform(given: Any, block: npt.NDArray[Any], scaler: Any) -> npt.NDArray[Any]:
+def _transform(given: Matrix, block: Array, scaler: Estimator) -> Array:
     # The rows have been checked; for one row, checking them again costs a third of the whole score.
     if type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std:
         return np.asarray((block - scaler.mean_) / scaler.scale_)
@@ -206,7 +206,7 @@ def _transform(given: Any, block: npt.NDArray[Any], scaler: Any) -> npt.NDArray[
     return dense(scaler.transform(given.copy()))  # some transformers write into their argument
 
 
-def unscale(rows: npt.NDArray[np.float64], scaler: Any) -> npt.NDArray[np.float64]:
+def unscale(rows: Floats, scaler: Estimator) -> Floats:
     """Rows in the units of X.
 
     Raises
@@ -224,10 +224,10 @@ def unscale(rows: npt.NDArray[np.float64], scaler: Any) -> npt.NDArray[np.float6
     return np.asarray(scaler.inverse_transform(rows))
 
 
-def _block_of(X: Any) -> int:
+def _block_of(X: Matrix) -> int:
     """How many rows of X to work on at once."""
     return max(1, _NUMBERS_AT_ONCE // int(X.shape[1]))
 
 
-def _label(column: int, names: npt.NDArray[Any] | None) -> str:
+def _label(column: int, names: Array | None) -> str:
     return f"column {column}" if names is None else f"column {names[column]!r}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
 from vae_anomaly.core.rows import Rows, any_missing
+from vae_anomaly.core.types import Array, Estimator, Matrix
 from vae_anomaly.data import scaling
 
 __all__ = [
@@ -38,14 +38,14 @@ class SparseRows:
     ndim = 2
     dtype = np.dtype(np.float32)
 
-    def __init__(self, X: Any, scaler: Any, names: npt.NDArray[Any] | None) -> None:
+    def __init__(self, X: Matrix, scaler: Estimator, names: Array | None) -> None:
         self.X, self.scaler, self.names = X, scaler, names
         self.shape = (X.shape[0], scaling.scale(X[:1], scaler, names).shape[1])
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def __getitem__(self, positions: Any) -> Rows:
+    def __getitem__(self, positions: slice | npt.ArrayLike) -> Rows:
         if isinstance(positions, slice):
             return scaling.scale(self.X[positions], self.scaler, self.names)
         positions = np.asarray(positions)
@@ -53,28 +53,28 @@ class SparseRows:
         return chosen.reshape(*positions.shape, self.shape[1])
 
 
-def rows_of(X: Any, scaler: Any, names: npt.NDArray[Any] | None) -> Any:
+def rows_of(X: Matrix, scaler: Estimator, names: Array | None) -> Rows | SparseRows:
     """The scaled rows of a table: a float32 array, or `SparseRows` if the table is sparse."""
     if sparse.issparse(X) and X.shape[0]:
         return SparseRows(X, scaler, names)
     return scaling.scale(X, scaler, names)
 
 
-def subset(rows: Any, positions: npt.NDArray[np.integer]) -> Any:
+def subset(rows: Matrix, positions: npt.NDArray[np.integer]) -> Matrix:
     """Some rows, as they are: sparse ones stay sparse."""
     if isinstance(rows, SparseRows):
         return SparseRows(rows.X[positions], rows.scaler, rows.names)
     return rows[positions]
 
 
-def concatenate(rows: Any, more: Any) -> Any:
+def concatenate(rows: Matrix, more: Matrix) -> Matrix:
     """Rows and more rows of the same table."""
     if isinstance(rows, SparseRows):
         return SparseRows(sparse.vstack([rows.X, more.X], format="csr"), rows.scaler, rows.names)
     return np.concatenate([rows, more])
 
 
-def blocks(rows: Any) -> Iterator[Rows]:
+def blocks(rows: Matrix) -> Iterator[Rows]:
     """The rows as arrays: an array as it is, sparse rows in blocks."""
     if not isinstance(rows, SparseRows):
         yield rows
@@ -84,12 +84,12 @@ def blocks(rows: Any) -> Iterator[Rows]:
         yield rows[start : start + size]
 
 
-def has_gaps(rows: Any) -> bool:
+def has_gaps(rows: Matrix) -> bool:
     """Whether values are missing."""
     return any(any_missing(block) for block in blocks(rows))
 
 
-def representative(rows: Any) -> Rows:
+def representative(rows: Matrix) -> Rows:
     """Rows that say what values the columns hold: all of an array, evenly spaced ones of sparse rows."""
     if not isinstance(rows, SparseRows):
         return rows  # type: ignore[no-any-return]

@@ -8,19 +8,20 @@ and a missing value, None or NaN or NA, is NaN.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pandas.api import types
+from pandas.api.extensions import ExtensionDtype
 from scipy import sparse
 
 from vae_anomaly import likelihoods
 from vae_anomaly.core.rows import array_of
-from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Likelihood, Mixed
+from vae_anomaly.core.types import Floats, Unchecked, Values
+from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Likelihood, LikelihoodLike, Mixed
 
 __all__ = ["Column", "Table", "table_of"]
 
@@ -41,12 +42,12 @@ class Column(NamedTuple):
     categories : pandas.Index of the training rows' values, for a categorical column, else None
     """
 
-    name: Any
+    name: Hashable
     likelihood: Likelihood
-    dtype: Any
+    dtype: np.dtype[Any] | ExtensionDtype
     categories: pd.Index | None
 
-    def numbers(self, values: pd.Series) -> npt.NDArray[np.float64]:
+    def numbers(self, values: pd.Series) -> Floats:
         """One number for each value; NaN where it is missing."""
         if self.categories is None:
             return _as_numbers(values, self.name, self.likelihood)
@@ -62,7 +63,7 @@ class Column(NamedTuple):
             )
         return np.where(missing, np.nan, np.where(unseen, len(self.categories), codes))
 
-    def values(self, numbers: npt.NDArray[np.float64]) -> Any:
+    def values(self, numbers: Floats) -> pd.Series:
         """What the numbers stand for, in the column's own dtype where it can hold them."""
         if self.categories is not None:
             known = numbers < len(self.categories)
@@ -110,14 +111,14 @@ class Table:
     named: bool
 
     # Copies and pickles hold no objects of pandas, which skops cannot store and other releases may not read.
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Values:
         columns = [
             (name, likelihood, _plain(dtype), None if categories is None else list(categories))
             for name, likelihood, dtype, categories in self.columns
         ]
         return {"columns": columns, "named": self.named}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Values) -> None:
         columns = tuple(
             Column(
                 name,
@@ -132,13 +133,13 @@ class Table:
     @property
     def likelihood(self) -> Mixed:
         """Each column's own, equal ones together."""
-        parts: dict[Any, tuple[Likelihood, list[int]]] = {}
+        parts: dict[Hashable, tuple[Likelihood, list[int]]] = {}
         for position, column in enumerate(self.columns):
             key = column.likelihood.architecture_key()
             parts.setdefault(key, (column.likelihood, []))[1].append(position)
         return Mixed([(likelihood, tuple(positions)) for likelihood, positions in parts.values()])
 
-    def numbers(self, X: Any) -> Any:
+    def numbers(self, X: Unchecked) -> Unchecked:
         """The cells as float64, a DataFrame if X is one; zeros if X has other columns."""
         names = [column.name for column in self.columns]
         if sparse.issparse(X):
@@ -167,7 +168,7 @@ class Table:
         numbers = {column.name: column.numbers(X[column.name]) for column in self.columns}
         return pd.DataFrame(numbers, index=X.index)
 
-    def frame(self, numbers: npt.NDArray[np.float64], index: Any = None) -> pd.DataFrame:
+    def frame(self, numbers: Floats, index: pd.Index | None = None) -> pd.DataFrame:
         """The table that numbers stand for."""
         by_column = {
             column.name: column.values(values) for column, values in zip(self.columns, numbers.T, strict=True)
@@ -176,7 +177,7 @@ class Table:
         return frame if index is None else frame.set_index(index)
 
 
-def table_of(X: Any, likelihood: Any) -> Table | None:
+def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
     """How the columns of X become numbers; None for rows of numbers that share one likelihood.
 
     Parameters
@@ -195,7 +196,7 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
         If a likelihood is unknown or does not suit its column, or if a column cannot be understood; the
         message names it.
     """
-    chosen: dict[Any, Any] = {}
+    chosen: dict[Hashable, str | Likelihood] = {}
     if hasattr(X, "columns") and not hasattr(X, "iloc"):
         raise TypeError(
             f"tables are DataFrames of pandas; received a {type(X).__module__.split('.')[0]} "
@@ -233,7 +234,7 @@ def table_of(X: Any, likelihood: Any) -> Table | None:
     return Table(tuple(_column(X[name], name, chosen.get(name, "auto")) for name in X.columns), named)
 
 
-def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Hashable, str | Likelihood]]:
     for pair in likelihood:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(
@@ -245,7 +246,7 @@ def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
             yield name, its_likelihood
 
 
-def _column(values: pd.Series, name: Any, likelihood: Any) -> Column:
+def _column(values: pd.Series, name: Hashable, likelihood: str | Likelihood) -> Column:
     if values.isna().all():
         raise ValueError(
             f"column {name!r} holds no value in any of the {len(values)} training rows, so there is nothing "
@@ -285,7 +286,7 @@ def _column(values: pd.Series, name: Any, likelihood: Any) -> Column:
     return Column(name, likelihood.set_params(n_categories=len(categories)), values.dtype, categories)
 
 
-def _by_dtype(values: pd.Series, name: Any) -> Likelihood | str:
+def _by_dtype(values: pd.Series, name: Hashable) -> Likelihood | str:
     if types.is_bool_dtype(values.dtype):
         return Bernoulli()
     if _is_number(values):
@@ -302,7 +303,7 @@ def _by_dtype(values: pd.Series, name: Any) -> Likelihood | str:
     )
 
 
-def _plain(dtype: Any) -> Any:
+def _plain(dtype: np.dtype[Any] | ExtensionDtype) -> Any:
     """A dtype as its name, if that says all; categories with theirs."""
     if isinstance(dtype, pd.CategoricalDtype):
         categories = None if dtype.categories is None else list(dtype.categories)
@@ -328,7 +329,7 @@ def _is_number(values: pd.Series) -> bool:
     return types.is_numeric_dtype(values.dtype) and not types.is_bool_dtype(values.dtype)
 
 
-def _as_numbers(values: pd.Series, name: Any, likelihood: Likelihood) -> npt.NDArray[np.float64]:
+def _as_numbers(values: pd.Series, name: Hashable, likelihood: Likelihood) -> Floats:
     dtype = values.dtype.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
     if dtype.kind in "mMc":
         value = values.dropna()
@@ -349,7 +350,7 @@ def _as_numbers(values: pd.Series, name: Any, likelihood: Likelihood) -> npt.NDA
         raise
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """Which values a column may hold together."""
     if isinstance(value, (bool, np.bool_)):
         return "bool"

@@ -17,13 +17,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Array, KerasModel, Tensor
 from vae_anomaly.model.states import ModelState, Specification
 
 __all__ = [
@@ -36,16 +36,20 @@ __all__ = [
 
 _CACHED_ARCHITECTURES, _CACHED_PROGRAMS = 16, 24
 
+#: A compiled function of TensorFlow, of tensors in tuples and lists.
+Program: TypeAlias = Callable[..., Any]
+_Value = TypeVar("_Value")
 
-class _Recent:
+
+class _Recent(Generic[_Value]):
     """The most recently used values by key, made when they are missing."""
 
     def __init__(self, n_kept: int) -> None:
         self._n_kept = n_kept
-        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._values: OrderedDict[Hashable, _Value] = OrderedDict()
         self._lock = threading.RLock()
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
         with self._lock:
             if key not in self._values:
                 self._values[key] = make()
@@ -77,7 +81,7 @@ class Architecture:
         self.template = self.new_model()
         self._shapes = [tuple(v.shape) for v in self.template.trainable_variables]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
-        self._programs = _Recent(_CACHED_PROGRAMS)
+        self._programs: _Recent[Program | None] = _Recent(_CACHED_PROGRAMS)
         self.encoder_size = self.template.encoder.count_params()
         self.decoder_size = self.template.decoder.count_params()
         if not self._sizes:
@@ -86,7 +90,7 @@ class Architecture:
                 "`trainable = True` on some of its layers."
             )
 
-    def program(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def program(self, key: Hashable, make: Callable[[], Program | None]) -> Any:
         """The program of this key; ``make`` compiles it when it is not among the recent ones."""
         return self._programs.get(key, make)
 
@@ -100,7 +104,7 @@ class Architecture:
         return sum(self._sizes)
 
     # -- states ---------------------------------------------------------------------------------------
-    def new_model(self) -> Any:
+    def new_model(self) -> KerasModel:
         """A new `VAE` of this architecture."""
         from vae_anomaly.model.vae import VAE
 
@@ -154,31 +158,31 @@ class Architecture:
         )
         return replace(state, non_trainable=tuple(non_trainable))
 
-    def load_into(self, model: Any, state: ModelState) -> None:
+    def load_into(self, model: KerasModel, state: ModelState) -> None:
         """Assign a state's arrays to a model's variables."""
         variables = [*model.trainable_variables, *model.non_trainable_variables]
         for variable, value in zip(variables, self.arrays(state), strict=True):
             variable.assign(value)
 
-    def arrays(self, state: ModelState) -> list[npt.NDArray[Any]]:
+    def arrays(self, state: ModelState) -> list[Array]:
         """The values of a state's variables: of the trainable ones, then of the others."""
         pieces = np.split(np.asarray(state.trainable), np.cumsum(self._sizes)[:-1])
         trainable = [piece.reshape(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
         return [*trainable, *state.non_trainable]
 
-    def state_of(self, model: Any) -> ModelState:
+    def state_of(self, model: KerasModel) -> ModelState:
         """A model's variables as arrays."""
         trainable = [variable.numpy().ravel() for variable in model.trainable_variables]
         non_trainable = tuple(np.asarray(variable.numpy()) for variable in model.non_trainable_variables)
         return ModelState(self.specification, np.concatenate(trainable), non_trainable)
 
-    def pieces(self, trainable: Any) -> list[Any]:
+    def pieces(self, trainable: Tensor) -> list[Tensor]:
         """The trainable variables' values, from the flat vector that holds them."""
         pieces = tf.split(trainable, self._sizes)
         return [tf.reshape(piece, shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
     @contextlib.contextmanager
-    def holding(self, trainable: Any, non_trainable: Sequence[Any]) -> Iterator[Any]:
+    def holding(self, trainable: Tensor, non_trainable: Sequence[Tensor]) -> Iterator[Any]:
         """The template, computing with these tensors in the place of its variables.
 
         ``trainable`` is the flat vector, or a list of its `pieces`.
@@ -194,7 +198,7 @@ class Architecture:
 
 def architecture(specification: Specification) -> Architecture:
     """The process-wide `Architecture` for this specification; the least recently used are dropped."""
-    return _cache.get(specification.key, lambda: Architecture(specification))  # type: ignore[no-any-return]
+    return _cache.get(specification.key, lambda: Architecture(specification))
 
 
 def architecture_of(state: ModelState) -> Architecture:
@@ -205,7 +209,7 @@ def architecture_of(state: ModelState) -> Architecture:
     return found
 
 
-def model_of(state: ModelState) -> Any:
+def model_of(state: ModelState) -> KerasModel:
     """A trained model as a new `VAE`, a `keras.Model`."""
     its_architecture = architecture_of(state)
     model = its_architecture.new_model()
@@ -213,11 +217,11 @@ def model_of(state: ModelState) -> Any:
     return model
 
 
-_cache = _Recent(_CACHED_ARCHITECTURES)
+_cache: _Recent[Architecture] = _Recent(_CACHED_ARCHITECTURES)
 # A process that serves more models than the cache holds must not trace one anew for each row.
 _architectures: weakref.WeakKeyDictionary[ModelState, Architecture] = weakref.WeakKeyDictionary()
 
 
-def on_device(device: str | None) -> contextlib.AbstractContextManager[Any]:
+def on_device(device: str | None) -> contextlib.AbstractContextManager[object]:
     """Put TensorFlow's operations on this device; None leaves the choice to TensorFlow."""
     return contextlib.nullcontext() if device is None else tf.device(device)

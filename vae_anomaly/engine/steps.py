@@ -7,8 +7,7 @@ inside TensorFlow. What a step is does not depend on how many a block holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,8 @@ from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.objective import loss_terms
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.engine.programs import Architecture, on_device
+from vae_anomaly.core.types import Tensor
+from vae_anomaly.engine.programs import Architecture, Program, on_device
 from vae_anomaly.model.states import ModelState
 
 __all__ = [
@@ -42,10 +42,10 @@ _BLOCK_STEPS = 64
 class TrainingState(NamedTuple):
     """A model and its optimizer in the middle of training, as tensors."""
 
-    trainable: Any
-    first_moment: Any
-    second_moment: Any
-    non_trainable: list[Any]
+    trainable: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+    non_trainable: list[Tensor]
 
 
 class BlockOptions(NamedTuple):
@@ -68,10 +68,10 @@ class BlockOptions(NamedTuple):
 class Limits(NamedTuple):
     """Numbers that a training program takes at each call."""
 
-    free_bits: Any
-    gradient_clip_norm: Any
-    n_kept: Any
-    masked_fraction: Any
+    free_bits: Tensor
+    gradient_clip_norm: Tensor
+    n_kept: Tensor
+    masked_fraction: Tensor
 
 
 def block_steps(architecture: Architecture, batch_size: int) -> int:
@@ -105,7 +105,7 @@ def train_block(
     *,
     noise_seed: int,
     first_step: int,
-) -> tuple[TrainingState, Any]:
+) -> tuple[TrainingState, Tensor]:
     """Take a step with each batch of rows, by a program that is compiled once for these options.
 
     Parameters
@@ -154,7 +154,7 @@ def train_block(
         order = np.resize(order, (n_filled, options.batch_size))
         rates, betas = np.resize(rates, n_filled), np.resize(betas, n_filled)
     program = architecture.program(options, lambda: _compile(architecture, options))
-    return program(  # type: ignore[no-any-return]
+    taken: tuple[TrainingState, Tensor] = program(
         state,
         tf.convert_to_tensor(rows[order]),
         uniform,
@@ -164,9 +164,10 @@ def train_block(
         tf.constant(betas),
         limits,
     )
+    return taken
 
 
-def _compile(architecture: Architecture, options: BlockOptions) -> Callable[..., Any]:
+def _compile(architecture: Architecture, options: BlockOptions) -> Program:
     """``(state, batches, uniform, noise, n_steps, rates, betas, limits) -> (state, sums)``."""
     n_blocked = block_steps(architecture, options.batch_size) if options.jit_compile else None
     vector = tf.TensorSpec((architecture.n_weights,), tf.float32)
@@ -177,7 +178,7 @@ def _compile(architecture: Architecture, options: BlockOptions) -> Callable[...,
     noise = (n_blocked, options.n_training_draws, options.batch_size, architecture.latent_dim)
     function = tf.function(_block(architecture, options), autograph=False, jit_compile=options.jit_compile)
     with on_device(options.device):
-        return function.get_concrete_function(  # type: ignore[no-any-return]
+        compiled: Program = function.get_concrete_function(
             TrainingState(vector, vector, vector, non_trainable),
             tf.TensorSpec(batch, tf.float32),
             tf.TensorSpec(batch, tf.float32) if options.is_incomplete else None,
@@ -187,20 +188,23 @@ def _compile(architecture: Architecture, options: BlockOptions) -> Callable[...,
             by_step,
             Limits(number, number, count, number),
         )
+    return compiled
 
 
-def _block(architecture: Architecture, options: BlockOptions) -> Callable[..., Any]:
+def _block(architecture: Architecture, options: BlockOptions) -> Program:
     def block(
         state: TrainingState,
-        batches: Any,
-        uniform: Any,
-        noise: Any,
-        n_steps: Any,
-        rates: Any,
-        betas: Any,
+        batches: Tensor,
+        uniform: Tensor,
+        noise: Tensor,
+        n_steps: Tensor,
+        rates: Tensor,
+        betas: Tensor,
         limits: Limits,
-    ) -> tuple[TrainingState, Any]:
-        def step(position: Any, state: TrainingState, sums: Any) -> tuple[Any, TrainingState, Any]:
+    ) -> tuple[TrainingState, Tensor]:
+        def step(
+            position: Tensor, state: TrainingState, sums: Tensor
+        ) -> tuple[Tensor, TrainingState, Tensor]:
             x, step_noise, rate, beta = (values[position] for values in (batches, noise, rates, betas))
             # The objective keeps the masked values: the bound holds for any encoder.
             seen = x if uniform is None else tf.where(uniform[position] < limits.masked_fraction, math.nan, x)
@@ -224,13 +228,13 @@ def _block(architecture: Architecture, options: BlockOptions) -> Callable[..., A
 def _gradient(
     architecture: Architecture,
     state: TrainingState,
-    x: Any,
-    seen: Any,
-    noise: Any,
-    beta: Any,
+    x: Tensor,
+    seen: Tensor,
+    noise: Tensor,
+    beta: Tensor,
     limits: Limits,
     options: BlockOptions,
-) -> tuple[Any, list[Any], Any]:
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """Gradient of the batch's loss, new values of what is not trained, and the means of the loss's terms.
 
     ``seen`` is what the encoder sees of the rows x.
@@ -262,12 +266,12 @@ def _gradient(
     return tape.gradient(means[0], state.trainable), non_trainable, tf.stack(means)
 
 
-def _trimmed_mean(losses: Any, n_kept: Any) -> Any:
+def _trimmed_mean(losses: Tensor, n_kept: Tensor) -> Tensor:
     """Mean of the ``n_kept`` smallest losses."""
     counts = tf.range(losses.shape[0]) < n_kept
     return tf.reduce_sum(tf.where(counts, tf.sort(losses), 0.0)) / tf.cast(n_kept, tf.float32)
 
 
-def _clip(gradient: Any, norm: Any) -> Any:
+def _clip(gradient: Tensor, norm: Tensor) -> Tensor:
     """The gradient, shortened to this norm if it is longer."""
     return gradient * norm / tf.maximum(tf.norm(gradient), norm)

@@ -15,14 +15,13 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows, any_missing
-from vae_anomaly.engine.programs import Architecture, architecture_of, on_device
+from vae_anomaly.core.types import Array, KerasModel, Tensor
+from vae_anomaly.engine.programs import Architecture, Program, architecture_of, on_device
 from vae_anomaly.model.states import ModelState
 
 __all__ = ["map_rows", "wide_tile"]
@@ -38,7 +37,9 @@ _OWN_PROGRAM_FROM_CALLS = 256
 _OWN_PROGRAM_TO_WEIGHTS = 1_000_000
 _BLOCK_OF_TILES_NUMBERS = 2**22
 
-TileFunction = Callable[[Any, Any, Any], Any]
+TileFunction = Callable[[KerasModel, Tensor, Tensor], Tensor]
+# Weights as tensors: the flat trainable ones, and the others.
+_Weights = tuple[Tensor, list[Tensor]]
 
 
 def wide_tile(architecture: Architecture, n_draws: int) -> int:
@@ -59,7 +60,7 @@ def map_rows(
     draws: Rows,
     device: str | None = None,
     **incomplete: bool,
-) -> npt.NDArray[Any]:
+) -> Array:
     """Apply ``function(vae, x, draws)`` to all rows, with each model.
 
     Rows with missing values, NaN, are given to `VAE.incomplete`, which costs more; all rows are, if the
@@ -84,7 +85,7 @@ def map_rows(
     float64 array of shape (n_states, n_rows, ...)
     """
 
-    def of_incomplete(vae: Any, x: Any, draws: Any) -> Any:
+    def of_incomplete(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
         return function(vae.incomplete(**incomplete), x, draws)
 
     on_complete = partial(_map_rows, function, key)
@@ -108,7 +109,7 @@ def _map_rows(
     rows: Rows,
     draws: Rows,
     device: str | None,
-) -> npt.NDArray[Any]:
+) -> Array:
     architecture = architecture_of(states[0])
     models = [_copy_to_device(state, device) for state in states]
     key = (key, len(states), len(draws), device)
@@ -116,7 +117,7 @@ def _map_rows(
     with on_device(device):
         draws_tensor = tf.convert_to_tensor(np.asarray(draws, dtype=np.float32))
 
-        def wide(rows: Rows) -> npt.NDArray[Any]:
+        def wide(rows: Rows) -> Array:
             return _through_wide_tiles(architecture, function, key, models, rows, draws_tensor)
 
         # Convolutions of few rows were seen to round one row in a hundred otherwise: too rarely to be tried.
@@ -139,10 +140,10 @@ def _through_wide_tiles(
     architecture: Architecture,
     function: TileFunction,
     key: Hashable,
-    models: Any,
+    models: Sequence[_Weights],
     rows: Rows,
-    draws: Any,
-) -> npt.NDArray[Any]:
+    draws: Tensor,
+) -> Array:
     n_features, tile = architecture.n_features, wide_tile(architecture, draws.shape[0])
     program = architecture.program(
         (_WIDE, key), lambda: _compile(architecture, function, (None, tile), models, draws)
@@ -159,7 +160,7 @@ def _through_wide_tiles(
     return results[0] if len(results) == 1 else np.concatenate(results, axis=1)
 
 
-def _through_narrow_tile(program: Callable[[Any], Any], tile: int, rows: Rows) -> npt.NDArray[Any]:
+def _through_narrow_tile(program: Program, tile: int, rows: Rows) -> Array:
     x = np.zeros((tile, rows.shape[1]), dtype=np.float32)
     x[: len(rows)] = rows
     return np.asarray(program(tf.convert_to_tensor(x)).numpy()[:, : len(rows)])
@@ -169,10 +170,10 @@ def _narrow_program(
     architecture: Architecture,
     function: TileFunction,
     tile: int,
-    wide: Callable[[Rows], npt.NDArray[Any]],
-    models: Any,
-    draws: Any,
-) -> Any:
+    wide: Callable[[Rows], Array],
+    models: Sequence[_Weights],
+    draws: Tensor,
+) -> Program | None:
     """The program for narrow tiles, or None if a result of theirs differs from the wide tile's in any bit."""
     program = _compile(architecture, function, (tile,), models, draws)
     n_rows = wide_tile(architecture, draws.shape[0])
@@ -180,13 +181,15 @@ def _narrow_program(
     return program if _same_bits(by_tile, wide, architecture, n_rows) else None
 
 
-def _by_narrow_tiles(program: Callable[[Any], Any], tile: int, rows: Rows) -> npt.NDArray[Any]:
+def _by_narrow_tiles(program: Program, tile: int, rows: Rows) -> Array:
     starts = range(0, len(rows), tile)
     parts = [_through_narrow_tile(program, tile, rows[start : start + tile]) for start in starts]
     return np.concatenate(parts, axis=1)
 
 
-def _same_bits(one: Any, other: Any, architecture: Architecture, n_rows: int) -> bool:
+def _same_bits(
+    one: Callable[[Rows], Array], other: Callable[[Rows], Array], architecture: Architecture, n_rows: int
+) -> bool:
     """Whether two functions of rows agree to the last bit on random ones."""
     rows = np.random.RandomState(0).standard_normal((n_rows, architecture.n_features)).astype(np.float32)
     return np.array_equal(one(rows), other(rows), equal_nan=True)
@@ -196,32 +199,33 @@ def _compile(
     architecture: Architecture,
     function: TileFunction,
     shape: tuple[int | None, ...],
-    models: Sequence[tuple[Any, list[Any]]],
-    draws: Any,
-) -> Any:
+    models: Sequence[_Weights],
+    draws: Tensor,
+) -> Program:
     """``(models, x, draws) -> results``: one tile, (n_models, tile, ...), or many, each so."""
 
-    def run(models: Any, x: Any, draws: Any) -> Any:
+    def run(models: Sequence[_Weights], x: Tensor, draws: Tensor) -> Tensor:
         # Unpacked before the loop over tiles, not in it.
         of_tile = _results_of_tile(architecture, function, models, draws)
         return of_tile(x) if len(shape) == 1 else tf.map_fn(of_tile, x, fn_output_signature=tf.float64)
 
-    def spec(value: Any) -> Any:
+    def spec(value: Tensor) -> Tensor:
         return tf.TensorSpec(value.shape, value.dtype)
 
-    return tf.function(run, autograph=False).get_concrete_function(
+    program: Program = tf.function(run, autograph=False).get_concrete_function(
         [(spec(trainable), [spec(other) for other in others]) for trainable, others in models],
         tf.TensorSpec((*shape, architecture.n_features), tf.float32),
         spec(draws),
     )
+    return program
 
 
 def _results_of_tile(
-    architecture: Architecture, function: TileFunction, models: Any, draws: Any
-) -> Callable[[Any], Any]:
+    architecture: Architecture, function: TileFunction, models: Sequence[_Weights], draws: Tensor
+) -> Program:
     unpacked = [(architecture.pieces(trainable), others) for trainable, others in models]
 
-    def of_tile(x: Any) -> Any:
+    def of_tile(x: Tensor) -> Tensor:
         results = []
         for trainable, non_trainable in unpacked:
             with architecture.holding(trainable, non_trainable):
@@ -237,7 +241,7 @@ class _OwnProgram:
     def __init__(self, draws: Rows) -> None:
         self.draws = weakref.ref(draws)
         self.n_calls = 0
-        self.program: Callable[[Any], Any] | None = None
+        self.program: Program | None = None
 
 
 # For as long as somebody holds the first model of a set.
@@ -253,8 +257,8 @@ def _own_program(
     key: Hashable,
     states: Sequence[ModelState],
     draws: Rows,
-    shared: Callable[[Any], Any],
-) -> Callable[[Any], Any] | None:
+    shared: Program,
+) -> Program | None:
     """The models' own program for such tiles, ``x -> results``, if they have one."""
     key = (tile, key, tuple(map(weakref.ref, states[1:])))
     with _lock:
@@ -274,29 +278,30 @@ def _own_program(
 
 def _compile_own(
     architecture: Architecture, function: TileFunction, tile: int, states: Sequence[ModelState], draws: Rows
-) -> Any:
+) -> Program:
     # The arrays, not the states: who holds a state keeps its programs.
     arrays = [(state.trainable, state.non_trainable) for state in states]
 
-    def run(x: Any) -> Any:
+    def run(x: Tensor) -> Tensor:
         models = [(tf.constant(trainable), [*map(tf.constant, others)]) for trainable, others in arrays]
         return _results_of_tile(architecture, function, models, tf.constant(draws, tf.float32))(x)
 
     x = tf.TensorSpec((tile, architecture.n_features), tf.float32)
-    return tf.function(run, autograph=False).get_concrete_function(x)
+    program: Program = tf.function(run, autograph=False).get_concrete_function(x)
+    return program
 
 
 # A state's arrays as tensors, for as long as somebody holds the state: copying them at every call would
 # cost more than scoring a row.
-_tensors: weakref.WeakKeyDictionary[ModelState, dict[str | None, Any]] = weakref.WeakKeyDictionary()
+_tensors: weakref.WeakKeyDictionary[ModelState, dict[str | None, _Weights]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def _copy_to_device(state: ModelState, device: str | None) -> tuple[Any, list[Any]]:
+def _copy_to_device(state: ModelState, device: str | None) -> _Weights:
     with _lock:
         tensors = _tensors.setdefault(state, {})
     if device not in tensors:
         with on_device(device):
             non_trainable = [tf.convert_to_tensor(value) for value in state.non_trainable]
             tensors[device] = (tf.convert_to_tensor(state.trainable), non_trainable)
-    return tensors[device]  # type: ignore[no-any-return]
+    return tensors[device]

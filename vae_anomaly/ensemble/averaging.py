@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
+from vae_anomaly.core.types import Floats
 from vae_anomaly.engine import programs
 from vae_anomaly.model.states import ModelState
 
@@ -18,7 +18,7 @@ __all__ = ["average", "confidence", "sample", "weights_by_row", "weights_for"]
 _NEVER = -1e30
 
 
-def weights_for(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def weights_for(scores: Floats) -> Floats:
     """Weights that sum to 1 and make the members' scores spread alike: shape (n_members,).
 
     They are inverse to the interquartile range of each member's training scores, an array of shape
@@ -30,9 +30,7 @@ def weights_for(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(weights / weights.sum())
 
 
-def weights_by_row(
-    weights: npt.NDArray[np.float64], log_likelihood: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def weights_by_row(weights: Floats, log_likelihood: Floats) -> Floats:
     r"""Weights of what the members expect in each row, which sum to 1 over them: shape (n_members, n_rows).
 
     Of d features, by how well each member m explains the row:
@@ -54,7 +52,7 @@ def weights_by_row(
     return np.asarray(by_row / by_row.sum(axis=0))
 
 
-def average(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def average(values: Floats, weights: Floats) -> Floats:
     """Weighted mean over the members, the first axis: bit by bit the same whatever the number of rows.
 
     ``weights`` are of shape (n_members,), or (n_members, n_rows) if each row has its own.
@@ -64,11 +62,11 @@ def average(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -
 
 
 def confidence(
-    decision: npt.NDArray[np.float64],
-    by_member: npt.NDArray[np.float64],
-    draw_errors: npt.NDArray[np.float64],
-    weights: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
+    decision: Floats,
+    by_member: Floats,
+    draw_errors: Floats,
+    weights: Floats,
+) -> Floats:
     """The probability that other members and other draws leave the sign of the decision: shape (n_rows,).
 
     Parameters
@@ -92,11 +90,11 @@ def confidence(
 
 def sample(
     states: Sequence[ModelState],
-    weights: npt.NDArray[np.float64],
+    weights: Floats,
     n_samples: int,
     rng: np.random.RandomState,
     noise: bool = True,
-) -> npt.NDArray[np.float64]:
+) -> Floats:
     """New rows, each by a member that its weight chooses, see `VAE.sample`: shape (n_samples, n_features)."""
     seeds = rng.randint(np.iinfo(np.int32).max, size=len(states))
     members = rng.choice(len(states), size=n_samples, p=weights)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.utils import check_random_state
 
 from vae_anomaly import explanations
 from vae_anomaly.core.rows import Rows, any_missing, dense
+from vae_anomaly.core.types import Array, Floats, KerasModel, Matrix, RandomStateLike
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps
 from vae_anomaly.engine import programs
@@ -28,8 +28,6 @@ __all__ = ["Fitted"]
 _NUMBERS_AT_ONCE = 2**22
 # Equally probable values of each cell, over all members and draws, that an interval is read off.
 _VALUES_OF_CELL = 200
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +54,8 @@ class Fitted:
     draws: Rows
     score: Score
     device: str | None
-    weights: Array
-    levels: Array
+    weights: Floats
+    levels: Floats
 
     @classmethod
     def balance(
@@ -67,8 +65,8 @@ class Fitted:
         draws: Rows,
         score: Score,
         device: str | None,
-        rows: Any,
-    ) -> tuple[Self, Array]:
+        rows: Matrix,
+    ) -> tuple[Self, Floats]:
         """The members with the weights and levels that training rows give them, and the rows' scores.
 
         Raises
@@ -97,18 +95,18 @@ class Fitted:
         """The members' likelihood."""
         return self.members[0].specification.likelihood
 
-    def rows(self, X: Any) -> Rows:
+    def rows(self, X: Matrix) -> Rows:
         """What the members see of X."""
         return self.preparation.rows(X)
 
-    def raw_scores(self, rows: Any) -> Array:
+    def raw_scores(self, rows: Matrix) -> Floats:
         """Scores by each member, in which a missing cell counts what the model expects there."""
         if isinstance(rows, SparseRows):
             return np.concatenate([self.raw_scores(block) for block in blocks(rows)], axis=1)
         self.preparation.check_support(rows, self.likelihood)
         return passes.score_rows(self.members, rows, self.draws, self.score, self.device)
 
-    def member_scores(self, rows: Any) -> Array:
+    def member_scores(self, rows: Matrix) -> Floats:
         r"""Scores by each member, larger = more anomalous: shape (n_members, n_rows).
 
         A missing cell counts what the model expects there, see `VAE.incomplete`, less an equal part of what a
@@ -125,33 +123,33 @@ class Fitted:
         excess = by_member[:, -1] - self.levels
         return np.asarray(by_member[:, :-1] - excess[:, None] * (n_missing / rows.shape[1]))
 
-    def scores(self, X: Any) -> Array:
+    def scores(self, X: Matrix) -> Floats:
         """The score of each row, larger = more anomalous: shape (n_rows,)."""
         return self._map_blocks(X, lambda rows: self._average(self.member_scores(rows)))
 
-    def evidence_lower_bound(self, X: Any) -> float:
+    def evidence_lower_bound(self, X: Matrix) -> float:
         """Mean over the rows, in nats."""
         terms = self._map_blocks(
             X, lambda rows: self._average(passes.elbo_terms(self.members, rows, self.draws, self.device))
         )
         return -float(terms.sum(axis=1).mean())
 
-    def _expectations(self, rows: Rows) -> Array:
+    def _expectations(self, rows: Rows) -> Floats:
         """What may be averaged to tell x, see `Likelihood.expectations`: shape (n_rows, n_inputs)."""
         by_member, log_likelihood = passes.reconstruct(self.members, rows, self.draws, self.device)
         weights = averaging.weights_by_row(self.weights, log_likelihood)
         return averaging.average(by_member, weights)
 
-    def posterior_means(self, X: Any) -> Array:
+    def posterior_means(self, X: Matrix) -> Floats:
         """Of the first member: shape (n_rows, latent_dim)."""
         first = self.members[:1]
         return self._map_blocks(X, lambda rows: passes.encode(first, rows, self.draws, self.device)[0])
 
-    def model(self) -> Any:
+    def model(self) -> KerasModel:
         """The first member as a new `VAE`."""
         return programs.model_of(self.members[0])
 
-    def sample(self, n_samples: int, random_state: Any, noise: bool) -> Array:
+    def sample(self, n_samples: int, random_state: RandomStateLike, noise: bool) -> Floats:
         """New rows in the units of X, see `averaging.sample`: shape (n_samples, n_features)."""
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
@@ -160,28 +158,28 @@ class Fitted:
             rows = averaging.sample(self.members, self.weights, int(n_samples), rng, noise)
         return self.preparation.back(rows)
 
-    def column_shares(self, X: Any) -> Array:
+    def column_shares(self, X: Matrix) -> Floats:
         """Each column's share of the score: shape (n_rows, n_features)."""
         names = (
             [f"x{i}" for i in range(X.shape[1])] if self.preparation.names is None else self.preparation.names
         )
         return explanations.by_column(self.shares(X), self.preparation.scaler, np.asarray(names))
 
-    def shares(self, X: Any) -> Array:
+    def shares(self, X: Matrix) -> Floats:
         """Each scaled column's share of the score: shape (n_rows, n_scaled_columns)."""
 
-        def of_block(rows: Rows) -> Array:
+        def of_block(rows: Rows) -> Floats:
             by_member = passes.shares(self.members, rows, self.draws, self.score, self.device)
             return explanations.spread_rest(self._average(by_member), self._average(self.member_scores(rows)))
 
         return self._map_blocks(X, of_block)
 
-    def confidence(self, X: Any, offset: float) -> Array:
+    def confidence(self, X: Matrix, offset: float) -> Floats:
         """See `averaging.confidence`; the decision function is minus the score, less ``offset``."""
         if len(self.members) == 1 and len(self.draws) == 1:
             raise ValueError("confidence needs several draws or members; fit with n_draws=10 or members=4.")
 
-        def of_block(rows: Rows) -> Array:
+        def of_block(rows: Rows) -> Floats:
             by_member = self.member_scores(rows)
             return averaging.confidence(
                 self._average(by_member) + offset,
@@ -192,7 +190,7 @@ class Fitted:
 
         return self._map_blocks(X, of_block)
 
-    def expected_cells(self, X: Any, coverage: float | None = None) -> list[Array]:
+    def expected_cells(self, X: Matrix, coverage: float | None = None) -> list[Floats]:
         """Each cell's expected value given the others of its row, and the interval's ends if there is one.
 
         Every cell is masked in turn. Of each result, arrays of shape (n_rows, n_features), in the units of X.
@@ -205,7 +203,7 @@ class Fitted:
         parts = [self._expected_cells(dense(X[start : start + block]), coverage) for start in starts]
         return [np.concatenate(results) for results in zip(*parts, strict=True)]
 
-    def _expected_cells(self, X: npt.NDArray[Any], coverage: float | None) -> list[Array]:
+    def _expected_cells(self, X: Array, coverage: float | None) -> list[Floats]:
         n_rows, n_features = X.shape
         masked = np.repeat(X, n_features, axis=0)
         cells = np.arange(len(masked)), np.tile(np.arange(n_features), n_rows)
@@ -230,21 +228,21 @@ class Fitted:
                 results[-1][cells] = end
         return [self.preparation.back(result)[cells].reshape(X.shape) for result in results]
 
-    def reconstructions(self, X: Any) -> Array:
+    def reconstructions(self, X: Matrix) -> Floats:
         """Expected x given z, averaged, in the units of X."""
         return self.preparation.back(self.likelihood.values(self._map_blocks(X, self._expectations)))
 
-    def _average(self, by_member: Array) -> Array:
+    def _average(self, by_member: Floats) -> Floats:
         return averaging.average(by_member, self.weights)
 
-    def _map_blocks(self, X: Any, function: Callable[[Rows], Array]) -> Array:
+    def _map_blocks(self, X: Matrix, function: Callable[[Rows], Floats]) -> Floats:
         """Scale and process X in blocks."""
         block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
         parts = [function(self.rows(X[start : start + block])) for start in range(0, X.shape[0], block)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _quantiles(values: Array, weights: Array, probabilities: Sequence[float]) -> list[Array]:
+def _quantiles(values: Floats, weights: Floats, probabilities: Sequence[float]) -> list[Floats]:
     """Weighted quantiles of each cell's values, of shape (n_cells, n_members, n_values); NaN if any is."""
     n_cells, _, n_values = values.shape
     shares = np.repeat(weights / n_values, n_values)

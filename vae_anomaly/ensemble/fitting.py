@@ -11,11 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.utils import check_random_state
 
 from vae_anomaly import calibration, likelihoods, networks, scoring, thresholds
 from vae_anomaly.core.rows import Rows, with_channels
+from vae_anomaly.core.types import (
+    Array,
+    DtypeOrNone,
+    Floats,
+    Matrix,
+    RandomStateLike,
+    Shape,
+    Splitter,
+    ThresholdRule,
+)
 from vae_anomaly.data.images import pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.sparse import concatenate, has_gaps, subset
@@ -40,7 +49,7 @@ from vae_anomaly.training.plan import PARAMETERS, Plan
 __all__ = ["Decisions", "Earlier", "Outcome", "decide", "draw_seeds", "fit"]
 
 #: ``(training rows, held-out rows) -> scores``: trains alike on the former and scores the latter.
-ScoreFold = Callable[[Any, Any], npt.NDArray[np.float64]]
+ScoreFold = Callable[[Matrix, Matrix], Floats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +70,20 @@ class Decisions:
     recipe : Recipe
     score : str or Score
     rule : threshold rule
-    calibration : float, int or None
-        A fraction to hold out, or a number of folds.
+    calibration : float, splitter or None
+        A fraction to hold out, or the folds.
     parameters : the detector's parameters, for those that nothing has to be decided of
     """
 
     network: Network
     likelihood: Likelihood
-    image_shape: tuple[int, ...] | None
-    of_images: tuple[int, int, int] | None
+    image_shape: Shape | None
+    of_images: Shape | None
     plan: Plan
     recipe: Recipe
     score: str | Score
-    rule: Any
-    calibration: int | float | None
+    rule: ThresholdRule
+    calibration: float | Splitter | None
     parameters: Mapping[str, Any]
 
 
@@ -124,12 +133,12 @@ class Outcome:
     interrupted: bool
     split_seeds: list[int]
     calibration_seed: int
-    unseen_scores: npt.NDArray[np.float64] | None
+    unseen_scores: Floats | None
     cut: float
 
 
 def decide(
-    parameters: Mapping[str, Any], table: Table | None, image_shape: tuple[int, ...] | None, n_rows: int
+    parameters: Mapping[str, Any], table: Table | None, image_shape: Shape | None, n_rows: int
 ) -> Decisions:
     """Decide every "auto", and refuse parameters that contradict each other or the rows.
 
@@ -171,7 +180,7 @@ def decide(
     )
 
 
-def _resolve_network(network: str | Network, image_shape: tuple[int, ...] | None) -> Network:
+def _resolve_network(network: str | Network, image_shape: Shape | None) -> Network:
     if network == "auto":
         network = "dense" if image_shape is None else "conv"
     network = networks.resolve(network)
@@ -180,7 +189,10 @@ def _resolve_network(network: str | Network, image_shape: tuple[int, ...] | None
 
 
 def _resolve_likelihood(
-    likelihood: Any, network: Network, table: Table | None, image_shape: tuple[int, ...] | None
+    likelihood: str | Likelihood | dict[Any, Any] | list[Any] | tuple[Any, ...],
+    network: Network,
+    table: Table | None,
+    image_shape: Shape | None,
 ) -> Likelihood:
     if table is not None:
         likelihood = table.likelihood
@@ -196,7 +208,9 @@ def _resolve_likelihood(
     return resolved
 
 
-def draw_seeds(random_state: Any, n_members: int, store: ProgressStore | None) -> tuple[int, list[Seeds]]:
+def draw_seeds(
+    random_state: RandomStateLike, n_members: int, store: ProgressStore | None
+) -> tuple[int, list[Seeds]]:
     """What decides the draws, and what decides each member's training."""
     rng = check_random_state(random_state)
     drawn = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * n_members)
@@ -207,12 +221,12 @@ def draw_seeds(random_state: Any, n_members: int, store: ProgressStore | None) -
 
 
 def fit(
-    X: Any,
-    dtype: Any,
+    X: Matrix,
+    dtype: DtypeOrNone,
     decisions: Decisions,
     *,
     table: Table | None,
-    names: npt.NDArray[Any] | None,
+    names: Array | None,
     earlier: Earlier | None,
     store: ProgressStore | None,
     score_fold: Callable[[Likelihood, int], ScoreFold],
@@ -295,7 +309,7 @@ def fit(
 
 
 def _job(
-    decisions: Decisions, rows: Any, draws_seed: int, seeds: Sequence[Seeds], earlier: Earlier | None
+    decisions: Decisions, rows: Matrix, draws_seed: int, seeds: Sequence[Seeds], earlier: Earlier | None
 ) -> Job:
     network, parameters = decisions.network, decisions.parameters
     latent_dim = parameters["latent_dim"]
@@ -321,7 +335,7 @@ def _job(
     return Job(specification, rows, decisions.plan, decisions.recipe, seeds, draws, members)
 
 
-def _rows_to_score(rule: Any, rows: Any, seed: int) -> Any:
+def _rows_to_score(rule: ThresholdRule, rows: Matrix, seed: int) -> Matrix:
     """The training rows whose scores balance the members, and make the cut unless it is among others."""
     spread = thresholds.ROWS_TO_SEE_THE_SPREAD if thresholds.takes_held_out(rule) else None
     n_scores = getattr(rule, "n_scores", spread)

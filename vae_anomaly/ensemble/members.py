@@ -13,17 +13,17 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import joblib
 import numpy as np
-import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Callback, Constraints, Floats, RandomStateLike
 from vae_anomaly.data.sparse import representative, subset
 from vae_anomaly.engine import programs
 from vae_anomaly.model.states import ModelState, Specification
@@ -67,7 +67,7 @@ class Member(BaseEstimator):  # type: ignore[misc]
     >>> robust = VAEDetector(members=[Member(trimmed_fraction=0.2)] * 3)
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "trimmed_fraction": [Interval(Real, 0, 1, closed="left")],
         "beta_factor": [Interval(Real, 0, None, closed="left")],
     }
@@ -184,7 +184,7 @@ class Job:
 class ProgressStore(Protocol):
     """Who keeps the progress of the members' trainings, and knows where an earlier process left them."""
 
-    def seeds(self, drawn: Sequence[int], random_state: Any) -> list[int]:
+    def seeds(self, drawn: Sequence[int], random_state: RandomStateLike) -> list[int]:
         """The seeds of the fit to go on with, where only chance decided them; else those ``drawn`` now."""
 
     def begin(self, job: Job) -> list[Progress | None]:
@@ -214,7 +214,7 @@ class Trained(NamedTuple):
 
 
 def train_members(
-    job: Job, *, callbacks: Sequence[Any] = (), verbose: int = 0, store: ProgressStore | None = None
+    job: Job, *, callbacks: Sequence[Callback] = (), verbose: int = 0, store: ProgressStore | None = None
 ) -> Trained:
     """Train every member on its own split of the rows, one on each processor, and average their histories.
 
@@ -382,7 +382,7 @@ def _mean_history(histories: Sequence[dict[str, list[float]]]) -> dict[str, list
     lengths = np.array([len(history["loss"]) for history in histories])
     trained = np.arange(lengths.max()) < lengths[:, None]
 
-    def mean(name: str) -> npt.NDArray[np.float64]:
+    def mean(name: str) -> Floats:
         values = np.zeros(trained.shape)
         values[trained] = np.concatenate([history[name] for history in histories])
         return np.asarray(values.mean(axis=0, where=trained))

@@ -6,15 +6,18 @@ import contextlib
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.backend import silence_log_lines, tf
+from vae_anomaly.core.types import Array, Estimator, Tensor
 
 __all__ = ["Graph", "library"]
 
+# onnx and what converts to it ship no types either.
+_Onnx: TypeAlias = Any
 _DOMAIN = "vae_anomaly"
 # How the names of what is neither input nor output begin.
 _OWN = "detector/"
@@ -69,20 +72,20 @@ class Graph:
     outputs : dict of name to dtype, of shape (n_rows,)
     """
 
-    def __init__(self, outputs: Mapping[str, Any]) -> None:
+    def __init__(self, outputs: Mapping[str, npt.DTypeLike]) -> None:
         self._onnx = library("onnx")
-        self._functions: dict[str, Any] = {}
-        self._initializers: list[Any] = []
-        self._nodes: list[Any] = []
-        self._inputs: list[Any] = []
+        self._functions: dict[str, _Onnx] = {}
+        self._initializers: list[_Onnx] = []
+        self._nodes: list[_Onnx] = []
+        self._inputs: list[_Onnx] = []
         self._outputs = [self._value_info(name, dtype, ("n_rows",)) for name, dtype in outputs.items()]
 
     # -- parts ----------------------------------------------------------------------------------------
-    def type_of(self, dtype: Any) -> int:
+    def type_of(self, dtype: npt.DTypeLike) -> int:
         """ONNX's number for a type."""
         return int(self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def input(self, name: str, dtype: Any, shape: Sequence[Any]) -> str:
+    def input(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str | None]) -> str:
         """An input of the graph."""
         if name.startswith(_OWN) or name in {value.name for value in [*self._inputs, *self._outputs]}:
             raise ValueError(
@@ -92,13 +95,13 @@ class Graph:
         self._inputs.append(self._value_info(name, dtype, shape))
         return name
 
-    def constant(self, value: npt.NDArray[Any], name: str = "constant") -> str:
+    def constant(self, value: Array, name: str = "constant") -> str:
         """An array of the graph's own."""
         name = f"{_OWN}{len(self._initializers)} {name}"
         self._initializers.append(self._onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+    def node(self, operator: str, inputs: Sequence[str], **attributes: object) -> str:
         """What one of ONNX's operators makes of tensors."""
         output = f"{_OWN}{len(self._nodes)} {operator}"
         self._nodes.append(self._onnx.helper.make_node(operator, inputs, [output], **attributes))
@@ -127,20 +130,20 @@ class Graph:
         )
         return outputs
 
-    def _value_info(self, name: str, dtype: Any, shape: Sequence[Any]) -> Any:
+    def _value_info(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str | None]) -> _Onnx:
         return self._onnx.helper.make_tensor_value_info(name, self.type_of(dtype), shape)
 
     # -- functions ------------------------------------------------------------------------------------
     def define(
         self,
         name: str,
-        function: Callable[..., tuple[Any, ...]],
-        inputs: Sequence[tuple[tuple[int | None, ...], Any]],
+        function: Callable[..., tuple[Tensor, ...]],
+        inputs: Sequence[tuple[tuple[int | None, ...], npt.DTypeLike]],
         outputs: list[str],
     ) -> None:
         """A function of tensors of these shapes and types, from TensorFlow's operations."""
 
-        def run(*tensors: Any) -> dict[str, Any]:
+        def run(*tensors: Tensor) -> dict[str, Tensor]:
             return dict(zip(outputs, function(*tensors), strict=True))
 
         signature = [tf.TensorSpec(shape, dtype) for shape, dtype in inputs]
@@ -153,7 +156,7 @@ class Graph:
             )
         self._add(name, model, [f"tensors_{position}" for position in range(len(inputs))], outputs)
 
-    def transformed(self, X: str, transformer: Any, n_columns: int) -> str:
+    def transformed(self, X: str, transformer: Estimator, n_columns: int) -> str:
         """What a fitted transformer makes of float64 columns."""
         skl2onnx, name = library("skl2onnx"), type(transformer).__name__
         types = skl2onnx.common.data_types
@@ -171,7 +174,7 @@ class Graph:
         self._add(name, model, ["X"], [output.name for output in model.graph.output])
         return self.call(name, [X])[0]
 
-    def _add(self, name: str, model: Any, inputs: list[str], outputs: list[str]) -> None:
+    def _add(self, name: str, model: _Onnx, inputs: list[str], outputs: list[str]) -> None:
         graph, helper = model.graph, self._onnx.helper
         strangers = {node.op_type for node in _nodes(graph) if not self._knows(node)}
         strangers |= {value.name for value in graph.input} - set(inputs)
@@ -191,7 +194,7 @@ class Graph:
             self._operators(),
         )
 
-    def _knows(self, node: Any) -> bool:
+    def _knows(self, node: _Onnx) -> bool:
         if node.domain == _DOMAIN:
             return node.op_type in _MISSING_OPERATORS
         return bool(self._onnx.defs.has(node.op_type, node.domain))
@@ -208,15 +211,15 @@ class Graph:
         self._nodes.append(self._call(function, inputs, outputs))
         return outputs
 
-    def _call(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    def _call(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> _Onnx:
         return self._onnx.helper.make_node(function, inputs, outputs, domain=_DOMAIN)
 
     # -- the whole ------------------------------------------------------------------------------------
-    def _operators(self) -> list[Any]:
+    def _operators(self) -> list[_Onnx]:
         versions = {"": _OPERATORS, "ai.onnx.ml": _ML_OPERATORS, _DOMAIN: 1}
         return [self._onnx.helper.make_opsetid(*item) for item in versions.items()]
 
-    def model(self, about: Mapping[str, str]) -> Any:
+    def model(self, about: Mapping[str, str]) -> _Onnx:
         """The graph as an ONNX model, with its metadata."""
         own = [
             self._onnx.parser.parse_function(
@@ -239,7 +242,7 @@ class Graph:
         return model
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
+def _nodes(graph: _Onnx) -> Iterator[_Onnx]:
     """The nodes of a graph or a function, and of the graphs inside."""
     for node in graph.node:
         yield node

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.backend import tf
+from vae_anomaly.core.types import Array, Detector, Estimator, Floats, Json, Tensor
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.scaling import FARTHEST, ScalerOfColumns
 from vae_anomaly.data.tables import Column
@@ -36,7 +37,7 @@ _WEIGHT_BYTES = 2 * 10**9
 _ROWS_TO_CHECK = 256
 
 
-def write(path: str | os.PathLike[str], detector: Any) -> None:
+def write(path: str | os.PathLike[str], detector: Detector) -> None:
     """Write a fitted detector as an ONNX graph; see `VAEDetector.to_onnx`."""
     for needed in ("onnx", "onnxruntime", "skl2onnx", "tf2onnx"):
         library(needed)
@@ -45,7 +46,7 @@ def write(path: str | os.PathLike[str], detector: Any) -> None:
     archive.replace_file(path, lambda file: file.write(data))
 
 
-def _model_of(detector: Any) -> Any:
+def _model_of(detector: Detector) -> Any:
     """The detector as an ONNX model."""
     fitted: Fitted = detector._fitted
     n_bytes = sum(state.trainable.nbytes for state in fitted.members)
@@ -81,7 +82,7 @@ def _model_of(detector: Any) -> Any:
 
 
 # -- what the graph computes, in TensorFlow -----------------------------------------------------------------
-def _prepare(likelihood: Likelihood, X: Any, rows: Any) -> tuple[Any, ...]:
+def _prepare(likelihood: Likelihood, X: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
     """What `scaling.scaled` makes of X and its scaled rows, and which of them a detector refuses."""
     missing, gaps = tf.math.is_nan(rows), tf.math.is_nan(X)
     if X.shape[1] != rows.shape[1]:
@@ -94,8 +95,8 @@ def _prepare(likelihood: Likelihood, X: Any, rows: Any) -> tuple[Any, ...]:
 
 
 def _member_score(
-    architecture: Architecture, fitted: Fitted, complete: bool, x: Any, *weights: Any
-) -> tuple[Any]:
+    architecture: Architecture, fitted: Fitted, complete: bool, x: Tensor, *weights: Tensor
+) -> tuple[Tensor]:
     """The score of each row by the member that has these weights."""
     n_trainable = len(architecture.template.trainable_variables)
     with architecture.holding(list(weights[:n_trainable]), weights[n_trainable:]):
@@ -105,13 +106,13 @@ def _member_score(
 
 
 def _outcome(
-    weights: npt.NDArray[np.float64],
-    excess: npt.NDArray[np.float64],
+    weights: Floats,
+    excess: Floats,
     offset: float,
-    missing_fraction: Any,
-    refused: Any,
-    *by_member: Any,
-) -> tuple[Any, ...]:
+    missing_fraction: Tensor,
+    refused: Tensor,
+    *by_member: Tensor,
+) -> tuple[Tensor, ...]:
     """What `Fitted.scores` and the detector make of the members' scores."""
     scores = tf.stack(by_member) - excess[:, None] * missing_fraction
     scores = tf.where(refused, np.float64(np.nan), -tf.reduce_sum(weights[:, None] * scores, axis=0))
@@ -122,7 +123,7 @@ def _outcome(
 
 
 # -- how the pieces hang together ---------------------------------------------------------------------------
-def _cells(graph: Graph, detector: Any, n_features: int) -> str:
+def _cells(graph: Graph, detector: Detector, n_features: int) -> str:
     """The inputs, and the name of the (n_rows, n_features) numbers that they become."""
     if detector.table_ is not None:
         columns = [_column(graph, column) for column in detector.table_.columns]
@@ -159,7 +160,7 @@ def _column(graph: Graph, column: Column) -> str:
     return graph.node("Unsqueeze", [values, graph.constant(np.array([1]))])
 
 
-def _codes(categories: npt.NDArray[np.float64], values: Any) -> tuple[Any]:
+def _codes(categories: Floats, values: Tensor) -> tuple[Tensor]:
     same = tf.cast(values[:, None] == categories, tf.float64)
     codes = tf.reduce_sum(same * np.arange(len(categories)), axis=1)
     codes = tf.where(tf.reduce_sum(same, axis=1) > 0, codes, np.float64(len(categories)))
@@ -179,7 +180,7 @@ def _kind_of(column: Column) -> type[Any]:
     )
 
 
-def _scale(graph: Graph, X: str, scaler: Any, n_features: int) -> str:
+def _scale(graph: Graph, X: str, scaler: Estimator, n_features: int) -> str:
     if scaler is None:
         return X
     if not isinstance(scaler, ScalerOfColumns):
@@ -202,7 +203,10 @@ def _member_scores(graph: Graph, fitted: Fitted, x: str, any_missing: str) -> li
     arrays = [architecture.arrays(state) for state in fitted.members]
     template = architecture.template
     variables = [*template.trainable_variables, *template.non_trainable_variables]
-    inputs = [((None, specification.n_features), np.float32), *((a.shape, a.dtype) for a in arrays[0])]
+    inputs: list[tuple[tuple[int | None, ...], npt.DTypeLike]] = [
+        ((None, specification.n_features), np.float32),
+        *((a.shape, a.dtype) for a in arrays[0]),
+    ]
     functions = {"score of rows with gaps": False, "score": True}
     if specification.marks_missing:  # they see all rows so
         functions.pop("score")
@@ -226,8 +230,8 @@ def _member_scores(graph: Graph, fitted: Fitted, x: str, any_missing: str) -> li
     return graph.chosen(any_missing, [[(name, inputs) for inputs in given] for name in functions])
 
 
-def _about(detector: Any) -> dict[str, str]:
-    about: dict[str, Any] = {"versions": versions("skl2onnx", "tf2onnx"), "offset": detector.offset_}
+def _about(detector: Detector) -> dict[str, str]:
+    about: dict[str, Json] = {"versions": versions("skl2onnx", "tf2onnx"), "offset": detector.offset_}
     if detector.pixel_range_ is not None:
         about["pixel_range"] = detector.pixel_range_
     if hasattr(detector, "feature_names_in_"):
@@ -245,7 +249,7 @@ def _about(detector: Any) -> dict[str, str]:
 
 
 # -- the check ----------------------------------------------------------------------------------------------
-def _check(detector: Any, data: bytes) -> None:
+def _check(detector: Detector, data: bytes) -> None:
     """Refuse a model that scores sampled rows otherwise than the detector."""
     runtime = library("onnxruntime")
     options = runtime.SessionOptions()
@@ -283,7 +287,7 @@ def _check(detector: Any, data: bytes) -> None:
         )
 
 
-def _sample_rows(detector: Any, rng: np.random.RandomState) -> npt.NDArray[np.float64]:
+def _sample_rows(detector: Detector, rng: np.random.RandomState) -> Floats:
     """Rows as they come through the detector's door."""
     for noise in (True, False):  # pixels with noise may lie outside the support, expected ones do not
         try:
@@ -297,7 +301,7 @@ def _sample_rows(detector: Any, rng: np.random.RandomState) -> npt.NDArray[np.fl
     return rng.standard_normal((_ROWS_TO_CHECK, detector.n_features_in_))
 
 
-def _inputs(detector: Any, X: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _inputs(detector: Detector, X: Floats) -> dict[str, Array]:
     """What the graph is to be given for rows from the detector's door."""
     if detector.table_ is None:
         return {"X": X.reshape(-1, *(detector.image_shape_ or (detector.n_features_in_,)))}

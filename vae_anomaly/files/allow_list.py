@@ -10,12 +10,13 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vae_anomaly.core.spec import Spec
+from vae_anomaly.core.types import Values
 from vae_anomaly.files.archive import ModelFileError
 from vae_anomaly.files.keras_config import check_config
 from vae_anomaly.likelihoods import LIKELIHOODS
@@ -80,7 +81,7 @@ RECORDS: dict[str, str] = {
 # Of these, one object that is met several times stays one.
 SHARED = {"Specification"}
 #: What a `FunctionTransformer` may call.
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+FUNCTIONS: dict[str, np.ufunc] = {
     name: getattr(np, name)
     for name in ("arcsinh", "cbrt", "exp", "expm1", "log", "log10", "log1p", "log2", "sinh", "sqrt", "square")
 }
@@ -106,7 +107,7 @@ _WITHOUT = {
 }
 
 
-def class_of(table: Mapping[str, str], name: Any) -> type[Any] | None:
+def class_of(table: Mapping[str, str], name: object) -> type[Any] | None:
     """The class of this name in a table, or None."""
     if not isinstance(name, str) or name not in table:
         return None
@@ -121,7 +122,7 @@ def fields_of(kind: type[Any]) -> list[str]:
     return list(getattr(kind, "_fields", inspect.signature(kind).parameters))
 
 
-def restore(kind: type[Any], given: dict[str, Any], defaults: dict[str, Any], fitted: dict[str, Any]) -> Any:
+def restore(kind: type[Any], given: Values, defaults: Values, fitted: Values) -> Any:
     """An estimator of these parameters and fitted attributes."""
     # One that is not known here and had its default changed nothing.
     known = set(kind._get_param_names())
@@ -141,7 +142,7 @@ def restore(kind: type[Any], given: dict[str, Any], defaults: dict[str, Any], fi
     return estimator
 
 
-def check_fields(name: str, values: dict[str, Any], where: str) -> dict[str, Any]:
+def check_fields(name: str, values: Values, where: str) -> Values:
     """An object's parameters or fields, if they are such as a file may hold."""
     if name == "Blueprint":
         try:
@@ -156,7 +157,7 @@ def check_fields(name: str, values: dict[str, Any], where: str) -> dict[str, Any
     return values
 
 
-def refusal(where: str, what: str, value: Any = None) -> ModelFileError:
+def refusal(where: str, what: str, value: object = None) -> ModelFileError:
     """The error for a value that a model file cannot hold, with what to do about it."""
     parameter = re.split(r"[.\[]", where.removeprefix("parameter "))[0]
     if parameter in _WITHOUT:
@@ -178,7 +179,7 @@ def refusal(where: str, what: str, value: Any = None) -> ModelFileError:
     return ModelFileError(f"{where} is {what}, and a model file holds data, never code. {advice}.")
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """What a value is, in a few words."""
     kind = type(value)
     if hasattr(value, "__name__"):

@@ -19,7 +19,9 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
+
+from vae_anomaly.core.types import Json
 
 __all__ = ["Archive", "ModelFileError", "open_archive", "parse_json", "replace_file", "to_json", "write"]
 
@@ -50,7 +52,7 @@ class ModelFileError(ValueError):
 # -- writing ------------------------------------------------------------------------------------------------
 def write(
     path: str | os.PathLike[str],
-    about: Mapping[str, Any],
+    about: Mapping[str, Json],
     parts: Mapping[str, Any],
     *,
     what: str = "model",
@@ -104,7 +106,7 @@ def replace_file(
         ) from error
 
 
-def to_json(tree: Any, what: str, indent: int | None = None) -> bytes:
+def to_json(tree: Json, what: str, indent: int | None = None) -> bytes:
     """A tree as JSON, within the limits of `parsed`."""
     data = json.dumps(tree, allow_nan=False, indent=indent).encode("ascii")
     if excess := _excess(data):
@@ -205,7 +207,7 @@ class Archive:
         sums = self.manifest.get("sha256")
         if not isinstance(sums, dict) or sums.keys() != self._entries.keys() - {_MANIFEST}:
             raise ModelFileError("is damaged: its parts are not those that its manifest names.")
-        self._sums: dict[str, Any] = sums
+        self._sums: dict[str, Json] = sums
         self.names = set(sums)
 
     def size(self, name: str) -> int:
@@ -214,7 +216,7 @@ class Archive:
             raise ModelFileError(f"is damaged: its part {name!r} is missing.")
         return self._entries[name].file_size
 
-    def json(self, name: str) -> Any:
+    def json(self, name: str) -> Json:
         """A part that is JSON."""
         if self.size(name) > _JSON_BYTES:
             raise ModelFileError(f"is refused: its part {name!r} has {self.size(name)} bytes of JSON.")
@@ -231,7 +233,7 @@ class Archive:
         if self._read(name, buffer) != self._sums[name]:
             raise ModelFileError(f"is damaged: its part {name!r} does not have its checksum.")
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self) -> dict[str, Json]:
         _check_part(self._entries[_MANIFEST])
         n_bytes = self._entries[_MANIFEST].file_size
         if n_bytes > _JSON_BYTES:
@@ -268,7 +270,7 @@ class Archive:
         return checksum.hexdigest()
 
 
-def parse_json(data: bytes, what: str) -> Any:
+def parse_json(data: bytes, what: str) -> Json:
     """JSON to the letter of its standard, with limits on how much Python makes of it."""
     if excess := _excess(data):
         raise ModelFileError(f"is refused: {what} is {excess}.")
@@ -288,14 +290,14 @@ def _excess(data: bytes) -> str:
     return "" if n_containers <= _JSON_CONTAINERS else f"JSON of {n_containers} lists and objects"
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice in an object")
     return found
 
 
-def _refuse_constant(constant: str) -> Any:
+def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.api.extensions import ExtensionDtype
 
+from vae_anomaly.core.types import Array, Json, Values
 from vae_anomaly.files.allow_list import (
     COLUMN_DTYPES,
     DTYPES,
@@ -35,7 +37,7 @@ _LARGEST_CODE_POINT = 0x10FFFF
 _STATE_WORDS = 624
 
 
-def decode_estimator(tree: Any, kind: type[Any], archive: Archive) -> Any:
+def decode_estimator(tree: Json, kind: type[Any], archive: Archive) -> Any:
     """The estimator of this class that `encoded` was given, its arrays read from ``arrays/0`` and so on.
 
     Raises
@@ -56,7 +58,7 @@ def decode_estimator(tree: Any, kind: type[Any], archive: Archive) -> Any:
     return restore(kind, *state)
 
 
-def decode_values(tree: Any, archive: Archive) -> dict[str, Any]:
+def decode_values(tree: Json, archive: Archive) -> Values:
     """The values that `encoded_values` was given, their arrays read from ``arrays/0`` and so on.
 
     Raises
@@ -75,7 +77,7 @@ class _Decoder:
         self.shared: list[Any] = []
         self._archive = archive
 
-    def value(self, node: Any) -> Any:
+    def value(self, node: Json) -> Any:
         if isinstance(node, list):
             return [self.value(item) for item in node]
         if not isinstance(node, dict):
@@ -89,27 +91,27 @@ class _Decoder:
             raise ModelFileError(f"holds a {name!r}, which this release does not know.")
         return self._makers[name](self, content)
 
-    def mapping(self, nodes: dict[str, Any]) -> dict[str, Any]:
+    def mapping(self, nodes: dict[str, Json]) -> Values:
         return {name: self.value(node) for name, node in nodes.items()}
 
     def _float(self, content: str) -> float:
         return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
 
-    def _tuple(self, content: Any) -> tuple[Any, ...]:
+    def _tuple(self, content: Json) -> tuple[Any, ...]:
         return tuple(self.value(content))
 
-    def _items(self, content: list[Any]) -> dict[Any, Any]:
+    def _items(self, content: list[Json]) -> dict[Any, Any]:
         return {self.value(key): self.value(value) for key, value in content}
 
-    def _slice(self, content: list[Any]) -> slice:
+    def _slice(self, content: list[Json]) -> slice:
         start, stop, step = map(self.value, content)
         return slice(start, stop, step)
 
-    def _number(self, content: list[Any]) -> Any:
+    def _number(self, content: list[Json]) -> Any:
         name, value = content
         return self._number_type(name)(self.value(value))
 
-    def _number_type(self, name: str) -> Any:
+    def _number_type(self, name: str) -> type[np.generic]:
         if name not in NUMBERS:
             raise ModelFileError(f"is refused: {name!r} is not a type of numbers.")
         return np.dtype(name).type
@@ -119,25 +121,25 @@ class _Decoder:
             raise ModelFileError(f"is refused: {name!r} is not a type of an array.")
         return np.dtype(name)
 
-    def _index(self, content: Any) -> pd.Index:
+    def _index(self, content: Json) -> pd.Index:
         values = self.value(content)
         if not isinstance(values, np.ndarray) or values.ndim != 1:
             raise ModelFileError("is damaged: it has categories that are not a list.")
         return pd.Index(values, dtype=object)
 
-    def _category(self, content: list[Any]) -> pd.CategoricalDtype:
+    def _category(self, content: list[Json]) -> pd.CategoricalDtype:
         node, ordered = content
         categories = self.value(node)
         if not isinstance(categories, pd.Index) or not categories.is_unique:
             raise ModelFileError("is damaged: it has a category whose values are not of its own.")
         return pd.CategoricalDtype(categories.infer_objects(), bool(ordered))
 
-    def _column_dtype(self, name: str) -> Any:
+    def _column_dtype(self, name: str) -> np.dtype[Any] | ExtensionDtype:
         if name not in COLUMN_DTYPES:
             raise ModelFileError(f"is refused: {name!r} is not a type of a column.")
         return pd.api.types.pandas_dtype(name)
 
-    def _array(self, content: list[Any]) -> npt.NDArray[Any]:
+    def _array(self, content: list[Json]) -> Array:
         code, shape, order, position = content
         if not isinstance(code, str) or not ARRAY_DTYPE.fullmatch(code):
             raise ModelFileError(f"is refused: it has an array of type {code!r}.")
@@ -157,12 +159,12 @@ class _Decoder:
             raise ModelFileError(f"is damaged: {name!r} is not a text.")
         return array if order == "C" else array.T
 
-    def _start(self, content: list[Any]) -> npt.NDArray[Any]:
+    def _start(self, content: list[Json]) -> Array:
         axis, n_kept, node = content
-        whole: npt.NDArray[Any] = self.value(node)
+        whole: Array = self.value(node)
         return whole[:, :n_kept] if axis else whole[:n_kept]
 
-    def _objects(self, content: list[Any]) -> npt.NDArray[Any]:
+    def _objects(self, content: list[Json]) -> Array:
         shape, node = content
         values = self.value(node)
         if _n_values(shape) != len(values):
@@ -172,17 +174,17 @@ class _Decoder:
             array[position] = value
         return array.reshape(shape)
 
-    def _plain(self, node: Any, dtype: type) -> npt.NDArray[Any]:
+    def _plain(self, node: Json, dtype: type) -> Array:
         """A one-dimensional array of this type: of a smaller one, a list would take far more memory."""
         array = self.value(node)
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
             raise ModelFileError(f"is refused: it has a list that is not an array of {dtype.__name__}.")
         return array
 
-    def _floats(self, content: Any) -> list[float]:
+    def _floats(self, content: Json) -> list[float]:
         return list(self._plain(content, np.float64).tolist())
 
-    def _texts(self, content: list[Any]) -> list[str]:
+    def _texts(self, content: list[Json]) -> list[str]:
         lengths, joined = map(self._plain, content, (np.int64, np.uint8))
         ends = np.cumsum(lengths)
         if (lengths < 0).any() or ends[-1] != len(joined):
@@ -193,7 +195,7 @@ class _Decoder:
             for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
         ]
 
-    def _random_state(self, content: list[Any]) -> np.random.RandomState:
+    def _random_state(self, content: list[Json]) -> np.random.RandomState:
         keys, position, has_gauss, gauss = map(self.value, content)
         # numpy reads beyond its buffer for a position that lies there.
         if keys.shape != (_STATE_WORDS,) or position not in range(_STATE_WORDS + 1):
@@ -202,19 +204,19 @@ class _Decoder:
         random_state.set_state((MERSENNE_TWISTER, keys, position, int(has_gauss), float(gauss)))
         return random_state
 
-    def _function(self, name: str) -> Callable[..., Any]:
+    def _function(self, name: str) -> np.ufunc:
         if name not in FUNCTIONS:
             raise ModelFileError(f"is refused: {name!r} is not a function that a transformer may call.")
         return FUNCTIONS[name]
 
-    def _class(self, content: list[Any]) -> Any:
+    def _class(self, content: list[Json]) -> Any:
         name, *state = content
         kind = class_of(ESTIMATORS, name)
         if kind is None:
             raise ModelFileError(f"holds a {name!r}, which this release does not know.")
         return self._restored(kind, name, *state)
 
-    def _registered(self, family: str, name: str, *state: Any) -> Any:
+    def _registered(self, family: str, name: str, *state: Values) -> Any:
         if name not in REGISTRIES[family]:
             raise ModelFileError(
                 f"holds the {family} {name!r}, which is not known here: import the module that defines it, "
@@ -222,11 +224,11 @@ class _Decoder:
             )
         return self._restored(REGISTRIES[family][name], name, *state)
 
-    def _restored(self, kind: type[Any], name: str, given: Any, defaults: Any, fitted: Any) -> Any:
+    def _restored(self, kind: type[Any], name: str, given: Values, defaults: Values, fitted: Values) -> Any:
         check_fields(name, {**given, **defaults}, "")
         return restore(kind, *map(self.mapping, (given, defaults, fitted)))
 
-    def _record(self, content: list[Any]) -> Any:
+    def _record(self, content: list[Json]) -> Any:
         name, nodes = content
         kind = class_of(RECORDS, name)
         if kind is None:
@@ -264,7 +266,7 @@ class _Decoder:
     }
 
 
-def _n_values(shape: Sequence[Any]) -> int:
+def _n_values(shape: Sequence[Json]) -> int:
     if not all(type(side) is int and side >= 0 for side in shape):
         raise ModelFileError(f"is refused: {shape} is not a shape of an array.")
     return math.prod(shape)

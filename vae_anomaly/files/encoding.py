@@ -19,6 +19,7 @@ import pandas as pd
 from pandas.api.extensions import ExtensionDtype
 
 from vae_anomaly.core.spec import Spec, state_of
+from vae_anomaly.core.types import Array, Estimator, Json, Values
 from vae_anomaly.files.allow_list import (
     COLUMN_DTYPES,
     DTYPES,
@@ -48,11 +49,11 @@ MERSENNE_TWISTER = "MT19937"
 class Encoded(NamedTuple):
     """An estimator as a tree that is JSON, and the bytes of arrays that it refers to by their positions."""
 
-    tree: dict[str, Any]
+    tree: dict[str, Json]
     arrays: list[npt.NDArray[np.uint8]]
 
 
-def encode_estimator(estimator: Any) -> Encoded:
+def encode_estimator(estimator: Estimator) -> Encoded:
     """An estimator's parameters and fitted attributes.
 
     Raises
@@ -87,15 +88,15 @@ def encode_values(values: Mapping[str, Any]) -> Encoded:
 class _Encoder:
     def __init__(self) -> None:
         self.arrays: list[npt.NDArray[np.uint8]] = []
-        self.shared: list[Any] = []
+        self.shared: list[Json] = []
         # The objects are kept, so that no other one gets their identity.
-        self._positions: dict[int, tuple[int, Any]] = {}
+        self._positions: dict[int, tuple[int, object]] = {}
 
-    def mapping(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def mapping(self, values: Mapping[str, Any], where: str) -> dict[str, Json]:
         separator = "" if where.endswith(" ") else "."
         return {name: self.node(value, f"{where}{separator}{name}") for name, value in values.items()}
 
-    def node(self, value: Any, where: str) -> Any:
+    def node(self, value: Any, where: str) -> Json:
         kind = type(value)
         # Some releases of scikit-learn have it in the place of a list.
         if kind.__name__ == "_RemainderColsList":
@@ -136,7 +137,7 @@ class _Encoder:
             return {"function": found}
         return self._object(value, where)
 
-    def _list(self, values: list[Any], where: str) -> Any:
+    def _list(self, values: list[Any], where: str) -> Json:
         if len(values) > _SHORT and all(type(value) is float for value in values):
             return {"floats": self._array(np.array(values), where)}
         if len(values) > _SHORT and all(type(value) is str for value in values):
@@ -146,7 +147,7 @@ class _Encoder:
             return {"texts": [self._array(lengths, where), self._array(joined, where)]}
         return [self.node(value, f"{where}[{position}]") for position, value in enumerate(values)]
 
-    def _array(self, array: npt.NDArray[Any], where: str) -> Any:
+    def _array(self, array: Array, where: str) -> Json:
         if array.dtype == object:
             return {"objects": [list(array.shape), self._list(array.ravel().tolist(), where)]}
         stored = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -163,14 +164,14 @@ class _Encoder:
         )
         return {"array": [stored.dtype.str, list(array.shape), order, len(self.arrays) - 1]}
 
-    def _random_state(self, value: np.random.RandomState, where: str) -> Any:
-        state: dict[str, Any] = value.get_state(legacy=False)
+    def _random_state(self, value: np.random.RandomState, where: str) -> Json:
+        state: Values = value.get_state(legacy=False)
         if state["bit_generator"] != MERSENNE_TWISTER:
             raise refusal(where, f"a RandomState over {state['bit_generator']}")
         keys, position = self._array(state["state"]["key"], where), int(state["state"]["pos"])
         return {"RandomState": [keys, position, int(state["has_gauss"]), float(state["gauss"])]}
 
-    def _object(self, value: Any, where: str) -> Any:
+    def _object(self, value: Any, where: str) -> Json:
         kind = type(value)
         if isinstance(value, Spec):
             value = value.snapshot()
@@ -191,17 +192,17 @@ class _Encoder:
             self.shared.append(node)
         return {"shared": self._positions[id(value)][0]}
 
-    def _estimator(self, value: Any, name: str, where: str) -> list[Any]:
+    def _estimator(self, value: Any, name: str, where: str) -> list[Json]:
         given, defaults, fitted = state_of(value)
         check_fields(name, given, f"{where} ")
         return [self.mapping(values, where) for values in (given, defaults, fitted)]
 
-    def _record(self, value: Any, name: str, where: str) -> Any:
+    def _record(self, value: Any, name: str, where: str) -> Json:
         fields = {field: getattr(value, field) for field in fields_of(type(value))}
         return {"record": [name, self.mapping(check_fields(name, fields, f"{where} "), where)]}
 
 
-def _find_whole(array: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+def _find_whole(array: Array) -> Array | None:
     """An array whose first rows or columns are this one's, at the same distances; zero elsewhere.
 
     A matrix product reads a part of a matrix in other steps than a whole one, with other last bits. None if

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.types import Json
 from vae_anomaly.files.archive import ModelFileError, parse_json
 
 __all__ = ["check_config"]
@@ -69,7 +69,7 @@ def check_config(config: str) -> str:
     return json.dumps(_check(parse_json(config.encode(), "a Keras configuration")), sort_keys=True)
 
 
-def _check(node: Any) -> Any:
+def _check(node: Json) -> Json:
     if isinstance(node, list):
         return [_check(item) for item in node]
     if not isinstance(node, dict):
@@ -79,7 +79,7 @@ def _check(node: Any) -> Any:
     return {name: _check(value) for name, value in node.items() if name != "compile_config"}
 
 
-def _check_object(node: dict[str, Any]) -> None:
+def _check_object(node: dict[str, Json]) -> None:
     name, module, registered = (node.get(key) for key in ("class_name", "module", "registered_name"))
     config = node.get("config")
     if not isinstance(name, str):
@@ -103,7 +103,7 @@ def _check_object(node: dict[str, Any]) -> None:
     raise _refusal(registered if isinstance(registered, str) and ">" in registered else f"{module}.{name}")
 
 
-def _is_activation(name: Any) -> bool:
+def _is_activation(name: object) -> bool:
     return bool(re.fullmatch(r"[a-z][a-z0-9_]*", str(name))) and name not in {
         "deserialize",
         "get",
@@ -111,7 +111,7 @@ def _is_activation(name: Any) -> bool:
     }
 
 
-def _is_registered(name: Any) -> bool:
+def _is_registered(name: object) -> bool:
     """Whether this process has registered a class or function by this name, which a built-in never has."""
     return isinstance(name, str) and ">" in name and keras.saving.get_registered_object(name) is not None
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import sklearn
 
+from vae_anomaly.core.types import Detector, Values
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.tables import Table
 from vae_anomaly.files import archive
@@ -30,7 +31,7 @@ __all__ = ["CHECKPOINT", "DESCRIPTION", "read", "write"]
 DESCRIPTION, CHECKPOINT = "detector.json", "checkpoint.json"
 
 
-def write(path: str | os.PathLike[str], detector: Any, kind: type[Any], summary: dict[str, Any]) -> None:
+def write(path: str | os.PathLike[str], detector: Detector, kind: type[Any], summary: Values) -> None:
     """Write a fitted detector of this class; see `VAEDetector.save`."""
     if type(detector) is not kind:
         raise ModelFileError(
@@ -65,7 +66,7 @@ def read(path: str | os.PathLike[str], kind: type[Any]) -> Any:
     return detector
 
 
-def _check(detector: Any) -> None:
+def _check(detector: Detector) -> None:
     """Refuse what fits no fit, above all networks that are larger than the weights in the file."""
     _expect(
         type(detector.n_features_in_) is int
@@ -93,7 +94,7 @@ def _check(detector: Any) -> None:
     )
 
 
-def _check_scaler(detector: Any, versions: Any) -> None:
+def _check_scaler(detector: Detector, versions: object) -> None:
     """Refuse a scaler that another release of scikit-learn has fitted and this one cannot use."""
     written = versions.get("scikit-learn") if isinstance(versions, dict) else None
     if written == sklearn.__version__:
@@ -148,7 +149,7 @@ def _check_columns(likelihood: Likelihood, n_features: int) -> None:
         _expect(False, "the columns of a member")
 
 
-def _is_array(value: Any, dtype: type, shape: tuple[int, ...]) -> bool:
+def _is_array(value: object, dtype: type, shape: tuple[int, ...]) -> bool:
     """Whether it is an array of this dtype and shape, in which -1 is any length."""
     return (
         isinstance(value, np.ndarray)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +11,24 @@ import numpy.typing as npt
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import Rows, usual_range
 from vae_anomaly.core.spec import Spec
+from vae_anomaly.core.types import Array, DtypeOrNone, Flags, Tensor, Values
 
-__all__ = ["LIKELIHOODS", "Likelihood", "Parameters", "check_all_inside", "from_config", "resolve"]
+__all__ = [
+    "LIKELIHOODS",
+    "Likelihood",
+    "LikelihoodLike",
+    "Parameters",
+    "check_all_inside",
+    "from_config",
+    "resolve",
+]
 
 #: Every likelihood that has a name: ``{"gaussian": Gaussian, ...}``.
 LIKELIHOODS: dict[str, type[Likelihood]] = {}
 
-Parameters = tuple[Any, ...]
+Parameters = tuple[Tensor, ...]
+#: What a detector's ``likelihood`` may be: a name, a `Likelihood`, or those of a table's columns.
+LikelihoodLike: TypeAlias = "str | Likelihood | Mapping[Any, Any] | Sequence[Any]"
 
 
 class Likelihood(Spec):
@@ -41,7 +52,7 @@ class Likelihood(Spec):
     whole_numbers: ClassVar[bool] = False
     standardized: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__dict__.get("name"):
             LIKELIHOODS[cls.name] = cls
@@ -59,7 +70,7 @@ class Likelihood(Spec):
         """How many numbers the decoder computes for a row."""
         return n_features * self.n_params
 
-    def parameters(self, outputs: Any, shared: Sequence[Any] = ()) -> Parameters:
+    def parameters(self, outputs: Tensor, shared: Sequence[Tensor] = ()) -> Parameters:
         """The parameters, from the decoder's outputs and what is shared by all rows.
 
         Parameters
@@ -80,19 +91,19 @@ class Likelihood(Spec):
         """For each number that the encoder sees of a row, the feature it comes from."""
         return list(range(n_features))
 
-    def inputs(self, x: Any, shared: Sequence[Any] = ()) -> Any:
+    def inputs(self, x: Tensor, shared: Sequence[Tensor] = ()) -> Tensor:
         """What the encoder sees of x: (..., n_features) -> (..., n_inputs)."""
         return x
 
-    def expected_inputs(self, parameters: Parameters) -> Any:
+    def expected_inputs(self, parameters: Parameters) -> Tensor:
         """Expected inputs given z, of shape (..., n_inputs)."""
         return self.mean(parameters)
 
-    def expectations(self, parameters: Parameters) -> Any:
+    def expectations(self, parameters: Parameters) -> Tensor:
         """What may be averaged over z to tell x, of shape (..., n_inputs): the mean, or probabilities."""
         return self.mean(parameters)
 
-    def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def values(self, expectations: Array) -> Array:
         """The x that averaged `expectations` stand for: (..., n_inputs) -> (..., n_features)."""
         return expectations
 
@@ -105,7 +116,7 @@ class Likelihood(Spec):
         return np.zeros((self.n_shared, rows.shape[1]), dtype=np.float32)
 
     # -- the distribution ---------------------------------------------------------------------------
-    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+    def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Log-density log p(x|z) of each feature, in nats.
 
         Parameters
@@ -119,33 +130,33 @@ class Likelihood(Spec):
         """
         raise NotImplementedError
 
-    def mean(self, parameters: Parameters) -> Any:
+    def mean(self, parameters: Parameters) -> Tensor:
         """Expected x given z, of shape (n_rows, n_features)."""
         raise NotImplementedError
 
-    def sample(self, parameters: Parameters, seed: int) -> Any:
+    def sample(self, parameters: Parameters, seed: int) -> Tensor:
         """One draw of x given z for each row, of shape (n_rows, n_features)."""
         raise NotImplementedError
 
-    def error(self, x: Any, parameters: Parameters) -> Any:
+    def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Reconstruction error of each feature: the squared distance to the expected x."""
         return keras.ops.square(x - self.mean(parameters))
 
-    def expected_log_prob(self, parameters: Parameters) -> Any:
+    def expected_log_prob(self, parameters: Parameters) -> Tensor:
         """E log p(x|z) over x from p(x|z), minus the entropy: what a missing cell counts in a score.
 
         By default the log-density at the mean, which is the same thing if it is linear in x.
         """
         return self.log_prob(self.mean(parameters), parameters)
 
-    def expected_error(self, parameters: Parameters) -> Any:
+    def expected_error(self, parameters: Parameters) -> Tensor:
         """E of `error` over x from p(x|z): what a missing cell counts in a reconstruction error.
 
         By default the error at the mean, which is the same thing if it is linear in x.
         """
         return self.error(self.mean(parameters), parameters)
 
-    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+    def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
         """The x above this share of p(x|z), of shape (n_rows, n_features); NaN if x has no order.
 
         ``probability`` is a number, or an array that broadcasts against the parameters.
@@ -158,10 +169,10 @@ class Likelihood(Spec):
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         """Raise a ValueError that names the column and the value if X lies outside the support."""
 
-    def check_pixels(self, low: float, high: float, dtype: Any) -> None:
+    def check_pixels(self, low: float, high: float, dtype: DtypeOrNone) -> None:
         """Raise a ValueError that names the range if pixels from ``low`` to ``high`` leave the support."""
 
-    def outside_support(self, X: Any) -> Any:
+    def outside_support(self, X: Tensor) -> Tensor:
         """Where X lies outside the support: booleans of its shape; False for a missing value.
 
         By operators alone, which arrays and tensors share. A likelihood of your own that says this has its
@@ -176,7 +187,7 @@ class Likelihood(Spec):
         """Positions of the columns that a scaler acts on; None for all of them."""
         return None
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Values:
         """Name and parameters as plain data, from which `from_config` makes an equal likelihood."""
         if LIKELIHOODS.get(self.name) is not type(self):
             raise TypeError(
@@ -186,12 +197,12 @@ class Likelihood(Spec):
         return {"name": self.name, **self.get_params(deep=False)}
 
     @classmethod
-    def of_config(cls, **parameters: Any) -> Likelihood:
+    def of_config(cls, **parameters: Tensor) -> Likelihood:
         """The likelihood with these parameters, as `config` gives them."""
         return cls(**parameters)
 
 
-def from_config(config: dict[str, Any]) -> Likelihood:
+def from_config(config: Values) -> Likelihood:
     """The likelihood that `Likelihood.config` describes."""
     parameters = dict(config)
     return LIKELIHOODS[parameters.pop("name")].of_config(**parameters)
@@ -208,9 +219,7 @@ def resolve(likelihood: str | Likelihood) -> Likelihood:
     return LIKELIHOODS[likelihood]()
 
 
-def check_all_inside(
-    wrong: npt.NDArray[np.bool_], X: npt.NDArray[Any], names: npt.ArrayLike | None, expected: str
-) -> None:
+def check_all_inside(wrong: Flags, X: Array, names: npt.ArrayLike | None, expected: str) -> None:
     """Raise a ValueError that says what was expected and names the first wrong value, if there is one."""
     if wrong.any():
         row, column = np.argwhere(wrong)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import Rows, usual_range
+from vae_anomaly.core.types import Array, Constraints, Tensor
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_all_inside
 
 __all__ = ["Categorical", "Count"]
@@ -48,7 +49,7 @@ class Categorical(Likelihood):
 
     name = "categorical"
     whole_numbers = True
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "n_categories": [Interval(Integral, 1, None, closed="left")],
         "unseen_probability": [Interval(Real, 0, 1, closed="neither")],
         "unseen": [StrOptions({"score", "raise"})],
@@ -65,7 +66,7 @@ class Categorical(Likelihood):
     def n_params(self) -> int:
         return self.n_categories
 
-    def parameters(self, outputs: Any, shared: Sequence[Any] = ()) -> Parameters:
+    def parameters(self, outputs: Tensor, shared: Sequence[Tensor] = ()) -> Parameters:
         """One tensor of logits of shape (..., n_features, n_categories)."""
         n_features = outputs.shape[-1] // self.n_categories
         leading = keras.ops.shape(outputs)[:-1]
@@ -77,16 +78,16 @@ class Categorical(Likelihood):
     def origins(self, n_features: int) -> list[int]:
         return [feature for feature in range(n_features) for _ in range(self.n_categories)]
 
-    def inputs(self, x: Any, shared: Sequence[Any] = ()) -> Any:
+    def inputs(self, x: Tensor, shared: Sequence[Tensor] = ()) -> Tensor:
         return _concatenate(self._indicators(x))
 
-    def expected_inputs(self, parameters: Parameters) -> Any:
+    def expected_inputs(self, parameters: Parameters) -> Tensor:
         return self.expectations(parameters)
 
-    def expectations(self, parameters: Parameters) -> Any:
+    def expectations(self, parameters: Parameters) -> Tensor:
         return _concatenate(self._probabilities(parameters))
 
-    def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def values(self, expectations: Array) -> Array:
         by_category = expectations.reshape(*expectations.shape[:-1], -1, self.n_categories)
         return np.asarray(by_category.argmax(axis=-1), dtype=expectations.dtype)
 
@@ -94,38 +95,38 @@ class Categorical(Likelihood):
         n_inputs = rows.shape[1] * self.n_categories
         return np.stack([np.zeros(n_inputs), np.ones(n_inputs)]).astype(np.float32)
 
-    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+    def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         chosen = keras.ops.sum(self._indicators(x) * self._probabilities(parameters), axis=-1)
         return keras.ops.log(keras.ops.maximum(chosen, self._least))
 
-    def mean(self, parameters: Parameters) -> Any:
+    def mean(self, parameters: Parameters) -> Tensor:
         """The most probable category."""
         return keras.ops.cast(keras.ops.argmax(parameters[0], axis=-1), parameters[0].dtype)
 
-    def sample(self, parameters: Parameters, seed: int) -> Any:
+    def sample(self, parameters: Parameters, seed: int) -> Tensor:
         logits = parameters[0]
         drawn = keras.random.categorical(keras.ops.reshape(logits, (-1, self.n_categories)), 1, seed=seed)
         return keras.ops.cast(keras.ops.reshape(drawn, logits.shape[:-1]), logits.dtype)
 
-    def error(self, x: Any, parameters: Parameters) -> Any:
+    def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Reconstruction error of each feature: the cross-entropy, in nats."""
         return -self.log_prob(x, parameters)
 
-    def expected_log_prob(self, parameters: Parameters) -> Any:
+    def expected_log_prob(self, parameters: Parameters) -> Tensor:
         probabilities = self._probabilities(parameters)
         return keras.ops.sum(probabilities * keras.ops.log(probabilities), axis=-1)
 
-    def expected_error(self, parameters: Parameters) -> Any:
+    def expected_error(self, parameters: Parameters) -> Tensor:
         return -self.expected_log_prob(parameters)
 
-    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+    def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
         return keras.ops.full_like(parameters[0][..., 0], math.nan)
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         expected = f"likelihood 'categorical' needs codes from 0 to {self.n_categories - 1}"
         check_all_inside(self.outside_support(X), X, names, expected)
 
-    def outside_support(self, X: Any) -> Any:
+    def outside_support(self, X: Tensor) -> Tensor:
         greatest = self.n_categories - (self.unseen == "raise")
         return (X % 1 > 0) | (X < 0) | (greatest < X)
 
@@ -133,11 +134,11 @@ class Categorical(Likelihood):
     def _least(self) -> float:
         return self.unseen_probability / (self.n_categories + 1)
 
-    def _indicators(self, x: Any) -> Any:
+    def _indicators(self, x: Tensor) -> Tensor:
         categories = np.arange(self.n_categories, dtype=np.float32)
         return keras.ops.cast(x[..., None] == categories, x.dtype)
 
-    def _probabilities(self, parameters: Parameters) -> Any:
+    def _probabilities(self, parameters: Parameters) -> Tensor:
         """Of the known categories, of shape (..., n_features, n_categories)."""
         logits = parameters[0]
         # Keras' softmax warns of an axis of one: a column that holds one category.
@@ -179,11 +180,11 @@ class Count(Likelihood):
         level = np.nanmean(logarithms, axis=0)
         return np.stack([np.zeros(len(level)), level, np.log(spread)]).astype(np.float32)
 
-    def inputs(self, x: Any, shared: Sequence[Any] = ()) -> Any:
+    def inputs(self, x: Tensor, shared: Sequence[Tensor] = ()) -> Tensor:
         _, level, log_spread = (keras.ops.stop_gradient(values) for values in shared)
         return (keras.ops.log(keras.ops.maximum(x, 0.0) + 0.5) - level) * keras.ops.exp(-log_spread)
 
-    def expected_inputs(self, parameters: Parameters) -> Any:
+    def expected_inputs(self, parameters: Parameters) -> Tensor:
         return parameters[0]
 
     def input_range(self, rows: Rows) -> Rows:
@@ -191,7 +192,7 @@ class Count(Likelihood):
         standardized = (np.log(np.maximum(rows, 0) + 0.5) - level) * np.exp(-log_spread)
         return usual_range(standardized.astype(np.float32))
 
-    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+    def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         location, scale, level, spread = self._unpacked(parameters)
         ops = keras.ops
         upper = ((ops.log1p(x) - level) / spread - location) / scale
@@ -201,15 +202,15 @@ class Count(Likelihood):
         log_difference = -ops.softplus(-upper) - ops.softplus(upper - width) + ops.log(-ops.expm1(-width))
         return ops.where(x < 1, -ops.softplus(-upper), log_difference)
 
-    def mean(self, parameters: Parameters) -> Any:
+    def mean(self, parameters: Parameters) -> Tensor:
         """The median: the mean is infinite for large scales."""
         return self.quantile(0.5, parameters)
 
-    def sample(self, parameters: Parameters, seed: int) -> Any:
+    def sample(self, parameters: Parameters, seed: int) -> Tensor:
         shape = tuple(parameters[0].shape)
         return self.quantile(keras.random.uniform(shape, 1e-6, 1 - 1e-6, seed=seed), parameters)
 
-    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+    def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
         location, scale, level, spread = self._unpacked(parameters)
         probability = keras.ops.convert_to_tensor(probability, dtype=location.dtype)
         logit = keras.ops.log(probability) - keras.ops.log1p(-probability)
@@ -217,17 +218,17 @@ class Count(Likelihood):
         # Counts of 1e14 are as far as rows reach.
         return keras.ops.maximum(keras.ops.ceil(keras.ops.exp(keras.ops.minimum(logarithm, 32.0))) - 1, 0.0)
 
-    def error(self, x: Any, parameters: Parameters) -> Any:
+    def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Reconstruction error of each feature: the squared distance of u(x + 1/2) from the location."""
         return keras.ops.square(self.inputs(x, parameters[1:]) - parameters[0])
 
-    def expected_log_prob(self, parameters: Parameters) -> Any:
+    def expected_log_prob(self, parameters: Parameters) -> Tensor:
         """Nearly: the mean over so many equally probable counts."""
         levels = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES
         levels = levels.reshape(-1, *[1] * len(parameters[0].shape))
         return keras.ops.mean(self.log_prob(self.quantile(levels, parameters), parameters), axis=0)
 
-    def expected_error(self, parameters: Parameters) -> Any:
+    def expected_error(self, parameters: Parameters) -> Tensor:
         """Nearly: the variance of a logistic variable, which counts of a few are not."""
         _, scale, _, _ = self._unpacked(parameters)
         return keras.ops.zeros_like(parameters[0]) + math.pi**2 / 3 * keras.ops.square(scale)
@@ -236,10 +237,10 @@ class Count(Likelihood):
         expected = "likelihood 'count' needs whole numbers from 0 on; choose 'gaussian' for others"
         check_all_inside(self.outside_support(X), X, names, expected)
 
-    def outside_support(self, X: Any) -> Any:
+    def outside_support(self, X: Tensor) -> Tensor:
         return (X % 1 > 0) | (X < 0)
 
-    def _unpacked(self, parameters: Parameters) -> tuple[Any, Any, Any, Any]:
+    def _unpacked(self, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         location, raw, *constants = parameters
         log_minimum = math.log(self._minimum_scale)
         scale = keras.ops.exp(log_minimum + keras.ops.softplus(raw - log_minimum))
@@ -247,7 +248,7 @@ class Count(Likelihood):
         return location, scale, level, keras.ops.exp(log_spread)
 
 
-def _concatenate(by_category: Any) -> Any:
+def _concatenate(by_category: Tensor) -> Tensor:
     """(..., n_features, n_categories) -> (..., n_features * n_categories)."""
     *leading, n_features, n_categories = keras.ops.shape(by_category)
     return keras.ops.reshape(by_category, (*leading, n_features * n_categories))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from scipy import stats
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.types import Constraints, Tensor
 from vae_anomaly.likelihoods.base import Likelihood, Parameters
 
 __all__ = ["Gaussian", "Laplace", "LocationScale", "StudentT"]
@@ -40,7 +41,7 @@ class LocationScale(Likelihood):
         their spread.
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "scale": [StrOptions({"per_feature", "per_row"}), Interval(Real, 0, None, closed="neither")],
         "minimum_scale": [Interval(Real, 0, None, closed="neither")],
     }
@@ -59,29 +60,29 @@ class LocationScale(Likelihood):
     def n_shared(self) -> int:
         return 1 if self.scale == "per_feature" else 0
 
-    def log_scale(self, parameters: Parameters) -> Any:
+    def log_scale(self, parameters: Parameters) -> Tensor:
         """Log s, broadcastable to (n_rows, n_features)."""
         if not isinstance(self.scale, str):
             return keras.ops.convert_to_tensor(math.log(self.scale), dtype=parameters[0].dtype)
         log_minimum = math.log(self.minimum_scale)
         return log_minimum + keras.ops.softplus(parameters[1] - log_minimum)
 
-    def standard_log_prob(self, residual: Any) -> Any:
+    def standard_log_prob(self, residual: Tensor) -> Tensor:
         """Log f(residual), the log-density at location 0 and scale 1."""
         raise NotImplementedError
 
-    def standard_sample(self, shape: tuple[int, ...], seed: int) -> Any:
+    def standard_sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
         """Draws from f."""
         raise NotImplementedError
 
-    def standard_quantile(self, probability: Any) -> Any:
+    def standard_quantile(self, probability: Tensor) -> Tensor:
         """The residual that lies above this share of f: of a number, or of each in a numpy array."""
         raise NotImplementedError(
             f"intervals need the quantiles of f: give {type(self).__name__} a method "
             "standard_quantile(probability)."
         )
 
-    def standard_moments(self) -> tuple[Any, Any]:
+    def standard_moments(self) -> tuple[Tensor, Tensor]:
         """Entropy and mean square of f; by quadrature, if a subclass does not know them."""
         grid, step = np.linspace(-_FARTHEST_RESIDUAL, _FARTHEST_RESIDUAL, _N_GRID, retstep=True)
         grid = grid.astype(np.float32)
@@ -89,31 +90,31 @@ class LocationScale(Likelihood):
         weight = keras.ops.exp(log_prob) * float(step)
         return -keras.ops.sum(weight * log_prob), keras.ops.sum(weight * grid**2)
 
-    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+    def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         log_scale = self.log_scale(parameters)
         residual = (x - parameters[0]) * keras.ops.exp(-log_scale)
         return self.standard_log_prob(residual) - log_scale
 
-    def mean(self, parameters: Parameters) -> Any:
+    def mean(self, parameters: Parameters) -> Tensor:
         return parameters[0]
 
-    def sample(self, parameters: Parameters, seed: int) -> Any:
+    def sample(self, parameters: Parameters, seed: int) -> Tensor:
         noise = self.standard_sample(tuple(parameters[0].shape), seed)
         return parameters[0] + keras.ops.exp(self.log_scale(parameters)) * noise
 
-    def expected_log_prob(self, parameters: Parameters) -> Any:
+    def expected_log_prob(self, parameters: Parameters) -> Tensor:
         entropy, _ = self.standard_moments()
         entropy = keras.ops.convert_to_tensor(entropy, dtype=parameters[0].dtype)
         return keras.ops.zeros_like(parameters[0]) - entropy - self.log_scale(parameters)
 
-    def expected_error(self, parameters: Parameters) -> Any:
+    def expected_error(self, parameters: Parameters) -> Tensor:
         _, mean_square = self.standard_moments()
         mean_square = keras.ops.convert_to_tensor(mean_square, dtype=parameters[0].dtype)
         return keras.ops.zeros_like(parameters[0]) + mean_square * keras.ops.exp(
             2 * self.log_scale(parameters)
         )
 
-    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+    def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
         residual = keras.ops.convert_to_tensor(self.standard_quantile(probability), parameters[0].dtype)
         return parameters[0] + keras.ops.exp(self.log_scale(parameters)) * residual
 
@@ -144,13 +145,13 @@ class Gaussian(LocationScale):
 
     name = "gaussian"
 
-    def standard_log_prob(self, residual: Any) -> Any:
+    def standard_log_prob(self, residual: Tensor) -> Tensor:
         return -0.5 * (keras.ops.square(residual) + math.log(2 * math.pi))
 
-    def standard_sample(self, shape: tuple[int, ...], seed: int) -> Any:
+    def standard_sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
         return keras.random.normal(shape, seed=seed)
 
-    def standard_quantile(self, probability: Any) -> Any:
+    def standard_quantile(self, probability: Tensor) -> Tensor:
         return stats.norm.ppf(probability)
 
     def standard_moments(self) -> tuple[float, float]:
@@ -179,16 +180,16 @@ class Laplace(LocationScale):
 
     name = "laplace"
 
-    def standard_log_prob(self, residual: Any) -> Any:
+    def standard_log_prob(self, residual: Tensor) -> Tensor:
         return -keras.ops.abs(residual) - math.log(2)
 
-    def standard_sample(self, shape: tuple[int, ...], seed: int) -> Any:
+    def standard_sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
         uniform = keras.random.uniform(shape, minval=-1.0, maxval=1.0, seed=seed)
         # The lower end itself can be drawn; its logarithm is infinite.
         size = keras.ops.minimum(keras.ops.abs(uniform), 1.0 - 2.0**-24)
         return -keras.ops.sign(uniform) * keras.ops.log1p(-size)
 
-    def standard_quantile(self, probability: Any) -> Any:
+    def standard_quantile(self, probability: Tensor) -> Tensor:
         return stats.laplace.ppf(probability)
 
     def standard_moments(self) -> tuple[float, float]:
@@ -224,7 +225,7 @@ class StudentT(LocationScale):
     """
 
     name = "student_t"
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         **LocationScale._parameter_constraints,
         "degrees_of_freedom": [Interval(Real, 0, None, closed="neither")],
     }
@@ -238,18 +239,18 @@ class StudentT(LocationScale):
         super().__init__(scale, minimum_scale)
         self.degrees_of_freedom = degrees_of_freedom
 
-    def standard_log_prob(self, residual: Any) -> Any:
+    def standard_log_prob(self, residual: Tensor) -> Tensor:
         nu = self.degrees_of_freedom
         constant = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2) - 0.5 * math.log(nu * math.pi)
         return constant - 0.5 * (nu + 1) * keras.ops.log1p(keras.ops.square(residual) / nu)
 
-    def standard_sample(self, shape: tuple[int, ...], seed: int) -> Any:
+    def standard_sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
         normal_seed, gamma_seed = _split(seed)
         normal = keras.random.normal(shape, seed=normal_seed)
         half = 0.5 * self.degrees_of_freedom
         return normal * keras.ops.rsqrt(keras.random.gamma(shape, alpha=half, seed=gamma_seed) / half)
 
-    def standard_quantile(self, probability: Any) -> Any:
+    def standard_quantile(self, probability: Tensor) -> Tensor:
         return stats.t.ppf(probability, self.degrees_of_freedom)
 
     def standard_moments(self) -> tuple[float, float]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Array, Tensor, Values
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, from_config
 
 __all__ = ["Mixed"]
@@ -53,12 +53,12 @@ class Mixed(Likelihood):
                 f"from 0 to {n_columns - 1}; received columns {positions}."
             )
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Values:
         parts = [(likelihood.config(), list(columns)) for likelihood, columns in self.parts]
         return {**super().config(), "parts": parts}
 
     @classmethod
-    def of_config(cls, **parameters: Any) -> Mixed:
+    def of_config(cls, **parameters: Tensor) -> Mixed:
         """The likelihood with these parameters, as `config` gives them."""
         return cls([(from_config(config), tuple(columns)) for config, columns in parameters["parts"]])
 
@@ -69,7 +69,7 @@ class Mixed(Likelihood):
     def n_outputs(self, n_features: int) -> int:
         return sum(likelihood.n_outputs(len(columns)) for likelihood, columns in self.parts)
 
-    def parameters(self, outputs: Any, shared: Sequence[Any] = ()) -> Parameters:
+    def parameters(self, outputs: Tensor, shared: Sequence[Tensor] = ()) -> Parameters:
         """One tuple for each part, its own parameters."""
         sizes = [likelihood.n_outputs(len(columns)) for likelihood, columns in self.parts]
         ends = np.cumsum(sizes).tolist()
@@ -89,7 +89,7 @@ class Mixed(Likelihood):
             for position in likelihood.origins(len(columns))
         ]
 
-    def inputs(self, x: Any, shared: Sequence[Any] = ()) -> Any:
+    def inputs(self, x: Tensor, shared: Sequence[Tensor] = ()) -> Tensor:
         parts = [
             likelihood.inputs(
                 keras.ops.take(x, np.array(columns), axis=-1),
@@ -99,13 +99,13 @@ class Mixed(Likelihood):
         ]
         return keras.ops.concatenate(parts, axis=-1)
 
-    def expected_inputs(self, parameters: Parameters) -> Any:
+    def expected_inputs(self, parameters: Parameters) -> Tensor:
         return self._joined(lambda likelihood, own: likelihood.expected_inputs(own), parameters)
 
-    def expectations(self, parameters: Parameters) -> Any:
+    def expectations(self, parameters: Parameters) -> Tensor:
         return self._joined(lambda likelihood, own: likelihood.expectations(own), parameters)
 
-    def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def values(self, expectations: Array) -> Array:
         sizes = [likelihood.n_inputs(len(columns)) for likelihood, columns in self.parts]
         pieces = np.split(expectations, np.cumsum(sizes)[:-1], axis=-1)
         values = np.empty((*expectations.shape[:-1], sum(len(columns) for _, columns in self.parts)))
@@ -123,26 +123,26 @@ class Mixed(Likelihood):
             shared[: likelihood.n_shared, list(columns)] = likelihood.initial_shared(rows[:, list(columns)])
         return shared
 
-    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+    def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         return self._in_order(lambda likelihood, own, x: likelihood.log_prob(x, own), parameters, x)
 
-    def mean(self, parameters: Parameters) -> Any:
+    def mean(self, parameters: Parameters) -> Tensor:
         return self._in_order(lambda likelihood, own: likelihood.mean(own), parameters)
 
-    def sample(self, parameters: Parameters, seed: int) -> Any:
+    def sample(self, parameters: Parameters, seed: int) -> Tensor:
         seeds = iter(np.random.SeedSequence(seed).generate_state(len(self.parts)) // 2)
         return self._in_order(lambda likelihood, own: likelihood.sample(own, int(next(seeds))), parameters)
 
-    def error(self, x: Any, parameters: Parameters) -> Any:
+    def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         return self._in_order(lambda likelihood, own, x: likelihood.error(x, own), parameters, x)
 
-    def expected_log_prob(self, parameters: Parameters) -> Any:
+    def expected_log_prob(self, parameters: Parameters) -> Tensor:
         return self._in_order(lambda likelihood, own: likelihood.expected_log_prob(own), parameters)
 
-    def expected_error(self, parameters: Parameters) -> Any:
+    def expected_error(self, parameters: Parameters) -> Tensor:
         return self._in_order(lambda likelihood, own: likelihood.expected_error(own), parameters)
 
-    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+    def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
         return self._in_order(lambda likelihood, own: likelihood.quantile(probability, own), parameters)
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
@@ -150,7 +150,7 @@ class Mixed(Likelihood):
             labels = columns if names is None else np.asarray(names, dtype=object)[list(columns)]
             likelihood.check_support(X[:, list(columns)], labels)
 
-    def outside_support(self, X: Any) -> Any:
+    def outside_support(self, X: Tensor) -> Tensor:
         n_columns = sum(len(columns) for _, columns in self.parts)
         return functools.reduce(
             operator.or_,
@@ -170,13 +170,13 @@ class Mixed(Likelihood):
             int(column) for likelihood, columns in self.parts if likelihood.standardized for column in columns
         )
 
-    def _joined(self, function: Callable[..., Any], parameters: Parameters) -> Any:
+    def _joined(self, function: Callable[..., Tensor], parameters: Parameters) -> Tensor:
         parts = [
             function(likelihood, own) for (likelihood, _), own in zip(self.parts, parameters, strict=True)
         ]
         return keras.ops.concatenate(parts, axis=-1)
 
-    def _in_order(self, function: Callable[..., Any], parameters: Parameters, x: Any = None) -> Any:
+    def _in_order(self, function: Callable[..., Tensor], parameters: Parameters, x: Tensor = None) -> Tensor:
         """What a function makes of each part, in the order of the columns."""
         columns = [column for _, columns in self.parts for column in columns]
         parts = [
@@ -188,5 +188,5 @@ class Mixed(Likelihood):
         return keras.ops.take(keras.ops.concatenate(parts, axis=-1), np.argsort(columns), axis=-1)
 
 
-def _of_columns(shared: Sequence[Any], columns: Sequence[int]) -> list[Any]:
+def _of_columns(shared: Sequence[Tensor], columns: Sequence[int]) -> list[Tensor]:
     return [keras.ops.take(values, np.array(columns), axis=-1) for values in shared]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.types import Array, Constraints, DtypeOrNone, Tensor
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_all_inside
 from vae_anomaly.likelihoods.location_scale import Gaussian
 
@@ -34,10 +35,10 @@ class UnitInterval(Likelihood):
             "example by MinMaxScaler(clip=True), or choose likelihood='gaussian'",
         )
 
-    def outside_support(self, X: Any) -> Any:
+    def outside_support(self, X: Tensor) -> Tensor:
         return (X < -_ROUNDING) | (X > 1 + _ROUNDING)
 
-    def check_pixels(self, low: float, high: float, dtype: Any) -> None:
+    def check_pixels(self, low: float, high: float, dtype: DtypeOrNone) -> None:
         if low < -_ROUNDING or high > 1 + _ROUNDING:
             received = f" of dtype {dtype}" if dtype is not None else ""
             raise ValueError(
@@ -64,22 +65,22 @@ class Bernoulli(UnitInterval):
 
     name = "bernoulli"
 
-    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+    def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         logits = parameters[0]
         return x * logits - keras.ops.softplus(logits)
 
-    def mean(self, parameters: Parameters) -> Any:
+    def mean(self, parameters: Parameters) -> Tensor:
         return keras.ops.sigmoid(parameters[0])
 
-    def sample(self, parameters: Parameters, seed: int) -> Any:
+    def sample(self, parameters: Parameters, seed: int) -> Tensor:
         uniform = keras.random.uniform(tuple(parameters[0].shape), seed=seed)
         return keras.ops.cast(uniform < self.mean(parameters), uniform.dtype)
 
-    def error(self, x: Any, parameters: Parameters) -> Any:
+    def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Reconstruction error of each feature: the binary cross-entropy, in nats."""
         return -self.log_prob(x, parameters)
 
-    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+    def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
         probability = keras.ops.convert_to_tensor(probability, parameters[0].dtype)
         return keras.ops.cast(self.mean(parameters) > 1 - probability, parameters[0].dtype)
 
@@ -106,11 +107,11 @@ class ContinuousBernoulli(UnitInterval):
     # Below this |logit| the closed forms lose their digits, and three terms of the series are exact.
     _near_zero: ClassVar[float] = 0.1
 
-    def log_prob(self, x: Any, parameters: Parameters) -> Any:
+    def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         logits = parameters[0]
         return x * logits - keras.ops.softplus(logits) + self._log_normalizer(logits)
 
-    def mean(self, parameters: Parameters) -> Any:
+    def mean(self, parameters: Parameters) -> Tensor:
         logits = parameters[0]
         near, safe = self._near_and_safe(logits)
         square = keras.ops.square(logits)
@@ -118,10 +119,10 @@ class ContinuousBernoulli(UnitInterval):
         series = 0.5 + logits * (1 / 12 - square * (1 / 720 - square / 30240))
         return keras.ops.where(near, series, keras.ops.sigmoid(safe) + self._excess(safe))
 
-    def sample(self, parameters: Parameters, seed: int) -> Any:
+    def sample(self, parameters: Parameters, seed: int) -> Tensor:
         return self.quantile(keras.random.uniform(tuple(parameters[0].shape), seed=seed), parameters)
 
-    def quantile(self, probability: Any, parameters: Parameters) -> Any:
+    def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
         logits = parameters[0]
         uniform = keras.ops.convert_to_tensor(probability, dtype=logits.dtype)
         near, safe = self._near_and_safe(logits)
@@ -135,17 +136,17 @@ class ContinuousBernoulli(UnitInterval):
             keras.ops.where(near, uniform + 0.5 * logits * uniform * (1 - uniform), drawn), 0.0, 1.0
         )
 
-    def error(self, x: Any, parameters: Parameters) -> Any:
+    def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Reconstruction error of each feature: the binary cross-entropy, in nats."""
         logits = parameters[0]
         return keras.ops.softplus(logits) - x * logits
 
-    def _near_and_safe(self, logits: Any) -> tuple[Any, Any]:
+    def _near_and_safe(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         near = keras.ops.abs(logits) < self._near_zero
         # The branch that is not taken must stay finite, or its gradient turns into NaN.
         return near, keras.ops.where(near, keras.ops.ones_like(logits), logits)
 
-    def _log_normalizer(self, logits: Any) -> Any:
+    def _log_normalizer(self, logits: Tensor) -> Tensor:
         """log(l / tanh(l / 2)) = log 2 + l^2 / 12 - 7 l^4 / 1440 + 31 l^6 / 90720 - ..."""
         near, safe = self._near_and_safe(logits)
         square = keras.ops.square(logits)
@@ -154,7 +155,7 @@ class ContinuousBernoulli(UnitInterval):
         return keras.ops.where(near, series, exact)
 
     @staticmethod
-    def _excess(logits: Any) -> Any:
+    def _excess(logits: Tensor) -> Tensor:
         """1 / (1 - exp(-l)) - 1 / l - sigmoid(l) = 1 / sinh(l) - 1 / l, without overflow."""
         size = keras.ops.abs(logits)
         inverse_sinh = 2 * keras.ops.exp(-size) / (1 - keras.ops.exp(-2 * size))
@@ -190,7 +191,7 @@ class UnitGaussian(UnitInterval, Gaussian):
     name = "unit_gaussian"
     standardized = False
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         **Gaussian._parameter_constraints,
         "scale": [
             StrOptions({"auto", "per_feature", "per_row"}),
@@ -201,12 +202,12 @@ class UnitGaussian(UnitInterval, Gaussian):
     def __init__(self, scale: str | float = "auto", minimum_scale: float = 0.1) -> None:
         super().__init__(scale, minimum_scale)
 
-    def log_scale(self, parameters: Parameters) -> Any:
+    def log_scale(self, parameters: Parameters) -> Tensor:
         if self.scale != "auto":
             return super().log_scale(parameters)
         n_pixels = parameters[0].shape[-1]
         log_scale = math.log(_SCALE) + 0.5 * math.log(n_pixels / _PIXELS)
         return keras.ops.convert_to_tensor(log_scale, dtype=parameters[0].dtype)
 
-    def values(self, expectations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def values(self, expectations: Array) -> Array:
         return np.asarray(np.clip(expectations, 0.0, 1.0))

@@ -9,7 +9,8 @@ import numpy as np
 
 from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import keras, tf
-from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.core.types import KerasModel, Tensor
+from vae_anomaly.likelihoods import Likelihood, Parameters
 
 __all__ = ["DOUBTED_FROM", "Incomplete"]
 
@@ -28,14 +29,14 @@ _ADAM = Adam(beta_2=0.99, epsilon=1e-8)
 class Incomplete:
     """A `VAE` whose rows have NaN for missing values; made by `VAE.incomplete`, which says what is what."""
 
-    def __init__(self, vae: Any, missing_counts: bool, refined: bool) -> None:
+    def __init__(self, vae: KerasModel, missing_counts: bool, refined: bool) -> None:
         self._vae = vae
         self._refined = refined
-        self.likelihood: Any = _WithoutMissing(vae.likelihood, missing_counts)
+        self.likelihood = _WithoutMissing(vae.likelihood, missing_counts)
         self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
         self.decode, self.draw = vae.decode, vae.draw
 
-    def encode(self, x: Any, training: bool = False) -> Any:
+    def encode(self, x: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """Posterior of each row given the values that are there.
 
         Missing inputs start as what the decoder expects at the prior's mean. An encoder that sees marks for
@@ -53,7 +54,7 @@ class Incomplete:
         fill = vae.likelihood.expected_inputs(vae.decode(ops.zeros((1, vae.latent_dim))))
         inputs = ops.where(hidden, ops.stop_gradient(fill), seen)
 
-        def inferred(inputs: Any) -> tuple[Any]:
+        def inferred(inputs: Tensor) -> tuple[Tensor]:
             z_mean, _ = vae.posterior(inputs)
             expected = vae.likelihood.expected_inputs(vae.decode(z_mean))
             return (ops.where(hidden, expected, seen),)
@@ -68,11 +69,11 @@ class Incomplete:
             z_mean = ops.where(has_gaps, self._most_probable(x, z_mean), z_mean)
         return z_mean, z_log_var
 
-    def infer(self, x: Any, noise: Any, training: bool = False) -> Any:
+    def infer(self, x: Tensor, noise: Tensor, training: bool = False) -> Tensor:
         """As `VAE.infer`."""
         return self.draw(*self.encode(x, training), noise, training)
 
-    def _most_probable(self, x: Any, z: Any) -> Any:
+    def _most_probable(self, x: Tensor, z: Tensor) -> Tensor:
         """The z of each row at the top of log p(x|z) + log p(z) for the values that are there, from z uphill.
 
         A value that is d > `DOUBTED_FROM` nats less probable than expected counts ``DOUBTED_FROM / d``. By
@@ -84,7 +85,7 @@ class Incomplete:
         cosine = 0.5 * (1 + np.cos(np.pi * np.arange(_STEPS) / _STEPS))
         rates = tf.constant(_ADAM.rates(_LONGEST_STEP * cosine))
 
-        def step(z: Any, mean: Any, square: Any, count: Any) -> tuple[Any, ...]:
+        def step(z: Tensor, mean: Tensor, square: Tensor, count: Tensor) -> tuple[Tensor, ...]:
             with tf.GradientTape() as tape:
                 tape.watch(z)
                 parameters = self._vae.decode(z)
@@ -108,19 +109,25 @@ class _WithoutMissing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._likelihood, name)
 
-    def log_prob(self, x: Any, parameters: tuple[Any, ...]) -> Any:
+    def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         return self._terms(x, parameters, self._likelihood.log_prob, self._likelihood.expected_log_prob)
 
-    def error(self, x: Any, parameters: tuple[Any, ...]) -> Any:
+    def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         return self._terms(x, parameters, self._likelihood.error, self._likelihood.expected_error)
 
-    def _terms(self, x: Any, parameters: tuple[Any, ...], of_value: Any, expected: Any) -> Any:
+    def _terms(
+        self,
+        x: Tensor,
+        parameters: Parameters,
+        of_value: Callable[[Tensor, Parameters], Tensor],
+        expected: Callable[[Parameters], Tensor],
+    ) -> Tensor:
         missing = keras.ops.isnan(x)
         terms = of_value(keras.ops.where(missing, 0.0, x), parameters)
         return keras.ops.where(missing, expected(parameters) if self._missing_counts else 0.0, terms)
 
 
-def _repeat(step: Callable[..., Any], n_times: int, *values: Any) -> Any:
+def _repeat(step: Callable[..., tuple[Tensor, ...]], n_times: int, *values: Tensor) -> Tensor:
     """The first of the values after so many times ``values = step(*values)``."""
     loop = tf.while_loop(
         lambda count, *_: count < n_times,

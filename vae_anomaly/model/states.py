@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy.typing as npt
+from typing import NamedTuple
 
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Array
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import Network
 
@@ -44,7 +43,7 @@ class ModelState:
 
     specification: Specification
     trainable: Rows
-    non_trainable: tuple[npt.NDArray[Any], ...]
+    non_trainable: tuple[Array, ...]
 
     def __repr__(self) -> str:
         return f"ModelState({self.specification}, {self.trainable.size} weights)"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,9 @@ from vae_anomaly import likelihoods
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.objective import loss_terms
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Array, Initializer, KerasModel, Shape, Tensor, Values
 from vae_anomaly.layers import Sampling
-from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.likelihoods import Likelihood, Parameters
 from vae_anomaly.model.incomplete import Incomplete
 from vae_anomaly.networks import initializer_of
 
@@ -37,11 +39,11 @@ class Inference(NamedTuple):
     parameters : the likelihood's parameters, tensors that broadcast to (n_draws, n_rows, n_features)
     """
 
-    z_mean: Any
-    z_log_var: Any
-    noise: Any
-    z: Any
-    parameters: tuple[Any, ...]
+    z_mean: Tensor
+    z_log_var: Tensor
+    noise: Tensor
+    z: Tensor
+    parameters: Parameters
 
 
 @keras.saving.register_keras_serializable(package="vae_anomaly")
@@ -86,13 +88,13 @@ class VAE(keras.Model):  # type: ignore[misc]
 
     def __init__(
         self,
-        encoder: Any,
-        decoder: Any,
+        encoder: KerasModel,
+        decoder: KerasModel,
         likelihood: Likelihood,
         n_features: int,
         latent_dim: int,
         marks_missing: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         self.encoder = encoder
@@ -117,7 +119,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         )
         self.built = True
 
-    def encode(self, x: Any, training: bool = False) -> tuple[Any, Any]:
+    def encode(self, x: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """Posterior of each row: z_mean and z_log_var, both of shape (n_rows, latent_dim)."""
         inputs = self.inputs(x)
         if self.marks_missing:
@@ -125,12 +127,12 @@ class VAE(keras.Model):  # type: ignore[misc]
             inputs = keras.ops.concatenate([inputs, nothing], axis=-1)
         return self.posterior(inputs, training)
 
-    def inputs(self, x: Any) -> Any:
+    def inputs(self, x: Tensor) -> Tensor:
         """What the encoder sees of x, within ``input_range``: shape (n_rows, n_inputs)."""
         inputs = self.likelihood.inputs(keras.ops.cast(x, self.compute_dtype), self._shared())
         return keras.ops.clip(inputs, self.input_range[0], self.input_range[1])
 
-    def posterior(self, inputs: Any, training: bool = False) -> tuple[Any, Any]:
+    def posterior(self, inputs: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """The encoder's answer to its inputs, with any marks: z_mean and z_log_var."""
         outputs = self.encoder(inputs, training=training)
         if isinstance(outputs, (list, tuple)):
@@ -139,7 +141,7 @@ class VAE(keras.Model):  # type: ignore[misc]
             z_mean, z_log_var = keras.ops.split(outputs, 2, axis=-1)
         return z_mean, _LOG_VAR_BOUND * keras.ops.tanh(z_log_var / _LOG_VAR_BOUND)
 
-    def decode(self, z: Any, training: bool = False) -> tuple[Any, ...]:
+    def decode(self, z: Tensor, training: bool = False) -> Parameters:
         """Parameters of p(x|z) for `likelihood`, from z of shape (..., latent_dim).
 
         Returns a tuple: ``n_params`` tensors of shape (..., n_features), then ``n_shared`` tensors of
@@ -154,10 +156,10 @@ class VAE(keras.Model):  # type: ignore[misc]
         """Where the weights of the parameters that all rows share start, shape (n_shared, n_features)."""
         return self.likelihood.initial_shared(rows) / np.float32(_SHARED_STRIDE)
 
-    def _shared(self) -> list[Any]:
+    def _shared(self) -> list[Tensor]:
         return [_SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared)]
 
-    def infer(self, x: Any, noise: Any, training: bool = False) -> Inference:
+    def infer(self, x: Tensor, noise: Tensor, training: bool = False) -> Inference:
         """Encode rows, draw z with the given noise, decode.
 
         Parameters
@@ -170,7 +172,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         """
         return self.draw(*self.encode(x, training), noise, training)
 
-    def draw(self, z_mean: Any, z_log_var: Any, noise: Any, training: bool = False) -> Inference:
+    def draw(self, z_mean: Tensor, z_log_var: Tensor, noise: Tensor, training: bool = False) -> Inference:
         """Draw z from the posteriors of rows with the given noise, as in `infer`, and decode."""
         z = self.sampling([z_mean, z_log_var], noise=noise)
         return Inference(z_mean, z_log_var, noise, z, self.decode(z, training))
@@ -186,7 +188,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         """
         return Incomplete(self, missing_counts, refined)
 
-    def call(self, x: Any, training: bool = False) -> Any:
+    def call(self, x: Tensor, training: bool = False) -> Tensor:
         """Expected x at one draw of z from each row's posterior, of shape (n_rows, n_features)."""
         z = self.sampling(list(self.encode(x, training)))
         return self.likelihood.mean(self.decode(z, training))
@@ -206,12 +208,12 @@ class VAE(keras.Model):  # type: ignore[misc]
 
     def compute_loss(
         self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
+        x: Tensor = None,
+        y: Tensor = None,
+        y_pred: Tensor = None,
+        sample_weight: Tensor = None,
         training: bool = True,
-    ) -> Any:
+    ) -> Tensor:
         """Mean negative ELBO of the rows, so that ``compile(optimizer)`` and ``fit(X)`` train the VAE."""
         x = keras.ops.cast(x, self.compute_dtype)
         noise = keras.random.normal(
@@ -222,7 +224,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         terms = loss_terms(log_prob, inferred.z, noise, inferred.z_mean, inferred.z_log_var)
         return sum(self.losses, keras.ops.mean(terms.loss))
 
-    def initial_values(self, seed: int, new_weights: bool = True) -> list[npt.NDArray[Any]]:
+    def initial_values(self, seed: int, new_weights: bool = True) -> list[Array]:
         """New values for ``self.variables``, in their order, as their own initializers would draw them.
 
         Each random initializer is used with a seed derived from ``seed``, so that nothing depends on a
@@ -230,7 +232,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         with ``new_weights=False`` every weight does; dropout gets its seed from ``seed`` all the same.
         """
         rng = np.random.RandomState(seed)
-        drawn: dict[int, Any] = {}
+        drawn: dict[int, Tensor] = {}
         for layer in self._flatten_layers() if new_weights else ():
             for variable in layer.weights:
                 initializer = initializer_of(layer, variable.name)
@@ -248,7 +250,7 @@ class VAE(keras.Model):  # type: ignore[misc]
             values.append(_array(value))
         return values
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Values:
         """The model's settings, from which `from_config` makes an equal untrained model."""
         return {
             **super().get_config(),
@@ -261,7 +263,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
+    def from_config(cls, config: Values, custom_objects: Mapping[str, object] | None = None) -> VAE:
         """The untrained model that `get_config` describes."""
         config = dict(config)
         for role in ("encoder", "decoder"):
@@ -269,16 +271,16 @@ class VAE(keras.Model):  # type: ignore[misc]
         return cls(**{**config, "likelihood": likelihoods.from_config(config["likelihood"])})
 
 
-def _unbounded(shape: tuple[int, ...], dtype: Any = None) -> Any:
+def _unbounded(shape: Shape, dtype: npt.DTypeLike | None = None) -> Array:
     return np.broadcast_to(np.array([[-_UNBOUNDED], [_UNBOUNDED]], dtype=dtype or np.float32), shape)
 
 
-def _array(value: Any) -> npt.NDArray[Any]:
+def _array(value: Tensor) -> Array:
     # keras.ops.convert_to_numpy warns of TensorFlow's tensors under numpy 2.
     return np.array(value.numpy() if hasattr(value, "numpy") else value)
 
 
-def _reseed(initializer: Any, rng: np.random.RandomState) -> Any:
+def _reseed(initializer: Initializer, rng: np.random.RandomState) -> Initializer:
     config = initializer.get_config() if hasattr(initializer, "get_config") else {}
     if "seed" not in config:
         return initializer

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from numbers import Integral
-from typing import Any
+from typing import Protocol
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.spec import Spec
+from vae_anomaly.core.types import Initializer, KerasModel, Layer, Shape, Tensor
 
 __all__ = [
     "Network",
@@ -21,6 +23,14 @@ __all__ = [
 ]
 
 
+class HiddenLayers(Protocol):
+    """A network whose hidden layers may be normalized and have dropout."""
+
+    activation: str | Callable[[Tensor], Tensor]
+    batch_normalization: bool
+    dropout: float
+
+
 class Network(Spec):
     """Base class of the networks."""
 
@@ -29,7 +39,7 @@ class Network(Spec):
         """Whether a fit draws new weights, or starts from those that `build` returns."""
         return True
 
-    def for_images(self, image_shape: tuple[int, ...] | None) -> Network:
+    def for_images(self, image_shape: Shape | None) -> Network:
         """The network to use for images of this shape, or for rows of a table (None)."""
         return self
 
@@ -37,14 +47,14 @@ class Network(Spec):
         """What ``latent_dim="auto"`` means: as many latents as features, at most 8."""
         return min(n_features, 8)
 
-    def shape_of_images(self, image_shape: tuple[int, ...] | None) -> Any:
+    def shape_of_images(self, image_shape: Shape | None) -> Shape | None:
         """(height, width, channels) of the images that its rows are, or None for rows of a table.
 
         ``image_shape`` is the shape of the images that X held, or None.
         """
         return None if image_shape is None else with_channels(image_shape)
 
-    def default_likelihood(self, image_shape: tuple[int, ...] | None) -> str:
+    def default_likelihood(self, image_shape: Shape | None) -> str:
         """What ``likelihood="auto"`` means: Gaussian, for images with one scale for all pixels."""
         return "gaussian" if self.shape_of_images(image_shape) is None else "unit_gaussian"
 
@@ -52,7 +62,7 @@ class Network(Spec):
         """A bound from below for the number of weights in what `build` returns, known without building it."""
         return 0
 
-    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
         """Return a new Keras encoder and decoder.
 
         Parameters
@@ -71,7 +81,7 @@ class Network(Spec):
         """
         raise NotImplementedError
 
-    def build_apart(self, n_inputs: int, n_outputs: int, latent_dim: int) -> tuple[Any, Any]:
+    def build_apart(self, n_inputs: int, n_outputs: int, latent_dim: int) -> tuple[KerasModel, KerasModel]:
         """A new encoder and decoder whose widths differ: of mixed tables, or with marks for missing values.
 
         Returns
@@ -86,7 +96,7 @@ class Network(Spec):
         return True
 
 
-def glorot() -> Any:
+def glorot() -> Initializer:
     """An initializer with a seed of its own: Keras' default draws one from Python's global generator.
 
     Every fit replaces the seed by one derived from ``random_state``.
@@ -94,18 +104,18 @@ def glorot() -> Any:
     return keras.initializers.GlorotUniform(seed=0)
 
 
-def hidden_initializer(activation: Any) -> Any:
+def hidden_initializer(activation: object) -> Initializer:
     """The initializer of a layer that this activation follows."""
     return keras.initializers.LecunNormal(seed=0) if _is_selu(activation) else glorot()
 
 
-def initializer_of(layer: Any, name: str) -> Any:
+def initializer_of(layer: Layer, name: str) -> Tensor:
     """The layer's initializer for its variable of this name, under any of Keras' names for it, or None."""
     stems = (name, name.removesuffix("_kernel"), *(["depthwise"] if name == "kernel" else []))
     return next(filter(None, (getattr(layer, f"{stem}_initializer", None) for stem in stems)), None)
 
 
-def posterior(hidden: Any, latent_dim: int) -> list[Any]:
+def posterior(hidden: Tensor, latent_dim: int) -> list[Tensor]:
     """The encoder's outputs, z_mean and z_log_var."""
     return [
         keras.layers.Dense(latent_dim, kernel_initializer=glorot(), name=name)(hidden)
@@ -113,7 +123,7 @@ def posterior(hidden: Any, latent_dim: int) -> list[Any]:
     ]
 
 
-def finish_layer(spec: Any, x: Any, name: str) -> Any:
+def finish_layer(spec: HiddenLayers, x: Tensor, name: str) -> Tensor:
     """What follows a layer's weights: normalization, activation, dropout."""
     if spec.batch_normalization:
         # Keras' momentum of 0.99 needs hundreds of steps to forget its start; a short fit has fewer.
@@ -126,11 +136,11 @@ def finish_layer(spec: Any, x: Any, name: str) -> Any:
     return x
 
 
-def _is_selu(activation: Any) -> bool:
+def _is_selu(activation: object) -> bool:
     return keras.activations.get(activation) is keras.activations.selu
 
 
-def check_sizes(name: str, sizes: Any, pairs: bool = False) -> None:
+def check_sizes(name: str, sizes: Iterable[object], pairs: bool = False) -> None:
     """Refuse anything but positive integers, or pairs of them if that is allowed."""
     for size in sizes:
         numbers = size if pairs and isinstance(size, (tuple, list)) and len(size) == 2 else (size,)
@@ -139,7 +149,7 @@ def check_sizes(name: str, sizes: Any, pairs: bool = False) -> None:
             raise ValueError(f"{name} must hold {expected}; received {name}={sizes!r}.")
 
 
-def check_activation(activation: Any) -> None:
+def check_activation(activation: object) -> None:
     """Refuse a name that Keras does not know, and say which it knows."""
     if isinstance(activation, str):
         try:

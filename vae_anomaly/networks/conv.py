@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.types import Constraints, KerasClass, KerasModel, Shape, Tensor
 from vae_anomaly.networks.base import (
     Network,
     check_activation,
@@ -114,7 +115,7 @@ class ConvNetwork(Network):
     ((16, 32, 64), (2, 2, 2))
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "image_shape": [tuple, list, None],
         "filters": [StrOptions({"auto"}), tuple, list],
         "kernel_sizes": [Interval(Integral, 1, None, closed="left"), tuple, list],
@@ -132,7 +133,7 @@ class ConvNetwork(Network):
         kernel_sizes: int | tuple[int | Pair, ...] = 3,
         strides: str | int | tuple[int | Pair, ...] = "auto",
         dense_units: tuple[int, ...] = (128,),
-        activation: str | Callable[[Any], Any] = "relu",
+        activation: str | Callable[[Tensor], Tensor] = "relu",
         batch_normalization: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -145,7 +146,7 @@ class ConvNetwork(Network):
         self.batch_normalization = batch_normalization
         self.dropout = dropout
 
-    def for_images(self, image_shape: tuple[int, ...] | None) -> ConvNetwork:
+    def for_images(self, image_shape: Shape | None) -> ConvNetwork:
         """The network for images of this shape, or of its own one, with every "auto" decided.
 
         Raises
@@ -175,7 +176,7 @@ class ConvNetwork(Network):
         """What ``latent_dim="auto"`` means: as many latents as pixels, at most 16."""
         return min(n_features, 16)
 
-    def shape_of_images(self, image_shape: tuple[int, ...] | None) -> Any:
+    def shape_of_images(self, image_shape: Shape | None) -> tuple[int, int, int] | None:
         return self.image_shape
 
     def marks_missing(self) -> bool:
@@ -199,7 +200,7 @@ class ConvNetwork(Network):
                 n_in = layer.filters
         return n_weights
 
-    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
         check_sizes("dense_units", self.dense_units)
         check_activation(self.activation)
         convolutions, last = self._convolutions(n_features), self._last(n_features, n_params)
@@ -307,7 +308,7 @@ class ConvNetwork(Network):
         halvings = math.ceil(math.log2(longest / _LONGEST_SIDE))
         return lengths.pop() if lengths else max(_FEWEST_CONVOLUTIONS, halvings)
 
-    def _convolved(self, kind: Any, x: Any, convolution: _Convolution, name: str) -> Any:
+    def _convolved(self, kind: KerasClass, x: Tensor, convolution: _Convolution, name: str) -> Tensor:
         layer = kind(
             convolution.filters,
             convolution.kernel,
@@ -320,13 +321,13 @@ class ConvNetwork(Network):
         )
         return finish_layer(self, layer(x), name)
 
-    def _dense(self, x: Any, units: int, name: str) -> Any:
+    def _dense(self, x: Tensor, units: int, name: str) -> Tensor:
         use_bias, initializer = not self.batch_normalization, hidden_initializer(self.activation)
         layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=initializer, name=name)
         return finish_layer(self, layer(x), name)
 
 
-def _to_parameters(n_outputs: int) -> Any:
+def _to_parameters(n_outputs: int) -> KerasClass:
     """The kind of the decoder's last layer."""
     # A Keras class: importing it loads TensorFlow.
     from vae_anomaly.networks.convolution import MOST_OUTPUTS, ShiftedConv2DTranspose
@@ -336,17 +337,17 @@ def _to_parameters(n_outputs: int) -> Any:
     return ShiftedConv2DTranspose if n_outputs <= MOST_OUTPUTS else keras.layers.Conv2DTranspose
 
 
-def _for_each(sizes: Any, n_convolutions: int) -> Sequence[Any]:
+def _for_each(sizes: str | int | Sequence[int | Pair], n_convolutions: int) -> Sequence[Any]:
     """A setting of each convolution, from a list or one value for all."""
     return sizes if isinstance(sizes, (tuple, list)) else [sizes] * n_convolutions
 
 
-def _pair(size: Any) -> Pair:
+def _pair(size: int | Sequence[int]) -> Pair:
     vertical, horizontal = size if isinstance(size, (tuple, list)) else (size, size)
     return int(vertical), int(horizontal)
 
 
-def _limit_kernel(kernel: Any, sides: Sequence[int]) -> Pair:
+def _limit_kernel(kernel: int | Sequence[int], sides: Sequence[int]) -> Pair:
     """The kernel, without weights that only ever meet the padding."""
     height, width = (min(reach, 2 * side - 1) for reach, side in zip(_pair(kernel), sides, strict=True))
     return height, width

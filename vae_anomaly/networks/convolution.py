@@ -8,9 +8,9 @@ shifted images are added up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from vae_anomaly.core.backend import keras, tf
+from vae_anomaly.core.types import Tensor
 
 __all__ = ["MOST_OUTPUTS", "ShiftedConv2DTranspose"]
 
@@ -30,14 +30,14 @@ class ShiftedConv2DTranspose(keras.layers.Conv2DTranspose):  # type: ignore[misc
     ``padding="same"``, ``data_format="channels_last"``, a bias and no activation.
     """
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Images of shape (n, height, width, channels) -> (n, height, width, filters)."""
         kernel, bias = map(tf.convert_to_tensor, (self.kernel, self.bias))
         return tf.custom_gradient(_convolve)(inputs, kernel) + bias
 
 
-def _convolve(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
-    def gradients(upstream: Any) -> tuple[Any, Any]:
+def _convolve(images: Tensor, kernel: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    def gradients(upstream: Tensor) -> tuple[Tensor, Tensor]:
         of_kernel = tf.raw_ops.Conv2DBackpropFilter(
             input=upstream,
             filter_sizes=kernel.shape,
@@ -57,7 +57,7 @@ def _convolve(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any,
     return tf.transpose(given, (1, 2, 3, 0)), gradients
 
 
-def _shift(values: Any, distance: int, axis: int) -> Any:
+def _shift(values: Tensor, distance: int, axis: int) -> Tensor:
     """Values moved along an axis; zeros follow."""
     padding = [(0, 0)] * len(values.shape)
     padding[axis] = (max(distance, 0), max(-distance, 0))

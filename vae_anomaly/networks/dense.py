@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.types import Constraints, KerasModel, Tensor
 from vae_anomaly.networks.base import (
     Network,
     check_activation,
@@ -47,7 +48,7 @@ class DenseNetwork(Network):
     DenseNetwork(dropout=0.1, hidden_units=(128, 64))
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+    _parameter_constraints: ClassVar[Constraints] = {
         "hidden_units": [tuple, list],
         "activation": [str, callable],
         "batch_normalization": ["boolean"],
@@ -57,7 +58,7 @@ class DenseNetwork(Network):
     def __init__(
         self,
         hidden_units: tuple[int, ...] = (64, 32),
-        activation: str | Callable[[Any], Any] = "relu",
+        activation: str | Callable[[Tensor], Tensor] = "relu",
         batch_normalization: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -74,7 +75,7 @@ class DenseNetwork(Network):
         decoder = (latent_dim, *reversed(hidden_units), n_features * n_params)
         return sum(a * b for widths in (encoder, decoder) for a, b in itertools.pairwise(widths))
 
-    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
         check_sizes("hidden_units", self.hidden_units)
         check_activation(self.activation)
         rows = hidden = keras.Input((n_features,), name="x")
@@ -88,7 +89,7 @@ class DenseNetwork(Network):
         outputs = keras.layers.Dense(n_features * n_params, kernel_initializer=glorot(), name="parameters")
         return encoder, keras.Model(latents, outputs(hidden), name="decoder")
 
-    def _hidden(self, x: Any, units: int, name: str) -> Any:
+    def _hidden(self, x: Tensor, units: int, name: str) -> Tensor:
         use_bias, initializer = not self.batch_normalization, hidden_initializer(self.activation)
         layer = keras.layers.Dense(int(units), use_bias=use_bias, kernel_initializer=initializer, name=name)
         return finish_layer(self, layer(x), name)

@@ -9,12 +9,13 @@ import json
 import random
 import warnings
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import joblib
 
 from vae_anomaly.core.backend import keras, without_weights
 from vae_anomaly.core.spec import config_json
+from vae_anomaly.core.types import Array, Constraints, KerasModel, Layer, LayerShape, Values
 from vae_anomaly.layers import KLDivergence
 from vae_anomaly.networks import Network, initializer_of
 
@@ -60,9 +61,9 @@ class KerasNetwork(Network):
     >>> detector = VAEDetector(network=KerasNetwork(encoder, decoder))
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"pretrained": ["boolean"]}
+    _parameter_constraints: ClassVar[Constraints] = {"pretrained": ["boolean"]}
 
-    def __init__(self, encoder: Any, decoder: Any, pretrained: bool = False) -> None:
+    def __init__(self, encoder: KerasModel, decoder: KerasModel, pretrained: bool = False) -> None:
         self.encoder = encoder
         self.decoder = decoder
         self.pretrained = pretrained
@@ -76,10 +77,10 @@ class KerasNetwork(Network):
         """No: the encoder's width is given."""
         return False
 
-    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[Any, Any]:
+    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
         return self.build_apart(n_features, n_features * n_params, latent_dim)
 
-    def build_apart(self, n_inputs: int, n_outputs: int, latent_dim: int) -> tuple[Any, Any]:
+    def build_apart(self, n_inputs: int, n_outputs: int, latent_dim: int) -> tuple[KerasModel, KerasModel]:
         encoder, decoder = self._blueprints()
         _expect("encoder", "input", encoder.input_shape, [(None, n_inputs)])
         pair = [(None, latent_dim)] * 2
@@ -118,14 +119,14 @@ class KerasNetwork(Network):
         return Blueprint.of("encoder", self.encoder), Blueprint.of("decoder", self.decoder)
 
     # Pickles hold configuration and arrays, never a live Keras model.
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Values:
         state = dict(super().__getstate__())
         for role in ("encoder", "decoder"):
             if isinstance(state[role], keras.Model):
                 state[role] = _Pickled(Blueprint.of(role, state[role]))
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Values) -> None:
         for role in ("encoder", "decoder"):
             if isinstance(state[role], _Pickled):
                 state = {**state, role: state[role].blueprint.build()}
@@ -150,18 +151,18 @@ class Blueprint(NamedTuple):
     """
 
     config: str
-    weights: list[Any]
+    weights: list[Array]
     kept: str
     adds_kl: bool
-    input_shape: Any
-    output_shape: Any
+    input_shape: LayerShape
+    output_shape: LayerShape
     trusted: bool = True
 
     def __repr__(self) -> str:
         return f"Blueprint({self.input_shape} -> {self.output_shape})"
 
     @classmethod
-    def of(cls, role: str, model: Any) -> Blueprint:
+    def of(cls, role: str, model: KerasModel) -> Blueprint:
         """The blueprint of a model, or the blueprint itself."""
         if isinstance(model, cls):
             return model
@@ -187,7 +188,7 @@ class Blueprint(NamedTuple):
             model.output_shape,
         )
 
-    def build(self) -> Any:
+    def build(self) -> KerasModel:
         """A new Keras model with these weights."""
         if not self.trusted:
             # Before any memory is spent on weights that are not in the file.
@@ -205,7 +206,7 @@ class Blueprint(NamedTuple):
                 layer.finalize_state()
         return model
 
-    def _model(self) -> Any:
+    def _model(self) -> KerasModel:
         # Layers without a seed draw one from Python's global generator when they are made.
         random_state = random.getstate()
         try:
@@ -227,12 +228,12 @@ class _Pickled(NamedTuple):
     blueprint: Blueprint
 
 
-def _adapts(layer: Any) -> bool:
+def _adapts(layer: Layer) -> bool:
     """Whether the layer turns statistics of data into constants of the graph, as Normalization does."""
     return callable(getattr(layer, "finalize_state", None))
 
 
-def _keep_weights(model: Any, layers: Sequence[Any]) -> list[Any]:
+def _keep_weights(model: KerasModel, layers: Sequence[Layer]) -> list[Array]:
     drawn = {
         id(variable)
         for layer in layers
@@ -243,7 +244,7 @@ def _keep_weights(model: Any, layers: Sequence[Any]) -> list[Any]:
     return [variable.numpy() for variable in model.weights if id(variable) not in drawn]
 
 
-def _expect(role: str, side: str, received: Any, expected: Sequence[tuple[int | None, int]]) -> None:
+def _expect(role: str, side: str, received: LayerShape, expected: Sequence[tuple[int | None, int]]) -> None:
     if received != (list(expected) if len(expected) > 1 else expected[0]):
         wanted = " and ".join(map(str, expected))
         raise ValueError(

@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.rows import with_channels
+from vae_anomaly.core.types import Array, Estimator, MatrixLike, Shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 __all__ = [
     "BLUE",
@@ -56,14 +58,14 @@ _WITHOUT_UNIT = {"reconstruction_error", "unexplained_variance"}
 
 
 # -- what comes in --------------------------------------------------------------------------------------
-def unwrap(detector: Any, X: Any = None) -> tuple[Any, Any]:
+def unwrap(detector: Estimator, X: MatrixLike | None = None) -> tuple[Estimator, Any]:
     """The detector at the end of a pipeline, and rows as it receives them."""
     if not hasattr(detector, "steps"):
         return detector, X
     return detector[-1], X if X is None or len(detector) == 1 else detector[:-1].transform(X)
 
 
-def unit_of(detector: Any) -> str:
+def unit_of(detector: Estimator) -> str:
     """What to write behind "anomaly score" on an axis."""
     in_nats = isinstance(detector.score_, str) and detector.score_ not in _WITHOUT_UNIT
     return " (nats)" if in_nats else ""
@@ -74,13 +76,13 @@ def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def check_count(name: str, count: Any) -> None:
+def check_count(name: str, count: object) -> None:
     """Refuse anything but a positive whole number."""
     if not isinstance(count, Integral) or count < 1:
         raise ValueError(f"{name} must be a positive integer; received {count!r}.")
 
 
-def image_shape_of(detector: Any, given: tuple[int, ...] | None) -> tuple[int, ...]:
+def image_shape_of(detector: Estimator, given: Shape | None) -> Shape:
     """The shape of the images that a detector's rows are: the one given, or what the detector knows.
 
     Raises
@@ -88,7 +90,7 @@ def image_shape_of(detector: Any, given: tuple[int, ...] | None) -> tuple[int, .
     ValueError
         If neither is known, or the shape does not hold as many numbers as a row.
     """
-    shape: tuple[int, ...] | None = given or detector._shape_of_images
+    shape: Shape | None = given or detector._shape_of_images
     if shape is None:
         raise ValueError(
             "this is a picture of images, and the detector was fitted on rows of a table; if its rows are "
@@ -110,7 +112,7 @@ def new_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     return new
 
 
-def grid_of(axes: Any, n: int, n_columns: int, tile: float) -> npt.NDArray[Any]:
+def grid_of(axes: Any, n: int, n_columns: int, tile: float) -> Array:
     """The axes given, or n panels of ``tile`` inches in new rows of ``n_columns``, as a flat array.
 
     Raises
@@ -144,7 +146,7 @@ def legend_beside(ax: Axes, **options: Any) -> None:
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, **options)
 
 
-def as_images(rows: Any, image_shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def as_images(rows: npt.ArrayLike, image_shape: Shape) -> Array:
     """Images that can be shown, (n, height, width) or (n, height, width, 3), from rows or images.
 
     Other numbers of channels than 1 and 3 are not colors: their mean is shown.
@@ -153,7 +155,7 @@ def as_images(rows: Any, image_shape: tuple[int, ...]) -> npt.NDArray[Any]:
     return images if images.shape[-1] == 3 else images.mean(axis=-1)
 
 
-def tile_images(images: npt.NDArray[Any], n_columns: int) -> npt.NDArray[Any]:
+def tile_images(images: Array, n_columns: int) -> Array:
     """All images in one, row by row, with a pixel of NaN between them."""
     n, height, width, *channels = images.shape
     n_rows = math.ceil(n / n_columns)
@@ -166,7 +168,7 @@ def tile_images(images: npt.NDArray[Any], n_columns: int) -> npt.NDArray[Any]:
     return canvas
 
 
-def show(ax: Axes, image: Any, limits: tuple[float, float], cmap: str = "gray") -> Any:
+def show(ax: Axes, image: Array, limits: tuple[float, float], cmap: str = "gray") -> AxesImage:
     """Draw an image, gray or of a color map unless it has colors of its own, without ticks."""
     low, high = limits
     if np.ndim(image) == 3:
@@ -177,7 +179,7 @@ def show(ax: Axes, image: Any, limits: tuple[float, float], cmap: str = "gray") 
     return drawn
 
 
-def find_limits(images: npt.NDArray[Any]) -> tuple[float, float]:
+def find_limits(images: Array) -> tuple[float, float]:
     """What is black and what is white: 0 and 1 if all values lie there, else the smallest and largest."""
     low, high = float(np.nanmin(images)), float(np.nanmax(images))
     if low >= 0 and high <= 1:
@@ -185,7 +187,7 @@ def find_limits(images: npt.NDArray[Any]) -> tuple[float, float]:
     return low, high if high > low else low + 1
 
 
-def find_usual_limits(values: npt.NDArray[Any]) -> tuple[float, float]:
+def find_usual_limits(values: Array) -> tuple[float, float]:
     """The smallest and largest of the values within five interquartile ranges of the quartiles.
 
     For scores, which a few anomalies would squeeze into one color or one bar. If the middle half of the
@@ -197,7 +199,7 @@ def find_usual_limits(values: npt.NDArray[Any]) -> tuple[float, float]:
     return float(usual.min()), float(usual.max())
 
 
-def find_open_ends(values: npt.NDArray[Any], low: float, high: float) -> str:
+def find_open_ends(values: Array, low: float, high: float) -> str:
     """Which ends of a color bar to point, because values lie beyond."""
     ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
     return ends.get((bool(np.min(values) < low), bool(np.max(values) > high)), "neither")

@@ -12,6 +12,7 @@ from scipy import stats
 from sklearn.decomposition import PCA
 
 from vae_anomaly.core.rows import with_channels
+from vae_anomaly.core.types import Array, Estimator, KerasModel, MatrixLike, RandomStateLike, Shape
 from vae_anomaly.data.scaling import unscale
 from vae_anomaly.plotting.canvas import (
     BLUE,
@@ -47,7 +48,9 @@ _MOST_LABELS = 16
 _LEFT_OUT = 0.005
 
 
-def latent_scatter(detector: Any, X: Any, y: Any = None, *, ax: Axes | None = None) -> Axes:
+def latent_scatter(
+    detector: Estimator, X: MatrixLike, y: npt.ArrayLike | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Where the encoder puts each row: its posterior mean of z, of the first member.
 
     Two latent dimensions are drawn as they are, more as the two directions in which ``z_mean`` varies most
@@ -136,7 +139,7 @@ def latent_scatter(detector: Any, X: Any, y: Any = None, *, ax: Axes | None = No
 
 
 def latent_manifold(
-    detector: Any, n: int = 15, *, image_shape: tuple[int, ...] | None = None, ax: Axes | None = None
+    detector: Estimator, n: int = 15, *, image_shape: Shape | None = None, ax: Axes | None = None
 ) -> Axes:
     r"""What the decoder makes of each place in a latent space of two dimensions.
 
@@ -197,7 +200,7 @@ def latent_manifold(
     return ax
 
 
-def _labels(y: npt.NDArray[Any]) -> list[Any] | None:
+def _labels(y: Array) -> list[Any] | None:
     """The different labels, or None for numbers that are measured rather than named."""
     labels = pd.unique(y)
     if len(labels) <= _MOST_LABELS and not (y.dtype.kind == "f" and (y % 1).any()):
@@ -208,8 +211,12 @@ def _labels(y: npt.NDArray[Any]) -> list[Any] | None:
 
 
 def reconstructions(
-    detector: Any, images: Any, *, image_shape: tuple[int, ...] | None = None, axes: Any = None
-) -> npt.NDArray[Any]:
+    detector: Estimator,
+    images: MatrixLike,
+    *,
+    image_shape: Shape | None = None,
+    axes: Axes | npt.ArrayLike | None = None,
+) -> Array:
     """Images, what the model expects in their place, and where they are unusual.
 
     Parameters
@@ -264,11 +271,11 @@ def reconstructions(
 
 
 def samples(
-    detector: Any,
+    detector: Estimator,
     n: int = 16,
     *,
-    random_state: Any = None,
-    image_shape: tuple[int, ...] | None = None,
+    random_state: RandomStateLike = None,
+    image_shape: Shape | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """New images from the model, by `VAEDetector.sample` without noise, as tiles of a square.
@@ -310,7 +317,7 @@ def samples(
     return ax
 
 
-def network_summary(detector: Any, *, ax: Axes | None = None) -> Axes:
+def network_summary(detector: Estimator, *, ax: Axes | None = None) -> Axes:
     """The first member's layers: down the encoder, through z, up the decoder.
 
     Each box holds a layer's name, its kind, the shape of its output for one row and its number of weights.
@@ -373,7 +380,7 @@ def network_summary(detector: Any, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _layers(network: Any) -> list[tuple[str, str]]:
+def _layers(network: KerasModel) -> list[tuple[str, str]]:
     """Name and description of each layer that does something."""
     described = []
     for layer in network.layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from vae_anomaly import explanations
 from vae_anomaly.core.rows import array_of, dense
+from vae_anomaly.core.types import Array, Estimator, MatrixLike, Shape, Unchecked
 from vae_anomaly.plotting.canvas import (
     BLUE,
     GREY,
@@ -32,12 +34,12 @@ __all__ = ["contributions", "top_anomalies"]
 
 
 def top_anomalies(
-    detector: Any,
-    X: Any,
+    detector: Estimator,
+    X: Unchecked,
     k: int = 10,
     *,
     n_features: int = 10,
-    image_shape: tuple[int, ...] | None = None,
+    image_shape: Shape | None = None,
     axes: Any = None,
 ) -> Any:
     """The most anomalous rows: images with their scores, or for a table, what makes up their scores.
@@ -114,7 +116,12 @@ def top_anomalies(
 
 
 def contributions(
-    detector: Any, row: Any = None, *, names: Any = None, n_features: int = 10, ax: Axes | None = None
+    detector: Estimator,
+    row: MatrixLike | pd.Series | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    n_features: int = 10,
+    ax: Axes | None = None,
 ) -> Axes:
     """What each column adds to the anomaly score of one row of a table, the largest share on top.
 
@@ -187,7 +194,7 @@ def contributions(
     return ax
 
 
-def _to_row(detector: Any, row: Any) -> Any:
+def _to_row(detector: Estimator, row: Unchecked) -> Unchecked:
     """One row as a table of the kind that the detector was fitted on."""
     if row is None:
         raise ValueError("a detector's contributions are those of a row: pass the row to explain.")
@@ -200,12 +207,12 @@ def _to_row(detector: Any, row: Any) -> Any:
     return row[None] if row.ndim == 1 else row
 
 
-def _explain_by_name(detector: Any, X: Any) -> pd.DataFrame:
+def _explain_by_name(detector: Estimator, X: MatrixLike) -> pd.DataFrame:
     explained = explanations.explain(detector, X) if hasattr(detector, "steps") else detector.explain(X)
     return _as_frame(explained, getattr(detector, "feature_names_in_", None))
 
 
-def _as_frame(rows: Any, names: Any) -> pd.DataFrame:
+def _as_frame(rows: Unchecked, names: Array | None) -> pd.DataFrame:
     """Rows, or one row, as a table with named columns."""
     if isinstance(rows, pd.Series):
         return rows.to_frame().T.infer_objects()  # back to the types that one row of many types lost
@@ -233,5 +240,5 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if 1e3 <= abs(number) < 1e6 else f"{number:.3g}"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, Real) and not isinstance(value, Integral) else str(value)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
+from vae_anomaly.core.types import Array, Estimator, Flags, Floats, MatrixLike, Values
 from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,
@@ -43,7 +44,7 @@ _WIDE = 20
 _LEAST_SEEN = 0.02
 
 
-def training_curves(detector: Any, *, ax: Axes | None = None) -> Axes:
+def training_curves(detector: Estimator, *, ax: Axes | None = None) -> Axes:
     """The loss and its parts, epoch by epoch; dashed for held-out rows.
 
     Losses that span orders of magnitude are drawn on a logarithmic scale, or if some are negative on an
@@ -83,7 +84,7 @@ def training_curves(detector: Any, *, ax: Axes | None = None) -> Axes:
         known = np.r_[False, np.isfinite(values), False]
         alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])  # no line leads to or from it
         epochs = np.arange(1, len(values) + 1)
-        dots: dict[str, Any] = {"marker": "o", "ms": 4, "markevery": list(alone)} if len(alone) else {}
+        dots: Values = {"marker": "o", "ms": 4, "markevery": list(alone)} if len(alone) else {}
         ax.plot(epochs, values, style, color=color, label=label, **dots)
     drawn = np.concatenate(list(curves.values()))
     drawn = drawn[np.isfinite(drawn)]
@@ -98,12 +99,12 @@ def training_curves(detector: Any, *, ax: Axes | None = None) -> Axes:
 
 
 def score_histogram(
-    scores: Any,
-    X: Any = None,
-    y: Any = None,
+    scores: Estimator | npt.ArrayLike,
+    X: MatrixLike | None = None,
+    y: npt.ArrayLike | None = None,
     *,
     threshold: float | None = None,
-    anomaly_label: Any = "auto",
+    anomaly_label: object = "auto",
     bins: int = 50,
     ax: Axes | None = None,
 ) -> Axes:
@@ -189,7 +190,13 @@ def score_histogram(
     return ax
 
 
-def roc_curve(y: Any, scores: Any, *, anomaly_label: Any = "auto", ax: Axes | None = None) -> Axes:
+def roc_curve(
+    y: npt.ArrayLike,
+    scores: npt.ArrayLike | Mapping[str, npt.ArrayLike],
+    *,
+    anomaly_label: object = "auto",
+    ax: Axes | None = None,
+) -> Axes:
     """Share of the anomalies above each threshold, over the share of normal rows above it.
 
     Parameters
@@ -225,7 +232,11 @@ def roc_curve(y: Any, scores: Any, *, anomaly_label: Any = "auto", ax: Axes | No
 
 
 def precision_recall_curve(
-    y: Any, scores: Any, *, anomaly_label: Any = "auto", ax: Axes | None = None
+    y: npt.ArrayLike,
+    scores: npt.ArrayLike | Mapping[str, npt.ArrayLike],
+    *,
+    anomaly_label: object = "auto",
+    ax: Axes | None = None,
 ) -> Axes:
     """Share of anomalies among the rows above each threshold, over the share of the anomalies above it.
 
@@ -261,7 +272,13 @@ def precision_recall_curve(
     return ax
 
 
-def _curves(display: Any, y: Any, scores: Any, anomaly_label: Any, ax: Axes | None) -> Axes:
+def _curves(
+    display: Estimator,
+    y: npt.ArrayLike,
+    scores: npt.ArrayLike | Mapping[str, npt.ArrayLike],
+    anomaly_label: object,
+    ax: Axes | None,
+) -> Axes:
     named = scores if isinstance(scores, Mapping) else {"": scores}
     if not named:
         raise ValueError("scores must hold at least one array; received an empty dict.")
@@ -281,14 +298,14 @@ def _curves(display: Any, y: Any, scores: Any, anomaly_label: Any, ax: Axes | No
     return ax
 
 
-def _check_scores(scores: Any) -> npt.NDArray[np.float64]:
-    checked: npt.NDArray[np.float64] = np.asarray(scores, dtype=np.float64)
+def _check_scores(scores: npt.ArrayLike) -> Floats:
+    checked: Floats = np.asarray(scores, dtype=np.float64)
     if checked.ndim != 1 or not len(checked) or not np.isfinite(checked).all():
         raise ValueError(f"scores must be one finite number for each row; received {checked!r}.")
     return checked
 
 
-def _check_labels(y: Any, scores: npt.NDArray[Any], anomaly_label: Any) -> npt.NDArray[np.bool_]:
+def _check_labels(y: npt.ArrayLike, scores: Array, anomaly_label: object) -> Flags:
     if np.shape(y) != scores.shape:
         raise ValueError(f"y must hold one label for each of the {len(scores)} rows; received {np.shape(y)}.")
     return is_anomaly(y, anomaly_label)

@@ -11,9 +11,11 @@ shape to a `Score`, in `IMAGE_SCORES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.objective import importance_weighted_bound
+from vae_anomaly.core.types import Shape
 from vae_anomaly.scoring.images import ImageShape, unexplained_variance
 from vae_anomaly.scoring.score import (
     Score,
@@ -43,10 +45,10 @@ SCORES: dict[str, Score] = {
 }
 
 #: Scores of images by name: functions from (height, width, channels) to a `Score`.
-IMAGE_SCORES: dict[str, Callable[[ImageShape], Score]] = {"unexplained_variance": unexplained_variance}
+IMAGE_SCORES: dict[str, Callable[[Any], Score]] = {"unexplained_variance": unexplained_variance}
 
 
-def resolve_name(score: str | Score, n_members: int, image_shape: ImageShape | None) -> str | Score:
+def resolve_name(score: str | Score, n_members: int, image_shape: Shape | None) -> str | Score:
     """What "auto" means for so many models of images or tables; any other score is checked and returned."""
     if score == "auto":
         if image_shape is not None:
@@ -56,7 +58,7 @@ def resolve_name(score: str | Score, n_members: int, image_shape: ImageShape | N
     return score
 
 
-def resolve(score: str | Score, image_shape: ImageShape | None) -> Score:
+def resolve(score: str | Score, image_shape: Shape | None) -> Score:
     """The score with this name, of images of this shape or of tables (None), or the instance itself."""
     if isinstance(score, Score):
         return score

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.types import KerasModel, Shape, Tensor
 from vae_anomaly.scoring.score import Score
 
 __all__ = ["ImageShape", "unexplained_variance"]
@@ -20,7 +20,7 @@ _FAINTEST_CONTRAST = 0.1
 ImageShape = tuple[int, int, int]
 
 
-def unexplained_variance(image_shape: ImageShape, smoothing: float = 1.0) -> Score:
+def unexplained_variance(image_shape: Shape, smoothing: float = 1.0) -> Score:
     r"""The share of an image's variance that the model does not reproduce: a score of images.
 
     .. math:: \mathrm{E}_q \frac{\|G * (x - \hat x(z))\|^2}{0.01\, d + \|G * (x - \bar x)\|^2}
@@ -67,7 +67,7 @@ def _unexplained_variance(image_shape: ImageShape, smoothing: float) -> Score:
     taps = _filter(smoothing)
     mirrored = [np.pad(np.arange(side), len(taps) // 2, mode="symmetric") for side in (height, width)]
 
-    def smoothed(images: Any) -> Any:
+    def smoothed(images: Tensor) -> Tensor:
         for axis, positions in enumerate(mirrored, start=1):
             wide = keras.ops.take(images, positions, axis=axis)
             side = image_shape[axis - 1]
@@ -78,7 +78,7 @@ def _unexplained_variance(image_shape: ImageShape, smoothing: float) -> Score:
             images = sum(slices[1:], slices[0])
         return images
 
-    def of_pixels(vae: Any, x: Any, inferred: Any) -> Any:
+    def of_pixels(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
         """The share of each pixel in each draw and image: (n_draws * n_rows, height, width, channels)."""
         if x.shape[-1] != n_features:
             raise ValueError(
@@ -95,11 +95,11 @@ def _unexplained_variance(image_shape: ImageShape, smoothing: float) -> Score:
         variance = keras.ops.sum(own, axis=(1, 2, 3), keepdims=True)
         return keras.ops.square(smoothed(missed)) / (n_features * _FAINTEST_CONTRAST**2 + variance)
 
-    def per_draw(vae: Any, x: Any, inferred: Any) -> Any:
+    def per_draw(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
         total = keras.ops.sum(of_pixels(vae, x, inferred), axis=(1, 2, 3))
         return keras.ops.cast(keras.ops.reshape(total, (-1, keras.ops.shape(x)[0])), "float32")
 
-    def per_feature(vae: Any, x: Any, inferred: Any) -> Any:
+    def per_feature(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
         around = smoothed(of_pixels(vae, x, inferred))
         return keras.ops.cast(keras.ops.reshape(around, (-1, keras.ops.shape(x)[0], n_features)), "float32")
 

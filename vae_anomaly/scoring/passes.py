@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.core.objective import kl_divergence
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Floats, KerasModel, Tensor
 from vae_anomaly.engine.tiles import map_rows
 from vae_anomaly.model.incomplete import DOUBTED_FROM
 from vae_anomaly.model.states import ModelState
@@ -37,19 +36,19 @@ _DRAWS_AT_ONCE = 64
 
 def score_rows(
     states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
-) -> npt.NDArray[np.float64]:
+) -> Floats:
     """The score of each row by each model: shape (n_states, n_rows), larger = more anomalous."""
     return map_rows(partial(score_tile, score), ("score", score), states, rows, draws, device)
 
 
-def score_tile(score: Score, vae: Any, x: Any, draws: Any) -> Any:
+def score_tile(score: Score, vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
     """What a program computes of rows x, (n_rows, n_features), with draws of (n_draws, 1, latent_dim)."""
     return score.combine(*_in_float64(_over_draws(vae, x, draws, score.per_draw)))
 
 
 def draw_errors(
     states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
-) -> npt.NDArray[np.float64]:
+) -> Floats:
     """Standard error of each row's score that comes from the draws: shape (n_states, n_rows).
 
     Jackknife: sqrt(n_draws - 1) standard deviations of the scores that leave one draw out (Efron & Stein
@@ -57,7 +56,7 @@ def draw_errors(
     """
     n_draws = len(draws)
 
-    def tile_errors(vae: Any, x: Any, draws: Any) -> Any:
+    def tile_errors(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
         values, kl = _in_float64(_over_draws(vae, x, draws, score.per_draw))
         without_one = tf.map_fn(
             lambda draw: score.combine(tf.concat([values[:draw], values[draw + 1 :]], axis=0), kl),
@@ -71,9 +70,7 @@ def draw_errors(
     return map_rows(tile_errors, ("draw_errors", score), states, rows, draws, device)
 
 
-def shares(
-    states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
-) -> npt.NDArray[np.float64]:
+def shares(states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None) -> Floats:
     """What each feature adds to the score of each row, by each model: shape (n_states, n_rows, n_features).
 
     The sum over the draws of a feature's term, times the derivative of the score with respect to the draw's
@@ -86,7 +83,7 @@ def shares(
             "this score does not say how it divides among features: give its `scoring.Score` a per_feature."
         )
 
-    def tile_shares(vae: Any, x: Any, draws: Any) -> Any:
+    def tile_shares(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
         values, kl = _in_float64(_over_draws(vae, x, draws, score.per_draw))
         with tf.GradientTape() as tape:
             tape.watch(values)
@@ -94,7 +91,7 @@ def shares(
         slopes = tf.cast(tape.gradient(total, values), tf.float32)
         posterior = vae.encode(x)
 
-        def weighted_sum(chunk: Any, slopes: Any) -> Any:
+        def weighted_sum(chunk: Tensor, slopes: Tensor) -> Tensor:
             terms = per_feature(vae, x, vae.draw(*posterior, chunk))
             return tf.reduce_sum(slopes[..., None] * terms, axis=0)
 
@@ -103,27 +100,23 @@ def shares(
     return map_rows(tile_shares, ("shares", score), states, rows, draws, device)
 
 
-def elbo_terms(
-    states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None
-) -> npt.NDArray[np.float64]:
+def elbo_terms(states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None) -> Floats:
     """-E_q log p(x|z) and KL of each row by each model: shape (n_states, n_rows, 2).
 
     Their sum is the negative ELBO; of rows with missing values, that of the values that are there.
     """
 
-    def tile_terms(vae: Any, x: Any, draws: Any) -> Any:
+    def tile_terms(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
         values, kl = _over_draws(vae, x, draws, log_likelihood)
         return keras.ops.stack([-keras.ops.mean(values, axis=0), kl], axis=-1)
 
     return map_rows(tile_terms, "elbo_terms", states, rows, draws, device, missing_counts=False)
 
 
-def encode(
-    states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None
-) -> npt.NDArray[np.float64]:
+def encode(states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None) -> Floats:
     """Posterior means by each model: shape (n_states, n_rows, latent_dim)."""
 
-    def tile_means(vae: Any, x: Any, _: Any) -> Any:
+    def tile_means(vae: KerasModel, x: Tensor, _: Tensor) -> Tensor:
         return vae.encode(x)[0]
 
     return map_rows(tile_means, "encode", states, rows, draws, device)
@@ -131,7 +124,7 @@ def encode(
 
 def reconstruct(
     states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[Floats, Floats]:
     """What each model expects in each row's cells, and how well it explains those that are there.
 
     Returns
@@ -142,10 +135,10 @@ def reconstruct(
         expected, which is what a missing cell counts. Both are means over the draws.
     """
 
-    def tile_expectations(vae: Any, x: Any, draws: Any) -> Any:
+    def tile_expectations(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
         posterior = vae.encode(x)
 
-        def weighted_sum(chunk: Any, weights: Any) -> Any:
+        def weighted_sum(chunk: Tensor, weights: Tensor) -> Tensor:
             inferred = vae.draw(*posterior, chunk)
             expectations = vae.likelihood.expectations(inferred.parameters)
             least = vae.likelihood.expected_log_prob(inferred.parameters) - DOUBTED_FROM
@@ -161,7 +154,7 @@ def reconstruct(
 
 def predictive_values(
     states: Sequence[ModelState], rows: Rows, draws: Rows, n_values: int, device: str | None
-) -> npt.NDArray[np.float64]:
+) -> Floats:
     """Values of x that the models hold for equally probable: (n_states, n_rows, n_values, n_features).
 
     Of each draw's p(x|z) as many quantiles, at levels that together fill (0, 1) evenly. ``n_values`` is a
@@ -169,7 +162,7 @@ def predictive_values(
     """
     n_draws, n_levels = len(draws), n_values // len(draws)
 
-    def tile_values(vae: Any, x: Any, draws: Any) -> Any:
+    def tile_values(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
         parameters = vae.draw(*vae.encode(x), draws).parameters
         of_draws = (np.arange(n_draws)[:, None, None] + 0.5) / n_draws
         levels = [(level + of_draws) / n_levels for level in range(n_levels)]
@@ -180,7 +173,9 @@ def predictive_values(
     return map_rows(tile_values, key, states, rows, draws, device, refined=True)
 
 
-def _over_draws(vae: Any, x: Any, draws: Any, per_draw: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:
+def _over_draws(
+    vae: KerasModel, x: Tensor, draws: Tensor, per_draw: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """``per_draw`` of all draws, (n_draws, n_rows), and the KL of each row, (n_rows,)."""
     posterior = vae.encode(x)
     kl = keras.ops.sum(kl_divergence(*posterior), axis=-1)
@@ -188,11 +183,13 @@ def _over_draws(vae: Any, x: Any, draws: Any, per_draw: Callable[[Any, Any, Any]
     return tf.reshape(values, (-1, keras.ops.shape(x)[0]))[: draws.shape[0]], kl
 
 
-def _in_float64(values_and_kl: tuple[Any, Any]) -> list[Any]:
+def _in_float64(values_and_kl: tuple[Tensor, Tensor]) -> list[Tensor]:
     return [keras.ops.cast(value, "float64") for value in values_and_kl]
 
 
-def _map_chunks(function: Callable[[Any, Any], Any], draws: Any, weights: Any = None) -> Any:
+def _map_chunks(
+    function: Callable[[Tensor, Tensor], Tensor], draws: Tensor, weights: Tensor = None
+) -> Tensor:
     """``function(chunk, weights)`` of each chunk of draws, stacked; draws that only pad have weight 0.
 
     ``weights`` belong to the draws, the first axis; they are 1 if not given.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.objective import log_weight
+from vae_anomaly.core.types import KerasModel, Tensor
 
 __all__ = [
     "Score",
@@ -44,32 +45,32 @@ class Score(NamedTuple):
     >>> detector = VAEDetector(score=Score(worst_feature, lambda values, kl: keras.ops.mean(values, axis=0)))
     """
 
-    per_draw: Callable[[Any, Any, Any], Any]
-    combine: Callable[[Any, Any], Any]
-    per_feature: Callable[[Any, Any, Any], Any] | None = None
+    per_draw: Callable[[Tensor, Tensor, Tensor], Tensor]
+    combine: Callable[[Tensor, Tensor], Tensor]
+    per_feature: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
 
-def feature_log_likelihood(vae: Any, x: Any, inferred: Any) -> Any:
+def feature_log_likelihood(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
     """Log p(x|z) of each feature: shape (n_draws, n_rows, n_features)."""
     return vae.likelihood.log_prob(x, inferred.parameters)
 
 
-def log_likelihood(vae: Any, x: Any, inferred: Any) -> Any:
+def log_likelihood(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
     """Log p(x|z) of each row: shape (n_draws, n_rows)."""
     return keras.ops.sum(feature_log_likelihood(vae, x, inferred), axis=-1)
 
 
-def log_weight_of_draw(vae: Any, x: Any, inferred: Any) -> Any:
+def log_weight_of_draw(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
     """Log p(x, z) - log q(z|x) of each row: shape (n_draws, n_rows)."""
     log_prob = log_likelihood(vae, x, inferred)
     return log_weight(log_prob, inferred.z, inferred.noise, inferred.z_log_var)
 
 
-def feature_error(vae: Any, x: Any, inferred: Any) -> Any:
+def feature_error(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
     """Reconstruction error of each feature: shape (n_draws, n_rows, n_features)."""
     return vae.likelihood.error(x, inferred.parameters)
 
 
-def error(vae: Any, x: Any, inferred: Any) -> Any:
+def error(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
     """Reconstruction error of each row: shape (n_draws, n_rows)."""
     return keras.ops.sum(feature_error(vae, x, inferred), axis=-1)

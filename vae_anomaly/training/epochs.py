@@ -11,7 +11,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Callback
 from vae_anomaly.data.sparse import blocks, has_gaps, representative
 from vae_anomaly.engine.programs import Architecture, architecture_of, on_device
 from vae_anomaly.engine.steps import (
@@ -96,7 +97,7 @@ def train(
     shuffle_seed: int,
     noise_seed: int,
     validation: Validation | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[Callback] = (),
     verbose: int = 0,
     progress: Progress | None = None,
     keep: Callable[[Progress], None] | None = None,

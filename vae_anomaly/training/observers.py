@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.types import Callback
 from vae_anomaly.engine.programs import Architecture
 from vae_anomaly.engine.steps import TrainingState, model_state
 from vae_anomaly.model.states import ModelState
@@ -23,7 +23,7 @@ class Observers:
         architecture: Architecture,
         learning_rate: float,
         n_epochs: int,
-        callbacks: Sequence[Any],
+        callbacks: Sequence[Callback],
         verbose: int,
     ) -> None:
         self._architecture, self._learning_rate = architecture, learning_rate
@@ -63,7 +63,9 @@ class Observers:
         if self._model is not None:
             self._callbacks.on_epoch_begin(epoch)
 
-    def end_epoch(self, epoch: int, figures: dict[str, Any], training: TrainingState, last: bool) -> bool:
+    def end_epoch(
+        self, epoch: int, figures: Mapping[str, float | np.floating], training: TrainingState, last: bool
+    ) -> bool:
         """Tell everyone; return whether this was the last epoch, by the schedule or by a callback."""
         figures = {name: float(value) for name, value in figures.items()}
         if self._model is not None:

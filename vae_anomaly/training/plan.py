@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Floats
 from vae_anomaly.data.sparse import has_gaps
 
 __all__ = ["PARAMETERS", "SCHEDULES", "Plan"]
@@ -28,7 +28,7 @@ _MASKED_FRACTION = 0.05
 
 _AUTO_STEPS, _AUTO_STEPS_AT_MOST, _AUTO_EPOCHS = 1000, 2000, 5
 
-Schedule = str | Callable[[npt.NDArray[np.float64]], Any] | None
+Schedule = str | Callable[[Floats], npt.ArrayLike] | None
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Plan:
         """Rows of a batch that count, at least one."""
         return max(1, self.batch_size - round(self.trimmed_fraction * self.batch_size))
 
-    def rates(self, progress: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    def rates(self, progress: Floats) -> npt.NDArray[np.float32]:
         """Learning rate at each point of the training, where progress runs from 0 to 1."""
         schedule = self.learning_rate_schedule
         if schedule is None:
-            factor: Any = np.ones_like(progress)
+            factor = np.ones_like(progress)
         elif callable(schedule):
             factor = self._called(schedule, progress)
         else:
@@ -92,7 +92,7 @@ class Plan:
         return np.asarray(self.learning_rate * factor, dtype=np.float32)
 
     @staticmethod
-    def _called(schedule: Callable[[Any], Any], progress: npt.NDArray[np.float64]) -> Any:
+    def _called(schedule: Callable[[Floats], npt.ArrayLike], progress: Floats) -> Floats:
         received = schedule(progress)
         try:
             factor = np.broadcast_to(np.asarray(received, dtype=float), progress.shape)
@@ -105,7 +105,7 @@ class Plan:
             )
         return factor
 
-    def betas(self, progress: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    def betas(self, progress: Floats) -> npt.NDArray[np.float32]:
         """Weight of the KL at each point of the training: a linear rise, then ``beta``."""
         rise = np.minimum(1.0, progress / self.kl_warm_up) if self.kl_warm_up else np.ones_like(progress)
         return np.asarray(self.beta * rise, dtype=np.float32)
@@ -123,7 +123,7 @@ _DECIDED_ELSEWHERE = {"early_stopping", "trimmed_fraction"}
 PARAMETERS = tuple(name for name in Plan.__dataclass_fields__ if name not in _DECIDED_ELSEWHERE)
 
 #: Learning-rate schedules by name: progress in [0, 1] -> factor.
-SCHEDULES: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
+SCHEDULES: dict[str, Callable[[Floats], Floats]] = {
     "cosine": lambda progress: 0.5 * (1 + np.cos(np.pi * progress)),
     "linear": lambda progress: 1 - progress,
 }
