@@ -13,6 +13,7 @@ which also writes the picture of the maps, if a path is given.
 
 import os
 import sys
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +25,7 @@ from sklearn.model_selection import train_test_split
 from vae_anomaly import VAEDetector, plotting
 
 # A quick mode, to check that the script runs: its pictures show nothing of interest.
-quick = {"epochs": 2} if os.environ.get("VAE_ANOMALY_QUICK") else {}
+quick: dict[str, Any] = {"epochs": 2} if os.environ.get("VAE_ANOMALY_QUICK") else {}
 
 # %%
 # Digits with a defect

@@ -12,6 +12,7 @@ it with::
 """
 
 import os
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from vae_anomaly import VAEDetector, plotting
 
 # A quick mode, to check that the script runs: its pictures show nothing of interest.
-quick = {"epochs": 2} if os.environ.get("VAE_ANOMALY_QUICK") else {}
+quick: dict[str, Any] = {"epochs": 2} if os.environ.get("VAE_ANOMALY_QUICK") else {}
 
 # %%
 digits = load_digits()
@@ -76,7 +77,7 @@ for (name, values), color, style in zip(
 ):
     ax.hist(
         values,
-        np.linspace(0, max(map(np.max, groups.values())), 40),
+        np.linspace(0, max(map(np.max, groups.values())), 40).tolist(),
         histtype="step",
         color=color,
         linestyle=style,

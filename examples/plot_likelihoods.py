@@ -17,7 +17,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from vae_anomaly import DenseNetwork, VAEDetector
-from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.likelihoods import Gaussian, Likelihood
 
 EPOCHS = 2 if os.environ.get("VAE_ANOMALY_QUICK") else 100
 
@@ -45,7 +45,7 @@ def table(kind, n_rows):
 
 
 KINDS = ["normal", "heavy tails", "1 % gross errors", "noise that differs\nfrom row to row"]
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, str | Likelihood] = {
     '"gaussian"': "gaussian",
     '"laplace"': "laplace",
     '"student_t"': "student_t",
@@ -65,7 +65,9 @@ for kind in KINDS:
     anomalies = rng.permuted(table(kind, 1500), axis=0)
     for name, likelihood in LIKELIHOODS.items():
         # One model, exactly so many epochs: quicker than the default, and enough to compare.
-        detector = VAEDetector(DenseNetwork((32,)), 2, likelihood, epochs=EPOCHS, random_state=0).fit(train)
+        detector = VAEDetector(
+            DenseNetwork((32,)), latent_dim=2, likelihood=likelihood, epochs=EPOCHS, random_state=0
+        ).fit(train)
         bound.loc[kind, name] = detector.score(new)
         scores = -detector.score_samples(np.r_[new, anomalies])
         auroc.loc[kind, name] = roc_auc_score(np.repeat([0, 1], 1500), scores)

@@ -10,6 +10,7 @@ the other digits. Nothing is downloaded. Run it with::
 """
 
 import os
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,7 +21,7 @@ from vae_anomaly import VAEDetector, plotting
 from vae_anomaly.thresholds import Conformal
 
 # A quick mode, to check that the script runs: its pictures show nothing of interest.
-quick = {"epochs": 2} if os.environ.get("VAE_ANOMALY_QUICK") else {}
+quick: dict[str, Any] = {"epochs": 2} if os.environ.get("VAE_ANOMALY_QUICK") else {}
 
 # %%
 # Images are arrays of shape (n, height, width) with values in [0, 1]; they go into the detector as they are.

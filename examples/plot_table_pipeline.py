@@ -10,6 +10,7 @@ column can see. A pipeline finds the records and names the column. Nothing is do
 """
 
 import os
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,7 +27,7 @@ from vae_anomaly.explanations import explain
 from vae_anomaly.thresholds import Conformal
 
 # A quick mode, to check that the script runs: its pictures show nothing of interest.
-quick = {"epochs": 2} if os.environ.get("VAE_ANOMALY_QUICK") else {}
+quick: dict[str, Any] = {"epochs": 2} if os.environ.get("VAE_ANOMALY_QUICK") else {}
 
 # %%
 # Records, some of them with a wrong value

@@ -16,6 +16,7 @@ so that nothing is downloaded, and Adam for all. `MODELS` is the table. What it 
 
 import os
 import time
+from typing import Any
 
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -31,11 +32,16 @@ X_train, X_test = train_test_split(images, test_size=0.2, random_state=0, strati
 n_pixels = 8 * 8
 
 # Pixels as probabilities: binary cross-entropy, summed over the pixels of an image.
-bce = {"likelihood": "bernoulli"}
+bce: dict[str, Any] = {"likelihood": "bernoulli"}
 # Of a Gaussian with the variance 1/2, the negative log-density is the squared error, plus a constant.
-squared_error = {"likelihood": Gaussian(scale=0.5**0.5), "scaler": None}
+squared_error: dict[str, Any] = {"likelihood": Gaussian(scale=0.5**0.5), "scaler": None}
 
-convolutions = {"filters": (32, 64, 128), "kernel_sizes": 3, "strides": (1, 2, 2), "dense_units": ()}
+convolutions: dict[str, Any] = {
+    "filters": (32, 64, 128),
+    "kernel_sizes": 3,
+    "strides": (1, 2, 2),
+    "dense_units": (),
+}
 # That text weighs the KL by 2e-4 against a mean over pixels, which is 1 / n_pixels of our sum.
 small_kl = 2e-4 * n_pixels
 

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Concatenate, Generic, ParamSpec, TypeVar, overload
 
 __all__ = ["MethodNamedAsParameter", "all_or_nothing"]
 
+_Owner = TypeVar("_Owner")
+_Result = TypeVar("_Result")
+_Arguments = ParamSpec("_Arguments")
 
-class MethodNamedAsParameter:
+
+class MethodNamedAsParameter(Generic[_Owner, _Arguments, _Result]):
     """Lets ``score`` be both: a constructor parameter, kept in ``vars(self)``, and a public method.
 
     scikit-learn fixes the method's name and this library's users know the parameter by it. Attribute
     access gives the method; `get_params` gives the parameter.
     """
 
-    def __init__(self, method: Callable[..., Any]) -> None:
+    def __init__(self, method: Callable[Concatenate[_Owner, _Arguments], _Result]) -> None:
         self._method = method
         self.__doc__ = method.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self._method if instance is None else self._method.__get__(instance, owner)
+    @overload
+    def __get__(self, instance: None, owner: type) -> Callable[Concatenate[_Owner, _Arguments], _Result]: ...
+
+    @overload
+    def __get__(self, instance: _Owner, owner: type | None = None) -> Callable[_Arguments, _Result]: ...
+
+    def __get__(self, instance: _Owner | None, owner: type | None = None) -> Callable[..., _Result]:
+        if instance is None:
+            return self._method
+        bound: Callable[..., _Result] = self._method.__get__(instance, owner)
+        return bound
 
     def __set__(self, instance: object, value: object) -> None:
         vars(instance)[self._name] = value
