@@ -65,10 +65,13 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vae_anomaly import VAEDetector, load
+from vae_anomaly import VAEDetector, load, plotting, scorers
+from vae_anomaly.explanations import explain
 from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.monitoring import Monitor
 from vae_anomaly.thresholds import Conformal
 
 X = np.zeros((100, 3))
@@ -91,6 +94,12 @@ detector.reconstruct(X).mean()
 assert_type(detector.score(X), float)
 assert_type(detector.report(X), pd.DataFrame)
 assert_type(load("detector.vae"), VAEDetector)
+Monitor(detector, random_state=0).update(X).drifted
+for fitted in (detector, make_pipeline(StandardScaler(), detector)):
+    assert_type(scorers.roc_auc(fitted, X, [0, 1] * 50), float)
+    plotting.score_histogram(fitted, X, pd.Series([0, 1] * 50)).set_title("scores")
+    plotting.contributions(fitted, X[0], names=["a", "b", "c"])
+explain(make_pipeline(detector), pd.DataFrame(X)).iloc[0]
 
 
 class Rule:

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from vae_anomaly.core.backend import silence_log_lines, tf
 from vae_anomaly.core.types import Array, Estimator, Tensor
 
-__all__ = ["Graph", "library"]
+__all__ = ["Graph", "Onnx", "library"]
 
-# onnx and what converts to it ship no types either.
-_Onnx: TypeAlias = Any
+#: An object of onnx, which ships no types, or a library that converts to it.
+Onnx: TypeAlias = Any
 _DOMAIN = "vae_anomaly"
 # How the names of what is neither input nor output begin.
 _OWN = "detector/"
@@ -74,10 +74,10 @@ class Graph:
 
     def __init__(self, outputs: Mapping[str, npt.DTypeLike]) -> None:
         self._onnx = library("onnx")
-        self._functions: dict[str, _Onnx] = {}
-        self._initializers: list[_Onnx] = []
-        self._nodes: list[_Onnx] = []
-        self._inputs: list[_Onnx] = []
+        self._functions: dict[str, Onnx] = {}
+        self._initializers: list[Onnx] = []
+        self._nodes: list[Onnx] = []
+        self._inputs: list[Onnx] = []
         self._outputs = [self._value_info(name, dtype, ("n_rows",)) for name, dtype in outputs.items()]
 
     # -- parts ----------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class Graph:
         )
         return outputs
 
-    def _value_info(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str | None]) -> _Onnx:
+    def _value_info(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str | None]) -> Onnx:
         return self._onnx.helper.make_tensor_value_info(name, self.type_of(dtype), shape)
 
     # -- functions ------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Graph:
         self._add(name, model, ["X"], [output.name for output in model.graph.output])
         return self.call(name, [X])[0]
 
-    def _add(self, name: str, model: _Onnx, inputs: list[str], outputs: list[str]) -> None:
+    def _add(self, name: str, model: Onnx, inputs: list[str], outputs: list[str]) -> None:
         graph, helper = model.graph, self._onnx.helper
         strangers = {node.op_type for node in _nodes(graph) if not self._knows(node)}
         strangers |= {value.name for value in graph.input} - set(inputs)
@@ -194,7 +194,7 @@ class Graph:
             self._operators(),
         )
 
-    def _knows(self, node: _Onnx) -> bool:
+    def _knows(self, node: Onnx) -> bool:
         if node.domain == _DOMAIN:
             return node.op_type in _MISSING_OPERATORS
         return bool(self._onnx.defs.has(node.op_type, node.domain))
@@ -211,15 +211,15 @@ class Graph:
         self._nodes.append(self._call(function, inputs, outputs))
         return outputs
 
-    def _call(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> _Onnx:
+    def _call(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> Onnx:
         return self._onnx.helper.make_node(function, inputs, outputs, domain=_DOMAIN)
 
     # -- the whole ------------------------------------------------------------------------------------
-    def _operators(self) -> list[_Onnx]:
+    def _operators(self) -> list[Onnx]:
         versions = {"": _OPERATORS, "ai.onnx.ml": _ML_OPERATORS, _DOMAIN: 1}
         return [self._onnx.helper.make_opsetid(*item) for item in versions.items()]
 
-    def model(self, about: Mapping[str, str]) -> _Onnx:
+    def model(self, about: Mapping[str, str]) -> Onnx:
         """The graph as an ONNX model, with its metadata."""
         own = [
             self._onnx.parser.parse_function(
@@ -242,7 +242,7 @@ class Graph:
         return model
 
 
-def _nodes(graph: _Onnx) -> Iterator[_Onnx]:
+def _nodes(graph: Onnx) -> Iterator[Onnx]:
     """The nodes of a graph or a function, and of the graphs inside."""
     for node in graph.node:
         yield node
@@ -251,7 +251,7 @@ def _nodes(graph: _Onnx) -> Iterator[_Onnx]:
                 yield from _nodes(attribute.g)
 
 
-def library(name: str) -> Any:
+def library(name: str) -> Onnx:
     """A library of the extra ``onnx``."""
     try:
         with silence_log_lines():

@@ -23,7 +23,7 @@ from vae_anomaly.data.scaling import FARTHEST, ScalerOfColumns
 from vae_anomaly.data.tables import Column
 from vae_anomaly.engine.programs import Architecture, architecture_of
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.export.onnx_graph import Graph, library
+from vae_anomaly.export.onnx_graph import Graph, Onnx, library
 from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.scoring import passes
@@ -46,7 +46,7 @@ def write(path: str | os.PathLike[str], detector: Detector) -> None:
     archive.replace_file(path, lambda file: file.write(data))
 
 
-def _model_of(detector: Detector) -> Any:
+def _model_of(detector: Detector) -> Onnx:
     """The detector as an ONNX model."""
     fitted: Fitted = detector._fitted
     n_bytes = sum(state.trainable.nbytes for state in fitted.members)

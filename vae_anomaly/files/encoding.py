@@ -197,7 +197,7 @@ class _Encoder:
         check_fields(name, given, f"{where} ")
         return [self.mapping(values, where) for values in (given, defaults, fitted)]
 
-    def _record(self, value: Any, name: str, where: str) -> Json:
+    def _record(self, value: object, name: str, where: str) -> Json:
         fields = {field: getattr(value, field) for field in fields_of(type(value))}
         return {"record": [name, self.mapping(check_fields(name, fields, f"{where} "), where)]}
 

@@ -197,7 +197,7 @@ class Likelihood(Spec):
         return {"name": self.name, **self.get_params(deep=False)}
 
     @classmethod
-    def of_config(cls, **parameters: Tensor) -> Likelihood:
+    def of_config(cls, **parameters: Any) -> Likelihood:
         """The likelihood with these parameters, as `config` gives them."""
         return cls(**parameters)
 

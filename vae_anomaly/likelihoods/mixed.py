@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,7 @@ class Mixed(Likelihood):
         return {**super().config(), "parts": parts}
 
     @classmethod
-    def of_config(cls, **parameters: Tensor) -> Mixed:
+    def of_config(cls, **parameters: Any) -> Mixed:
         """The likelihood with these parameters, as `config` gives them."""
         return cls([(from_config(config), tuple(columns)) for config, columns in parameters["parts"]])
 

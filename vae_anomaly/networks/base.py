@@ -109,7 +109,7 @@ def hidden_initializer(activation: object) -> Initializer:
     return keras.initializers.LecunNormal(seed=0) if _is_selu(activation) else glorot()
 
 
-def initializer_of(layer: Layer, name: str) -> Tensor:
+def initializer_of(layer: Layer, name: str) -> Initializer | None:
     """The layer's initializer for its variable of this name, under any of Keras' names for it, or None."""
     stems = (name, name.removesuffix("_kernel"), *(["depthwise"] if name == "kernel" else []))
     return next(filter(None, (getattr(layer, f"{stem}_initializer", None) for stem in stems)), None)
