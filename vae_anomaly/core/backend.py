@@ -126,7 +126,8 @@ def _leave_gpu_memory_to_others(tensorflow: Any) -> None:
 
 def without_weights() -> contextlib.AbstractContextManager[object]:
     """A scope in which Keras models can be built, but take no memory for their weights and cannot run."""
-    return tf.Graph().as_default()  # type: ignore[no-any-return]
+    scope: contextlib.AbstractContextManager[object] = tf.Graph().as_default()
+    return scope
 
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ def concatenate(rows: Matrix, more: Matrix) -> Matrix:
     return np.concatenate([rows, more])
 
 
-def blocks(rows: Matrix) -> Iterator[Rows]:
+def blocks(rows: Rows | SparseRows) -> Iterator[Rows]:
     """The rows as arrays: an array as it is, sparse rows in blocks."""
     if not isinstance(rows, SparseRows):
         yield rows
@@ -84,14 +84,14 @@ def blocks(rows: Matrix) -> Iterator[Rows]:
         yield rows[start : start + size]
 
 
-def has_gaps(rows: Matrix) -> bool:
+def has_gaps(rows: Rows | SparseRows) -> bool:
     """Whether values are missing."""
     return any(any_missing(block) for block in blocks(rows))
 
 
-def representative(rows: Matrix) -> Rows:
+def representative(rows: Rows | SparseRows) -> Rows:
     """Rows that say what values the columns hold: all of an array, evenly spaced ones of sparse rows."""
     if not isinstance(rows, SparseRows):
-        return rows  # type: ignore[no-any-return]
+        return rows
     n_rows = min(len(rows), max(1, _NUMBERS_AT_ONCE // rows.shape[1]))
     return rows[np.linspace(0, len(rows) - 1, n_rows).astype(int)]
