@@ -26,6 +26,7 @@ from vae_anomaly import (
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.data import frames
 from vae_anomaly.data.images import check_image_shape, dtype_of, flatten
 from vae_anomaly.data.preparation import Preparation, in_form_of
 from vae_anomaly.data.tables import table_of
@@ -1073,7 +1074,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _checked(self, X: Any, reset: bool) -> tuple[npt.NDArray[Any], tuple[int, ...] | None, Any]:
         """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""
+        X = frames.to_pandas(X)
         received = getattr(X, "shape", None)
+        if reset:
+            self._column_names = frames.names_of(X)
+        else:
+            frames.check_names(X, getattr(self, "_column_names", None))
         X, image_shape = flatten(X)
         dtype = dtype_of(X)
         if reset:

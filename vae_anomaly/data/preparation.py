@@ -7,10 +7,9 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.data import scaling
+from vae_anomaly.data import frames, scaling
 from vae_anomaly.data.images import pixel_range, pixels
 from vae_anomaly.data.sparse import blocks, rows_of
 from vae_anomaly.data.tables import Table
@@ -100,7 +99,7 @@ class Preparation:
             return in_form_of(given, values)
         if not hasattr(given, "columns"):
             return self.table.frame(values).to_numpy()
-        return self.table.frame(values, given.index)
+        return frames.like(given, self.table.frame(values, getattr(given, "index", None)))
 
     def in_form_of_training(self, values: npt.NDArray[np.float64]) -> Any:
         """New rows, in the units of X: images if the training rows were, or a mixed table's DataFrame."""
@@ -112,6 +111,6 @@ class Preparation:
 def in_form_of(given: Any, values: npt.NDArray[np.float64]) -> Any:
     """Numbers of cells as a DataFrame if X is one, otherwise in the shape of X."""
     if hasattr(given, "columns"):
-        return pd.DataFrame(values, columns=given.columns, index=given.index)
+        return frames.with_values(given, values)
     stacked = getattr(given, "ndim", None) == 1 and len(given) > 0  # an array of images
     return values.reshape(np.shape(list(given) if stacked else given))
