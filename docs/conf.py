@@ -27,6 +27,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "numpydoc",
     "myst_parser",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "_templates", "api/generated/*.txt", "auto_examples/*.md5"]
@@ -51,7 +52,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"/plot_",
-    "ignore_pattern": r"/(?!plot_)[^/]*\.py$",
+    "ignore_pattern": r"(^|/)(?!plot_)[^/]*\.py$",
     "abort_on_example_error": True,
     "capture_repr": (),
     "download_all_examples": False,
@@ -87,6 +88,13 @@ def _skip_fields(app, what, name, obj, skip, options):
     return True if doc.startswith("Alias for field number") else None
 
 
+def _quote_fitted_names(app, what, name, obj, options, lines):
+    """Set fitted attributes in types, as in (n_rows, latent_dim_), as literals: reST takes them for links."""
+    for position, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            lines[position] = re.sub(r"(?<![`\w*])(\*?[a-z]\w*_)(?=[),])", r"``\1``", line)
+
+
 def _link_within_package(app, env, node, contnode):
     """Find a name as docstrings write it, relative to the package: `VAEDetector.fit`, `monitoring.drift`."""
     if node.get("refdomain") != "py" or node.get("reftype") != "obj":
@@ -109,4 +117,5 @@ def _link_within_package(app, env, node, contnode):
 def setup(app):
     """Register the hooks."""
     app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("autodoc-process-docstring", _quote_fitted_names, priority=400)
     app.connect("missing-reference", _link_within_package)
