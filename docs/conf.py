@@ -13,6 +13,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # The gallery runs its examples with a few epochs; VAE_ANOMALY_QUICK="" gives the full pictures.
 os.environ.setdefault("VAE_ANOMALY_QUICK", "1")
 
+from docutils import nodes  # noqa: E402
+from sphinx.util.nodes import make_refnode  # noqa: E402
+
 import vae_anomaly  # noqa: E402
 
 # -- project ------------------------------------------------------------------------------------------------
@@ -33,6 +36,8 @@ extensions = [
 exclude_patterns = ["_build", "_templates", "api/generated/*.txt", "auto_examples/*.md5"]
 templates_path = ["_templates"]
 default_role = "py:obj"
+smartquotes = False
+toc_object_entries_show_parents = "hide"
 highlight_language = "python"
 pygments_style = "friendly"
 
@@ -67,9 +72,11 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = "vae-anomaly"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["layout.css"]
 html_show_sourcelink = False
 html_copy_source = False
+# Pages without pages below them have no navigation of a section.
+html_sidebars = {page: [] for page in ("getting_started", "choosing", "speed", "glossary", "changelog")}
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
@@ -95,23 +102,40 @@ def _quote_fitted_names(app, what, name, obj, options, lines):
             lines[position] = re.sub(r"(?<![`\w*])(\*?[a-z]\w*_)(?=[),])", r"``\1``", line)
 
 
-def _link_within_package(app, env, node, contnode):
-    """Find a name as docstrings write it, relative to the package: `VAEDetector.fit`, `monitoring.drift`."""
-    if node.get("refdomain") != "py" or node.get("reftype") != "obj":
-        return None
-    target = re.sub(r"^vae_anomaly\.", "", node["reftarget"])
-    candidates = [f"vae_anomaly.{target}"]
-    candidates += [
-        name for name in env.get_domain("py").objects if name.endswith(f".{target}") and target[:1].isupper()
-    ]
-    domain = env.get_domain("py")
-    for name in candidates:
-        if name in domain.objects:
-            found = domain.objects[name]
-            from sphinx.util.nodes import make_refnode
+def _documented(objects, name):
+    """Full name of what texts call `VAEDetector.fit`, `fit`, `monitoring.drift` or `Conformal`, or None."""
+    name = name.removesuffix("()").removeprefix("vae_anomaly.")
+    for full in (f"vae_anomaly.{name}", f"vae_anomaly.VAEDetector.{name}"):
+        if full in objects and full != "vae_anomaly.VAEDetector.score":  # a parameter, too
+            return full
+    ending = [full for full in sorted(objects) if full.endswith(f".{name}")]
+    if name[:1].isupper():
+        return next(iter(ending), None)
+    return ending[0] if "_" in name and len(ending) == 1 else None
 
-            return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, contnode, name)
-    return None
+
+def _reference(app, docname, name, content):
+    found = app.env.get_domain("py").objects[name]
+    return make_refnode(app.builder, docname, found.docname, found.node_id, content, name)
+
+
+def _link_within_package(app, env, node, contnode):
+    """Resolve names as docstrings write them, relative to the package."""
+    if (node.get("refdomain"), node.get("reftype")) != ("py", "obj"):
+        return None
+    name = _documented(env.get_domain("py").objects, node["reftarget"])
+    return None if name is None else _reference(app, node["refdoc"], name, contnode)
+
+
+def _link_code_in_pages(app, doctree, docname):
+    """Link inline code of the Markdown pages that is a documented name."""
+    if not str(app.env.doc2path(docname)).endswith(".md"):
+        return
+    objects = app.env.get_domain("py").objects
+    for node in list(doctree.findall(nodes.literal)):
+        name = _documented(objects, node.astext())
+        if name and not isinstance(node.parent, (nodes.reference, nodes.title)):
+            node.replace_self(_reference(app, docname, name, node.deepcopy()))
 
 
 def setup(app):
@@ -119,3 +143,4 @@ def setup(app):
     app.connect("autodoc-skip-member", _skip_fields)
     app.connect("autodoc-process-docstring", _quote_fitted_names, priority=400)
     app.connect("missing-reference", _link_within_package)
+    app.connect("doctree-resolved", _link_code_in_pages)
