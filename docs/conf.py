@@ -102,6 +102,13 @@ def _quote_fitted_names(app, what, name, obj, options, lines):
             lines[position] = re.sub(r"(?<![`\w*])(\*?[a-z]\w*_)(?=[),])", r"``\1``", line)
 
 
+def _say_that_it_is_quick(app, docname, source):
+    """Say on the page of an example, under its title, that its figures are those of the quick mode."""
+    if docname.startswith("auto_examples/plot_") and os.environ["VAE_ANOMALY_QUICK"]:
+        note = "This page was built in a quick mode with very few epochs. Its pictures and figures mean nothing."
+        source[0] = re.sub(r"(\n=+\n)", rf"\1\n.. warning::\n\n   {note}\n", source[0], count=1)
+
+
 def _documented(objects, name):
     """Full name of what texts call `VAEDetector.fit`, `fit`, `monitoring.drift` or `Conformal`, or None."""
     name = name.removesuffix("()").removeprefix("vae_anomaly.")
@@ -140,6 +147,7 @@ def _link_code_in_pages(app, doctree, docname):
 
 def setup(app):
     """Register the hooks."""
+    app.connect("source-read", _say_that_it_is_quick)
     app.connect("autodoc-skip-member", _skip_fields)
     app.connect("autodoc-process-docstring", _quote_fitted_names, priority=400)
     app.connect("missing-reference", _link_within_package)
