@@ -25,6 +25,9 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
+WITH_CODE = [page for page in [README, *PAGES] if page.exists() and blocks(page)]
+
+
 def name_of(page):
     return str(page.relative_to(ROOT))
 
@@ -48,7 +51,7 @@ def test_the_first_code_of_readme_runs_with_few_epochs(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", [page for page in [README, *PAGES] if blocks(page)], ids=name_of)
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(page, blocks(page))
