@@ -105,7 +105,7 @@ def _quote_fitted_names(app, what, name, obj, options, lines):
 def _say_that_it_is_quick(app, docname, source):
     """Say on the page of an example, under its title, that its figures are those of the quick mode."""
     if docname.startswith("auto_examples/plot_") and os.environ["VAE_ANOMALY_QUICK"]:
-        note = "This page was built in a quick mode with very few epochs. Its pictures and figures mean nothing."
+        note = "This page was built in a quick mode with very few epochs: its figures mean nothing."
         source[0] = re.sub(r"(\n=+\n)", rf"\1\n.. warning::\n\n   {note}\n", source[0], count=1)
 
 
@@ -113,7 +113,7 @@ def _documented(objects, name):
     """Full name of what texts call `VAEDetector.fit`, `fit`, `monitoring.drift` or `Conformal`, or None."""
     name = name.removesuffix("()").removeprefix("vae_anomaly.")
     for full in (f"vae_anomaly.{name}", f"vae_anomaly.VAEDetector.{name}"):
-        if full in objects and full != "vae_anomaly.VAEDetector.score":  # a parameter, too
+        if full in objects and name not in {"sample", "score"}:  # a likelihood's method and a parameter, too
             return full
     ending = [full for full in sorted(objects) if full.endswith(f".{name}")]
     if name[:1].isupper():
