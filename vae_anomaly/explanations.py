@@ -26,7 +26,7 @@ from vae_anomaly.core.rows import array_of, dense
 from vae_anomaly.data.frames import to_pandas
 from vae_anomaly.data.preparation import in_form_of
 
-__all__ = ["by_column", "explain", "origins", "report", "spread_rest"]
+__all__ = ["explain"]
 
 
 def spread_rest(terms: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -17,10 +17,7 @@ import numpy as np
 from vae_anomaly.core.spec import state_of
 from vae_anomaly.core.versions import versions
 
-__all__ = [
-    "ModelCard",
-    "summary",
-]
+__all__ = ["ModelCard"]
 
 _LONGEST_TEXT, _MOST_COLUMNS = 200, 50
 _FRACTIONS = ("fraction", "rate", "rates")

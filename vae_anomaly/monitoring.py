@@ -21,7 +21,7 @@ from scipy import stats
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["Drift", "Evidence", "Monitor", "drift", "held_out_scores"]
+__all__ = ["Drift", "Evidence", "Monitor", "drift"]
 
 # The bulk lies below this quantile of the calibration scores, anomalies above the other.
 _BULK, _FAR = 0.9, 0.99

@@ -36,6 +36,4 @@ __all__ = [
     "StudentT",
     "UnitGaussian",
     "UnitInterval",
-    "from_config",
-    "resolve",
 ]
