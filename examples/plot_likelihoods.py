@@ -115,4 +115,4 @@ plt.show()
 #
 # - Scalers change the units of a density: compare likelihoods behind the same scaler.
 # - A DataFrame chooses for each column by its dtype: numbers, counts, booleans and categories.
-# - For images, the default is a Gaussian of one scale for all pixels; see the table "Choosing" in README.
+# - For images, the default is a Gaussian of one scale for all pixels; see ``docs/choosing.md``.

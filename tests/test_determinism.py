@@ -69,6 +69,24 @@ def test_scores_do_not_depend_on_how_rows_are_batched(rows, settings):
         np.testing.assert_array_equal(np.concatenate(parts), together[: len(np.concatenate(parts))])
 
 
+@pytest.mark.parametrize("n_members", [1, 2, 3, 7, 8, 16])
+def test_a_row_scores_alike_alone_and_in_any_batch_by_any_number_of_members(rows, n_members):
+    fitted = detector(network=DenseNetwork((8,)), members=n_members, epochs=1).fit(rows)
+    together = fitted.score_samples(rows)
+    for size in (1, 2, 3, 7, 8, 16):
+        for start in range(0, 48, 16):
+            found = fitted.score_samples(rows[start : start + size])
+            np.testing.assert_array_equal(found, together[start : start + size])
+
+
+def test_explanations_and_confidence_are_alike_alone_and_together(rows):
+    fitted = detector(network=DenseNetwork((8,)), members=8, epochs=1).fit(rows)
+    for judge in (fitted.confidence, fitted.explain):
+        together = judge(rows[:40])
+        for row in range(8):
+            np.testing.assert_array_equal(judge(rows[row : row + 1]), together[row : row + 1])
+
+
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_the_same_seed_gives_the_same_scores(rows, settings):
     first, second = (detector(**settings).fit(rows).score_samples(rows) for _ in range(2))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+WRITTEN = [path for path in sorted(ROOT.glob("docs/**/*.md")) if "_build" not in path.parts]
+PAGES = [path for path in [*ROOT.glob("README.md"), *WRITTEN] if BLOCK.search(path.read_text())]
 # Readers annotate nothing; all else is strict.
 LENIENT = ["--allow-untyped-defs", "--allow-untyped-calls", "--allow-incomplete-defs"]
 
@@ -50,7 +51,6 @@ def test_the_code_on_the_pages_type_checks(folder):
         name = re.sub(r"\W", "_", str(page.relative_to(ROOT).with_suffix("")))
         modules.append(folder / f"page_{name}.py")
         modules[-1].write_text(module_of(page))
-    assert any(module.read_text().strip() for module in modules)
     result = check(folder, *modules)
     assert result.returncode == 0, result.stdout + result.stderr
 

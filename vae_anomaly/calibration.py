@@ -21,14 +21,7 @@ from sklearn.model_selection import KFold, train_test_split
 
 from vae_anomaly.core.types import Detector, Flags, Floats, Matrix, Splitter
 
-__all__ = [
-    "check_calibrated",
-    "discoveries",
-    "out_of_fold_scores",
-    "p_values",
-    "resolve",
-    "set_aside",
-]
+__all__ = ["discoveries", "p_values"]
 
 # A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Folds promise it only nearly.
 _ROWS_ENOUGH_TO_SPLIT = 500

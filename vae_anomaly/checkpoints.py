@@ -36,7 +36,7 @@ from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.training.epochs import Progress
 from vae_anomaly.training.plan import PARAMETERS
 
-__all__ = ["Checkpoint", "CheckpointFile", "open_checkpoint"]
+__all__ = ["Checkpoint"]
 
 # Writing is to take at most 2 % of the time.
 _WAITS = 50

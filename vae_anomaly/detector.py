@@ -45,6 +45,7 @@ from vae_anomaly.core.types import (
     Transformer,
     Values,
 )
+from vae_anomaly.data import frames
 from vae_anomaly.data.images import check_image_shape, dtype_of, flatten
 from vae_anomaly.data.preparation import Preparation, in_form_of
 from vae_anomaly.data.tables import table_of
@@ -1095,7 +1096,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _checked(self, X: MatrixLike, reset: bool) -> tuple[Matrix, Shape | None, DtypeOrNone]:
         """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""
+        X = frames.to_pandas(X)
         received = getattr(X, "shape", None)
+        if reset:
+            self._column_names = frames.names_of(X)
+        else:
+            frames.check_names(X, getattr(self, "_column_names", None))
         X, image_shape = flatten(X)
         dtype = dtype_of(X)
         if reset:

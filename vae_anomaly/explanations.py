@@ -23,9 +23,10 @@ from sklearn.preprocessing import OneHotEncoder
 
 from vae_anomaly.core.rows import array_of, dense
 from vae_anomaly.core.types import Array, Detector, Estimator, Floats, MatrixLike, Unchecked
+from vae_anomaly.data.frames import to_pandas
 from vae_anomaly.data.preparation import in_form_of
 
-__all__ = ["by_column", "explain", "origins", "report", "spread_rest"]
+__all__ = ["explain"]
 
 
 def spread_rest(terms: Floats, scores: Floats) -> Floats:
@@ -76,13 +77,17 @@ def explain(pipeline: Pipeline, X: MatrixLike) -> Any:
     """
     *_, detector = (step for _, step in pipeline.steps)
     transformers = pipeline[:-1] if len(pipeline.steps) > 1 else None
-    names = np.asarray(X.columns if hasattr(X, "columns") else [f"x{i}" for i in range(np.shape(X)[1])])
+    table = to_pandas(X)
+    names = np.asarray(
+        table.columns if hasattr(table, "columns") else [f"x{i}" for i in range(np.shape(table)[1])]
+    )
     shares = np.asarray(detector.explain(X if transformers is None else transformers.transform(X)))
     return in_form_of(X, by_column(shares, transformers, names))
 
 
 def report(detector: Detector, X: Unchecked, n_rows: int, n_columns: int, coverage: float) -> pd.DataFrame:
     """See `VAEDetector.report`."""
+    X = to_pandas(X)
     framed = hasattr(X, "columns")
     X = X if framed else array_of(X)
     if X.ndim > 2:

@@ -19,10 +19,7 @@ from vae_anomaly.core.types import Detector, Json, Values
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.tables import Table
 
-__all__ = [
-    "ModelCard",
-    "summary",
-]
+__all__ = ["ModelCard"]
 
 _LONGEST_TEXT, _MOST_COLUMNS = 200, 50
 _FRACTIONS = ("fraction", "rate", "rates")

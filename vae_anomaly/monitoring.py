@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from vae_anomaly.core.types import Detector, Floats, MatrixLike, RandomStateLike
 
-__all__ = ["Drift", "Evidence", "Monitor", "drift", "held_out_scores"]
+__all__ = ["Drift", "Evidence", "Monitor", "drift"]
 
 # The bulk lies below this quantile of the calibration scores, anomalies above the other.
 _BULK, _FAR = 0.9, 0.99

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
@@ -19,7 +18,7 @@ from vae_anomaly.core.types import (
     Transformer,
     Unchecked,
 )
-from vae_anomaly.data import scaling
+from vae_anomaly.data import frames, scaling
 from vae_anomaly.data.images import pixel_range, pixels
 from vae_anomaly.data.sparse import blocks, rows_of
 from vae_anomaly.data.tables import Table
@@ -109,7 +108,7 @@ class Preparation:
             return in_form_of(given, values)
         if not hasattr(given, "columns"):
             return self.table.frame(values).to_numpy()
-        return self.table.frame(values, given.index)
+        return frames.like(given, self.table.frame(values, getattr(given, "index", None)))
 
     def in_form_of_training(self, values: Floats) -> Any:
         """New rows, in the units of X: images if the training rows were, or a mixed table's DataFrame."""
@@ -121,6 +120,6 @@ class Preparation:
 def in_form_of(given: Unchecked, values: Floats) -> Any:
     """Numbers of cells as a DataFrame if X is one, otherwise in the shape of X."""
     if hasattr(given, "columns"):
-        return pd.DataFrame(values, columns=given.columns, index=given.index)
+        return frames.with_values(given, values)
     stacked = getattr(given, "ndim", None) == 1 and len(given) > 0  # an array of images
     return values.reshape(np.shape(list(given) if stacked else given))

@@ -197,11 +197,6 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
         message names it.
     """
     chosen: dict[Hashable, str | Likelihood] = {}
-    if hasattr(X, "columns") and not hasattr(X, "iloc"):
-        raise TypeError(
-            f"tables are DataFrames of pandas; received a {type(X).__module__.split('.')[0]} "
-            f"{type(X).__name__}. Pass X.to_pandas(), or X.to_numpy() for columns of numbers."
-        )
     if isinstance(likelihood, str) and likelihood == "auto":
         if not hasattr(X, "columns") or all(_is_number(values) for _, values in X.items()):
             return None
@@ -224,10 +219,6 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
     named = hasattr(X, "columns")
     if not named:
         X = pd.DataFrame(array_of(X)).infer_objects()
-    if not X.columns.is_unique:
-        raise ValueError(
-            f"columns need names of their own; {X.columns[X.columns.duplicated()][0]!r} appears twice."
-        )
     unknown = [name for name in chosen if name not in X.columns]
     if unknown:
         raise ValueError(f"likelihood names column {unknown[0]!r}, but X has the columns {list(X.columns)}.")

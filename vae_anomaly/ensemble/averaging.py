@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +49,7 @@ def weights_by_row(weights: Floats, log_likelihood: Floats) -> Floats:
     """
     explained = np.nan_to_num(log_likelihood, nan=_NEVER, neginf=_NEVER)
     by_row = weights[:, None] * np.exp(2 * (explained - explained.max(axis=0)))
-    return np.asarray(by_row / by_row.sum(axis=0))
+    return np.asarray(by_row / _sum_members(by_row))
 
 
 def average(values: Floats, weights: Floats) -> Floats:
@@ -57,8 +57,15 @@ def average(values: Floats, weights: Floats) -> Floats:
 
     ``weights`` are of shape (n_members,), or (n_members, n_rows) if each row has its own.
     """
-    weighted = values * weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
-    return np.asarray(weighted.sum(axis=0))
+    return _sum_members(values * weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)))
+
+
+def _sum_members(values: Floats) -> Floats:
+    """The sum over the first axis, one after the other.
+
+    numpy's own groups the members of a single row otherwise than those of several: other last bits.
+    """
+    return functools.reduce(np.add, values)
 
 
 def confidence(
@@ -82,7 +89,9 @@ def confidence(
     n_members = len(weights)
     of_members = np.zeros(len(decision))
     if n_members > 1:
-        of_members = (n_members * weights[:, None] * by_member).std(axis=0, ddof=1) / math.sqrt(n_members)
+        weighted = n_members * weights[:, None] * by_member
+        squares = np.square(weighted - _sum_members(weighted) / n_members)
+        of_members = np.sqrt(_sum_members(squares) / (n_members - 1) / n_members)
     error = np.hypot(of_members, average(draw_errors, weights))
     with np.errstate(over="ignore"):  # nothing left to chance: certain
         return np.asarray(stats.norm.cdf(np.abs(decision) / np.maximum(error, np.finfo(float).tiny)))

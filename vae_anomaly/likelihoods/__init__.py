@@ -10,14 +10,10 @@ It can then be passed as ``likelihood=`` by that name or as an instance. ``expec
 ``expected_error`` say what a missing cell counts, ``quantile`` serves intervals; the defaults do for most.
 """
 
-from vae_anomaly.likelihoods.base import (
-    LIKELIHOODS,
-    Likelihood,
-    LikelihoodLike,
-    Parameters,
-    from_config,
-    resolve,
-)
+from vae_anomaly.likelihoods.base import LIKELIHOODS, Likelihood, Parameters
+from vae_anomaly.likelihoods.base import LikelihoodLike as LikelihoodLike
+from vae_anomaly.likelihoods.base import from_config as from_config
+from vae_anomaly.likelihoods.base import resolve as resolve
 from vae_anomaly.likelihoods.discrete import Categorical, Count
 from vae_anomaly.likelihoods.location_scale import Gaussian, Laplace, LocationScale, StudentT
 from vae_anomaly.likelihoods.mixed import Mixed
@@ -37,13 +33,10 @@ __all__ = [
     "Gaussian",
     "Laplace",
     "Likelihood",
-    "LikelihoodLike",
     "LocationScale",
     "Mixed",
     "Parameters",
     "StudentT",
     "UnitGaussian",
     "UnitInterval",
-    "from_config",
-    "resolve",
 ]

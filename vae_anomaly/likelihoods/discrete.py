@@ -147,7 +147,7 @@ class Categorical(Likelihood):
 
 
 class Count(Likelihood):
-    r"""Discrete log-logistic likelihood, for counts 0, 1, 2, ... of any size and spread.
+    r"""Discrete log-logistic likelihood, for counts (whole numbers from 0) of any size and spread.
 
     .. math::
         P(x \le k|z) = \mathrm{sigmoid}\left(\frac{u(k + 1) - m(z)}{s}\right),

@@ -17,7 +17,7 @@ from vae_anomaly.networks.base import Network, initializer_of
 from vae_anomaly.networks.conv import ConvNetwork
 from vae_anomaly.networks.dense import DenseNetwork
 
-__all__ = ["NETWORKS", "ConvNetwork", "DenseNetwork", "Network", "initializer_of", "resolve"]
+__all__ = ["NETWORKS", "ConvNetwork", "DenseNetwork", "Network", "initializer_of"]
 
 #: Every network that has a name.
 NETWORKS: dict[str, type[Network]] = {"dense": DenseNetwork, "conv": ConvNetwork}

@@ -12,6 +12,7 @@ import pandas as pd
 from vae_anomaly import explanations
 from vae_anomaly.core.rows import array_of, dense
 from vae_anomaly.core.types import Array, Estimator, MatrixLike, Shape, Unchecked
+from vae_anomaly.data.frames import to_pandas
 from vae_anomaly.plotting.canvas import (
     BLUE,
     GREY,
@@ -81,6 +82,7 @@ def top_anomalies(
     """
     check_count("k", k)
     check_count("n_features", n_features)
+    X = to_pandas(X)
     scores = -detector.score_samples(X)
     worst = np.argsort(-scores, kind="stable")[:k]
     framed = hasattr(X, "columns")

@@ -26,7 +26,7 @@ from vae_anomaly.scoring.score import (
     log_weight_of_draw,
 )
 
-__all__ = ["IMAGE_SCORES", "SCORES", "ImageShape", "Score", "resolve", "resolve_name", "unexplained_variance"]
+__all__ = ["IMAGE_SCORES", "SCORES", "ImageShape", "Score", "unexplained_variance"]
 
 #: Every score by name. "elbo": the negative evidence lower bound, KL - E_q log p(x|z). "iwae": the
 #: negative importance-weighted bound, closer to -log p(x). "reconstruction_probability": -E_q log p(x|z)

@@ -1,0 +1,141 @@
+"""Frames: tables of polars, pyarrow and others -> DataFrames of pandas, and back.
+
+They are read by narwhals, as in scikit-learn, column by column and without a library in between: what pandas
+and the other library call a missing value, a category or a whole number stays one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vae_anomaly.core.types import Floats, Unchecked
+
+__all__ = ["check_names", "like", "names_of", "to_pandas", "with_values"]
+
+
+def to_pandas(X: Unchecked) -> Unchecked:
+    """A table of another library as a DataFrame, a masked array with NaN for what is masked, else X as it is.
+
+    Raises
+    ------
+    TypeError
+        If X is a dictionary, an array of records, a table that is not in memory, or one that nothing can
+        read.
+    """
+    if isinstance(X, dict):
+        raise TypeError("tables are DataFrames or arrays; received a dict. Pass pd.DataFrame(X).")
+    if isinstance(X, np.ndarray):
+        if X.dtype.names is not None:
+            raise TypeError(
+                f"tables are DataFrames or arrays of numbers; received an array of records with the fields "
+                f"{list(X.dtype.names)}. Pass pd.DataFrame(X)."
+            )
+        if isinstance(X, np.ma.MaskedArray):
+            return np.ma.filled(X.astype(np.result_type(X.dtype, np.float32)), np.nan)
+        return X
+    if not _is_foreign(X):
+        return X
+    frame = _narwhals(X).from_native(X, pass_through=True)
+    if not hasattr(frame, "columns"):
+        raise TypeError(
+            f"tables are DataFrames of pandas, polars or pyarrow; received {_described(X)}. Pass "
+            "X.to_pandas(), or X.to_numpy() for columns of numbers."
+        )
+    if hasattr(frame, "collect"):
+        raise TypeError(f"received {_described(X)}, which is not in memory: pass X.collect().")
+    columns = {name: _column(frame[name]) for name in frame.columns}
+    return pd.DataFrame(columns, index=range(len(frame)))
+
+
+def like(given: Unchecked, frame: pd.DataFrame) -> Any:
+    """A DataFrame as a table of the library that X is of; X may be a DataFrame itself."""
+    if not _is_foreign(given):
+        return frame
+    nw = _narwhals(given)
+    backend = nw.get_native_namespace(given)
+    columns = {}
+    for name, values in frame.items():
+        numeric = isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf"
+        columns[name] = values.to_numpy() if numeric else [None if pd.isna(v) else v for v in values]
+    return nw.from_dict(columns, backend=backend).to_native()
+
+
+def with_values(given: Unchecked, values: Floats) -> Any:
+    """Numbers of cells as a table like the one given: its library, names and index."""
+    if not _is_foreign(given):
+        return pd.DataFrame(values, columns=given.columns, index=given.index)
+    names = _narwhals(given).from_native(given).columns
+    return like(given, pd.DataFrame(values, columns=names))
+
+
+def names_of(X: Unchecked) -> list[str] | None:
+    """How columns are known whose names are not all texts, which scikit-learn does not compare; else None.
+
+    Raises
+    ------
+    ValueError
+        If a name appears twice.
+    """
+    if not isinstance(X, pd.DataFrame):
+        return None
+    if not X.columns.is_unique:
+        raise ValueError(
+            f"columns need names of their own; {X.columns[X.columns.duplicated()][0]!r} appears twice."
+        )
+    return None if all(isinstance(name, str) for name in X.columns) else [repr(name) for name in X.columns]
+
+
+def check_names(X: Unchecked, expected: list[str] | None) -> None:
+    """Refuse a DataFrame whose names, which are not all texts, are not those of `fit` in their order."""
+    if expected is None or not isinstance(X, pd.DataFrame):
+        return
+    received = [repr(name) for name in X.columns]
+    if received != expected:
+        raise ValueError(
+            f"the detector was fitted on the columns {', '.join(expected)}; received the columns "
+            f"{', '.join(received)}. Give X the columns of the training rows, in their order."
+        )
+
+
+def _is_foreign(X: Unchecked) -> bool:
+    """Whether X is a table of columns of another library than pandas."""
+    # Of the class: a table that is not in memory would have to find out its columns.
+    return hasattr(type(X), "columns") and not hasattr(X, "iloc")
+
+
+def _narwhals(X: Unchecked) -> Any:
+    try:
+        import narwhals
+    except ImportError:
+        raise TypeError(
+            f"received {_described(X)}, which narwhals reads: pip install narwhals (scikit-learn 1.9 brings "
+            "it), or pass X.to_pandas()."
+        ) from None
+    return narwhals
+
+
+def _column(values: Any) -> Any:
+    """A column of narwhals as one of pandas."""
+    import narwhals as nw
+
+    dtype, n_missing = values.dtype, values.null_count()
+    if isinstance(dtype, nw.Decimal):
+        return pd.Series(values.to_list(), dtype=object)
+    if dtype.is_integer() and n_missing:
+        return pd.array(values.to_list(), dtype="UInt64" if dtype.is_unsigned_integer() else "Int64")
+    if dtype.is_numeric():
+        return values.to_numpy()
+    if dtype == nw.Boolean:
+        return pd.array(values.to_list(), dtype="boolean") if n_missing else values.to_numpy()
+    if dtype == nw.String:
+        return pd.Series(values.to_list(), dtype=object)
+    if dtype in (nw.Categorical, nw.Enum):
+        return pd.Categorical(values.cast(nw.String).to_list())
+    return pd.Series(values.to_list())
+
+
+def _described(X: object) -> str:
+    return f"a {type(X).__module__.split('.')[0]} {type(X).__name__}"
