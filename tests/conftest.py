@@ -14,6 +14,24 @@ from vae_anomaly.datasets import make_anomalies
 os.environ["MPLBACKEND"] = "Agg"
 
 
+def wide(*values, id=None):
+    """One setting of a parametrized test that repeats a law which other settings test by default."""
+    return pytest.param(*values, id=id, marks=pytest.mark.wide)
+
+
+def stars(settings, by_default):
+    """The settings of a dict as parameters named by its keys; those not in ``by_default`` are `wide`."""
+    assert set(by_default) <= set(settings)
+    return [
+        pytest.param(
+            *(values if isinstance(values, tuple) else (values,)),
+            id=name,
+            marks=() if name in by_default else pytest.mark.wide,
+        )
+        for name, values in settings.items()
+    ]
+
+
 @pytest.fixture(scope="session")
 def table():
     """500 rows, 6 features, 5 % of them anomalies that break the features' dependence."""
