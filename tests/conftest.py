@@ -14,9 +14,9 @@ from vae_anomaly.datasets import make_anomalies
 os.environ["MPLBACKEND"] = "Agg"
 
 
-def wide(*values, id=None):
+def wide(*values, name=None):
     """One setting of a parametrized test that repeats a law which other settings test by default."""
-    return pytest.param(*values, id=id, marks=pytest.mark.wide)
+    return pytest.param(*values, id=name, marks=pytest.mark.wide)
 
 
 def stars(settings, by_default):
@@ -36,6 +36,12 @@ def stars(settings, by_default):
 def table():
     """500 rows, 6 features, 5 % of them anomalies that break the features' dependence."""
     return make_anomalies(500, 6, kind="dependency", random_state=0)
+
+
+@pytest.fixture(scope="session")
+def default_detector(table):
+    """The default, fitted: ten seconds, once. Whoever changes it changes a copy."""
+    return VAEDetector(random_state=0).fit(table[0])
 
 
 @pytest.fixture

@@ -73,7 +73,8 @@ def _checks():
     others.sort(key=lambda each: each[1])
     for check_name, _, name, estimator, check in of_figures + others:
         by_default = name in THROUGHOUT or check_name in OF_FIGURES
-        yield (pytest.param if by_default else wide)(estimator, check, id=f"{name}-{check_name}")
+        marks = () if by_default else pytest.mark.wide
+        yield pytest.param(estimator, check, id=f"{name}-{check_name}", marks=marks)
 
 
 @pytest.mark.parametrize(("estimator", "check"), list(_checks()))
