@@ -813,7 +813,9 @@ def test_a_training_that_was_saved_can_be_resumed_to_the_same_bits(members, X, p
 @pytest.mark.parametrize("far", [1e6, 1e14])
 def test_rows_far_away_are_no_explosion(far, X):
     rows = np.r_[X, [[far, 0, 0, 0, 0, 0]]]
-    detector(scaler=None if far < 1e7 else "auto", epochs=30).fit(rows)
+    fitted = detector(scaler=None if far < 1e7 else "auto", epochs=30).fit(rows)
+    assert len(fitted.history_["loss"]) == 30
+    assert np.isfinite(fitted.history_["loss"]).all()
 
 
 # -- kill -9 --------------------------------------------------------------------------------------------
