@@ -679,7 +679,7 @@ def test_lists_of_a_mixed_table_are_taken_everywhere():
     array = np.array(rows, dtype=object)
     np.testing.assert_array_equal(detector.reconstruct(rows[:4]), detector.reconstruct(array[:4]))
     np.testing.assert_array_equal(detector.expected(rows[:4]), detector.expected(array[:4]))
-    pd.testing.assert_frame_equal(detector.report(rows), detector.report(array))
+    pd.testing.assert_frame_equal(detector.report(rows[:4]), detector.report(array[:4]))
 
 
 def test_new_rows_of_a_mixed_table_that_are_sparse_or_a_series_are_refused():
