@@ -106,7 +106,6 @@ def test_every_network_with_a_name_has_a_row():
 
 LIKELIHOODS_BY_DEFAULT = {
     "student_t",
-    "continuous_bernoulli",
     "count",
 }  # with parameters, scalers and columns of their own
 OF_TABLES = {"categorical", "count"}  # of whole numbers, and networks that are built for their categories
