@@ -482,7 +482,12 @@ ALL_SCORES = ("elbo", "iwae", "reconstruction_probability", "reconstruction_erro
 
 @pytest.mark.parametrize(
     ("score", "settings", "seed"),
-    [(score, QUICK_AS_DEFAULT, 0) for score in ALL_SCORES]
+    [
+        ("elbo", QUICK_AS_DEFAULT, 0),
+        wide("iwae", QUICK_AS_DEFAULT, 0),
+        wide("reconstruction_probability", QUICK_AS_DEFAULT, 0),
+        ("reconstruction_error", QUICK_AS_DEFAULT, 0),
+    ]
     + [wide(score, {}, seed) for score in ALL_SCORES for seed in range(3)],
 )
 def test_a_far_row_among_the_training_rows_is_flagged(score, settings, seed):

@@ -155,7 +155,7 @@ SETTINGS = {
 
 # The others are kept as one of these is.
 SETTINGS_BY_DEFAULT = {
-    "the defaults",
+    "early stopping",
     "members",
     "folds",
     "a tail",
