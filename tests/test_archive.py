@@ -29,7 +29,7 @@ def path(tmp_path):
 
 def contents(path):
     """Everything that can be read from an archive."""
-    with archive.opened(path) as opened:
+    with archive.open_archive(path) as opened:
         found = {}
         for name in opened.names:
             found[name] = bytearray(opened.size(name))
@@ -198,7 +198,7 @@ def test_a_file_that_ends_early_is_refused_wherever_it_ends(path):
     for n_bytes in range(len(whole)):
         path.write_bytes(whole[:n_bytes])
         message = message_of(path)
-        assert "truncated" in message or "empty" in message or "no model file" in message
+        assert "truncated" in message or "empty" in message or "not a model file" in message
 
 
 def test_a_byte_that_changes_anything_is_noticed(path):
@@ -232,9 +232,9 @@ def test_something_behind_the_end_is_refused(tail, path):
 
 
 FOREIGN = {
-    "pickle": (pickle.dumps({}), r"no model file.*joblib\.load, which runs code"),
-    "text": (b"hello", "no model file"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "no model file"),
+    "pickle": (pickle.dumps({}), r"not a model file.*joblib\.load, which runs code"),
+    "text": (b"hello", "not a model file"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "not a model file"),
     "nothing": (b"", "is empty"),
 }
 
@@ -248,7 +248,7 @@ def test_another_kind_of_file_is_told_from_a_damaged_one(data, reason, tmp_path)
 
 def test_a_zip_file_of_something_else_is_told_from_a_model_file(tmp_path):
     np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
-    assert "a zip file, but no model file" in message_of(tmp_path / "arrays.npz")
+    assert "a zip file, but not a model file" in message_of(tmp_path / "arrays.npz")
     path = zipped(tmp_path / "other", [], {"format": "sheet"})
     assert "another program's" in message_of(path)
 
@@ -414,7 +414,7 @@ BAD_JSON = {
 def test_json_is_read_to_the_letter_and_within_limits(data):
     def refused():
         with pytest.raises(ModelFileError):
-            archive.parsed(data, "it")
+            archive.parse_json(data, "it")
 
     assert peak(refused) < 2**25
 
@@ -435,16 +435,16 @@ def test_the_costliest_json_within_the_limits_takes_64_megabytes():
         b"[" + b'"ab",' * (2**22 // 5 - 1) + b"0]",
     ]
     for text in texts:
-        assert peak(lambda text=text: archive.parsed(text[: 2**22], "it")) < 2**26
+        assert peak(lambda text=text: archive.parse_json(text[: 2**22], "it")) < 2**26
 
 
 def test_an_error_of_the_reader_itself_is_told_in_one_line(path):
-    with pytest.raises(ModelFileError) as raised, archive.opened(path):
+    with pytest.raises(ModelFileError) as raised, archive.open_archive(path):
         raise ValueError("gone\naway")
     assert str(raised.value).endswith("is not what it says it is (ValueError: gone away).")
 
 
 def test_errors_of_the_system_while_reading_stay_what_they_are(path):
     for error in (OSError(errno.EIO, "Input/output error"), MemoryError()):
-        with pytest.raises(type(error)), archive.opened(path):
+        with pytest.raises(type(error)), archive.open_archive(path):
             raise error

@@ -47,7 +47,7 @@ def test_a_log_level_set_inside_is_gone_afterwards(chosen, monkeypatch):
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     if chosen:
         monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", chosen)
-    with backend.quiet():
+    with backend.silence_log_lines():
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == chosen
 
@@ -85,7 +85,7 @@ def test_loading_leaves_the_environment_as_it_was(without_standard_error):
 
 
 def test_only_tensorflows_log_lines_are_held_back(capfd):
-    with backend._without_log_lines():
+    with backend._drop_log_lines():
         os.write(2, b"I0000 00:00:1.2   1 port.cc:153] oneDNN custom operations are on.\n")
         os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called\n")
         os.write(2, b"a line of the user's own\n")

@@ -83,8 +83,8 @@ def assert_same(first, second, X):
             np.testing.assert_array_equal(values, others)
     assert first.history_ == second.history_
     assert first.offset_ == second.offset_
-    np.testing.assert_array_equal(first.weights_, second.weights_)
-    np.testing.assert_array_equal(first.noise_, second.noise_)
+    np.testing.assert_array_equal(first.member_weights_, second.member_weights_)
+    np.testing.assert_array_equal(first.draws_, second.draws_)
     np.testing.assert_array_equal(first.score_samples(X), second.score_samples(X))
 
 
@@ -101,7 +101,7 @@ def a_keras_network():
 STOPPING = {"epochs": 60, "early_stopping": True, "patience": 3, "learning_rate": 0.05}
 FITS = {
     "one model": {},
-    "an ensemble": {"members": [Member(), Member(trimmed_share=0.2), Member(beta_factor=0.3)]},
+    "an ensemble": {"members": [Member(), Member(trimmed_fraction=0.2), Member(beta_factor=0.3)]},
     "early stopping": {"members": 3, **STOPPING},
     "validation rows": {"validation_fraction": 0.2},
     "dropout and batch normalization": {
@@ -109,7 +109,7 @@ FITS = {
     },
     "XLA": {"jit_compile": True},
     "a network of Keras": {"network": a_keras_network()},
-    "masked values": {"masked_share": 0.3},
+    "masked values": {"masked_fraction": 0.3},
     "IWAE": {"objective": "iwae", "n_training_draws": 3},
     "warm-up and a schedule": {"kl_warm_up": 0.5, "learning_rate_schedule": lambda progress: 1 - progress**2},
     "a conformal threshold": {"threshold": "conformal", "calibration": 0.3},
@@ -358,7 +358,7 @@ def test_impossible_parameters_are_refused(X, path):
 
 def test_a_checkpoint_is_no_model_and_says_so(X, path):
     killed(detector(path), X, 5)
-    with pytest.raises(ModelFileError, match="is the checkpoint of an unfinished fit, no model"):
+    with pytest.raises(ModelFileError, match="is the checkpoint of an unfinished fit, not a model"):
         load(path)
 
 
@@ -375,7 +375,7 @@ def test_a_model_file_names_no_place_to_write_to(X, path, tmp_path):
 def test_a_forged_model_file_cannot_choose_where_a_fit_writes(X, tmp_path):
     fitted = detector().fit(X)
     fitted.save(tmp_path / "model.vae")
-    with archive.opened(tmp_path / "model.vae") as opened:
+    with archive.open_archive(tmp_path / "model.vae") as opened:
         tree, parts = opened.json("detector.json"), {}
         for name in sorted(opened.names - {"detector.json"}):
             buffer = bytearray(opened.size(name))
@@ -392,7 +392,7 @@ def test_a_forged_model_file_cannot_choose_where_a_fit_writes(X, tmp_path):
 # -- the file -------------------------------------------------------------------------------------------
 def test_the_file_holds_weights_and_moments_and_none_of_the_rows(X, path):
     killed(detector(path), X, 7)
-    with archive.opened(path) as opened:
+    with archive.open_archive(path) as opened:
         (member,) = opened.json("checkpoint.json")["members"]
         n_bytes = sum(opened.size(name) for name in opened.names)
     assert member["dict"]["n_epochs"] == 7
@@ -553,7 +553,7 @@ def test_members_that_had_not_begun_are_left_out(X, monkeypatch):
     settings = {"members": 4, "learning_rate_schedule": None}
     stopped = interrupted(monkeypatch, detector(**settings), X, calls={12 + 3})
     whole = detector(**settings).fit(X)
-    assert len(stopped.members_) == len(stopped.weights_) == 2
+    assert len(stopped.members_) == len(stopped.member_weights_) == 2
     np.testing.assert_array_equal(stopped.members_[0].trainable, whole.members_[0].trainable)
     of_three = detector(**{**settings, "epochs": 3}).fit(X)
     np.testing.assert_array_equal(stopped.members_[1].trainable, of_three.members_[1].trainable)
@@ -656,7 +656,7 @@ from vae_anomaly.training.interruption import Interruption
 faulthandler.dump_traceback_later(280, exit=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 small, large = (np.random.RandomState(0).normal(size=(n_rows, 6)) for n_rows in (500, 20_000))
-handler, original = signal.getsignal(signal.SIGINT), Interruption.epoch_finished
+handler, original = signal.getsignal(signal.SIGINT), Interruption.finish_epoch
 
 
 def interrupted(X, members, twice):
@@ -671,14 +671,14 @@ def interrupted(X, members, twice):
         while twice and not stop.wait(0.05):
             os.kill(os.getpid(), signal.SIGINT)
 
-    def epoch_finished(self):
+    def finish_epoch(self):
         original(self)
         finished.append(time.monotonic())
         if len(finished) == 4:
             presser.start()
 
     presser, outcome = threading.Thread(target=press), {}
-    Interruption.epoch_finished = epoch_finished
+    Interruption.finish_epoch = finish_epoch
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -691,7 +691,7 @@ def interrupted(X, members, twice):
             presser.join()
         except KeyboardInterrupt:
             pass
-    Interruption.epoch_finished = original
+    Interruption.finish_epoch = original
     outcome["seconds"] = time.monotonic() - finished[3]
     outcome["warnings"] = [str(warning.message) for warning in caught]
     outcome["interrupted"] = detector.interrupted_
@@ -760,14 +760,14 @@ class Spoiling:
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "spoiled",
     [{"loss": np.nan}, {"loss": np.inf}, {"loss": 1e9}, {"weight": np.nan}],
     ids=["NaN", "infinity", "explosion", "weight"],
 )
-def test_a_diverged_epoch_is_repeated_from_its_beginning_and_the_rest_goes_on_so(spoilt, X, monkeypatch):
+def test_a_diverged_epoch_is_repeated_from_its_beginning_and_the_rest_goes_on_so(spoiled, X, monkeypatch):
     plain = Spoiling(monkeypatch, ())
     detector().fit(X)
-    spoiling = Spoiling(monkeypatch, {4}, **spoilt)
+    spoiling = Spoiling(monkeypatch, {4}, **spoiled)
     with pytest.warns(ConvergenceWarning, match="epoch 4"):
         fitted = detector().fit(X)
     assert len(fitted.history_["loss"]) == 12
@@ -889,7 +889,7 @@ while outcomes["killed"] < int(sys.argv[2]):
         outcomes["left over"] += 1
     if not path.exists():
         continue
-    with archive.opened(path) as opened:  # every part has its checksum
+    with archive.open_archive(path) as opened:  # every part has its checksum
         for name in opened.names:
             opened.read_into(name, memoryview(bytearray(opened.size(name))))
     copied.write_bytes(path.read_bytes())

@@ -38,8 +38,8 @@ DETECTORS = {
     "no_scaler": VAEDetector(epochs=5, scaler=None),
     "folds": VAEDetector(epochs=5, calibration=3),
     "held_out_calibration": VAEDetector(epochs=5, calibration=0.3),
-    "masked": VAEDetector(epochs=5, masked_share=0.2),
-    "ensemble": VAEDetector(epochs=5, members=[Member(), Member(trimmed_share=0.2)]),
+    "masked": VAEDetector(epochs=5, masked_fraction=0.2),
+    "ensemble": VAEDetector(epochs=5, members=[Member(), Member(trimmed_fraction=0.2)]),
 }
 # By default these meet every check, and the others those of figures; `wide` is the rest.
 THROUGHOUT = {"default", "held_out_calibration", "ensemble"}

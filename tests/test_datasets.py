@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from vae_anomaly.datasets import load_tumours, make_anomalies
+from vae_anomaly.datasets import load_tumors, make_anomalies
 
 
-def test_tumours_are_benign_rows_and_the_share_of_malignant_ones():
-    X, y = load_tumours(contamination=0.1)
+def test_tumors_are_benign_rows_and_the_share_of_malignant_ones():
+    X, y = load_tumors(contamination=0.1)
     assert X.shape == (397, 30)
     assert y.sum() == 40
     assert list(X.index) == list(y.index)
     assert not X.isna().any().any()
 
 
-def test_tumours_are_the_same_for_the_same_seed_only():
-    first, again, other = (load_tumours(random_state=seed)[0] for seed in (0, 0, 1))
+def test_tumors_are_the_same_for_the_same_seed_only():
+    first, again, other = (load_tumors(random_state=seed)[0] for seed in (0, 0, 1))
     assert first.equals(again)
     assert not first.index.equals(other.index)
 
@@ -24,7 +24,7 @@ def test_tumours_are_the_same_for_the_same_seed_only():
 @pytest.mark.parametrize("contamination", [-0.1, 0.38, 1.0])
 def test_an_impossible_share_is_refused(contamination):
     with pytest.raises(ValueError, match=r"\[0, 0.37\]"):
-        load_tumours(contamination)
+        load_tumors(contamination)
 
 
 @pytest.mark.parametrize("kind", ["local", "cluster", "global", "dependency"])

@@ -130,7 +130,7 @@ def test_reconstructions_are_expected_rows_in_the_units_of_x(table, n_draws):
     assert (explained > 0.3).all()
     # The mean over the shared draws, as the model computes it.
     model, rows = detector.model_, detector.scaler_.transform(X[:5]).astype("f4")
-    location = model.infer(rows, detector.noise_[:, None]).parameters[0]
+    location = model.infer(rows, detector.draws_[:, None]).parameters[0]
     expected = detector.scaler_.inverse_transform(np.mean(location, axis=0))
     np.testing.assert_allclose(reconstructed[:5], expected, rtol=1e-4, atol=1e-3)
 
@@ -265,8 +265,8 @@ def test_images_and_flat_rows_give_the_identical_model(digits):
 
 def test_images_come_back_in_the_form_they_had(digits, quick_of_digits):
     detector = quick_of_digits
-    grey, with_channel, flat = digits[:5], digits[:5, ..., None], digits[:5].reshape(5, 64)
-    for images in (grey, with_channel, flat):
+    gray, with_channel, flat = digits[:5], digits[:5, ..., None], digits[:5].reshape(5, 64)
+    for images in (gray, with_channel, flat):
         assert detector.reconstruct(images).shape == images.shape
     assert detector.sample(2, random_state=0).shape == (2, 8, 8)
     assert detector.encode(digits).shape == (len(digits), 16)
@@ -514,7 +514,7 @@ WRONG = {
     "learning_rate": (0.0, "learning_rate"),
     "learning_rate_schedule": ("step", "learning_rate_schedule.*(?=.*'cosine')(?=.*'linear')"),
     "gradient_clip_norm": (0, "gradient_clip_norm"),
-    "masked_share": (1, "masked_share"),
+    "masked_fraction": (1, "masked_fraction"),
     "members": (0, "members"),
     "validation_fraction": (1.0, "validation_fraction"),
     "early_stopping": ("yes", "early_stopping"),

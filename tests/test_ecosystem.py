@@ -23,7 +23,7 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, scorers
 from vae_anomaly.data.tables import table_of
-from vae_anomaly.datasets import load_tumours
+from vae_anomaly.datasets import load_tumors
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.persistence import SKOPS_TRUSTED
@@ -32,21 +32,21 @@ from vae_anomaly.thresholds import Conformal
 
 @pytest.fixture(scope="module")
 def mixed():
-    """String and numeric columns; an anomaly has the colour of one kind and the size of another."""
+    """String and numeric columns; an anomaly has the color of one kind and the size of another."""
     rng = np.random.RandomState(0)
-    colour = rng.choice(["red", "green", "blue"], size=600)
-    size = pd.Series(colour).map({"red": 1.0, "green": 5.0, "blue": 9.0}) + 0.3 * rng.normal(size=600)
+    color = rng.choice(["red", "green", "blue"], size=600)
+    size = pd.Series(color).map({"red": 1.0, "green": 5.0, "blue": 9.0}) + 0.3 * rng.normal(size=600)
     y = (np.arange(600) < 30).astype(int)
-    colour[y == 1] = np.roll(colour[y == 1], 1)
-    y = y * (size.round() != pd.Series(colour).map({"red": 1, "green": 5, "blue": 9}).to_numpy()).to_numpy()
+    color[y == 1] = np.roll(color[y == 1], 1)
+    y = y * (size.round() != pd.Series(color).map({"red": 1, "green": 5, "blue": 9}).to_numpy()).to_numpy()
     weight = 2 * size + 0.2 * rng.normal(size=600)
-    return pd.DataFrame({"colour": colour, "size": size, "weight": weight}), y
+    return pd.DataFrame({"color": color, "size": size, "weight": weight}), y
 
 
 def pipeline(**settings):
     columns = ColumnTransformer(
         [
-            ("category", OneHotEncoder(sparse_output=False, handle_unknown="ignore"), ["colour"]),
+            ("category", OneHotEncoder(sparse_output=False, handle_unknown="ignore"), ["color"]),
             ("number", StandardScaler(), ["size", "weight"]),
         ]
     )
@@ -359,8 +359,8 @@ def test_no_metadata_is_promised_that_is_not_used():
     assert not routing.score.requests
 
 
-def test_real_tumours_are_told_apart():
-    X, y = load_tumours(contamination=0.05)
+def test_real_tumors_are_told_apart():
+    X, y = load_tumors(contamination=0.05)
     fitted = make_pipeline(StandardScaler(), VAEDetector(epochs=100, random_state=0)).fit(X)
     assert scorers.roc_auc(fitted, X, y) > 0.85
 

@@ -35,8 +35,8 @@ from vae_anomaly import ConvNetwork, DenseNetwork, ModelFileError
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.files import allow_list as vocabulary
 from vae_anomaly.files import archive
-from vae_anomaly.files.decoding import decoded
-from vae_anomaly.files.encoding import encoded
+from vae_anomaly.files.decoding import decode_estimator
+from vae_anomaly.files.encoding import encode_estimator
 from vae_anomaly.likelihoods import LIKELIHOODS, Gaussian, Likelihood, StudentT
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import NETWORKS, Network
@@ -65,18 +65,18 @@ def write(path, tree, arrays):
 
 
 def read(path, kind=Holder):
-    with archive.opened(path) as opened:
-        return decoded(opened.json("detector.json"), kind, opened)
+    with archive.open_archive(path) as opened:
+        return decode_estimator(opened.json("detector.json"), kind, opened)
 
 
 def through_a_file(value, path):
-    write(path, *encoded(Holder(value)))
+    write(path, *encode_estimator(Holder(value)))
     return read(path).value
 
 
 def forged(value, path, edit):
     """What is read from a file of this value once its tree was edited and its checksums were renewed."""
-    tree, arrays = encoded(Holder(value))
+    tree, arrays = encode_estimator(Holder(value))
     tree["parameters"]["value"] = edit(tree["parameters"]["value"])
     write(path, tree, arrays)
     return read(path).value
@@ -230,7 +230,7 @@ SPECS = [
     ),
     *(DenseNetwork((7, 3), "tanh", True, 0.25), ConvNetwork((4, 5, 1), (2,), strides=(3,), dense_units=())),
     ConvNetwork((4, 5, 1), (2, 3), (4, (2, 1)), "auto"),
-    [Member(trimmed_share=0.2), Member(beta_factor=0.3)] * 2,
+    [Member(trimmed_fraction=0.2), Member(beta_factor=0.3)] * 2,
 ]
 
 
@@ -341,9 +341,9 @@ def test_a_fitted_transformer_finds_its_way_back_to_the_same_bits(transformer, p
 
 
 def test_transformers_of_texts_and_data_frames_come_back(path):
-    X = pd.DataFrame({"size": [1.0, 2.0, 3.0], "colour": ["red", "blue", "red"], "shape": ["a", None, "b"]})
+    X = pd.DataFrame({"size": [1.0, 2.0, 3.0], "color": ["red", "blue", "red"], "shape": ["a", None, "b"]})
     columns = ColumnTransformer(
-        [("n", StandardScaler(), ["size"]), ("o", OneHotEncoder(), ["colour", "shape"])], sparse_threshold=0
+        [("n", StandardScaler(), ["size"]), ("o", OneHotEncoder(), ["color", "shape"])], sparse_threshold=0
     ).set_output(transform="pandas")
     columns.set_params(o__sparse_output=False).fit(X)
     found = through_a_file(columns, path)
@@ -413,14 +413,14 @@ NOT_DATA = {
 @pytest.mark.parametrize(("value", "reason"), NOT_DATA.values(), ids=NOT_DATA)
 def test_what_is_no_data_is_refused_by_its_place(value, reason):
     with pytest.raises(ModelFileError, match=f"(?s)^parameter value.*{reason}"):
-        encoded(Holder(value))
+        encode_estimator(Holder(value))
 
 
 def test_a_fitted_attribute_that_is_no_data_is_named():
     holder = Holder(1)
     holder.found_ = [len]
     with pytest.raises(ModelFileError, match=r"^attribute found_\[0\] is the function len"):
-        encoded(holder)
+        encode_estimator(holder)
 
 
 # -- refused when read ----------------------------------------------------------------------------------
@@ -444,7 +444,7 @@ FORGERIES = {
     "a method": (1, lambda _: {"__init__": []}, "holds a '__init__'"),
     "two kinds": (1, lambda _: {"tuple": [], "dict": {}}, "describes a value by"),
     "no kind": (1, lambda _: {}, "describes a value by"),
-    "a function": (1, lambda _: {"function": "load"}, "'load' is no function"),
+    "a function": (1, lambda _: {"function": "load"}, "'load' is not a function"),
     "a private function": (1, lambda _: {"function": "__import__"}, "no function"),
     "a type": (1, lambda _: {"number_type": "object_"}, "no type of numbers"),
     "a dtype": (1, lambda _: {"dtype": "U99999999"}, "no type of an array"),
@@ -456,17 +456,17 @@ FORGERIES = {
     "a method's name": (
         StandardScaler(),
         lambda node: {"estimator": ["StandardScaler", {}, {}, {"transform": 1}]},
-        "'transform' is no name of a fitted attribute",
+        "'transform' is not a name of a fitted attribute",
     ),
     "a class's name": (
         StandardScaler(),
         lambda node: {"estimator": ["StandardScaler", {}, {}, {"__class__": 1}]},
-        "'__class__' is no name",
+        "'__class__' is not a name",
     ),
     "a parameter's name": (
         StandardScaler(),
         lambda node: {"estimator": ["StandardScaler", {"copy": True}, {}, {"copy": 1}]},
-        "'copy' is no name",
+        "'copy' is not a name",
     ),
     "a cache": (
         Pipeline([("a", StandardScaler())]),
@@ -495,9 +495,9 @@ FORGERIES = {
         "not what it says",
     ),
     "many sides": (np.zeros(1), lambda node: {"array": ["<f8", [1] * 100, "C", 0]}, "not what it says"),
-    "a negative shape": (np.zeros(3), lambda node: {"array": ["<f8", [-1, -3], "C", 0]}, "no shape"),
-    "a broken shape": (np.zeros(3), lambda node: {"array": ["<f8", [1.5, 2], "C", 0]}, "no shape"),
-    "a true shape": (np.zeros(1), lambda node: {"array": ["<f8", [True], "C", 0]}, "no shape"),
+    "a negative shape": (np.zeros(3), lambda node: {"array": ["<f8", [-1, -3], "C", 0]}, "not a shape"),
+    "a broken shape": (np.zeros(3), lambda node: {"array": ["<f8", [1.5, 2], "C", 0]}, "not a shape"),
+    "a true shape": (np.zeros(1), lambda node: {"array": ["<f8", [True], "C", 0]}, "not a shape"),
     "another array": (np.zeros(3), lambda node: {"array": ["<f8", [3], "C", 7]}, "'arrays/7' is missing"),
     "another part": (
         np.zeros(3),
@@ -511,7 +511,7 @@ FORGERIES = {
     "texts of other lengths": (
         ["ab"] * 20,
         lambda node: {"texts": node["texts"][::-1]},
-        "a list that is no array of int64",
+        "a list that is not an array of int64",
     ),
     "negative lengths": (
         [np.array([3, -1, 2]), np.zeros(4, "u1")],
@@ -531,7 +531,7 @@ FORGERIES = {
     "small numbers that grow to lists": (
         np.zeros(10**5, "i1"),
         lambda node: {"floats": node},
-        "a list that is no array of float64",
+        "a list that is not an array of float64",
     ),
     "a shared object to come": (1, lambda _: {"shared": 0}, "refers to object 0 before"),
     "another float": (1, lambda _: {"float": "1e999999"}, "not what it says"),
@@ -584,7 +584,7 @@ def test_a_parameter_at_its_default_that_is_not_known_here_is_left_out(path):
     ],
 )
 def test_reading_takes_memory_in_proportion_to_the_file(value, factor, path):
-    write(path, *encoded(Holder(value)))
+    write(path, *encode_estimator(Holder(value)))
     tracemalloc.start()
     read(path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -600,7 +600,7 @@ def test_a_description_of_nothing_is_refused(tree, path):
 
 
 def test_a_file_of_another_class_is_refused(path):
-    write(path, *encoded(StandardScaler()))
+    write(path, *encode_estimator(StandardScaler()))
     with pytest.raises(ModelFileError, match="holds a 'StandardScaler', which this release does not know"):
         read(path)
 
@@ -612,7 +612,7 @@ def test_the_tables_name_classes_of_scikit_learn_and_of_modules_below():
 
 
 def test_the_tree_is_json_that_a_person_can_read():
-    tree, arrays = encoded(Holder(make_pipeline(StandardScaler()).fit(a_table())))
+    tree, arrays = encode_estimator(Holder(make_pipeline(StandardScaler()).fit(a_table())))
     text = json.dumps(tree)
     assert '"StandardScaler"' in text
     assert '"mean_": {"array": ["<f8", [4], "C", ' in text

@@ -10,7 +10,7 @@ from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
 from vae_anomaly.core.rows import usual_range
 from vae_anomaly.datasets import make_anomalies
 from vae_anomaly.engine.programs import architecture_of, model_of
-from vae_anomaly.ensemble.averaging import averaged, weights_by_row, weights_for
+from vae_anomaly.ensemble.averaging import average, weights_by_row, weights_for
 from vae_anomaly.ensemble.members import DEFAULT_MEMBERS, Member, resolve_recipe
 from vae_anomaly.scoring import SCORES, passes
 
@@ -77,8 +77,8 @@ def test_members_that_are_none_are_named(table):
         fit(table[0], members=["robust"])
     with pytest.raises(ValueError, match="members must hold at least one Member; received none"):
         fit(table[0], members=[])
-    with pytest.raises(ValueError, match="'trimmed_share' parameter of Member"):
-        fit(table[0], members=[Member(trimmed_share=1.0)])
+    with pytest.raises(ValueError, match="'trimmed_fraction' parameter of Member"):
+        fit(table[0], members=[Member(trimmed_fraction=1.0)])
     with pytest.raises(ValueError, match="'beta_factor' parameter of Member"):
         fit(table[0], members=[Member(beta_factor=-1.0)])
 
@@ -108,13 +108,13 @@ def test_a_trimmed_member_does_not_learn_rare_rows():
 
 def test_trimming_nothing_of_a_small_batch_keeps_every_row(table):
     X, _ = table
-    nothing = fit(X, members=[Member(trimmed_share=0.001)])  # rounds to no row of 64
+    nothing = fit(X, members=[Member(trimmed_fraction=0.001)])  # rounds to no row of 64
     np.testing.assert_allclose(nothing.score_samples(X), fit(X).score_samples(X), rtol=1e-3)
 
 
 def test_all_but_one_row_can_be_trimmed(table):
     X, _ = table
-    assert np.isfinite(fit(X, members=[Member(trimmed_share=0.999)]).score_samples(X)).all()
+    assert np.isfinite(fit(X, members=[Member(trimmed_fraction=0.999)]).score_samples(X)).all()
 
 
 def test_members_start_differently_and_hold_out_different_rows(table):
@@ -215,13 +215,13 @@ def test_a_member_without_spread_gets_an_equal_say():
 @pytest.mark.parametrize("shape", [(4,), (4, 3)])
 def test_the_average_is_weighted_over_the_first_axis(shape):
     values, weights = np.random.RandomState(0).normal(size=(2, *shape)), np.array([0.25, 0.75])
-    np.testing.assert_allclose(averaged(values, weights), 0.25 * values[0] + 0.75 * values[1])
+    np.testing.assert_allclose(average(values, weights), 0.25 * values[0] + 0.75 * values[1])
 
 
 def test_the_average_takes_weights_of_each_row():
     values, weights = np.random.RandomState(0).normal(size=(2, 5, 3)), np.random.RandomState(1).rand(2, 5)
     expected = weights[0][:, None] * values[0] + weights[1][:, None] * values[1]
-    np.testing.assert_allclose(averaged(values, weights), expected)
+    np.testing.assert_allclose(average(values, weights), expected)
 
 
 def test_members_that_err_twice_as_much_in_a_row_weigh_a_quarter_there():
@@ -248,20 +248,20 @@ def test_a_score_is_the_weighted_mean_of_the_members_scores(table, score):
     detector = fit(X, members=3, score=score)
     rows = detector.scaler_.transform(X).astype("f4")
     own = np.stack(
-        [passes.score_rows([m], rows, detector.noise_, SCORES[score], None)[0] for m in detector.members_]
+        [passes.score_rows([m], rows, detector.draws_, SCORES[score], None)[0] for m in detector.members_]
     )
-    np.testing.assert_allclose(detector.weights_, weights_for(own), rtol=1e-6)
-    np.testing.assert_allclose(-detector.score_samples(X), detector.weights_ @ own, rtol=1e-5)
+    np.testing.assert_allclose(detector.member_weights_, weights_for(own), rtol=1e-6)
+    np.testing.assert_allclose(-detector.score_samples(X), detector.member_weights_ @ own, rtol=1e-5)
 
 
 def test_score_and_reconstruct_average_too_and_encode_is_the_first_members(table):
     X, _ = table
     detector = fit(X, members=2)
     rows = detector.scaler_.transform(X).astype("f4")
-    terms = passes.elbo_terms(detector.members_, rows, detector.noise_, None)
-    assert detector.score(X) == pytest.approx(-(detector.weights_ @ terms.sum(axis=2)).mean())
-    by_member, log_likelihood = passes.reconstruct(detector.members_, rows, detector.noise_, None)
-    expected = averaged(by_member, weights_by_row(detector.weights_, log_likelihood))
+    terms = passes.elbo_terms(detector.members_, rows, detector.draws_, None)
+    assert detector.score(X) == pytest.approx(-(detector.member_weights_ @ terms.sum(axis=2)).mean())
+    by_member, log_likelihood = passes.reconstruct(detector.members_, rows, detector.draws_, None)
+    expected = average(by_member, weights_by_row(detector.member_weights_, log_likelihood))
     np.testing.assert_allclose(detector.scaler_.transform(detector.reconstruct(X)), expected, atol=1e-5)
     z_mean, _ = detector.model_.encode(rows)
     np.testing.assert_allclose(detector.encode(X), z_mean, atol=1e-5)
@@ -276,4 +276,4 @@ def test_samples_come_from_every_member():
     detector.members_ = first, architecture_of(second).state_of(model)
     drawn = detector.sample(400, random_state=0)[:, 0]
     share = (drawn > 50).mean()
-    assert share == pytest.approx(detector.weights_[1], abs=0.1)
+    assert share == pytest.approx(detector.member_weights_[1], abs=0.1)

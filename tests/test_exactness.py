@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.engine.programs import architecture
-from vae_anomaly.ensemble.averaging import averaged
+from vae_anomaly.ensemble.averaging import average
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.model.states import Specification
@@ -113,14 +113,14 @@ def test_an_ensembles_elbo_is_a_bound_of_its_mixtures_evidence():
         likelihood=Gaussian(scale=0.5),
         latent_dim=L,
         scaler=None,
-        members=[Member(), Member(trimmed_share=0.3), Member(beta_factor=0.2)],
+        members=[Member(), Member(trimmed_fraction=0.3), Member(beta_factor=0.2)],
         epochs=100,
         n_draws=500,
         random_state=0,
     ).fit(X)
     evidence = np.stack([_evidence(state, X, sigma=0.5) for state in detector.members_])
-    mixture = logsumexp(evidence, axis=0, b=detector.weights_[:, None])
-    elbo = -averaged(elbo_terms(detector.members_, X, detector.noise_, None), detector.weights_).sum(axis=1)
+    mixture = logsumexp(evidence, axis=0, b=detector.member_weights_[:, None])
+    elbo = -average(elbo_terms(detector.members_, X, detector.draws_, None), detector.member_weights_).sum(axis=1)
     # Row by row, up to the error of 500 draws.
     assert (elbo < mixture + 0.2).all()
     assert detector.score(X) < mixture.mean()

@@ -15,7 +15,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncod
 from vae_anomaly import ConvNetwork, VAEDetector
 from vae_anomaly.core.objective import kl_divergence
 from vae_anomaly.ensemble.members import Member
-from vae_anomaly.explanations import divided, explain, origins
+from vae_anomaly.explanations import spread_rest, explain, origins
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.scoring.score import Score
 
@@ -23,7 +23,7 @@ from vae_anomaly.scoring.score import Score
 def test_shares_sum_to_the_score_and_differ_as_the_terms():
     rng = np.random.RandomState(0)
     terms, scores = rng.normal(size=(5, 3)), rng.normal(size=5)
-    shares = divided(terms, scores)
+    shares = spread_rest(terms, scores)
     np.testing.assert_allclose(shares.sum(axis=1), scores, rtol=1e-14, atol=1e-14)
     np.testing.assert_allclose(shares - shares[:, :1], terms - terms[:, :1], atol=1e-14)
 
@@ -33,7 +33,7 @@ def test_shares_are_the_features_log_densities_and_an_equal_part_of_the_kl(table
     detector = VAEDetector(epochs=2, score="elbo", random_state=0).fit(X)
     rows = detector.scaler_.transform(X).astype("f4")
     vae = detector.model_
-    inferred = vae.infer(rows, detector.noise_[:, None])
+    inferred = vae.infer(rows, detector.draws_[:, None])
     terms = -np.mean(vae.likelihood.log_prob(rows, inferred.parameters), axis=0)
     kl = np.sum(kl_divergence(inferred.z_mean, inferred.z_log_var), axis=1)
     np.testing.assert_allclose(detector.explain(X), terms + kl[:, None] / 6, rtol=1e-4, atol=1e-4)
@@ -61,7 +61,7 @@ def test_shares_of_every_score_sum_to_it(score, n_draws, table):
     [
         {"likelihood": "student_t"},
         wide({"likelihood": "bernoulli", "scaler": MinMaxScaler()}),
-        {"members": [Member(), Member(trimmed_share=0.2)]},
+        {"members": [Member(), Member(trimmed_fraction=0.2)]},
         {"scaler": None},
     ],
 )
@@ -134,7 +134,7 @@ def mixed():
     return pd.DataFrame(
         {
             "size": rng.normal(size=200),
-            "colour": rng.choice(["red", "green", "blue"], 200),
+            "color": rng.choice(["red", "green", "blue"], 200),
             "weight": rng.normal(size=200),
             "shape": rng.choice(["round", "square"], 200),
         }
@@ -149,14 +149,14 @@ def columns_of(transformer, X):
 @pytest.mark.parametrize(
     ("encoder", "expected"),
     [
-        (OneHotEncoder(), ["colour"] * 3 + ["shape"] * 2),
-        (OneHotEncoder(drop="first"), ["colour"] * 2 + ["shape"]),
-        (OneHotEncoder(drop="if_binary"), ["colour"] * 3 + ["shape"]),
-        (OneHotEncoder(min_frequency=0.34), ["colour"] * 2 + ["shape"] * 2),
+        (OneHotEncoder(), ["color"] * 3 + ["shape"] * 2),
+        (OneHotEncoder(drop="first"), ["color"] * 2 + ["shape"]),
+        (OneHotEncoder(drop="if_binary"), ["color"] * 3 + ["shape"]),
+        (OneHotEncoder(min_frequency=0.34), ["color"] * 2 + ["shape"] * 2),
     ],
 )
 def test_categories_belong_to_their_column(encoder, expected, mixed):
-    made = columns_of(encoder, mixed[["colour", "shape"]])
+    made = columns_of(encoder, mixed[["color", "shape"]])
     assert len(made) == len(encoder.get_feature_names_out())
     if encoder.min_frequency is None:
         assert made == expected
@@ -167,10 +167,10 @@ def test_a_column_transformer_is_traced_through_its_parts(remainder, mixed):
     mixed["height"] = mixed["size"] ** 2
     parts = [
         ("numbers", make_pipeline(SimpleImputer(), StandardScaler()), ["weight", "size"]),
-        ("categories", OneHotEncoder(), ["shape", "colour"]),
+        ("categories", OneHotEncoder(), ["shape", "color"]),
     ]
     made = columns_of(ColumnTransformer(parts, remainder=remainder), mixed)
-    expected = ["weight", "size", *["shape"] * 2, *["colour"] * 3]
+    expected = ["weight", "size", *["shape"] * 2, *["color"] * 3]
     assert made == expected + ([] if remainder == "drop" else ["height"])
 
 
@@ -213,7 +213,7 @@ def test_a_transformer_that_does_not_name_its_sources_is_refused(transformer, ta
 
 def test_a_pipeline_is_explained_in_the_columns_it_receives(mixed):
     transformer = make_column_transformer(
-        (StandardScaler(), ["size", "weight"]), (OneHotEncoder(), ["colour", "shape"])
+        (StandardScaler(), ["size", "weight"]), (OneHotEncoder(), ["color", "shape"])
     )
     pipeline = make_pipeline(transformer, VAEDetector(epochs=3, scaler=None, random_state=0)).fit(mixed)
     spoiled = mixed[:20].assign(weight=30.0)
@@ -262,11 +262,11 @@ def test_confidence_is_how_often_other_draws_agree(table):
     detector = VAEDetector(epochs=5, n_draws=10, random_state=0).fit(X)
     confidence, labels = detector.confidence(X), detector.predict(X)
     agreed = np.zeros(len(X))
-    own = detector.noise_
+    own = detector.draws_
     for seed in range(200):
-        detector.noise_ = np.random.RandomState(seed).standard_normal(own.shape).astype("f4")
+        detector.draws_ = np.random.RandomState(seed).standard_normal(own.shape).astype("f4")
         agreed += detector.predict(X) == labels
-    detector.noise_ = own
+    detector.draws_ = own
     unsure = confidence < 0.95
     assert unsure.sum() > 5
     assert agreed[unsure].mean() / 200 == pytest.approx(confidence[unsure].mean(), abs=0.15)

@@ -62,7 +62,7 @@ def test_rows_with_gaps_have_finite_scores_whatever_is_missing(fitted, normal):
 @of_both
 def test_a_row_without_any_value_is_a_median_row(fitted, normal):
     nothing = np.full((1, N_FEATURES), np.nan)
-    levels = -(fitted.weights_ * fitted._member_levels).sum()
+    levels = -(fitted.member_weights_ * fitted._member_levels).sum()
     assert fitted.score_samples(nothing)[0] == pytest.approx(levels, abs=1e-9)
     assert fitted.predict(nothing)[0] == 1
 
@@ -191,7 +191,7 @@ def test_expectations_are_nearer_than_column_means(fitted):
 
 
 @pytest.mark.long
-def test_cells_of_real_rows_are_guessed_better_than_by_nearest_neighbours():
+def test_cells_of_real_rows_are_guessed_better_than_by_nearest_neighbors():
     X, is_benign = load_breast_cancer(return_X_y=True)
     rows = X[is_benign == 1]
     rows = rows[np.random.RandomState(0).permutation(len(rows))]
@@ -199,18 +199,18 @@ def test_cells_of_real_rows_are_guessed_better_than_by_nearest_neighbours():
     scaler = StandardScaler().fit(train)
     imputer = KNNImputer().fit(scaler.transform(train))
 
-    def by_neighbours(column):
+    def by_neighbors(column):
         hidden = scaler.transform(new)
         hidden[:, column] = np.nan
         return imputer.transform(hidden)[:, column]
 
     guesses = {
         "ours": scaler.transform(VAEDetector(random_state=0).fit(train).expected(new)),
-        "neighbours": np.column_stack([by_neighbours(column) for column in range(new.shape[1])]),
+        "neighbors": np.column_stack([by_neighbors(column) for column in range(new.shape[1])]),
         "means": 0.0,
     }
     errors = {name: np.square(guess - scaler.transform(new)).mean() for name, guess in guesses.items()}
-    assert errors["ours"] < 0.9 * errors["neighbours"] < errors["means"]
+    assert errors["ours"] < 0.9 * errors["neighbors"] < errors["means"]
 
 
 def test_intervals_hold_their_share_of_a_model_that_is_right():
@@ -268,7 +268,7 @@ def test_quantiles_weigh_the_members():
 
 
 def test_masked_training_changes_the_network_but_not_the_rows_it_takes(normal):
-    fitted = detector(masked_share=0.3, epochs=5).fit(normal)
+    fitted = detector(masked_fraction=0.3, epochs=5).fit(normal)
     assert fitted.model_.encoder.input_shape == (None, 2 * N_FEATURES)
     assert np.isfinite(fitted.score_samples(normal)).all()
 

@@ -13,7 +13,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardSca
 
 import vae_anomaly
 from vae_anomaly import ConvNetwork, VAEDetector
-from vae_anomaly.data.images import flattened, pixel_range
+from vae_anomaly.data.images import flatten, pixel_range
 from vae_anomaly.likelihoods import Count, Gaussian, UnitGaussian
 
 NETWORK = ConvNetwork((8, 8, 1), filters=(4,), dense_units=(8,))
@@ -22,7 +22,7 @@ QUICK = {"latent_dim": 2, "epochs": 2, "random_state": 0}
 
 @pytest.fixture(scope="module")
 def digits():
-    """Grey images of 8 x 8 pixels from 0 to 255, in uint8."""
+    """Gray images of 8 x 8 pixels from 0 to 255, in uint8."""
     bunch = load_digits()
     return (bunch.images[bunch.target == 3] * (255 / 16)).round().astype(np.uint8)
 
@@ -39,7 +39,7 @@ def test_images_become_one_row_each(image_shape):
     objects = np.empty(5, dtype=object)
     objects[:] = list(images)
     for given in (images, list(images), tuple(images), images.tolist(), objects):
-        rows, shape = flattened(given)
+        rows, shape = flatten(given)
         assert shape == image_shape
         np.testing.assert_array_equal(rows, [image.ravel() for image in images])
 
@@ -53,7 +53,7 @@ def test_images_become_one_row_each(image_shape):
     ids=repr,
 )
 def test_anything_but_images_passes_as_it_is(X):
-    rows, shape = flattened(X)
+    rows, shape = flatten(X)
     assert rows is X
     assert shape is None
 

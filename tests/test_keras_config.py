@@ -8,7 +8,7 @@ import pytest
 
 from vae_anomaly import KerasNetwork, ModelFileError
 from vae_anomaly.core.spec import config_json
-from vae_anomaly.files.keras_config import checked_config
+from vae_anomaly.files.keras_config import check_config
 from vae_anomaly.layers import KLDivergence
 from vae_anomaly.networks.keras_network import Blueprint
 
@@ -68,9 +68,9 @@ MODELS = [functional, attentive, convolutional, nested_and_compiled, registered]
 @pytest.mark.parametrize("make", MODELS)
 def test_models_of_such_layers_pass_and_compute_the_same(make):
     model = make()
-    config = checked_config(config_json(model))
+    config = check_config(config_json(model))
     assert "compile_config" not in config
-    assert checked_config(config) == config
+    assert check_config(config) == config
     blueprint = Blueprint.of("encoder", model)._replace(config=config, trusted=False)
     X = np.random.RandomState(0).normal(size=(3, *model.input_shape[1:])).astype("f4")
     for one, other in zip(*map(keras.tree.flatten, (blueprint.build()(X), model(X))), strict=True):
@@ -138,13 +138,13 @@ CODE = {
 @pytest.mark.parametrize("fields", CODE.values(), ids=CODE)
 def test_whatever_could_be_code_is_refused(fields):
     with pytest.raises(ModelFileError, match="not on the list of Keras layers that are data.*register_keras"):
-        checked_config(edited(**fields))
+        check_config(edited(**fields))
 
 
 @pytest.mark.parametrize("config", ["", "[", '{"a": 1, "a": 2}', "[" * 50_000])
 def test_what_is_no_json_is_refused(config):
     with pytest.raises(ModelFileError, match="a Keras configuration is"):
-        checked_config(config)
+        check_config(config)
 
 
 def test_a_blueprint_from_a_file_builds_no_model_but_that_of_its_weights():

@@ -238,10 +238,10 @@ class Centre(keras.layers.Layer):  # type: ignore[misc]
     """A layer whose weight has no initializer that could be found."""
 
     def build(self, shape: Any) -> None:
-        self.centre = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False, name="centre")
+        self.center = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False, name="center")
 
     def call(self, x: Any) -> Any:
-        return x - self.centre
+        return x - self.center
 
     def compute_output_shape(self, shape: Any) -> Any:
         return shape
@@ -250,10 +250,10 @@ class Centre(keras.layers.Layer):  # type: ignore[misc]
 def test_weights_without_an_initializer_come_from_the_given_model() -> None:
     """Not from a model of the same configuration that was fitted before."""
 
-    def network(centre: float) -> KerasNetwork:
-        x, layer = keras.Input((4,), name="x"), Centre(name="centre")
+    def network(center: float) -> KerasNetwork:
+        x, layer = keras.Input((4,), name="x"), Centre(name="center")
         outputs = keras.layers.Dense(4, name="posterior")(layer(x))
-        layer.set_weights([np.full(4, centre, "f4")])
+        layer.set_weights([np.full(4, center, "f4")])
         decoder = keras.Sequential(
             [keras.Input((2,), name="z"), keras.layers.Dense(4, name="parameters")], name="decoder"
         )

@@ -14,7 +14,7 @@ from sklearn.preprocessing import MinMaxScaler, Normalizer, RobustScaler, Standa
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.core.backend import keras, tf
-from vae_anomaly.data.scaling import ScalerOfColumns, fitted, scaler_for, unscaled
+from vae_anomaly.data.scaling import ScalerOfColumns, fit_scaler, scaler_for, unscale
 from vae_anomaly.likelihoods import (
     Bernoulli,
     Categorical,
@@ -388,7 +388,7 @@ def test_chosen_columns_are_scaled_and_the_others_stay(X: Any, scaler: Any) -> N
 
 
 def test_rows_are_scaled_alike_alone_and_together(X: Any) -> None:
-    scaler = fitted(ScalerOfColumns(StandardScaler(), [0, 2]), X)
+    scaler = fit_scaler(ScalerOfColumns(StandardScaler(), [0, 2]), X)
     whole = scaler.transform(X)
     for row in range(5):
         np.testing.assert_array_equal(scaler.transform(X[row : row + 1])[0], whole[row])
@@ -425,4 +425,4 @@ def test_a_scaler_that_makes_other_columns_is_refused(X: Any) -> None:
 def test_a_scaler_without_a_way_back_is_named(X: Any) -> None:
     scaler = ScalerOfColumns(Normalizer(), [0, 1]).fit(X)
     with pytest.raises(TypeError, match="inverse_transform; Normalizer has none"):
-        unscaled(scaler.transform(X), scaler)
+        unscale(scaler.transform(X), scaler)

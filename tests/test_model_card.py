@@ -39,13 +39,13 @@ def test_the_data_are_counted(detector):
     data = detector.model_card()["data"]
     assert (data["rows"], data["features"], data["image_shape"]) == (200, 4, None)
     assert data["likelihoods"] == {"categorical": 1, "gaussian": 1, "count": 1, "bernoulli": 1}
-    assert data["missing_share"] == pytest.approx(30 / 800)
+    assert data["missing_fraction"] == pytest.approx(30 / 800)
 
 
 def test_every_column_has_its_name_kind_and_gaps(detector):
     kind, area, *_ = detector.model_card()["columns"]
-    assert kind == {"name": "kind", "likelihood": "categorical", "categories": 2, "missing_share": 0.0}
-    assert area == {"name": "area", "likelihood": "gaussian", "categories": None, "missing_share": 0.15}
+    assert kind == {"name": "kind", "likelihood": "categorical", "categories": 2, "missing_fraction": 0.0}
+    assert area == {"name": "area", "likelihood": "gaussian", "categories": None, "missing_fraction": 0.15}
 
 
 @pytest.mark.parametrize("framed", [True, False])
@@ -71,7 +71,7 @@ def test_gaps_are_counted_in_sparse_tables_too(framed):
     X.data[:6] = np.nan
     X = X if framed else X.toarray()
     detector = VAEDetector(**QUICK).fit(X)
-    assert detector.missing_share_.sum() * 60 == pytest.approx(6)
+    assert detector.missing_fraction_.sum() * 60 == pytest.approx(6)
 
 
 def test_rows_are_those_that_fit_was_given(table):
@@ -84,7 +84,7 @@ def test_rows_are_those_that_fit_was_given(table):
 
 def test_the_model_is_the_fitted_one(table):
     X, _ = table
-    members = [Member(), Member(trimmed_share=0.1)]
+    members = [Member(), Member(trimmed_fraction=0.1)]
     detector = VAEDetector(members=members, latent_dim=3, n_draws=4, **QUICK).fit(X)
     model = detector.model_card()["model"]
     assert (model["members"], model["latent_dim"], model["draws"]) == (2, 3, 4)
@@ -213,10 +213,10 @@ def test_a_card_survives_a_model_file(detector, tmp_path):
 
 def test_a_detector_of_an_older_release_has_a_card_of_what_is_known(homes):
     detector = VAEDetector(**QUICK).fit(homes)
-    for name in ("n_samples_fit_", "missing_share_", "do_early_stopping_", "false_alarm_rate_"):
+    for name in ("n_samples_fit_", "missing_fraction_", "do_early_stopping_", "false_alarm_rate_"):
         delattr(detector, name)
     card = detector.model_card()
-    assert card["data"]["rows"] is card["data"]["missing_share"] is None
+    assert card["data"]["rows"] is card["data"]["missing_fraction"] is None
     assert "\n- rows:" not in str(card)
     assert "missing share" not in str(card)
     assert "false-alarm rate" not in str(card)
@@ -248,7 +248,7 @@ def test_the_html_repr_stays_scikit_learns(detector):
     assert not hasattr(ModelCard, "_repr_html_")
 
 
-@pytest.mark.parametrize("settings", [{"learning_rate": 2e-3}, {"masked_share": 0.2}], ids=str)
+@pytest.mark.parametrize("settings", [{"learning_rate": 2e-3}, {"masked_fraction": 0.2}], ids=str)
 def test_parameters_are_written_as_python_writes_them(settings, homes):
     page = str(VAEDetector(**QUICK, **settings).fit(homes).model_card())
     for name, value in settings.items():

@@ -87,14 +87,14 @@ def test_the_figures_are_those_of_the_ranks():
     found = drift(np.r_[np.full(30, 249.5), 2000.0, 3000.0], calibration, 0.05)
     assert (found.n_rows, found.n_calibration, found.false_alarm_rate) == (32, 999, 0.05)
     assert found.median_rank == pytest.approx(0.25, abs=0.001)
-    assert found.anomalous_share == 2 / 32
+    assert found.anomalous_fraction == 2 / 32
     # Of 32 rows, those above the 990th of 999 scores.
     assert found.anomalies_p_value == pytest.approx(stats.betabinom(32, 10, 990).sf(1))
 
 
 def test_the_number_of_far_rows_has_the_stated_law():
     rng = np.random.RandomState(0)
-    shares = [drift(rng.gumbel(size=50), rng.gumbel(size=99)).anomalous_share for _ in range(400)]
+    shares = [drift(rng.gumbel(size=50), rng.gumbel(size=99)).anomalous_fraction for _ in range(400)]
     counts = np.bincount(np.round(50 * np.array(shares)).astype(int), minlength=51)[:3]
     for count, probability in zip(counts, stats.betabinom(50, 1, 99).pmf(range(3)), strict=True):
         assert stats.binomtest(int(count), 400, probability).pvalue > 0.001

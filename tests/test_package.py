@@ -39,7 +39,7 @@ USES = [
     "from vae_anomaly import VAEDetector, DenseNetwork; repr(VAEDetector(network=DenseNetwork()))",
     "from sklearn.base import clone; from vae_anomaly import VAEDetector; clone(VAEDetector())",
     "from vae_anomaly.likelihoods import Gaussian; Gaussian().n_params",
-    "from vae_anomaly import datasets, scorers, thresholds; datasets.load_tumours()",
+    "from vae_anomaly import datasets, scorers, thresholds; datasets.load_tumors()",
 ]
 
 

@@ -71,14 +71,14 @@ def assert_same(found, expected, X):
     assert found.score(X) == expected.score(X)
     assert found.offset_ == expected.offset_
     assert found.history_ == expected.history_
-    np.testing.assert_array_equal(found.noise_, expected.noise_)
+    np.testing.assert_array_equal(found.draws_, expected.draws_)
 
 
 def a_keras_network(n_params=1, n_features=6):
     layers = keras.layers
     x = keras.Input((n_features,))
-    centred = layers.Normalization(mean=[0.1] * n_features, variance=[2.0] * n_features)(x)
-    hidden = keras.ops.relu(layers.Dense(5, activation="gelu")(centred))
+    centered = layers.Normalization(mean=[0.1] * n_features, variance=[2.0] * n_features)(x)
+    hidden = keras.ops.relu(layers.Dense(5, activation="gelu")(centered))
     encoder = keras.Model(x, [layers.Dense(2)(hidden), layers.Dense(2)(hidden)])
     decoder = keras.Sequential(
         [keras.Input((2,)), layers.Dense(5), layers.BatchNormalization(), layers.Dropout(0.1)]
@@ -136,14 +136,14 @@ def test_a_loaded_detector_scores_to_the_same_bits(network, likelihood, X, path)
 
 SETTINGS = {
     "the defaults": {"epochs": "auto", "patience": 2},
-    "members": {"members": [Member(), Member(trimmed_share=0.2, beta_factor=0.3)]},
+    "members": {"members": [Member(), Member(trimmed_fraction=0.2, beta_factor=0.3)]},
     "a number of members": {"members": 3, "score": "iwae"},
     "per row": {"likelihood": Gaussian(scale="per_row", minimum_scale=0.2)},
     "one number": {"score": "reconstruction_error", "n_draws": 3, "contamination": 0.1},
     "early stopping": {"epochs": 30, "early_stopping": True, "patience": 2, "kl_warm_up": 0.5},
     "folds": {"threshold": "conformal", "calibration": 2},
     "held out": {"threshold": Conformal(0.1), "calibration": 0.3},
-    "a tail": {"threshold": ParetoTail(0.01, tail_share=0.3), "calibration": 0.5},
+    "a tail": {"threshold": ParetoTail(0.01, tail_fraction=0.3), "calibration": 0.5},
     "no scaler": {"scaler": None},
     "quantiles": {"scaler": QuantileTransformer(n_quantiles=20, output_distribution="normal")},
     "fewer columns": {"scaler": PCA(3, svd_solver="randomized", random_state=0)},
@@ -544,7 +544,7 @@ def test_a_rule_with_a_name_is_also_to_have_parameters_that_can_be_read(X, path,
 # -- forged files ---------------------------------------------------------------------------------------
 def forge(path, edit, **about):
     """Edit a file's description in place and renew the checksums, as an attacker can."""
-    with archive.opened(path) as opened:
+    with archive.open_archive(path) as opened:
         tree = opened.json("detector.json")
         parts = {name: bytearray(opened.size(name)) for name in opened.names - {"detector.json"}}
         for name, buffer in parts.items():
@@ -613,10 +613,10 @@ FORGERIES = {
         "attributes of a fitted detector|parts without a use",
     ),
     "a range of pixels that is none": (_set(lambda t: t["fitted"], "pixel_range_", 1), "pixels in it"),
-    "a method": (_set(lambda t: t["fitted"], "predict", 1), "'predict' is no name of a fitted attribute"),
-    "a property": (_set(lambda t: t["fitted"], "model_", 1), "'model_' is no name of a fitted attribute"),
-    "a magic name": (_set(lambda t: t["fitted"], "__class__", 1), "'__class__' is no name"),
-    "a state": (_set(lambda t: t["fitted"], "__dict__", 1), "'__dict__' is no name"),
+    "a method": (_set(lambda t: t["fitted"], "predict", 1), "'predict' is not a name of a fitted attribute"),
+    "a property": (_set(lambda t: t["fitted"], "model_", 1), "'model_' is not a name of a fitted attribute"),
+    "a magic name": (_set(lambda t: t["fitted"], "__class__", 1), "'__class__' is not a name"),
+    "a state": (_set(lambda t: t["fitted"], "__dict__", 1), "'__dict__' is not a name"),
     "a new parameter": (_set(lambda t: t["parameters"], "shell", "sh"), r"does not have here: \['shell'\]"),
     "an impossible parameter": (_set(lambda t: t["parameters"], "epochs", -1), "InvalidParameterError"),
     "a parameter of another type": (_set(lambda t: t["parameters"], "network", [1]), "InvalidParameterError"),

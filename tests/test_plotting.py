@@ -22,7 +22,7 @@ from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, pl
 from vae_anomaly.core.backend import keras
 from vae_anomaly.explanations import explain
 from vae_anomaly.networks import Network
-from vae_anomaly.plotting.canvas import as_images, limits, pointed, show, tiled, unit_of, usual_limits
+from vae_anomaly.plotting.canvas import as_images, find_limits, find_open_ends, show, tile_images, unit_of, find_usual_limits
 from vae_anomaly.scoring import IMAGE_SCORES, SCORES
 
 # One architecture for most tests: a program is compiled once for each.
@@ -266,7 +266,7 @@ def test_equal_scores_have_a_histogram():
 @pytest.mark.parametrize(
     "relabel", [lambda y: y, lambda y: 1 - 2 * y, lambda y: y == 1, lambda y: np.where(y == 1, "bad", "good")]
 )
-def test_labels_in_any_convention_colour_the_two_groups(table, relabel):
+def test_labels_in_any_convention_color_the_two_groups(table, relabel):
     y, scores = table[1], np.arange(500.0)
     anomaly_label = "bad" if relabel(y).dtype.kind == "U" else "auto"
     ax = plotting.score_histogram(scores, y=relabel(y), anomaly_label=anomaly_label, bins=10)
@@ -319,15 +319,15 @@ def test_curves_say_the_area_of_the_anomalies_by_score(draw, metric, name, detec
 
 
 @pytest.mark.parametrize(("draw", "metric", "name"), CURVES.values(), ids=CURVES)
-def test_several_scores_are_compared_by_name_and_colour(draw, metric, name, table):
+def test_several_scores_are_compared_by_name_and_color(draw, metric, name, table):
     y = table[1]
     scores = {"perfect": y + 0.0, "inverse": -y + 0.0}
     ax = draw(y, scores)
     assert [entry.split(":")[0] for entry in legend(ax)] == ["perfect", "inverse", "chance"]
     assert legend(ax)[0] == f"perfect: {name} = 1.000"
-    colours = [line.get_color() for line in ax.get_lines()]
-    assert len(set(colours)) == 3
-    assert [handle.get_color() for handle in ax.get_legend().legend_handles] == colours
+    colors = [line.get_color() for line in ax.get_lines()]
+    assert len(set(colors)) == 3
+    assert [handle.get_color() for handle in ax.get_legend().legend_handles] == colors
 
 
 def test_the_roc_curve_starts_at_no_alarms_and_ends_at_all(table):
@@ -367,9 +367,9 @@ def test_two_latent_dimensions_are_drawn_as_they_are(image_detector, images):
 def test_more_dimensions_are_drawn_in_the_directions_of_most_variance(detector, frame, table):
     ax = plotting.latent_scatter(detector, frame, np.zeros(500, dtype=int))
     z_mean = detector.encode(frame)
-    centred = z_mean - z_mean.mean(axis=0)
-    _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
-    np.testing.assert_allclose(np.abs(points(ax)), np.abs(centred @ directions[:2].T), atol=1e-9)
+    centered = z_mean - z_mean.mean(axis=0)
+    _, lengths, directions = np.linalg.svd(centered, full_matrices=False)
+    np.testing.assert_allclose(np.abs(points(ax)), np.abs(centered @ directions[:2].T), atol=1e-9)
     shares = lengths**2 / (lengths**2).sum()
     assert ax.get_xlabel() == f"1st principal direction of z_mean ({shares[0]:.0%} of variance)"
     assert ax.get_ylabel() == f"2nd principal direction of z_mean ({shares[1]:.0%} of variance)"
@@ -382,7 +382,7 @@ def test_one_dimension_is_drawn_against_the_score(frame):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("z_mean", "anomaly score (nats)")
 
 
-def test_labels_have_colours_markers_and_a_legend_and_the_rarest_lies_on_top(image_detector, images):
+def test_labels_have_colors_markers_and_a_legend_and_the_rarest_lies_on_top(image_detector, images):
     y = pd.Series(["many"] * 40 + ["few"] * 15 + ["rare"] * 5, name="kind")
     ax = plotting.latent_scatter(image_detector, images, y)
     assert legend(ax) == ["few", "many", "rare"]
@@ -400,14 +400,14 @@ def test_no_two_labels_look_alike(image_detector, images):
     assert len(looks) == 16
 
 
-def test_numbers_are_measured_on_a_colour_bar(image_detector, images):
+def test_numbers_are_measured_on_a_color_bar(image_detector, images):
     for measured in (np.linspace(0, 1, 60), np.arange(60)):
         ax = plotting.latent_scatter(image_detector, images, measured)
         assert ax.get_legend() is None
         np.testing.assert_array_equal(ax.collections[0].get_array(), measured)
 
 
-def test_colours_of_scores_are_not_squeezed_by_one_outlier(image_detector, images):
+def test_colors_of_scores_are_not_squeezed_by_one_outlier(image_detector, images):
     measured = np.r_[np.linspace(0, 1, 59), 1e9]
     ax = plotting.latent_scatter(image_detector, images, measured)
     assert ax.collections[0].get_clim() == (0, 1)
@@ -496,7 +496,7 @@ def test_images_of_bytes_are_drawn_in_the_units_of_what_is_expected(image_detect
     assert top[0].images[0].get_clim() == middle[0].images[0].get_clim() == (0, 1)
 
 
-def test_all_maps_share_one_scale_and_one_colour_bar(image_detector, images):
+def test_all_maps_share_one_scale_and_one_color_bar(image_detector, images):
     panels = plotting.reconstructions(image_detector, images[:3])
     low, high = np.quantile(image_detector.explain(images[:3]), [0.005, 0.995])
     assert {panel.images[0].get_clim() for panel in panels[2]} == {(low, high)}
@@ -506,12 +506,12 @@ def test_all_maps_share_one_scale_and_one_colour_bar(image_detector, images):
     assert panels[2, -1].images[0].colorbar.extend == "both"
 
 
-def test_maps_of_colours_sum_the_channels():
-    coloured = np.random.RandomState(0).uniform(size=(20, 4, 5, 3))
-    fitted = VAEDetector(LINEAR, latent_dim=2, epochs=1, random_state=0).fit(coloured)
-    panels = plotting.reconstructions(fitted, coloured[:2])
-    np.testing.assert_array_equal(panels[0, 1].images[0].get_array(), coloured[1])
-    np.testing.assert_allclose(panels[2, 1].images[0].get_array(), fitted.explain(coloured)[1].sum(axis=-1))
+def test_maps_of_colors_sum_the_channels():
+    colored = np.random.RandomState(0).uniform(size=(20, 4, 5, 3))
+    fitted = VAEDetector(LINEAR, latent_dim=2, epochs=1, random_state=0).fit(colored)
+    panels = plotting.reconstructions(fitted, colored[:2])
+    np.testing.assert_array_equal(panels[0, 1].images[0].get_array(), colored[1])
+    np.testing.assert_allclose(panels[2, 1].images[0].get_array(), fitted.explain(colored)[1].sum(axis=-1))
 
 
 def test_another_number_of_axes_is_refused(image_detector, images):
@@ -532,40 +532,40 @@ def test_samples_are_the_detectors_by_the_same_seed(image_detector):
     assert np.isnan(canvas[9:, 18:]).all()
 
 
-def test_grey_colours_and_other_channels_become_pictures():
+def test_gray_colors_and_other_channels_become_pictures():
     assert as_images(np.zeros((7, 12)), (3, 4)).shape == (7, 3, 4)
     assert as_images(np.zeros((7, 12)), (2, 2, 3)).shape == (7, 2, 2, 3)
     layers = np.arange(8.0).reshape(1, 2, 2, 2)
     np.testing.assert_array_equal(as_images(layers, (2, 2, 2))[0], [[0.5, 2.5], [4.5, 6.5]])
-    assert tiled(np.zeros((3, 2, 2, 3)), 2).shape == (5, 5, 3)
+    assert tile_images(np.zeros((3, 2, 2, 3)), 2).shape == (5, 5, 3)
 
 
-def test_colours_of_any_range_are_brought_into_that_of_a_screen():
+def test_colors_of_any_range_are_brought_into_that_of_a_screen():
     drawn = show(Figure().subplots(), np.full((2, 2, 3), 510.0), (0.0, 1020.0))
     np.testing.assert_array_equal(drawn.get_array(), np.full((2, 2, 3), 0.5))
-    canvas = tiled(np.zeros((2, 1, 1, 3)), 2)
+    canvas = tile_images(np.zeros((2, 1, 1, 3)), 2)
     np.testing.assert_array_equal(
         show(Figure().subplots(), canvas, (0.0, 1.0)).get_array()[0, :, 0], [0, 1, 0]
     )
 
 
 def test_black_and_white_are_0_and_1_unless_values_lie_beyond():
-    assert limits(np.array([0.2, 0.4])) == (0, 1)
-    assert limits(np.array([0.0, 255.0, np.nan])) == (0, 255)
-    assert limits(np.array([-3.0, -3.0])) == (-3, -2)
+    assert find_limits(np.array([0.2, 0.4])) == (0, 1)
+    assert find_limits(np.array([0.0, 255.0, np.nan])) == (0, 255)
+    assert find_limits(np.array([-3.0, -3.0])) == (-3, -2)
 
 
-def test_a_colour_bar_points_to_what_it_leaves_out():
+def test_a_color_bar_points_to_what_it_leaves_out():
     values = np.r_[np.zeros(50), np.ones(50), 99.0]
-    assert usual_limits(values) == (0, 1)
-    assert [pointed(v, -1, 1) for v in (values, -values, np.r_[values, -values], np.zeros(5))] == [
+    assert find_usual_limits(values) == (0, 1)
+    assert [find_open_ends(v, -1, 1) for v in (values, -values, np.r_[values, -values], np.zeros(5))] == [
         "max",
         "min",
         "both",
         "neither",
     ]
     mostly_the_same = np.r_[np.zeros(90), np.full(10, 5.0)]
-    assert usual_limits(mostly_the_same) == (0, 5)
+    assert find_usual_limits(mostly_the_same) == (0, 5)
 
 
 # -- rows -----------------------------------------------------------------------------------------------
@@ -593,23 +593,23 @@ def test_the_most_anomalous_rows_of_a_table_come_with_what_makes_up_their_scores
     np.testing.assert_allclose([float(text) for text in texts(ax)], expected.ravel(), rtol=0.006, atol=1e-9)
 
 
-def test_columns_without_room_are_summed_and_not_coloured(detector, frame):
+def test_columns_without_room_are_summed_and_not_colored(detector, frame):
     ax = plotting.top_anomalies(detector, frame, 4, n_features=2)
     columns = [label.get_text() for label in ax.get_xticklabels()]
     assert columns[2:] == ["4 others"]
-    colours = ax.images[0].get_array()
-    assert colours.shape == (4, 3)
-    assert np.isnan(colours.filled(np.nan)[:, 2]).all()
-    assert colours[:, :2].max() == 1
+    colors = ax.images[0].get_array()
+    assert colors.shape == (4, 3)
+    assert np.isnan(colors.filled(np.nan)[:, 2]).all()
+    assert colors[:, :2].max() == 1
     shares = detector.explain(frame.loc[[int(t.get_text()[4:8]) for t in ax.get_yticklabels()]])
     others = shares.drop(columns=columns[:2]).sum(axis=1)
     np.testing.assert_allclose([float(text) for text in texts(ax)[2::3]], others, rtol=0.006)
 
 
-def test_rows_without_a_positive_share_have_no_colour(detector, frame, monkeypatch):
+def test_rows_without_a_positive_share_have_no_color(detector, frame, monkeypatch):
     monkeypatch.setattr(VAEDetector, "explain", lambda self, X: pd.DataFrame(-np.ones(X.shape), X.index))
-    colours = plotting.top_anomalies(detector, frame, 2).images[0].get_array()
-    np.testing.assert_array_equal(colours, np.zeros((2, 6)))
+    colors = plotting.top_anomalies(detector, frame, 2).images[0].get_array()
+    np.testing.assert_array_equal(colors, np.zeros((2, 6)))
 
 
 def test_k_beyond_the_rows_shows_all_and_below_one_is_refused(detector, frame):
@@ -695,15 +695,15 @@ def test_explanations_are_drawn_as_they_are():
 
 
 def test_a_pipelines_bars_are_those_of_the_columns_it_receives(table):
-    X = pd.DataFrame({"size": table[0][:, 0], "colour": np.where(table[0][:, 1] > 0, "red", "blue")})
-    transformer = make_column_transformer((StandardScaler(), ["size"]), (OneHotEncoder(), ["colour"]))
+    X = pd.DataFrame({"size": table[0][:, 0], "color": np.where(table[0][:, 1] > 0, "red", "blue")})
+    transformer = make_column_transformer((StandardScaler(), ["size"]), (OneHotEncoder(), ["color"]))
     pipeline = make_pipeline(transformer, VAEDetector(LINEAR, epochs=1, random_state=0)).fit(X)
     drawn = bars(plotting.contributions(pipeline, X.iloc[3]))
     shares = explain(pipeline, X.iloc[[3]]).iloc[0]
-    assert drawn[f"colour = {X['colour'].iloc[3]}"] == shares["colour"]
+    assert drawn[f"color = {X['color'].iloc[3]}"] == shares["color"]
     assert drawn[f"size = {X['size'].iloc[3]:.4g}"] == shares["size"]
     ax = plotting.top_anomalies(pipeline, X, 3)
-    assert {label.get_text() for label in ax.get_xticklabels()} == {"size", "colour"}
+    assert {label.get_text() for label in ax.get_xticklabels()} == {"size", "color"}
 
 
 def test_images_behind_a_transformer_are_drawn_as_the_detector_receives_them(images):

@@ -143,7 +143,7 @@ facts = {}
 X = np.random.RandomState(0).normal(size=(300, 4))
 there = VAEDetector(epochs=2, device="cpu:1", random_state=0).fit(X)
 here = VAEDetector(epochs=2, device="cpu:0", random_state=0).fit(X)
-placed = tiles._on_device(there.members_[0], "cpu:1")
+placed = tiles._copy_to_device(there.members_[0], "cpu:1")
 facts["devices"] = [t.device for t in (placed[0], *placed[1])]
 facts["same scores"] = bool((there.score_samples(X) == here.score_samples(X)).all())
 facts["predicted"] = len(there.set_params(device="cpu:0").predict(X))

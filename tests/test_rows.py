@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 
 from vae_anomaly.core.rows import usual_range
-from vae_anomaly.data.scaling import check_magnitude, column_names, fitted, scaled, unscaled
+from vae_anomaly.data.scaling import check_magnitude, column_names, fit_scaler, scale, unscale
 
 
 def test_a_value_whose_square_overflows_is_named():
@@ -20,20 +20,20 @@ def test_a_value_whose_square_overflows_is_named():
 def test_fitting_a_scaler_changes_neither_it_nor_the_rows(scaler):
     X = np.random.RandomState(0).normal(3, 2, size=(50, 3))
     before = X.copy()
-    result = fitted(scaler, X)
+    result = fit_scaler(scaler, X)
     np.testing.assert_array_equal(X, before)
     assert not hasattr(scaler, "n_features_in_")
     np.testing.assert_array_equal(result.transform(X), scaler.fit_transform(X))
-    assert fitted(None, X) is None
+    assert fit_scaler(None, X) is None
 
 
 def test_a_standard_scaler_is_fitted_and_applied_in_blocks(monkeypatch):
     X = np.random.RandomState(0).normal(1e6, 2, size=(100, 3))
     monkeypatch.setattr("vae_anomaly.data.scaling._NUMBERS_AT_ONCE", 3 * 7)
-    scaler, whole = fitted(StandardScaler(), X), StandardScaler().fit(X)
+    scaler, whole = fit_scaler(StandardScaler(), X), StandardScaler().fit(X)
     np.testing.assert_allclose(scaler.mean_, whole.mean_, rtol=1e-14)
     np.testing.assert_allclose(scaler.scale_, whole.scale_, rtol=1e-9)
-    np.testing.assert_allclose(scaled(X, scaler), whole.transform(X), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scale(X, scaler), whole.transform(X), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{}, {"with_mean": False}, {"with_std": False}])
@@ -42,12 +42,12 @@ def test_scaled_rows_are_those_of_the_scaler(settings, dtype):
     X = np.random.RandomState(0).normal(3, 2, size=(50, 3)).astype(dtype)
     X[:, 2] = 7.0
     scaler = StandardScaler(**settings).fit(X)
-    np.testing.assert_allclose(scaled(X, scaler), scaler.transform(X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scale(X, scaler), scaler.transform(X), rtol=1e-5, atol=1e-6)
 
 
 def test_scaled_rows_are_float32_and_their_squares_are_finite():
     X = np.array([[1.0, 1e30], [2, -1e30], [3, 0]])
-    rows = scaled(X, None)
+    rows = scale(X, None)
     assert rows.dtype == np.float32
     assert np.isfinite(np.square(rows)).all()
     np.testing.assert_array_equal(rows[:, 0], [1, 2, 3])
@@ -57,14 +57,14 @@ def test_a_scaler_cannot_write_into_the_callers_rows():
     X = np.random.RandomState(0).normal(5, 3, size=(20, 2))
     before = X.copy()
     scaler = StandardScaler(copy=False).fit(X.copy())
-    np.testing.assert_allclose(scaled(X, scaler), StandardScaler().fit_transform(X), rtol=1e-5)
+    np.testing.assert_allclose(scale(X, scaler), StandardScaler().fit_transform(X), rtol=1e-5)
     np.testing.assert_array_equal(X, before)
 
 
 def test_scaling_and_back_is_the_identity():
     X = np.random.RandomState(0).normal(5, 3, size=(20, 2))
     for scaler in (None, StandardScaler().fit(X), MinMaxScaler().fit(X)):
-        np.testing.assert_allclose(unscaled(scaled(X, scaler).astype(float), scaler), X, rtol=1e-5)
+        np.testing.assert_allclose(unscale(scale(X, scaler).astype(float), scaler), X, rtol=1e-5)
 
 
 def test_columns_have_the_names_that_the_scaler_gives_them():
@@ -104,15 +104,15 @@ def test_a_rare_flag_and_a_constant_keep_their_whole_range():
 def test_blocks_of_rows_are_scaled_as_the_whole(monkeypatch):
     X = np.random.RandomState(0).normal(size=(50, 3)) * 100
     scaler = StandardScaler().fit(X)
-    whole = scaled(X, scaler)
+    whole = scale(X, scaler)
     monkeypatch.setattr("vae_anomaly.data.scaling._NUMBERS_AT_ONCE", 3 * 7)
-    np.testing.assert_array_equal(scaled(X, scaler), whole)
+    np.testing.assert_array_equal(scale(X, scaler), whole)
     X[40, 1] = 1e308
     with pytest.raises(ValueError, match=r"column 1 \(row 40 holds 1e\+308\)"):
-        scaled(X, FunctionTransformer(lambda block: np.where(block > 1e300, np.inf, block)))
+        scale(X, FunctionTransformer(lambda block: np.where(block > 1e300, np.inf, block)))
 
 
 def test_a_new_column_that_is_not_finite_is_refused_by_its_place():
     widening = FunctionTransformer(lambda X: np.c_[X, np.full(len(X), np.nan)])
     with pytest.raises(ValueError, match="turns column 2 in row 0 into nan"):
-        scaled(np.ones((3, 2)), widening)
+        scale(np.ones((3, 2)), widening)

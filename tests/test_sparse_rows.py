@@ -9,7 +9,7 @@ from scipy import sparse
 from sklearn.preprocessing import MaxAbsScaler
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps, joined, representative, rows_of, subset
+from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps, concatenate, representative, rows_of, subset
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_blocks_subsets_and_joined_rows_are_those_of_the_dense_table(X, rows, mo
     np.testing.assert_array_equal(np.concatenate(list(blocks(rows))), dense)
     some = np.array([5, 3, 399])
     np.testing.assert_array_equal(subset(rows, some)[:], dense[some])
-    np.testing.assert_array_equal(joined(rows, subset(rows, some))[:], np.r_[dense, dense[some]])
+    np.testing.assert_array_equal(concatenate(rows, subset(rows, some))[:], np.r_[dense, dense[some]])
     assert len(representative(rows)) == 150
     assert representative(dense) is dense
 

@@ -11,7 +11,7 @@ from vae_anomaly.engine.programs import architecture
 from vae_anomaly.engine.steps import (
     BlockOptions,
     Limits,
-    _clipped,
+    _clip,
     _gradient,
     block_steps,
     train_block,
@@ -112,6 +112,6 @@ def test_many_steps_follow_keras_adam_on_the_same_gradients(clip_norm):
     rates = Adam().rates(np.full(20, 0.01, "f4"), first_step=0)
     for gradient, rate in zip(gradients, rates, strict=True):
         adam.apply([tf.constant(gradient)], [variable])
-        gradient = tf.constant(gradient) if clip_norm is None else _clipped(tf.constant(gradient), clip_norm)
+        gradient = tf.constant(gradient) if clip_norm is None else _clip(tf.constant(gradient), clip_norm)
         state = Adam().step(*state, gradient, rate)
     np.testing.assert_allclose(state[0], variable.numpy(), atol=2e-6)

@@ -306,7 +306,7 @@ def test_a_table_that_cannot_be_is_refused_by_column(values, likelihood, message
 
 def test_columns_that_share_a_name_are_refused():
     X = pd.DataFrame([["x", 1.5], ["y", 2.5]], columns=["a", "a"])
-    with pytest.raises(ValueError, match="columns need names of their own; 'a' is twice"):
+    with pytest.raises(ValueError, match="columns need names of their own; 'a' appears twice"):
         table_of(X, "auto")
 
 

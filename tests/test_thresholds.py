@@ -31,12 +31,12 @@ def test_quantile_is_the_rule_of_scikit_learns_detectors():
 
 def test_tukeys_fence_is_the_upper_quartile_and_its_reach():
     lower, upper = np.quantile(SCORES, [0.25, 0.75])
-    assert TukeyFence(reach=1.5).cut(SCORES) == pytest.approx(upper + 1.5 * (upper - lower))
+    assert TukeyFence(n_ranges=1.5).cut(SCORES) == pytest.approx(upper + 1.5 * (upper - lower))
 
 
 def test_tukeys_fence_leaves_a_minimum_share_above_it():
     uniform = np.linspace(0, 1, 1000)
-    assert (TukeyFence(minimum_share=0.01).cut(uniform) < uniform).sum() == 10
+    assert (TukeyFence(minimum_fraction=0.01).cut(uniform) < uniform).sum() == 10
 
 
 def test_tukeys_fence_follows_the_share_of_anomalies():
@@ -105,7 +105,7 @@ def test_a_tail_of_equal_scores_is_flat():
 @pytest.mark.parametrize(("n_rows", "share"), [(8, "auto"), (50, 0.1), (20, 0.99)])
 def test_a_tail_of_too_few_rows_is_refused(n_rows, share):
     with pytest.raises(ValueError, match=f"at least 10 excesses.*received {n_rows} rows"):
-        ParetoTail(tail_share=share).cut(np.arange(float(n_rows)))
+        ParetoTail(tail_fraction=share).cut(np.arange(float(n_rows)))
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_equal_scores_are_all_normal(rule):
 
 @pytest.mark.parametrize(
     "rule",
-    [Quantile(0.0), Quantile(0.6), TukeyFence(reach=-1), TukeyFence(minimum_share=0)]
-    + [MedianDeviation(-1), Conformal(0), Conformal(1.0), ParetoTail(0), ParetoTail(tail_share=1.0)],
+    [Quantile(0.0), Quantile(0.6), TukeyFence(n_ranges=-1), TukeyFence(minimum_fraction=0)]
+    + [MedianDeviation(-1), Conformal(0), Conformal(1.0), ParetoTail(0), ParetoTail(tail_fraction=1.0)],
 )
 def test_impossible_parameters_are_refused(rule):
     with pytest.raises(ValueError, match="parameter of"):

@@ -101,11 +101,11 @@ def test_a_program_of_ones_own_serves_no_other_draws_and_members(table, often_as
     often_asked.score_samples(X[:1])
     program = own_programs(often_asked)[0]
     other = copy.copy(often_asked)
-    other.noise_ = often_asked.noise_[:5] - 1
+    other.draws_ = often_asked.draws_[:5] - 1
     assert other.score_samples(X[:1]) == other.score_samples(X)[:1]
     both = copy.copy(often_asked)
     both.members_ += VAEDetector(DenseNetwork((23,)), epochs=1, random_state=1).fit(X).members_
-    both.weights_ = np.array([0.5, 0.5])
+    both.member_weights_ = np.array([0.5, 0.5])
     assert both.score_samples(X[:1]) == both.score_samples(X)[:1]
     assert program is not None
 

@@ -199,12 +199,12 @@ def test_held_out_rows_are_not_trained_on(X):
 # -- going on -------------------------------------------------------------------------------------------
 def test_warm_start_goes_on_where_the_earlier_fit_stopped(X):
     detector = fit(X, warm_start=True, epochs=20)
-    before, noise = detector.score(X), detector.noise_
+    before, noise = detector.score(X), detector.draws_
     detector.fit(X)
     assert len(detector.history_["loss"]) == 40
     assert detector.history_["loss"][20] < detector.history_["loss"][0] - 0.5
     assert detector.score(X) > before
-    assert detector.noise_ is noise
+    assert detector.draws_ is noise
 
 
 def test_a_cold_start_forgets_the_earlier_fit(X):

@@ -36,7 +36,7 @@ def mixed() -> pd.DataFrame:
     rng = np.random.RandomState(0)
     frame = load_iris(as_frame=True).data.set_axis(["a", "b", "c", "d"], axis=1)
     return frame.assign(
-        colour=rng.choice(["red", "green", "blue"], size=len(frame)),
+        color=rng.choice(["red", "green", "blue"], size=len(frame)),
         bought=rng.poisson(2, size=len(frame)),
         member=rng.uniform(size=len(frame)) < 0.3,
     )
@@ -61,7 +61,7 @@ DETECTORS = {
         table,
         {
             **SMALL,
-            "members": [Member(trimmed_share=0.1), Member(beta_factor=0.3)],
+            "members": [Member(trimmed_fraction=0.1), Member(beta_factor=0.3)],
             "likelihood": "student_t",
             "scaler": RobustScaler(),
             "threshold": Conformal(0.1),
