@@ -14,10 +14,34 @@ from vae_anomaly.datasets import make_anomalies
 os.environ["MPLBACKEND"] = "Agg"
 
 
+def wide(*values, name=None):
+    """One setting of a parametrized test that repeats a law which other settings test by default."""
+    return pytest.param(*values, id=name, marks=pytest.mark.wide)
+
+
+def stars(settings, by_default):
+    """The settings of a dict as parameters named by its keys; those not in ``by_default`` are `wide`."""
+    assert set(by_default) <= set(settings)
+    return [
+        pytest.param(
+            *(values if isinstance(values, tuple) else (values,)),
+            id=name,
+            marks=() if name in by_default else pytest.mark.wide,
+        )
+        for name, values in settings.items()
+    ]
+
+
 @pytest.fixture(scope="session")
 def table():
     """500 rows, 6 features, 5 % of them anomalies that break the features' dependence."""
     return make_anomalies(500, 6, kind="dependency", random_state=0)
+
+
+@pytest.fixture(scope="session")
+def default_detector(table):
+    """The default, fitted: ten seconds, once. Whoever changes it changes a copy."""
+    return VAEDetector(random_state=0).fit(table[0])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The door to TensorFlow: lazy, quiet, honest about what it cannot do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -51,17 +52,36 @@ def test_a_log_level_set_inside_is_gone_afterwards(chosen, monkeypatch):
     assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == chosen
 
 
-def test_loading_leaves_the_environment_as_it_was():
+@pytest.fixture(scope="module")
+def without_standard_error():
+    """What a process found that closed its standard error, loaded TensorFlow, and was forked."""
     ran = run(
         """
-        import os
+        import json, os
+        os.close(2)
         before = dict(os.environ)
         from vae_anomaly.core.backend import tf
-        tf.constant(1)
-        print(set(os.environ.items()) ^ set(before.items()))
+        facts = {"constant": int(tf.constant(3))}
+        facts["changed"] = sorted(set(os.environ.items()) ^ set(before.items()))
+        to_parent, from_child = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                tf.constant(1)
+            except RuntimeError as error:
+                os.write(from_child, str(error).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os.close(from_child)
+        facts["in the fork"] = os.read(to_parent, 10_000).decode()
+        print(json.dumps(facts))
         """
     )
-    assert "TF_CPP_MIN_LOG_LEVEL" not in ran.stdout
+    return json.loads(ran.stdout)
+
+
+def test_loading_leaves_the_environment_as_it_was(without_standard_error):
+    assert "TF_CPP_MIN_LOG_LEVEL" not in dict(without_standard_error["changed"])
 
 
 def test_only_tensorflows_log_lines_are_held_back(capfd):
@@ -72,9 +92,8 @@ def test_only_tensorflows_log_lines_are_held_back(capfd):
     assert capfd.readouterr().err == "a line of the user's own\n"
 
 
-def test_a_process_without_standard_error_is_no_obstacle():
-    ran = run("import os; os.close(2)\nfrom vae_anomaly.core.backend import tf; print(int(tf.constant(3)))")
-    assert ran.stdout.strip() == "3"
+def test_a_process_without_standard_error_is_no_obstacle(without_standard_error):
+    assert without_standard_error["constant"] == 3
 
 
 def test_gpu_memory_growth_is_asked_for_and_a_refusal_accepted():
@@ -97,21 +116,6 @@ def test_gpu_memory_growth_is_asked_for_and_a_refusal_accepted():
     assert Refusing.asked == 2
 
 
-def test_a_forked_process_is_told_to_spawn_instead_of_hanging():
-    ran = run(
-        """
-        import os
-        from vae_anomaly.core.backend import tf
-        tf.constant(1)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                tf.constant(1)
-            except RuntimeError as error:
-                print(error, flush=True)
-            os._exit(0)
-        os.waitpid(pid, 0)
-        """
-    )
-    assert "fork" in ran.stdout
-    assert "spawn" in ran.stdout
+def test_a_forked_process_is_told_to_spawn_instead_of_hanging(without_standard_error):
+    assert "fork" in without_standard_error["in the fork"]
+    assert "spawn" in without_standard_error["in the fork"]

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import wide
 from joblib import Parallel, delayed
 from sklearn.base import clone
 
@@ -91,7 +92,7 @@ def test_ensembles_that_are_fitted_at_once_in_their_own_threads_are_the_serial_o
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("backend", ["threading", "loky"])
+@pytest.mark.parametrize("backend", ["threading", wide("loky")])
 def test_joblib_fits_and_scores_as_one_after_another(backend, table):
     X, _ = table
     shared = quick().fit(X)

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import textwrap
 import warnings
 
 import joblib
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
+from conftest import wide
 from joblib import parallel_backend
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -53,7 +55,7 @@ def pipeline(**settings):
 
 def test_a_pipeline_on_a_data_frame_with_strings_and_numbers(mixed):
     X, y = mixed
-    fitted = pipeline().fit(X)
+    fitted = pipeline(epochs=150).fit(X)
     assert roc_auc_score(y, -fitted.score_samples(X)) > 0.9
     assert set(fitted.predict(X)) == {-1, 1}
     assert fitted.score(X) == fitted[-1].score(fitted[:-1].transform(X))
@@ -61,14 +63,21 @@ def test_a_pipeline_on_a_data_frame_with_strings_and_numbers(mixed):
 
 def test_a_pipeline_with_pandas_output_keeps_column_names(mixed):
     X, _ = mixed
-    fitted = pipeline(epochs=2).set_output(transform="pandas").fit(X)
+    fitted = pipeline(network=DenseNetwork((8,)), epochs=2).set_output(transform="pandas").fit(X)
     assert "number__size" in fitted[-1].feature_names_in_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fitted.predict(X)
 
 
-GRID = {
+BASE = {"network": DenseNetwork((8,)), "epochs": 3, "random_state": 0}
+STAR = [
+    {},
+    {"network": [DenseNetwork((16, 8))]},
+    {"latent_dim": [1]},
+    {"beta": [0.5], "learning_rate": [1e-2]},
+]
+PRODUCT = {
     "network": [DenseNetwork((16,)), DenseNetwork((8, 8))],
     "latent_dim": [1, 3],
     "beta": [0.5, 1.0],
@@ -76,56 +85,53 @@ GRID = {
 }
 
 
-@pytest.mark.parametrize("n_jobs", [2, -1])
-@pytest.mark.parametrize("scoring", [None, scorers.roc_auc], ids=["elbo", "auroc"])
-def test_grid_searches_in_workers_run_again_and_again(table, n_jobs, scoring):
+@pytest.mark.parametrize(
+    ("grid", "n_jobs", "scoring"),
+    [
+        pytest.param(STAR, 2, None, id="star-elbo-2"),
+        pytest.param(STAR, 2, scorers.roc_auc, id="star-auroc-2"),
+        wide(PRODUCT, 2, None, name="product-elbo-2"),
+        wide(PRODUCT, -1, None, name="product-elbo--1"),
+        wide(PRODUCT, 2, scorers.roc_auc, name="product-auroc-2"),
+        wide(PRODUCT, -1, scorers.roc_auc, name="product-auroc--1"),
+    ],
+)
+def test_grid_searches_in_workers_run_again_and_again(table, grid, n_jobs, scoring):
     X, y = table
-    detector = VAEDetector(epochs=3, random_state=0)
+    detector = VAEDetector(**BASE)
     results = []
     for _ in range(2):
-        search = GridSearchCV(detector, GRID, scoring=scoring, cv=3, n_jobs=n_jobs).fit(X, y)
+        search = GridSearchCV(detector, grid, scoring=scoring, cv=3, n_jobs=n_jobs).fit(X, y)
         assert np.isfinite(search.cv_results_["mean_test_score"]).all()
         results.append(search.cv_results_["mean_test_score"])
     np.testing.assert_array_equal(*results)
+    assert len(np.unique(results[0])) == len(search.cv_results_["params"])
     assert search.best_estimator_.predict(X).shape == (500,)
 
 
-def test_nested_parameters_of_the_network_can_be_searched(table):
-    detector = VAEDetector(network=DenseNetwork(), epochs=3, random_state=0)
-    grid = {"network__hidden_units": [(8,), (16, 8)], "network__activation": ["relu", "tanh"]}
+@pytest.mark.parametrize(
+    "grid",
+    [
+        [{"network__hidden_units": [(8,), (16, 8)]}, {"network__activation": ["tanh"]}],
+        wide({"network__hidden_units": [(8,), (16, 8)], "network__activation": ["relu", "tanh"]}),
+    ],
+    ids=["star", "product"],
+)
+def test_nested_parameters_of_the_network_can_be_searched(table, grid):
+    detector = VAEDetector(**BASE)
     search = GridSearchCV(detector, grid, cv=2).fit(table[0])
-    assert len(search.cv_results_["params"]) == 4
+    found = search.cv_results_["mean_test_score"]
+    assert np.isfinite(found).all()
+    assert len(np.unique(found)) == len(found) == (3 if isinstance(grid, list) else 4)
 
 
 def test_workers_and_the_parent_score_alike(table):
     X, _ = table
-    here = cross_val_score(VAEDetector(epochs=3, random_state=0), X, cv=2)
+    here = cross_val_score(VAEDetector(**BASE), X, cv=2)
     for backend in ("loky", "threading"):
         with parallel_backend(backend):
-            there = cross_val_score(VAEDetector(epochs=3, random_state=0), X, cv=2, n_jobs=2)
+            there = cross_val_score(VAEDetector(**BASE), X, cv=2, n_jobs=2)
         np.testing.assert_array_equal(here, there)
-
-
-def test_a_dumped_detector_scores_alike_in_a_fresh_process(tmp_path, table):
-    X, _ = table
-    detector = VAEDetector(epochs=3, random_state=0).fit(X)
-    joblib.dump(make_pipeline(MinMaxScaler(), clone(detector)).fit(X), tmp_path / "pipeline.joblib")
-    joblib.dump(detector, tmp_path / "detector.joblib")
-    np.save(tmp_path / "X.npy", X)
-    code = (
-        "import joblib, numpy as np, sys\n"
-        "X = np.load('X.npy')\n"
-        "for name in ('pipeline', 'detector'):\n"
-        "    np.save(name + '.npy', joblib.load(name + '.joblib').score_samples(X))\n"
-        "mapped = joblib.load('detector.joblib', mmap_mode='r')\n"
-        "np.save('mapped.npy', mapped.score_samples(X))\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    expected = detector.score_samples(X)
-    np.testing.assert_array_equal(np.load(tmp_path / "detector.npy"), expected)
-    np.testing.assert_array_equal(np.load(tmp_path / "mapped.npy"), expected)
-    in_pipeline = joblib.load(tmp_path / "pipeline.joblib").score_samples(X)
-    np.testing.assert_array_equal(np.load(tmp_path / "pipeline.npy"), in_pipeline)
 
 
 def every_kind(n_rows=80):
@@ -144,14 +150,19 @@ def scaled_detector(**settings):
     return make_pipeline(MinMaxScaler(), VAEDetector(**{**quick, **settings}))
 
 
+# Pipelines, and one detector alone.
 STORED = {
+    "a detector": lambda table, mixed: (scaled_detector()[-1], table),
     "numbers": lambda table, mixed: (scaled_detector(), table),
     "members and a rule": lambda table, mixed: (
         scaled_detector(members=[Member(), Member(0.1)], threshold=Conformal(0.1), calibration=0.3),
         table,
     ),
     "a generator": lambda table, mixed: (scaled_detector(random_state=np.random.RandomState(3)), table),
-    "strings behind a column transformer": lambda table, mixed: (pipeline(epochs=2), mixed),
+    "strings behind a column transformer": lambda table, mixed: (
+        pipeline(network=DenseNetwork((8,)), epochs=2),
+        mixed,
+    ),
     "every kind of column": lambda table, mixed: (
         Pipeline([("detector", scaled_detector()[-1])]),
         every_kind(),
@@ -170,48 +181,68 @@ def stored(table, mixed):
     return {name: (unfitted.fit(X), X) for name, (unfitted, X) in made.items()}
 
 
-def assert_same_scores_elsewhere(stored, load, folder):
-    """``load`` is code that makes ``pipeline`` of the file ``name``, in a new process in its folder."""
-    for name, (_, X) in stored.items():
-        pd.to_pickle(X, folder / f"{name}.rows")
-    code = (
-        "import sys, numpy as np, pandas as pd\n"
-        "for name in sys.argv[1:]:\n"
-        f"    {load}\n"
-        "    X = pd.read_pickle(name + '.rows')\n"
-        "    np.save(name + '.npy', [pipeline.score_samples(X), pipeline.predict(X)])\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code, *stored], cwd=folder, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+LOADED_ELSEWHERE = """
+import sys
+import joblib, numpy as np, pandas as pd, skops.io
+from vae_anomaly.persistence import SKOPS_TRUSTED
+
+def mapped(file):
+    loaded = joblib.load(file, mmap_mode="r")
+    detector = loaded[-1] if hasattr(loaded, "steps") else loaded
+    assert isinstance(detector.members_[0].trainable, np.memmap)
+    return loaded
+
+WAYS = {
+    "joblib": lambda name: joblib.load(name + ".joblib"),
+    "mapped": lambda name: mapped(name + ".joblib"),
+    "skops": lambda name: skops.io.load(name + ".skops", trusted=SKOPS_TRUSTED),
+}
+for name in sys.argv[1:]:
+    X = pd.read_pickle(name + ".rows")
+    for way, load in WAYS.items():
+        loaded = load(name)
+        np.save(name + "." + way + ".npy", [loaded.score_samples(X), loaded.predict(X)])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(stored, tmp_path_factory):
+    """The fitted pipelines in files, and what a fresh process made of each when it loaded it in each way."""
+    folder = tmp_path_factory.mktemp("stored")
     for name, (fitted, X) in stored.items():
-        found = np.load(folder / f"{name}.npy")
+        pd.to_pickle(X, folder / f"{name}.rows")
+        joblib.dump(fitted, folder / f"{name}.joblib")
+        skops.io.dump(fitted, folder / f"{name}.skops")
+    command = [sys.executable, "-c", LOADED_ELSEWHERE, *stored]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+def assert_same_scores_elsewhere(stored, folder, way):
+    for name, (fitted, X) in stored.items():
+        found = np.load(folder / f"{name}.{way}.npy")
         np.testing.assert_array_equal(found, [fitted.score_samples(X), fitted.predict(X)])
 
 
-def test_skops_stores_whole_pipelines_with_nothing_to_trust_but_this_librarys_classes(stored, tmp_path):
-    for name, (fitted, _) in stored.items():
-        skops.io.dump(fitted, tmp_path / name)
-        assert set(skops.io.get_untrusted_types(file=tmp_path / name)) <= set(SKOPS_TRUSTED)
-    load = (
-        "import skops.io; from vae_anomaly.persistence import SKOPS_TRUSTED; "
-        "pipeline = skops.io.load(name, trusted=SKOPS_TRUSTED)"
-    )
-    assert_same_scores_elsewhere(stored, load, tmp_path)
+def test_what_joblib_has_dumped_scores_alike_in_a_fresh_process(stored, folder):
+    assert_same_scores_elsewhere(stored, folder, "joblib")
 
 
-def test_joblib_stores_whole_pipelines_that_score_from_mapped_memory(stored, tmp_path):
-    for name, (fitted, _) in stored.items():
-        joblib.dump(fitted, tmp_path / name)
-    load = (
-        "import joblib; pipeline = joblib.load(name, mmap_mode='r'); "
-        "assert isinstance(pipeline[-1].members_[0].trainable, np.memmap)"
-    )
-    assert_same_scores_elsewhere(stored, load, tmp_path)
+def test_joblib_stores_whole_pipelines_that_score_from_mapped_memory(stored, folder):
+    assert_same_scores_elsewhere(stored, folder, "mapped")
 
 
-def test_what_skops_has_loaded_can_be_used_as_before(mixed, tmp_path):
-    fitted = Pipeline([("detector", scaled_detector()[-1])]).fit(X := every_kind())
-    loaded = skops.io.loads(skops.io.dumps(fitted), trusted=SKOPS_TRUSTED)
+def test_skops_stores_whole_pipelines_with_nothing_to_trust_but_this_librarys_classes(stored, folder):
+    for name in stored:
+        untrusted = skops.io.get_untrusted_types(file=folder / f"{name}.skops")
+        assert set(untrusted) <= set(SKOPS_TRUSTED)
+    assert_same_scores_elsewhere(stored, folder, "skops")
+
+
+def test_what_skops_has_loaded_can_be_used_as_before(stored, folder):
+    fitted, X = stored["every kind of column"]
+    loaded = skops.io.load(folder / "every kind of column.skops", trusted=SKOPS_TRUSTED)
     pd.testing.assert_frame_equal(loaded[-1].reconstruct(X), fitted[-1].reconstruct(X))
     np.testing.assert_array_equal(clone(loaded).fit(X).score_samples(X), fitted.score_samples(X))
 
@@ -272,30 +303,43 @@ def test_a_users_keras_models_go_through_clones_pickles_and_workers(table):
     np.testing.assert_array_equal(cross_val_score(detector, X, cv=2, n_jobs=2), here)
 
 
+IN_A_SCRIPT = textwrap.dedent(
+    """
+    import numpy as np
+    from sklearn.model_selection import cross_val_score
+    from vae_anomaly import VAEDetector
+    from vae_anomaly.core.backend import keras
+    from vae_anomaly.likelihoods import LocationScale
+    class Logistic(LocationScale):
+        name = 'logistic'
+        def standard_log_prob(self, residual):
+            return -residual - 2 * keras.ops.softplus(-residual)
+    X = np.random.RandomState(0).normal(size=(100, 3))
+    detector = VAEDetector(likelihood=Logistic(), epochs=2, random_state=0)
+    here, there = (cross_val_score(detector, X, cv=2, n_jobs=n_jobs) for n_jobs in (1, 2))
+    assert np.isfinite(here).all() and np.array_equal(here, there), (here, there)
+    """
+)
+
+
+def test_a_likelihood_of_a_script_reaches_the_workers():
+    """As in a script, the class is of `__main__`, where workers cannot import it."""
+    namespace = {"__name__": "__main__"}
+    exec(IN_A_SCRIPT, namespace)
+    assert namespace["Logistic"].__module__ == "__main__"
+    assert len(namespace["here"]) == 2
+
+
+@pytest.mark.wide
 def test_a_likelihood_defined_in_a_script_reaches_the_workers():
-    code = (
-        "import numpy as np\n"
-        "from sklearn.model_selection import cross_val_score\n"
-        "from vae_anomaly import VAEDetector\n"
-        "from vae_anomaly.core.backend import keras\n"
-        "from vae_anomaly.likelihoods import LocationScale\n"
-        "class Logistic(LocationScale):\n"
-        "    name = 'logistic'\n"
-        "    def standard_log_prob(self, residual):\n"
-        "        return -residual - 2 * keras.ops.softplus(-residual)\n"
-        "X = np.random.RandomState(0).normal(size=(100, 3))\n"
-        "detector = VAEDetector(likelihood=Logistic(), epochs=2, random_state=0)\n"
-        "here, there = (cross_val_score(detector, X, cv=2, n_jobs=n_jobs) for n_jobs in (1, 2))\n"
-        "assert np.isfinite(here).all() and np.array_equal(here, there), (here, there)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", IN_A_SCRIPT], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
 
 def test_labels_are_accepted_and_ignored(table):
     X, y = table
-    with_labels = VAEDetector(epochs=2, random_state=0).fit(X, y)
-    without = VAEDetector(epochs=2, random_state=0).fit(X)
+    with_labels = VAEDetector(**BASE).fit(X, y)
+    without = VAEDetector(**BASE).fit(X)
     np.testing.assert_array_equal(with_labels.score_samples(X), without.score_samples(X))
     assert with_labels.score(X, y) == without.score(X)
 
@@ -317,7 +361,7 @@ def test_no_metadata_is_promised_that_is_not_used():
 
 def test_real_tumors_are_told_apart():
     X, y = load_tumors(contamination=0.05)
-    fitted = make_pipeline(StandardScaler(), VAEDetector(random_state=0)).fit(X)
+    fitted = make_pipeline(StandardScaler(), VAEDetector(epochs=100, random_state=0)).fit(X)
     assert scorers.roc_auc(fitted, X, y) > 0.85
 
 

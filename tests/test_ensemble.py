@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import stars
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
@@ -23,7 +24,9 @@ def fit(X, **settings):
 # -- what "auto" means ----------------------------------------------------------------------------------
 def test_automatic_epochs_of_a_table_train_the_ensemble_that_detects_best(table):
     assert resolve_recipe("auto", "auto", "auto", decide=True, n_rows=500) == (DEFAULT_MEMBERS, 0.2, True)
-    detector = VAEDetector(network=DenseNetwork((4,)), n_draws=1, random_state=0).fit(table[0][:60])
+    detector = VAEDetector(network=DenseNetwork((4,)), n_draws=1, patience=2, random_state=0).fit(
+        table[0][:60]
+    )
     assert len(detector.members_) == len(DEFAULT_MEMBERS)
     assert "val_loss" in detector.history_
 
@@ -39,9 +42,10 @@ def test_images_get_one_model():
     images = np.random.RandomState(0).uniform(size=(20, 4, 4))
     small = {"filters": (2,), "dense_units": (4,)}
     network = ConvNetwork(**small)
-    assert len(VAEDetector(network, n_draws=1, random_state=0).fit(images).members_) == 1
+    settings = {"n_draws": 1, "patience": 2, "random_state": 0}
+    assert len(VAEDetector(network, **settings).fit(images).members_) == 1
     flat = ConvNetwork((4, 4, 1), **small)
-    assert len(VAEDetector(flat, n_draws=1, random_state=0).fit(images.reshape(20, 16)).members_) == 1
+    assert len(VAEDetector(flat, **settings).fit(images.reshape(20, 16)).members_) == 1
 
 
 @pytest.mark.parametrize(
@@ -238,7 +242,7 @@ def test_a_row_beyond_float32_for_one_member_is_the_others():
     np.testing.assert_allclose(weights[1], [0.1, 1.0])
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", stars({score: score for score in SCORES}, {"elbo", "reconstruction_error"}))
 def test_a_score_is_the_weighted_mean_of_the_members_scores(table, score):
     X, _ = table
     detector = fit(X, members=3, score=score)

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import wide
 from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.model_selection import KFold
@@ -69,7 +70,7 @@ def test_arrays_of_five_axes_are_refused():
         VAEDetector().fit(np.zeros((2, 3, 4, 1, 2)))
 
 
-@pytest.mark.parametrize("image_shape", [(1, 1), (5, 7), (9, 4, 2), (3, 3, 4)])
+@pytest.mark.parametrize("image_shape", [(1, 1), wide((5, 7)), (9, 4, 2), wide((3, 3, 4))])
 def test_images_of_any_shape_are_fitted_and_come_back(image_shape):
     images = np.random.RandomState(0).uniform(size=(12, *image_shape))
     detector = VAEDetector(ConvNetwork(filters=(3, 2), dense_units=(4,)), **QUICK).fit(images)
@@ -116,7 +117,7 @@ def test_one_image_is_scored_as_among_others_and_too_few_to_learn_from(of_bytes,
         VAEDetector(**QUICK).fit(digits[:1])
 
 
-@pytest.mark.parametrize("image_shape", [(8, 8), (8, 8, 1), (8, 8, 3)])
+@pytest.mark.parametrize("image_shape", [(8, 8), (8, 8, 1), wide((8, 8, 3))])
 def test_one_image_without_an_axis_for_images_gets_a_hint(image_shape):
     images = np.random.RandomState(0).uniform(size=(6, *image_shape))
     detector = VAEDetector(ConvNetwork(filters=(2,), dense_units=()), **QUICK).fit(images)
@@ -313,7 +314,7 @@ def test_constant_images_are_learned(value):
 def test_missing_pixels_are_gaps_in_training_and_in_new_images(digits):
     images = digits / 255
     images[::3, 2:4, 5] = np.nan
-    detector = VAEDetector(NETWORK, **{**QUICK, "epochs": 120}).fit(images)
+    detector = VAEDetector(NETWORK, **{**QUICK, "epochs": 60}).fit(images)
     assert np.isfinite(detector.score_samples(images)).all()
     filled = detector.reconstruct(images)
     assert np.isfinite(filled).all()

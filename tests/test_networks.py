@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import wide
 from sklearn.base import clone
 from sklearn.utils._param_validation import InvalidParameterError
 
@@ -196,7 +197,15 @@ CORNERS = [
 ]
 
 
-@pytest.mark.parametrize("options", CORNERS + drawn_images(50), ids=str)
+# By default, every shape once, every stride once, and some that are drawn.
+BY_DEFAULT = [*CORNERS[::7], CORNERS[5], *drawn_images(50)[:10]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(pytest.param if options in BY_DEFAULT else wide)(options) for options in CORNERS + drawn_images(50)],
+    ids=str,
+)
 def test_images_of_any_size_come_back_in_their_own_shape(options: dict[str, Any]) -> None:
     n_features = int(np.prod(options["image_shape"]))
     encoder, decoder = ConvNetwork(**options, dense_units=(4,)).build(n_features, 2, 1)

@@ -1,6 +1,7 @@
 """The package's public names, and what importing it costs."""
 
 import importlib
+import json
 import subprocess
 import sys
 
@@ -33,18 +34,32 @@ def test_an_unknown_name_is_an_attribute_error():
         vae_anomaly.VAEDetectr  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        "import vae_anomaly",
-        "from vae_anomaly import VAEDetector, DenseNetwork; repr(VAEDetector(network=DenseNetwork()))",
-        "from sklearn.base import clone; from vae_anomaly import VAEDetector; clone(VAEDetector())",
-        "from vae_anomaly.likelihoods import Gaussian; Gaussian().n_params",
-        "from vae_anomaly import datasets, scorers, thresholds; datasets.load_tumors()",
-    ],
-)
-def test_tensorflow_is_not_loaded_before_the_first_fit(use):
-    run(f"{use}\nimport sys\nassert not {{'tensorflow', 'keras'}} & set(sys.modules)")
+USES = [
+    "import vae_anomaly",
+    "from vae_anomaly import VAEDetector, DenseNetwork; repr(VAEDetector(network=DenseNetwork()))",
+    "from sklearn.base import clone; from vae_anomaly import VAEDetector; clone(VAEDetector())",
+    "from vae_anomaly.likelihoods import Gaussian; Gaussian().n_params",
+    "from vae_anomaly import datasets, scorers, thresholds; datasets.load_tumors()",
+]
+
+
+@pytest.fixture(scope="module")
+def loaded_after():
+    """Which of TensorFlow and Keras a process had loaded after each use, one after another."""
+    code = (
+        "import json, sys\n"
+        "loaded = {}\n"
+        f"for use in {USES!r}:\n"
+        "    exec(use, {})\n"
+        "    loaded[use] = sorted({'tensorflow', 'keras'} & set(sys.modules))\n"
+        "print(json.dumps(loaded))"
+    )
+    return json.loads(run(code).stdout)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_tensorflow_is_not_loaded_before_the_first_fit(loaded_after, use):
+    assert loaded_after[use] == []
 
 
 def test_importing_costs_under_0_3_seconds_beyond_scikit_learn():
@@ -55,7 +70,7 @@ def test_importing_costs_under_0_3_seconds_beyond_scikit_learn():
         "from vae_anomaly import VAEDetector\n"
         "print(time.perf_counter() - start)"
     )
-    assert min(float(run(code).stdout) for _ in range(3)) < 0.3
+    assert any(float(run(code).stdout) < 0.3 for _ in range(3))
 
 
 def test_the_first_fit_prints_nothing():

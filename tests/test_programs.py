@@ -1,6 +1,7 @@
 """Compiled programs: shared, bounded in number, independent of the rows."""
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -47,7 +48,17 @@ def test_a_redefined_class_is_another_architecture():
     assert architecture(specification(likelihood=first)) is not architecture(specification(likelihood=second))
 
 
-def test_the_least_recently_used_architecture_is_dropped():
+@pytest.fixture
+def few_kept(monkeypatch):
+    """A process that keeps four architectures, each with three programs: full without a minute's work."""
+    assert programs._cache._n_kept == programs._CACHED_ARCHITECTURES
+    assert architecture(specification())._programs._n_kept == programs._CACHED_PROGRAMS
+    monkeypatch.setattr(programs, "_CACHED_ARCHITECTURES", 4)
+    monkeypatch.setattr(programs, "_CACHED_PROGRAMS", 3)
+    monkeypatch.setattr(programs, "_cache", programs._Recent(4))
+
+
+def test_the_least_recently_used_architecture_is_dropped(few_kept):
     first = architecture(specification(units=(101,)))
     for units in range(102, 102 + programs._CACHED_ARCHITECTURES - 1):
         architecture(specification(units=(units,)))
@@ -92,15 +103,15 @@ def test_limits_go_in_as_numbers(table):
     assert set(architecture(first.members_[0].specification)._programs) == traced
 
 
-def test_one_architecture_keeps_a_bounded_number_of_programs(table):
+def test_one_architecture_keeps_a_bounded_number_of_programs(table, few_kept):
     X, _ = table
     detector = VAEDetector(network=DenseNetwork((18,)), epochs=1, random_state=0)
-    for batch_size in range(20, 30 + programs._CACHED_PROGRAMS):
+    for batch_size in range(20, 23 + programs._CACHED_PROGRAMS):
         detector.set_params(batch_size=batch_size).fit(X[:40])
     assert len(architecture(detector.members_[0].specification)._programs) == programs._CACHED_PROGRAMS
 
 
-def test_a_model_in_use_keeps_its_programs_whatever_else_is_fitted(table):
+def test_a_model_in_use_keeps_its_programs_whatever_else_is_fitted(table, few_kept):
     """A process that serves more models than the cache holds traces none of them twice."""
     X, _ = table
     network = DenseNetwork((103,))
@@ -120,16 +131,44 @@ def test_a_network_without_trainable_weights_is_refused(table):
         frozen.fit(table[0])
 
 
+ELSEWHERE = """
+import json
+import numpy as np
+from vae_anomaly.core.backend import keras, tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from vae_anomaly import VAEDetector
+from vae_anomaly.engine import tiles
+facts = {}
+X = np.random.RandomState(0).normal(size=(300, 4))
+there = VAEDetector(epochs=2, device="cpu:1", random_state=0).fit(X)
+here = VAEDetector(epochs=2, device="cpu:0", random_state=0).fit(X)
+placed = tiles._copy_to_device(there.members_[0], "cpu:1")
+facts["devices"] = [t.device for t in (placed[0], *placed[1])]
+facts["same scores"] = bool((there.score_samples(X) == here.score_samples(X)).all())
+facts["predicted"] = len(there.set_params(device="cpu:0").predict(X))
+keras.config.set_dtype_policy("mixed_float16")
+for members in (1, 2):
+    try:
+        VAEDetector(epochs=1, members=members).fit(X[:, :3])
+    except ValueError as error:
+        facts[f"refused {members}"] = str(error)
+print(json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """What a process found in which a second logical processor stands in for a GPU."""
+    ran = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
 @pytest.mark.parametrize("members", [1, 2])
-def test_keras_in_another_precision_is_refused(members):
-    code = (
-        "import keras, numpy as np\n"
-        "keras.config.set_dtype_policy('mixed_float16')\n"
-        "from vae_anomaly import VAEDetector\n"
-        f"VAEDetector(epochs=1, members={members}).fit(np.random.RandomState(0).normal(size=(30, 3)))\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "computes in float32, but Keras is set to dtype policy 'mixed_float16'" in ran.stderr
+def test_keras_in_another_precision_is_refused(elsewhere, members):
+    expected = "computes in float32, but Keras is set to dtype policy 'mixed_float16'"
+    assert expected in elsewhere[f"refused {members}"]
 
 
 def test_a_model_is_tied_to_no_device(table):
@@ -140,25 +179,11 @@ def test_a_model_is_tied_to_no_device(table):
     np.testing.assert_array_equal(on_cpu.set_params(device=None).score_samples(X), anywhere.score_samples(X))
 
 
-def test_computation_and_state_go_to_the_named_device():
-    """A second logical processor stands in for a GPU, in a process of its own."""
-    code = (
-        "import numpy as np\n"
-        "from vae_anomaly.core.backend import tf\n"
-        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
-        "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
-        "from vae_anomaly import VAEDetector\n"
-        "from vae_anomaly.engine import tiles\n"
-        "X = np.random.RandomState(0).normal(size=(300, 4))\n"
-        "there = VAEDetector(epochs=2, device='cpu:1', random_state=0).fit(X)\n"
-        "here = VAEDetector(epochs=2, device='cpu:0', random_state=0).fit(X)\n"
-        "placed = tiles._copy_to_device(there.members_[0], 'cpu:1')\n"
-        "assert all(t.device.endswith('CPU:1') for t in (placed[0], *placed[1])), placed[0].device\n"
-        "assert np.array_equal(there.score_samples(X), here.score_samples(X))\n"
-        "there.set_params(device='cpu:0').predict(X)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+def test_computation_and_state_go_to_the_named_device(elsewhere):
+    assert elsewhere["devices"]
+    assert all(device.endswith("CPU:1") for device in elsewhere["devices"])
+    assert elsewhere["same scores"]
+    assert elsewhere["predicted"] == 300
 
 
 def _megabytes():

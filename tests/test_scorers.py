@@ -12,7 +12,7 @@ from vae_anomaly.scorers import AnomalyScorer, average_precision, roc_auc
 def fitted(table):
     from vae_anomaly import VAEDetector
 
-    return VAEDetector(random_state=0).fit(table[0])
+    return VAEDetector(epochs=100, random_state=0).fit(table[0])
 
 
 LABELS = {

@@ -675,11 +675,11 @@ def test_a_count_that_only_rows_held_out_hold_is_no_reason_to_fail():
 
 def test_lists_of_a_mixed_table_are_taken_everywhere():
     rows = [["a", 0.5, True], ["b", 1.5, False], ["a", 2.5, True]] * 10
-    detector = VAEDetector(epochs=1, likelihood="mixed", random_state=0).fit(rows)
+    detector = VAEDetector(epochs=1, n_draws=1, likelihood="mixed", random_state=0).fit(rows)
     array = np.array(rows, dtype=object)
     np.testing.assert_array_equal(detector.reconstruct(rows[:4]), detector.reconstruct(array[:4]))
     np.testing.assert_array_equal(detector.expected(rows[:4]), detector.expected(array[:4]))
-    pd.testing.assert_frame_equal(detector.report(rows), detector.report(array))
+    pd.testing.assert_frame_equal(detector.report(rows[:4]), detector.report(array[:4]))
 
 
 def test_new_rows_of_a_mixed_table_that_are_sparse_or_a_series_are_refused():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import wide
 from sklearn.base import clone
 
 from vae_anomaly import DenseNetwork, VAEDetector
@@ -87,12 +88,12 @@ def test_adam_is_keras_adam(X):
         {"network": DenseNetwork((16,), batch_normalization=True)},
         {"likelihood": "student_t"},
         {"objective": "iwae", "n_training_draws": 5},
-        {"n_training_draws": 4},
+        wide({"n_training_draws": 4}),
         {"free_bits": 0.5},
         {"kl_warm_up": 0.5},
         {"learning_rate_schedule": "linear"},
         {"gradient_clip_norm": 1.0},
-        {"jit_compile": True},
+        wide({"jit_compile": True}),
         {"batch_size": 16},
         {"device": "cpu"},
     ],
