@@ -304,12 +304,6 @@ def test_a_table_that_cannot_be_is_refused_by_column(values, likelihood, message
         table_of(pd.DataFrame({"a": values}), likelihood)
 
 
-def test_columns_that_share_a_name_are_refused():
-    X = pd.DataFrame([["x", 1.5], ["y", 2.5]], columns=["a", "a"])
-    with pytest.raises(ValueError, match="columns need names of their own; 'a' appears twice"):
-        table_of(X, "auto")
-
-
 @pytest.mark.parametrize("likelihood", ["mixed", "categorical", {0: "count"}, [("count", [0])]])
 def test_a_sparse_table_has_one_likelihood(likelihood):
     with pytest.raises(TypeError, match="sparse table have one likelihood; received likelihood=.*DataFrame"):
@@ -694,12 +688,13 @@ def test_new_rows_of_a_mixed_table_that_are_sparse_or_a_series_are_refused():
 
 
 @pytest.mark.parametrize("likelihood", ["auto", "gaussian"])
-def test_tables_of_other_libraries_are_refused(likelihood):
+def test_tables_that_nothing_reads_are_refused(likelihood):
     class DataFrame:
         columns = ("a", "b")
         shape = (20, 2)
 
     with pytest.raises(
-        TypeError, match=r"tables are DataFrames of pandas; received a \w+ DataFrame. Pass X.to_p"
+        TypeError,
+        match=r"tables are DataFrames of pandas, polars or pyarrow; received a test_tables DataFrame. Pass",
     ):
         VAEDetector(likelihood=likelihood).fit(DataFrame())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from vae_anomaly.core.types import Floats, Unchecked
 
@@ -25,6 +26,8 @@ def to_pandas(X: Unchecked) -> Unchecked:
         If X is a dictionary, an array of records, a table that is not in memory, or one that nothing can
         read.
     """
+    if sparse.issparse(X):  # some of which are dictionaries
+        return X
     if isinstance(X, dict):
         raise TypeError("tables are DataFrames or arrays; received a dict. Pass pd.DataFrame(X).")
     if isinstance(X, np.ndarray):
@@ -38,13 +41,14 @@ def to_pandas(X: Unchecked) -> Unchecked:
         return X
     if not _is_foreign(X):
         return X
-    frame = _narwhals(X).from_native(X, pass_through=True)
-    if not hasattr(frame, "columns"):
+    nw = _narwhals(X)
+    frame = nw.from_native(X, pass_through=True)
+    if not isinstance(frame, nw.DataFrame | nw.LazyFrame):
         raise TypeError(
             f"tables are DataFrames of pandas, polars or pyarrow; received {_described(X)}. Pass "
             "X.to_pandas(), or X.to_numpy() for columns of numbers."
         )
-    if hasattr(frame, "collect"):
+    if isinstance(frame, nw.LazyFrame):
         raise TypeError(f"received {_described(X)}, which is not in memory: pass X.collect().")
     columns = {name: _column(frame[name]) for name in frame.columns}
     return pd.DataFrame(columns, index=range(len(frame)))
