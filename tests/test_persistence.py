@@ -181,7 +181,8 @@ def test_every_setting_comes_back(settings, X, path):
 @pytest.mark.parametrize("rule", list(THRESHOLDS))
 def test_every_threshold_rule_comes_back(rule, X, path):
     calibration = 0.5 if rule in ("conformal", "pareto_tail") else None
-    detector = VAEDetector(threshold=THRESHOLDS[rule](), calibration=calibration, **QUICK).fit(X)
+    settings = {"calibration": calibration, "validation_fraction": 0.2, **QUICK}
+    detector = VAEDetector(threshold=THRESHOLDS[rule](), **settings).fit(X)
     found = reloaded(detector, path)
     assert found.threshold.get_params() == detector.threshold.get_params()
     assert found.offset_ == detector.offset_

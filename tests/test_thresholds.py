@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+from conftest import wide
 from scipy import stats
 from sklearn.ensemble import IsolationForest
 
-from vae_anomaly import VAEDetector, thresholds
+from vae_anomaly import DenseNetwork, VAEDetector, thresholds
+from vae_anomaly.ensemble.averaging import average, out_of_bag
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.thresholds import (
     THRESHOLDS,
     Conformal,
     MedianDeviation,
+    OutOfBag,
     ParetoTail,
     Quantile,
     TukeyFence,
@@ -158,10 +161,11 @@ def test_resolve_prefers_the_rule_to_the_contamination():
     assert resolved.get_params() == rule.get_params()
     assert thresholds.resolve(None, 0.1).contamination == 0.1
     assert isinstance(thresholds.resolve(None, "auto"), TukeyFence)
+    assert isinstance(thresholds.resolve(None, "auto", leaves_rows_out=True), OutOfBag)
     assert thresholds.resolve("quantile", 0.2).contamination == 0.2
     assert thresholds.resolve("quantile", "auto").contamination == Quantile().contamination
     for name, rule in THRESHOLDS.items():
-        assert type(thresholds.resolve(name, "auto")) is rule
+        assert type(thresholds.resolve(name, "auto", leaves_rows_out=True)) is rule
     with pytest.raises(ValueError, match="threshold must be one of .*'pareto_tail'.* received 'tail'"):
         thresholds.resolve("tail", "auto")
 
@@ -242,3 +246,88 @@ def test_automatic_contamination_holds_for_rows_beyond_the_sample():
     detector = VAEDetector(epochs=1, n_draws=1, random_state=0).fit(X)
     assert TukeyFence.n_scores < len(X)
     assert (detector.predict(X) == -1).mean() > 0.01 - 4 * 0.001
+
+
+# -- training rows judged as new ones ---------------------------------------------------------------------
+def test_scores_of_rows_that_all_members_left_out_are_their_average():
+    rng = np.random.RandomState(0)
+    scores, weights = rng.gamma(2, size=(3, 50)), np.array([0.2, 0.3, 0.5])
+    left_out = np.zeros((3, 50), dtype=bool)
+    left_out[:, 40:] = True
+    np.testing.assert_allclose(
+        out_of_bag(scores, weights, left_out)[40:], average(scores, weights)[40:], rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("optimism", [0.3, 1.0])
+def test_a_row_takes_the_place_among_new_rows_that_it_has_among_those_trained_on(optimism):
+    """Members whose scores of rows that they were trained on are too low by a monotone function."""
+    rng = np.random.RandomState(0)
+    honest = rng.gamma(2, size=4000) + np.array([[0.0], [5.0], [-1.0]])
+    left_out = rng.uniform(size=honest.shape) < 0.2
+    centers = np.median(honest, axis=1, keepdims=True)
+    scores = np.where(left_out, honest, centers + optimism * (honest - centers))
+    found = out_of_bag(scores, np.full(3, 1 / 3), left_out)
+    for probability in (0.5, 0.9, 0.95, 0.99):
+        expected = np.quantile(honest.mean(axis=0), probability)
+        assert np.quantile(found, probability) == pytest.approx(expected, abs=0.06 * expected)
+
+
+def test_the_default_threshold_is_that_of_rows_judged_as_new_ones(default_detector, table):
+    assert isinstance(default_detector.threshold_, OutOfBag)
+    assert default_detector.false_alarm_rate_ == 0.05
+
+
+def alarms_on_new_rows(draw, n_rows, n_fits, **settings):
+    rates = []
+    for seed in range(n_fits):
+        rng = np.random.RandomState(seed)
+        detector = VAEDetector(random_state=seed, **settings).fit(draw(rng, n_rows))
+        rates.append((detector.predict(draw(rng, 4000)) == -1).mean())
+    return np.mean(rates)
+
+
+NORMAL_ROWS = {
+    "normal": lambda rng, n: rng.normal(size=(n, 4)),
+    "many columns": lambda rng, n: rng.normal(size=(n, 20)),
+    "heavy tails": lambda rng, n: rng.standard_t(3, size=(n, 4)),
+    "uniform": lambda rng, n: rng.uniform(size=(n, 4)),
+    "counts": lambda rng, n: rng.poisson(3, size=(n, 4)).astype(float),
+}
+
+
+@pytest.mark.parametrize(
+    ("draw", "n_rows"),
+    [pytest.param(NORMAL_ROWS["normal"], 300, id="normal-300")]
+    + [
+        wide(draw, n_rows, name=f"{name}-{n_rows}")
+        for name, draw in NORMAL_ROWS.items()
+        for n_rows in (100, 300, 1000)
+        if (name, n_rows) != ("normal", 300)
+    ],
+)
+def test_about_the_promised_fraction_of_new_normal_rows_raises_an_alarm(draw, n_rows):
+    assert 0.025 < alarms_on_new_rows(draw, n_rows, 4) < 0.075
+
+
+def test_too_few_rows_to_tell_are_warned_of():
+    X = np.random.RandomState(0).normal(size=(15, 3))
+    detector = VAEDetector(
+        network=DenseNetwork((8,)), threshold=OutOfBag(), validation_fraction=0.2, epochs=2
+    )
+    with pytest.warns(UserWarning, match="15 training rows cannot tell .*0.05 lies: it takes 19"):
+        detector.fit(X)
+
+
+def test_rows_judged_as_new_ones_need_members_that_leave_rows_out(table):
+    with pytest.raises(
+        ValueError, match="'out_of_bag' needs members that leave rows out.*validation_fraction"
+    ):
+        VAEDetector(threshold="out_of_bag", epochs=1).fit(table[0])
+
+
+def test_rows_that_a_calibration_holds_out_are_new_to_every_member(table):
+    settings = {"network": DenseNetwork((8,)), "epochs": 2, "validation_fraction": 0.2, "random_state": 0}
+    detector = VAEDetector(threshold="out_of_bag", calibration=0.3, **settings).fit(table[0])
+    assert np.isfinite(detector.offset_)
+    assert detector.false_alarm_rate_ == 0.05

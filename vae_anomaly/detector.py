@@ -22,7 +22,6 @@ from vae_anomaly import (
     model_card,
     monitoring,
     scoring,
-    thresholds,
 )
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
@@ -143,14 +142,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Epochs to wait.
     contamination : "auto" or float, default="auto"
         Where the threshold lies. A float in (0, 0.5] calls that fraction of the training rows anomalies.
-        "auto" is `thresholds.TukeyFence`: rows beyond Q3 + 1.5 (Q3 - Q1) of the training scores, and at
-        least 1 % of them; of more than 2,000 rows, a random 2,000 decide.
+        More of the new normal rows lie beyond: `false_alarm_rate_` tells. "auto" is `thresholds.OutOfBag`,
+        by which about 5 % of new normal rows raise an alarm, where members leave rows out of their training
+        (the default for tables), else `thresholds.TukeyFence`: rows beyond Q3 + 1.5 (Q3 - Q1) of the training
+        scores, and at least 1 % of them. Of more than 2,000 rows, a random 2,000 decide.
     threshold : name, rule or None, default=None
         Takes the place of ``contamination``, which must be "auto" then, unless both mean the same quantile:
-        "quantile", "tukey_fence", "median_deviation", "conformal", "pareto_tail", an instance from
-        `vae_anomaly.thresholds`, any object with ``cut(scores) -> float``, or one of pythresh. "conformal"
-        guarantees a false-alarm rate (5 %; ``Conformal(false_alarm_rate)`` sets it), "pareto_tail"
-        extrapolates to rare ones; both take scores of rows that were not trained on.
+        "quantile", "out_of_bag", "tukey_fence", "median_deviation", "conformal", "pareto_tail", an instance
+        from `vae_anomaly.thresholds`, any object with ``cut(scores) -> float``, or one of pythresh.
+        "conformal" guarantees a false-alarm rate (5 %; ``Conformal(false_alarm_rate)`` sets it),
+        "pareto_tail" extrapolates to rare ones; both take scores of rows that were not trained on.
     calibration : {"auto", "folds"}, float, splitter or None, default="auto"
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
         float in (0, 1) holds out that fraction of the rows. "folds" fits five more detectors, each without
@@ -202,7 +203,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     calibration_scores_ : float64 array of shape (n_rows,), or None
         Anomaly scores, larger = more anomalous, of rows that were not trained on; see ``calibration``.
     false_alarm_rate_ : float or None
-        What the threshold promises for new rows of the training rows' kind.
+        The fraction of new rows of the training rows' kind that the threshold calls anomalies: what the rule
+        promises, or else the estimate by rows that members have left out of their training. None if there
+        are none.
     score_ : str or Score
         The ``score`` that `offset_` was set for; setting the parameter anew acts at the next `fit`.
     threshold_ : threshold rule or None
@@ -492,7 +495,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.history_, self.interrupted_ = outcome.history, outcome.interrupted
         self._split_seeds, self._calibration_seed = outcome.split_seeds, outcome.calibration_seed
         self.calibration_scores_ = outcome.unseen_scores
-        self.false_alarm_rate_ = thresholds.promised_rate(decisions.rule)
+        self.false_alarm_rate_ = outcome.false_alarm_rate
         self.offset_ = -outcome.cut
 
     def _earlier(self) -> Earlier:

@@ -2,15 +2,17 @@
 
 A rule is any object with ``cut(scores) -> float``, where larger scores are more anomalous. It knows
 nothing of where the scores came from, but may say what it needs: ``held_out = True`` asks for scores of
-rows that were not trained on (see `vae_anomaly.calibration`), ``n_scores`` says that so many training rows,
-drawn at random, settle the cut. ``false_alarm_rate`` is what the cut promises for new rows. To add a rule,
-write a class with that method; with a row in `THRESHOLDS` it has a name. Rules of other libraries that label
-scores, such as pythresh's, work as they are.
+rows that were not trained on (see `vae_anomaly.calibration`), ``out_of_bag = True`` for scores of training
+rows as if no member had been trained on them, ``n_scores`` says that so many training rows, drawn at random,
+settle the cut. ``false_alarm_rate`` is what the cut promises for new rows. To add a rule, write a class with
+that method; with a row in `THRESHOLDS` it has a name. Rules of other libraries that label scores, such as
+pythresh's, work as they are.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from numbers import Real
 from typing import ClassVar
 
@@ -22,7 +24,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.types import Constraints, Estimator, ThresholdRule
 
-__all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "ParetoTail", "Quantile", "TukeyFence"]
+__all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "OutOfBag", "ParetoTail", "Quantile", "TukeyFence"]
 
 #: Rows whose scores tell how scores spread.
 ROWS_TO_SEE_THE_SPREAD = 2_000
@@ -61,6 +63,55 @@ class Quantile(BaseEstimator):  # type: ignore[misc]
         return -float(np.percentile(-scores, 100.0 * self.contamination))
 
 
+class OutOfBag(BaseEstimator):  # type: ignore[misc]
+    r"""Call about a fixed fraction of new normal rows anomalies, by training rows judged as new ones.
+
+    Each member of a `VAEDetector` leaves rows out of its training (``validation_fraction``), and judges them
+    as it judges new ones. So every training row gets the score that the ensemble would give it if no member
+    had been trained on it (`ensemble.averaging.out_of_bag`), and the cut is the
+    :math:`\lceil (n+1)(1-\alpha) \rceil`-th smallest of n such scores, or the largest. This is what
+    ``contamination="auto"`` means where members leave rows out. It costs no further training and holds on
+    average over fits, nearly: `Conformal` holds whatever the model, and costs rows or trainings. Anomalies
+    among the training rows make the cut larger. Of more than 2,000 training rows, a random 2,000 are scored.
+
+    Parameters
+    ----------
+    false_alarm_rate : float, default=0.05
+        :math:`\alpha`, in (0, 1). Of fewer than :math:`1 / \alpha - 1` rows, nothing is known of such a rate.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from vae_anomaly.thresholds import OutOfBag
+    >>> OutOfBag(0.05).cut(np.arange(99.0))
+    94.0
+    """
+
+    out_of_bag: ClassVar[bool] = True
+    n_scores: ClassVar[int] = ROWS_TO_SEE_THE_SPREAD
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
+    }
+
+    def __init__(self, false_alarm_rate: float = 0.05) -> None:
+        self.false_alarm_rate = false_alarm_rate
+
+    def cut(self, scores: npt.NDArray[np.floating]) -> float:
+        """The cut for these scores of training rows that are judged as new ones, of shape (n_rows,)."""
+        self._validate_params()
+        position = _conformal_rank(len(scores), self.false_alarm_rate)
+        if position > len(scores):
+            warnings.warn(
+                f"{len(scores)} training rows cannot tell where a threshold with a false-alarm rate of "
+                f"{self.false_alarm_rate:g} lies: it takes {_fewest_rows(self.false_alarm_rate)}. It is set "
+                "to the largest score; more of the new normal rows may raise an alarm.",
+                UserWarning,
+                stacklevel=5,
+            )
+        return float(np.sort(scores)[min(position, len(scores)) - 1])
+
+
 class TukeyFence(BaseEstimator):  # type: ignore[misc]
     r"""Call rows anomalies whose scores stand apart from the bulk, at least a small fraction of them.
 
@@ -69,7 +120,8 @@ class TukeyFence(BaseEstimator):  # type: ignore[misc]
     with the quartiles Q of the training scores: Tukey's upper fence, lowered if necessary so that at
     least the fraction m of the training rows lies above it. Because quartiles hardly move while fewer than
     a quarter of the rows are anomalies, the rule follows the data: a training set with many
-    anomalies gets many alarms. This is what ``contamination="auto"`` means. Of more than 2,000 training
+    anomalies gets many alarms. This is what ``contamination="auto"`` means where no rows are left out of the
+    training, as for images. Of more than 2,000 training
     rows, a random 2,000 are scored: the fraction above their upper 1 % quantile has a standard error of
     0.22 %.
 
@@ -180,11 +232,11 @@ class Conformal(BaseEstimator):  # type: ignore[misc]
         self._validate_params()
         position = self._position(len(scores))
         if position > len(scores):
-            n_needed = math.ceil(round(1 / self.false_alarm_rate, 9)) - 1
             raise ValueError(
-                f"a false-alarm rate of {self.false_alarm_rate:g} needs at least {n_needed} "
-                f"rows that were not trained on; received {len(scores)}. Raise it, fit on more rows, or hold "
-                "out more of them with the detector's calibration parameter ('folds' uses all)."
+                f"a false-alarm rate of {self.false_alarm_rate:g} needs at least "
+                f"{_fewest_rows(self.false_alarm_rate)} rows that were not trained on; received "
+                f"{len(scores)}. Raise it, fit on more rows, or hold out more of them with the detector's "
+                "calibration parameter ('folds' uses all)."
             )
         return float(np.partition(scores, position - 1)[position - 1])
 
@@ -200,8 +252,7 @@ class Conformal(BaseEstimator):  # type: ignore[misc]
         return float(low), float(high)
 
     def _position(self, n_scores: int) -> int:
-        # Rounded: (n + 1)(1 - alpha) of, say, 0.1 and 9 rows is not the 9 that it means.
-        return math.ceil(round((n_scores + 1) * (1 - self.false_alarm_rate), 9))
+        return _conformal_rank(n_scores, self.false_alarm_rate)
 
 
 class ParetoTail(BaseEstimator):  # type: ignore[misc]
@@ -270,9 +321,19 @@ class ParetoTail(BaseEstimator):  # type: ignore[misc]
         )
 
 
+def _conformal_rank(n_scores: int, false_alarm_rate: float) -> int:
+    # Rounded: (n + 1)(1 - alpha) of, say, 0.1 and 9 rows is not the 9 that it means.
+    return math.ceil(round((n_scores + 1) * (1 - false_alarm_rate), 9))
+
+
+def _fewest_rows(false_alarm_rate: float) -> int:
+    return math.ceil(round(1 / false_alarm_rate, 9)) - 1
+
+
 #: Every rule that has a name.
 THRESHOLDS: dict[str, type[ThresholdRule]] = {
     "quantile": Quantile,
+    "out_of_bag": OutOfBag,
     "tukey_fence": TukeyFence,
     "median_deviation": MedianDeviation,
     "conformal": Conformal,
@@ -309,22 +370,46 @@ def takes_held_out(rule: ThresholdRule) -> bool:
     return bool(getattr(rule, "held_out", False))
 
 
+def takes_out_of_bag(rule: ThresholdRule) -> bool:
+    """Whether the rule asks for scores of training rows as if no member had been trained on them."""
+    return bool(getattr(rule, "out_of_bag", False))
+
+
 def promised_rate(rule: ThresholdRule) -> float | None:
     """The rule's false-alarm rate for new rows; None if it promises none."""
     rate = getattr(rule, "false_alarm_rate", None)
     return None if rate is None else float(rate)
 
 
-def resolve(threshold: object, contamination: str | float) -> ThresholdRule:
+def resolve(threshold: object, contamination: str | float, leaves_rows_out: bool = False) -> ThresholdRule:
     """The rule that a detector's ``threshold`` and ``contamination`` ask for.
+
+    Parameters
+    ----------
+    threshold, contamination : the detector's parameters
+    leaves_rows_out : bool
+        Whether members judge rows that they are not trained on.
 
     Raises
     ------
     ValueError
-        If there is no rule of this name, or if ``contamination`` asks for another rule than ``threshold``.
+        If there is no rule of this name, if ``contamination`` asks for another rule than ``threshold``, or if
+        the rule needs rows that are left out and there are none.
     """
+    rule = _resolve(threshold, contamination, leaves_rows_out)
+    if takes_out_of_bag(rule) and not leaves_rows_out:
+        raise ValueError(
+            f"threshold={threshold!r} needs members that leave rows out of their training: set "
+            "validation_fraction, for example to 0.2; or choose 'conformal'."
+        )
+    return rule
+
+
+def _resolve(threshold: object, contamination: str | float, leaves_rows_out: bool) -> ThresholdRule:
     if threshold is None:
-        return TukeyFence() if isinstance(contamination, str) else Quantile(contamination)
+        if not isinstance(contamination, str):
+            return Quantile(contamination)
+        return OutOfBag() if leaves_rows_out else TukeyFence()
     same = threshold == "quantile" or getattr(threshold, "contamination", None) == contamination
     if not isinstance(contamination, str) and not same:
         raise ValueError(

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from vae_anomaly.core.types import Floats
+from vae_anomaly.core.types import Flags, Floats
 from vae_anomaly.engine import programs
 from vae_anomaly.model.states import ModelState
 
-__all__ = ["average", "confidence", "sample", "weights_by_row", "weights_for"]
+__all__ = ["average", "confidence", "out_of_bag", "sample", "weights_by_row", "weights_for"]
 
 # A log-likelihood in the place of one that is beyond float32.
 _NEVER = -1e30
@@ -66,6 +66,39 @@ def _sum_members(values: Floats) -> Floats:
     numpy's own groups the members of a single row otherwise than those of several: other last bits.
     """
     return functools.reduce(np.add, values)
+
+
+def out_of_bag(scores: Floats, weights: Floats, left_out: Flags) -> Floats:
+    r"""Averaged scores of training rows as if no member had been trained on them: shape (n_rows,).
+
+    A member's scores of rows that it was trained on are lower than those of new rows, the more the fewer it
+    has seen. Where a member m was trained on row i, its score takes the place that it has among those rows,
+
+    .. math:: \tilde s_m(x_i) = a_m + b_m\, G^{-1}\bigl(F_m(s_m(x_i))\bigr),
+
+    with the distribution function :math:`F_m` of m's scores of rows that it was trained on, their median
+    :math:`a_m` and interquartile range :math:`b_m`, and the quantile function :math:`G^{-1}` of
+    :math:`(s_m(x_j) - a_m) / b_m` over all members and the rows that they were not trained on. All members'
+    left-out rows together reach further into the tail than those of one.
+
+    Parameters
+    ----------
+    scores : array of shape (n_members, n_rows)
+    weights : array of shape (n_members,)
+    left_out : bool array of shape (n_members, n_rows)
+        Rows that a member was not trained on.
+    """
+    trained_on = [of_member[~out] for of_member, out in zip(scores, left_out, strict=True)]
+    centers = np.array([np.median(known) for known in trained_on])[:, None]
+    ranges = np.array([np.subtract(*np.percentile(known, [75, 25])) for known in trained_on])[:, None]
+    ranges[ranges == 0] = 1.0
+    standardized = (scores - centers) / ranges
+    unseen = standardized[left_out]
+    for of_member, out in zip(standardized, left_out, strict=True):
+        known = np.sort(of_member[~out])
+        place = (np.searchsorted(known, of_member[~out], side="right") - 0.5) / len(known)
+        of_member[~out] = np.quantile(unseen, place)
+    return average(standardized * ranges + centers, weights)
 
 
 def confidence(

@@ -67,7 +67,7 @@ class Fitted:
         device: str | None,
         rows: Matrix,
     ) -> tuple[Self, Floats]:
-        """The members with the weights and levels that training rows give them, and the rows' scores.
+        """The members with the weights and levels that training rows give them, and their scores of those.
 
         Raises
         ------
@@ -88,7 +88,7 @@ class Fitted:
         if has_gaps(rows):
             by_member = fitted.member_scores(rows)
         weights = averaging.weights_for(by_member)
-        return replace(fitted, weights=weights), averaging.average(by_member, weights)
+        return replace(fitted, weights=weights), by_member
 
     @property
     def likelihood(self) -> Likelihood:

@@ -6,6 +6,7 @@ members trained and balanced, and the threshold rule cuts. The detector's class 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from vae_anomaly.core.rows import Rows, with_channels
 from vae_anomaly.core.types import (
     Array,
     DtypeOrNone,
+    Flags,
     Floats,
     Matrix,
     RandomStateLike,
@@ -29,6 +31,7 @@ from vae_anomaly.data.images import pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.sparse import concatenate, has_gaps, subset
 from vae_anomaly.data.tables import Table
+from vae_anomaly.ensemble import averaging
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import (
     Job,
@@ -37,6 +40,7 @@ from vae_anomaly.ensemble.members import (
     Seeds,
     check_continues,
     resolve_recipe,
+    split_positions,
     train_members,
 )
 from vae_anomaly.likelihoods import Likelihood
@@ -126,6 +130,8 @@ class Outcome:
     unseen_scores : float64 array or None
         Scores of rows that their model was not trained on.
     cut : float
+    false_alarm_rate : float or None
+        What the rule promises for new rows, or what rows that members left out tell of it.
     """
 
     fitted: Fitted
@@ -135,6 +141,7 @@ class Outcome:
     calibration_seed: int
     unseen_scores: Floats | None
     cut: float
+    false_alarm_rate: float | None
 
 
 def decide(
@@ -155,8 +162,6 @@ def decide(
     TypeError, ValueError
     """
     plan = Plan(**{name: parameters[name] for name in PARAMETERS})
-    rule = thresholds.resolve(parameters["threshold"], parameters["contamination"])
-    needs_unseen = thresholds.takes_held_out(rule)
     network = _resolve_network(parameters["network"], image_shape)
     of_images = network.shape_of_images(image_shape)
     recipe = resolve_recipe(
@@ -166,6 +171,9 @@ def decide(
         decide=parameters["epochs"] == "auto" and of_images is None,
         n_rows=n_rows,
     )
+    leaves_rows_out = recipe.validation_fraction > 0
+    rule = thresholds.resolve(parameters["threshold"], parameters["contamination"], leaves_rows_out)
+    needs_unseen = thresholds.takes_held_out(rule)
     return Decisions(
         network=network,
         likelihood=_resolve_likelihood(parameters["likelihood"], network, table, image_shape),
@@ -280,13 +288,14 @@ def fit(
     takes_unseen = thresholds.takes_held_out(decisions.rule)
     if held_out.shape[0] and not takes_unseen:  # a fraction of anomalies means all of X
         rows = concatenate(rows, preparation.training_rows(held_out, likelihood))
-    fitted, scores = Fitted.balance(
+    chosen = _rows_to_score(decisions.rule, len(rows), draws_seed)
+    fitted, by_member = Fitted.balance(
         preparation,
         states,
         job.draws,
         scoring.resolve(decisions.score, decisions.of_images),
         parameters["device"],
-        _rows_to_score(decisions.rule, rows, draws_seed),
+        rows if chosen is None else subset(rows, chosen),
     )
     unseen = None
     if isinstance(decisions.calibration, float):
@@ -297,6 +306,21 @@ def fit(
         unseen = calibration.out_of_fold_scores(of_fold, images, decisions.calibration, draws_seed)
     elif takes_unseen:
         raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
+    as_new = None
+    if decisions.recipe.validation_fraction:
+        left_out = _left_out(job, len(states), len(rows))
+        left_out = left_out if chosen is None else left_out[:, chosen]
+        as_new = averaging.out_of_bag(by_member, fitted.weights, left_out)
+    scores = averaging.average(by_member, fitted.weights)
+    if takes_unseen and unseen is not None:
+        scores = unseen
+    elif thresholds.takes_out_of_bag(decisions.rule) and as_new is not None:
+        scores = as_new
+    cut = float(decisions.rule.cut(scores))
+    rate = thresholds.promised_rate(decisions.rule)
+    if rate is None and as_new is not None:
+        rate = float((as_new > cut).mean())
+        _warn_of_more_alarms(float((scores > cut).mean()), rate)
     return Outcome(
         fitted=fitted,
         history=append_history({} if earlier is None else earlier.history, history),
@@ -304,7 +328,8 @@ def fit(
         split_seeds=[own.split for own in job.seeds[: len(states)]],
         calibration_seed=calibration_seed,
         unseen_scores=unseen,
-        cut=float(decisions.rule.cut(unseen if takes_unseen else scores)),
+        cut=cut,
+        false_alarm_rate=rate,
     )
 
 
@@ -335,10 +360,34 @@ def _job(
     return Job(specification, rows, decisions.plan, decisions.recipe, seeds, draws, members)
 
 
-def _rows_to_score(rule: ThresholdRule, rows: Matrix, seed: int) -> Matrix:
-    """The training rows whose scores balance the members, and make the cut unless it is among others."""
+def _warn_of_more_alarms(of_training_rows: float, of_new_rows: float) -> None:
+    if of_new_rows > max(2 * of_training_rows, of_training_rows + 0.05):
+        warnings.warn(
+            f"the threshold calls {of_training_rows:.2g} of the training rows anomalies, and about "
+            f"{of_new_rows:.2g} of new rows like them, by rows that members left out of their training: the "
+            "model knows the training rows too well. Fit on more rows; or set threshold='out_of_bag' or "
+            "'conformal', which hold for new rows.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _left_out(job: Job, n_members: int, n_rows: int) -> Flags:
+    """Which rows each member was not trained on; of more rows than the job's, the others are new to all."""
+    left_out = np.ones((n_members, n_rows), dtype=bool)
+    for of_member, seed in zip(left_out, job.seeds, strict=False):
+        kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split)
+        of_member[kept] = False
+    return left_out
+
+
+def _rows_to_score(rule: ThresholdRule, n_rows: int, seed: int) -> Array | None:
+    """Positions of the rows whose scores balance the members, and make the cut unless it is among others.
+
+    None for all of them.
+    """
     spread = thresholds.ROWS_TO_SEE_THE_SPREAD if thresholds.takes_held_out(rule) else None
     n_scores = getattr(rule, "n_scores", spread)
-    if n_scores is None or len(rows) <= n_scores:
-        return rows
-    return subset(rows, np.random.RandomState(seed).permutation(len(rows))[:n_scores])
+    if n_scores is None or n_rows <= n_scores:
+        return None
+    return np.random.RandomState(seed).permutation(n_rows)[:n_scores]

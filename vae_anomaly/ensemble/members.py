@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Callback, Constraints, Floats, RandomStateLike
+from vae_anomaly.core.types import Array, Callback, Constraints, Floats, RandomStateLike
 from vae_anomaly.data.sparse import representative, subset
 from vae_anomaly.engine import programs
 from vae_anomaly.model.states import ModelState, Specification
@@ -40,6 +40,7 @@ __all__ = [
     "Trained",
     "check_continues",
     "resolve_recipe",
+    "split_positions",
     "train_members",
 ]
 
@@ -364,16 +365,22 @@ def check_continues(
         )
 
 
+def split_positions(n_rows: int, fraction: float, seed: int) -> tuple[Array, Array]:
+    """Positions of the rows that a member with this seed is trained on, and of those that it leaves out."""
+    n_held_out = math.ceil(fraction * n_rows)
+    if n_held_out >= n_rows:
+        raise ValueError(
+            f"validation_fraction={fraction:g} leaves none of the {n_rows} rows to train on; lower it, or "
+            "fit on more rows."
+        )
+    kept, held_out = train_test_split(np.arange(n_rows), test_size=n_held_out, random_state=seed)
+    return kept, held_out
+
+
 def _split(rows: Rows, fraction: float, seed: int, draws: Rows) -> tuple[Rows, Validation | None]:
     if not fraction:
         return rows, None
-    n_held_out = math.ceil(fraction * len(rows))
-    if n_held_out >= len(rows):
-        raise ValueError(
-            f"validation_fraction={fraction:g} leaves none of the {len(rows)} rows to train on; lower it, or "
-            "fit on more rows."
-        )
-    kept, held_out = train_test_split(np.arange(len(rows)), test_size=n_held_out, random_state=seed)
+    kept, held_out = split_positions(len(rows), fraction, seed)
     return subset(rows, kept), Validation(subset(rows, held_out), draws)
 
 
