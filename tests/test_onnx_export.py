@@ -280,10 +280,10 @@ def test_an_empty_text_can_be_a_category(homes, of_homes):
     assert_same(graph, detector, empty, columns(empty))
 
 
-def test_unseen_categories_that_are_an_error_score_nan(homes, of_homes):
+def test_unseen_categories_that_are_an_error_are_impossible_in_a_graph(homes, of_homes):
     new = homes[:2].assign(kind=["flat", "castle"])
     scores, _, labels = of_homes[1].run(OUTPUTS, columns(new))
-    assert np.isnan(scores).tolist() == [False, True]
+    assert np.round(scores / -1e30).tolist() == [0, 1]
     assert labels[1] == -1
 
 
@@ -314,22 +314,20 @@ def test_a_column_with_the_name_of_an_output_is_refused(tmp_path):
 
 
 # -- what a detector refuses -----------------------------------------------------------------------------
-def test_infinite_values_score_nan_and_are_anomalies(written):
+def test_infinite_values_are_impossible_as_in_the_detector(written):
     rows = REAL[:3].copy()
     rows[1, 2] = np.inf
-    scores, _, labels = onnxruntime.InferenceSession(written[2]).run(OUTPUTS, {"X": rows})
-    assert np.isnan(scores).tolist() == [False, True, False]
-    assert labels[1] == -1
+    assert_impossible(onnxruntime.InferenceSession(written[2]), written[0], rows, [0, 1, 0])
 
 
-def assert_refuses(graph, detector, rows):
-    """All rows but the first."""
+def assert_impossible(graph, detector, rows, n_impossible):
+    """Each row scores so many times 1e30 nats, in the graph and in the detector; 0 is a row like others."""
     scores, _, labels = graph.run(OUTPUTS, {"X": rows})
-    assert np.isnan(scores).tolist() == [False] + [True] * (len(rows) - 1)
-    assert (labels[1:] == -1).all()
-    for row in rows[1:]:
-        with pytest.raises(ValueError, match="needs"):
-            detector.score_samples([row])
+    detector = copy.copy(detector)
+    vars(detector).pop("feature_names_in_", None)
+    for found in (scores, detector.score_samples(rows)):
+        assert np.round(found / -1e30).tolist() == n_impossible
+    assert (labels[np.array(n_impossible) > 0] == -1).all()
 
 
 @pytest.fixture(scope="module")
@@ -342,19 +340,31 @@ def of_few_values(tmp_path_factory):
     return detector, X, onnxruntime.InferenceSession(path)
 
 
-def test_values_outside_the_support_score_nan_and_are_anomalies(of_few_values):
+def test_values_outside_the_support_are_impossible_as_in_the_detector(of_few_values):
     detector, X, graph = of_few_values
     rows = X[:4].copy()
     rows[1:, 0] = [-0.1, 1.1, 1e9]
-    assert_refuses(graph, detector, rows)
+    rows[3, 1] = -1.0
+    assert_impossible(graph, detector, rows, [0, 1, 1, 2])
+
+
+def test_a_detector_that_raises_for_such_values_has_a_graph_that_scores_nan(tmp_path):
+    detector = small(likelihood="bernoulli", invalid="raise").fit(BINARY[:200, :2])
+    rows = BINARY[:2, :2].copy()
+    rows[1, 0] = 1.1
+    scores, _, labels = session(detector, tmp_path).run(OUTPUTS, {"X": rows})
+    assert np.isnan(scores).tolist() == [False, True]
+    assert labels[1] == -1
+    with pytest.raises(ValueError, match="needs values in"):
+        detector.score_samples(rows)
 
 
 @pytest.mark.wide
-def test_values_that_are_no_counts_score_nan_and_are_anomalies(tmp_path):
+def test_values_that_are_not_counts_are_impossible(tmp_path):
     detector = small(likelihood="count", members=1).fit(COUNTS[:200])
     rows = COUNTS[:4].copy()
     rows[1:, 0] = [-1.0, 2.5, -1e9]
-    assert_refuses(session(detector, tmp_path), detector, rows)
+    assert_impossible(session(detector, tmp_path), detector, rows, [0, 1, 1, 1])
 
 
 def test_rows_on_the_threshold_are_normal(of_few_values):

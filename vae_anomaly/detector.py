@@ -47,6 +47,7 @@ from vae_anomaly.core.types import (
 from vae_anomaly.data import frames
 from vae_anomaly.data.images import check_image_shape, dtype_of, flatten
 from vae_anomaly.data.preparation import Preparation, in_form_of
+from vae_anomaly.data.scaling import check_finite
 from vae_anomaly.data.tables import table_of
 from vae_anomaly.ensemble import fitting
 from vae_anomaly.ensemble.fitted import Fitted
@@ -163,6 +164,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
         likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
         (``MinMaxScaler(clip=True)``, `QuantileTransformer`) hides how far away a far row is.
+    invalid : {"score", "raise"}, default="score"
+        What becomes of a new row with a value that no row can have: an infinite one, or one outside the
+        likelihood's support, such as a count of -1. "score" makes each such value count 1e30 nats, which
+        `explain` and `report` show, and takes it for missing elsewhere; "raise" raises a ValueError that
+        names the column, the row and the value. Pixels of another range and training rows always raise.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights, scaler, draws and, if it is given the same rows, held-out
         rows of the earlier fit. The optimizer starts anew, and an int as ``random_state`` repeats the earlier
@@ -321,6 +327,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             None,
         ],
         "scaler": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
+        "invalid": [StrOptions({"score", "raise"})],
         "warm_start": ["boolean"],
         "callbacks": [list, tuple, None],
         "checkpoint": [str, HasMethods("__fspath__"), Checkpoint, None],
@@ -357,6 +364,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         threshold: str | ThresholdRule | LabelingRule | FittedLabelingRule | None = None,
         calibration: str | float | Splitter | None = "auto",
         scaler: str | Transformer | None = "auto",
+        invalid: str = "score",
         warm_start: bool = False,
         callbacks: Sequence[Callback] | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
@@ -389,6 +397,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.threshold = threshold
         self.calibration = calibration
         self.scaler = scaler
+        self.invalid = invalid
         self.warm_start = warm_start
         self.callbacks = callbacks
         self.checkpoint = checkpoint
@@ -1012,8 +1021,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         So that a row on the threshold is not an anomaly, as in `predict`, a label is -1 from that far below
         it.
 
-        Where the detector refuses a row, because it holds infinite values or such as lie outside the
-        likelihood's support, the score is NaN and the label -1. The rows of one call are scored at once: give
+        A value that no row can have counts as in the detector (``invalid``), an unseen category too where the
+        detector raises an error for it; other rows that the detector refuses score NaN, with the label -1.
+        The rows of one call are scored at once: give
         many in blocks of some thousands.
 
         Before the file takes its place, its scores of sampled rows are compared with `score_samples`. It is
@@ -1085,6 +1095,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             device=self.device,
             weights=self.member_weights_,
             levels=self._member_levels,
+            invalid=self.invalid,
         )
 
     @property
@@ -1119,7 +1130,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             accept_sparse="csr",
             reset=reset,
             dtype=[np.float64, np.float32],
-            ensure_all_finite="allow-nan",
+            ensure_all_finite=False,  # NaN is a missing value, and an infinite one is named by its column
             ensure_min_samples=2 if reset else 1,
         )
+        if reset:
+            check_finite(X, getattr(self, "feature_names_in_", None))
         return X, image_shape, dtype

@@ -17,7 +17,11 @@ from typing import Any, NamedTuple
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.types import Tensor
 
+#: Nats that a value counts which no row can have: more than any value that one can.
+IMPOSSIBLE = 1e30
+
 __all__ = [
+    "IMPOSSIBLE",
     "LossTerms",
     "importance_weighted_bound",
     "kl_divergence",

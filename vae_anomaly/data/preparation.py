@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from scipy import sparse
 
-from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.rows import Rows, dense
 from vae_anomaly.core.types import (
     Array,
     DtypeOrNone,
     Estimator,
+    Flags,
     Floats,
     Matrix,
     Shape,
@@ -86,6 +88,36 @@ class Preparation:
     def rows(self, X: Matrix) -> Rows:
         """What a model sees of X."""
         return scaling.scale(X, self.scaler, self.names)
+
+    def possible_rows(self, X: Matrix, likelihood: Likelihood) -> tuple[Rows, Flags]:
+        """What a model sees of X, with NaN for values that no row can have, and where those were.
+
+        Such are infinite values, and those outside the likelihood's support.
+
+        Raises
+        ------
+        ValueError
+            If the scaler makes an infinite value disappear, as one that fills gaps does.
+        """
+        values = X.data if sparse.issparse(X) else X
+        infinite = np.isinf(dense(X)) if np.isinf(values).any() else None
+        if infinite is None:
+            rows = self.rows(X)
+            impossible = np.asarray(likelihood.outside_support(rows))
+        else:
+            rows = self.rows(np.where(infinite, np.nan, dense(X)))
+            # Where a scaler has put a column is seen by what another value changes.
+            moved = np.isnan(rows) & ~np.isnan(self.rows(np.where(infinite, 0.0, dense(X))))
+            if (infinite.any(axis=1) & ~moved.any(axis=1)).any():
+                self.check_finite(X)
+            impossible = np.asarray(likelihood.outside_support(rows)) | moved
+        if impossible.any():
+            rows = np.where(impossible, np.float32(np.nan), rows)
+        return rows, impossible
+
+    def check_finite(self, X: Matrix) -> None:
+        """Raise a ValueError that names the column and the row of an infinite value."""
+        scaling.check_finite(X, self.names)
 
     def training_rows(self, X: Matrix, likelihood: Likelihood) -> Matrix:
         """What a model is trained on, all within the likelihood's support; `SparseRows` of a sparse table."""

@@ -20,6 +20,7 @@ from vae_anomaly.likelihoods import Likelihood
 __all__ = [
     "FARTHEST",
     "ScalerOfColumns",
+    "check_finite",
     "check_magnitude",
     "column_names",
     "fit_scaler",
@@ -92,6 +93,19 @@ def scaler_for(likelihood: Likelihood, scaler: str | Transformer | None) -> Tran
     if columns is None or scaler is None:
         return scaler
     return ScalerOfColumns(scaler, columns) if columns else None
+
+
+def check_finite(X: Matrix, names: Array | None) -> None:
+    """Raise a ValueError that names the column and the row of an infinite value."""
+    values = X.data if sparse.issparse(X) else X
+    if not np.isinf(values).any():
+        return
+    rows, columns = np.isinf(dense(X)).nonzero()
+    row, column = rows[0], columns[0]
+    raise ValueError(
+        f"Input X contains infinity: {_label(column, names)} holds {X[row, column]} in row {row}. Put NaN in "
+        "its place if the value is not known."
+    )
 
 
 def check_magnitude(X: Matrix, names: Array | None) -> None:
@@ -182,8 +196,12 @@ def _scale_block(X: Matrix, start: int, size: int, scaler: Estimator, names: Arr
     rows = block if scaler is None else _transform(given, block, scaler)
     wrong = ~np.isfinite(rows)
     if wrong.any():  # a missing value stays one, or the scaler fills it
-        gaps = np.isnan(block)
-        wrong &= ~(np.isnan(rows) & (gaps if gaps.shape == rows.shape else gaps.any(axis=1, keepdims=True)))
+        gaps, missing = np.isnan(block), np.isnan(rows)
+        if gaps.shape == rows.shape:  # in whatever order the scaler has put the columns
+            kept = missing.sum(axis=1, keepdims=True) <= gaps.sum(axis=1, keepdims=True)
+        else:
+            kept = gaps.any(axis=1, keepdims=True)
+        wrong &= ~(missing & kept)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         label = _label(column, column_names(scaler, names, rows.shape[1]))

@@ -12,8 +12,9 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from vae_anomaly import explanations
+from vae_anomaly.core.objective import IMPOSSIBLE
 from vae_anomaly.core.rows import Rows, any_missing, dense
-from vae_anomaly.core.types import Array, Floats, KerasModel, Matrix, RandomStateLike
+from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps
 from vae_anomaly.engine import programs
@@ -47,6 +48,8 @@ class Fitted:
     weights : array of shape (n_members,)
     levels : array of shape (n_members,)
         Median training score of each member.
+    invalid : {"score", "raise"}
+        What becomes of a row with a value that none can have: infinite, or outside the likelihood's support.
     """
 
     preparation: Preparation
@@ -56,6 +59,7 @@ class Fitted:
     device: str | None
     weights: Floats
     levels: Floats
+    invalid: str = "score"
 
     @classmethod
     def balance(
@@ -99,6 +103,15 @@ class Fitted:
         """What the members see of X."""
         return self.preparation.rows(X)
 
+    def _possible(self, X: Matrix) -> tuple[Rows, Flags]:
+        """What the members see of X, impossible values as missing ones, and where those were."""
+        if self.invalid == "score":
+            return self.preparation.possible_rows(X, self.likelihood)
+        self.preparation.check_finite(X)
+        rows = self.rows(X)
+        self.preparation.check_support(rows, self.likelihood)
+        return rows, np.zeros(rows.shape, dtype=bool)
+
     def raw_scores(self, rows: Matrix) -> Floats:
         """Scores by each member, in which a missing cell counts what the model expects there."""
         if isinstance(rows, SparseRows):
@@ -124,17 +137,26 @@ class Fitted:
         return np.asarray(by_member[:, :-1] - excess[:, None] * (n_missing / rows.shape[1]))
 
     def scores(self, X: Matrix) -> Floats:
-        """The score of each row, larger = more anomalous: shape (n_rows,)."""
-        return self._map_blocks(X, lambda rows: self._average(self.member_scores(rows)))
+        """The score of each row, larger = more anomalous: shape (n_rows,).
+
+        A row with k values that none can have scores k times `IMPOSSIBLE`.
+        """
+        return self._map_blocks(X, self._scores)
+
+    def _scores(self, rows: Rows, impossible: Flags) -> Floats:
+        surprise = IMPOSSIBLE * impossible.sum(axis=1)
+        return np.asarray(np.where(surprise > 0, surprise, self._average(self.member_scores(rows))))
 
     def evidence_lower_bound(self, X: Matrix) -> float:
         """Mean over the rows, in nats."""
-        terms = self._map_blocks(
-            X, lambda rows: self._average(passes.elbo_terms(self.members, rows, self.draws, self.device))
-        )
-        return -float(terms.sum(axis=1).mean())
 
-    def _expectations(self, rows: Rows) -> Floats:
+        def of_block(rows: Rows, impossible: Flags) -> Floats:
+            terms = self._average(passes.elbo_terms(self.members, rows, self.draws, self.device))
+            return np.asarray(terms.sum(axis=1) + IMPOSSIBLE * impossible.sum(axis=1))
+
+        return -float(self._map_blocks(X, of_block).mean())
+
+    def _expectations(self, rows: Rows, impossible: Flags | None = None) -> Floats:
         """What may be averaged to tell x, see `Likelihood.expectations`: shape (n_rows, n_inputs)."""
         by_member, log_likelihood = passes.reconstruct(self.members, rows, self.draws, self.device)
         weights = averaging.weights_by_row(self.weights, log_likelihood)
@@ -143,7 +165,7 @@ class Fitted:
     def posterior_means(self, X: Matrix) -> Floats:
         """Of the first member: shape (n_rows, latent_dim)."""
         first = self.members[:1]
-        return self._map_blocks(X, lambda rows: passes.encode(first, rows, self.draws, self.device)[0])
+        return self._map_blocks(X, lambda rows, _: passes.encode(first, rows, self.draws, self.device)[0])
 
     def model(self) -> KerasModel:
         """The first member as a new `VAE`."""
@@ -168,9 +190,12 @@ class Fitted:
     def shares(self, X: Matrix) -> Floats:
         """Each scaled column's share of the score: shape (n_rows, n_scaled_columns)."""
 
-        def of_block(rows: Rows) -> Floats:
+        def of_block(rows: Rows, impossible: Flags) -> Floats:
             by_member = passes.shares(self.members, rows, self.draws, self.score, self.device)
-            return explanations.spread_rest(self._average(by_member), self._average(self.member_scores(rows)))
+            scores = self._average(self.member_scores(rows))
+            return np.where(
+                impossible, IMPOSSIBLE, explanations.spread_rest(self._average(by_member), scores)
+            )
 
         return self._map_blocks(X, of_block)
 
@@ -179,10 +204,10 @@ class Fitted:
         if len(self.members) == 1 and len(self.draws) == 1:
             raise ValueError("confidence needs several draws or members; fit with n_draws=10 or members=4.")
 
-        def of_block(rows: Rows) -> Floats:
+        def of_block(rows: Rows, impossible: Flags) -> Floats:
             by_member = self.member_scores(rows)
             return averaging.confidence(
-                self._average(by_member) + offset,
+                self._average(by_member) + IMPOSSIBLE * impossible.sum(axis=1) + offset,
                 by_member - self.levels[:, None],
                 passes.draw_errors(self.members, rows, self.draws, self.score, self.device),
                 self.weights,
@@ -208,7 +233,7 @@ class Fitted:
         masked = np.repeat(X, n_features, axis=0)
         cells = np.arange(len(masked)), np.tile(np.arange(n_features), n_rows)
         masked[cells] = np.nan
-        rows = self.rows(masked)
+        rows, _ = self._possible(masked)
         if rows.shape != masked.shape:
             raise ValueError(
                 f"a cell is masked behind the scaler too, which must keep the {n_features} columns; "
@@ -235,10 +260,11 @@ class Fitted:
     def _average(self, by_member: Floats) -> Floats:
         return averaging.average(by_member, self.weights)
 
-    def _map_blocks(self, X: Matrix, function: Callable[[Rows], Floats]) -> Floats:
+    def _map_blocks(self, X: Matrix, function: Callable[[Rows, Flags], Floats]) -> Floats:
         """Scale and process X in blocks."""
         block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
-        parts = [function(self.rows(X[start : start + block])) for start in range(0, X.shape[0], block)]
+        starts = range(0, X.shape[0], block)
+        parts = [function(*self._possible(X[start : start + block])) for start in starts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

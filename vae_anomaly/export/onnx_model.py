@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.backend import tf
+from vae_anomaly.core.objective import IMPOSSIBLE
 from vae_anomaly.core.types import Array, Detector, Estimator, Floats, Json, Tensor
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.scaling import FARTHEST, ScalerOfColumns
@@ -60,38 +62,52 @@ def _model_of(detector: Detector) -> Onnx:
     X = _cells(graph, detector, n_features)
     rows = _scale(graph, X, detector.scaler_, n_features)
     n_columns = fitted.members[0].specification.n_features
-    prepared = ["x", "refused", "missing_fraction", "any_missing"]
+    prepared = ["x", "n_impossible", "missing_fraction", "any_missing"]
     graph.define(
         "prepared",
-        partial(_prepare, fitted.likelihood),
+        partial(_prepare, fitted.likelihood, fitted.invalid == "score"),
         [((None, n_features), np.float64), ((None, n_columns), np.float64)],
         prepared,
     )
-    x, refused, missing_fraction, any_missing = graph.call("prepared", [X, rows])
+    x, n_impossible, missing_fraction, any_missing = graph.call("prepared", [X, rows])
     by_member = _member_scores(graph, fitted, x, any_missing)
     nothing = np.full((_ROWS_TO_CHECK, n_columns), np.nan, dtype=np.float32)
     excess = fitted.raw_scores(nothing)[:, 0] - fitted.levels
     graph.define(
         "outcome",
         partial(_outcome, fitted.weights, excess, detector.offset_),
-        [((None,), np.float64), ((None,), np.bool_), *[((None,), np.float64)] * len(by_member)],
+        [((None,), np.float64)] * (2 + len(by_member)),
         list(results),
     )
-    graph.call("outcome", [missing_fraction, refused, *by_member], list(results))
+    graph.call("outcome", [missing_fraction, n_impossible, *by_member], list(results))
     return graph.model(_about(detector))
 
 
 # -- what the graph computes, in TensorFlow -----------------------------------------------------------------
-def _prepare(likelihood: Likelihood, X: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-    """What `scaling.scaled` makes of X and its scaled rows, and which of them a detector refuses."""
+def _prepare(likelihood: Likelihood, scores_invalid: bool, X: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """What `scaling.scale` makes of X and its scaled rows, and how many values of a row none can have.
+
+    NaN where a detector refuses a row.
+    """
     missing, gaps = tf.math.is_nan(rows), tf.math.is_nan(X)
     if X.shape[1] != rows.shape[1]:
         gaps = tf.reduce_any(gaps, axis=1, keepdims=True)
     x = tf.cast(tf.clip_by_value(rows, np.float64(-FARTHEST), np.float64(FARTHEST)), tf.float32)
     x = tf.where(missing, np.float32(np.nan), x)  # whatever clipping makes of it
-    wrong = tf.math.is_inf(rows) | (missing & ~gaps) | likelihood.outside_support(x)
-    refused = tf.reduce_any(wrong, axis=1) | tf.reduce_any(tf.math.is_inf(X), axis=1)
-    return x, refused, tf.reduce_mean(tf.cast(missing, tf.float64), axis=1), tf.reduce_any(missing)
+    infinite = tf.math.is_inf(X)
+    if X.shape[1] != rows.shape[1]:  # an infinite value has no cell of its own
+        refused = tf.reduce_any(infinite, axis=1)
+        impossible = likelihood.outside_support(x)
+        infinite = tf.reduce_any(infinite, axis=1, keepdims=True)
+    else:
+        refused = tf.zeros_like(X[:, 0], dtype=tf.bool)
+        impossible = likelihood.outside_support(x) | infinite
+    refused |= tf.reduce_any((tf.math.is_inf(rows) & ~infinite) | (missing & ~gaps & ~infinite), axis=1)
+    n_impossible = tf.reduce_sum(tf.cast(impossible, tf.float64), axis=1)
+    if not scores_invalid:
+        refused |= n_impossible > 0
+    n_impossible = tf.where(refused, np.float64(np.nan), n_impossible)
+    return x, n_impossible, tf.reduce_mean(tf.cast(missing, tf.float64), axis=1), tf.reduce_any(missing)
 
 
 def _member_score(
@@ -110,12 +126,13 @@ def _outcome(
     excess: Floats,
     offset: float,
     missing_fraction: Tensor,
-    refused: Tensor,
+    n_impossible: Tensor,
     *by_member: Tensor,
 ) -> tuple[Tensor, ...]:
     """What `Fitted.scores` and the detector make of the members' scores."""
     scores = tf.stack(by_member) - excess[:, None] * missing_fraction
-    scores = tf.where(refused, np.float64(np.nan), -tf.reduce_sum(weights[:, None] * scores, axis=0))
+    scores = -tf.reduce_sum(weights[:, None] * scores, axis=0)
+    scores = tf.where(n_impossible == 0, scores, -IMPOSSIBLE * n_impossible)
     decision = scores - offset
     # NaN is not above the border either.
     normal = decision >= -_TOLERANCE * (1 + abs(offset))
@@ -266,7 +283,7 @@ def _check(detector: Detector, data: bytes) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                expected = -detector._fitted.scores(X)
+                expected = -replace(detector._fitted, invalid="raise").scores(X)
             except ValueError:  # the detector refuses such rows
                 continue
         n_compared += 1
@@ -294,7 +311,7 @@ def _sample_rows(detector: Detector, rng: np.random.RandomState) -> Floats:
             rows = detector.sample(_ROWS_TO_CHECK, 0, noise=noise)
             rows = rows if detector.table_ is None else detector.table_.numbers(rows)
             rows = np.asarray(rows, dtype=np.float64).reshape(_ROWS_TO_CHECK, -1)
-            detector._fitted.scores(rows)
+            replace(detector._fitted, invalid="raise").scores(rows)
         except (TypeError, ValueError):  # a scaler without a way back, too
             continue
         return rows
