@@ -1023,8 +1023,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         A value that no row can have counts as in the detector (``invalid``), an unseen category too where the
         detector raises an error for it; other rows that the detector refuses score NaN, with the label -1.
-        The rows of one call are scored at once: give
-        many in blocks of some thousands.
+        The rows of one call are scored at once: give many in blocks of some thousands.
 
         Before the file takes its place, its scores of sampled rows are compared with `score_samples`. It is
         written beside its place and renamed: whatever happens, ``path`` holds the old file or the new one.
