@@ -6,6 +6,7 @@ One CSV row for each table, seed, method and rate::
 
     python benchmarks/false_alarms.py run DATASETS --out false_alarms.csv
     python benchmarks/false_alarms.py discoveries DATASETS --out discoveries.csv
+    python benchmarks/false_alarms.py default --out false_alarms_default.csv
     python benchmarks/false_alarms.py synthetic --out false_alarms_synthetic.csv
     python benchmarks/false_alarms.py summary false_alarms.csv discoveries.csv false_alarms_synthetic.csv
 
@@ -154,6 +155,53 @@ def append(out: Path, rows: list[dict[str, Any]]) -> None:
     print(rows[0]["dataset"], rows[0]["seed"], flush=True)
 
 
+# -- the default of `predict` -------------------------------------------------------------------------------
+GENERATED: dict[str, Callable[[np.random.RandomState, int, int], np.ndarray]] = {
+    "normal": lambda rng, n, d: rng.normal(size=(n, d)),
+    "lognormal": lambda rng, n, d: rng.lognormal(size=(n, d)),
+    "student_t": lambda rng, n, d: rng.standard_t(3, size=(n, d)),
+    "uniform": lambda rng, n, d: rng.uniform(size=(n, d)),
+    "counts": lambda rng, n, d: rng.poisson(3, size=(n, d)).astype(float),
+}
+
+
+def default(options: argparse.Namespace) -> None:
+    """Alarms of `predict`, with all defaults, on new normal rows; beside it isolation forests of that rate.
+
+    Of independent columns of a kind, or of a folder's tables (``--datasets``).
+    """
+
+    def alarms(train: np.ndarray, new: np.ndarray, seed: int) -> Iterator[dict[str, Any]]:
+        from sklearn.ensemble import IsolationForest
+
+        from vae_anomaly import VAEDetector
+
+        ours = VAEDetector(random_state=seed).fit(train)
+        n_alarms = (ours.predict(new) == -1).sum()
+        yield row("VAEDetector, predict", ours.false_alarm_rate_, len(train), n_alarms, len(new))
+        forest = IsolationForest(contamination=ours.false_alarm_rate_, random_state=seed).fit(train)
+        n_alarms = (forest.predict(new) == -1).sum()
+        yield row("IForest, contamination", ours.false_alarm_rate_, len(train), n_alarms, len(new))
+
+    def generated(key: tuple[str, int, int], seed: int) -> Iterator[dict[str, Any]]:
+        name, n_columns, n_rows = key
+        rng = np.random.RandomState(seed)
+        yield from alarms(*(GENERATED[name](rng, n, n_columns) for n in (n_rows, 4000)), seed)
+
+    def on_table(path: Path, seed: int) -> Iterator[dict[str, Any]]:
+        X, y = load(path, seed)
+        train, test, labels = split(X, y, "clean", seed)
+        yield from alarms(train, test[labels == 0], seed)
+
+    if options.datasets is not None:
+        each(options, {path.stem: path for path in sorted(options.datasets.glob("*.npz"))}, on_table)
+        return
+    sizes = (100,) if options.quick else (50, 100, 300, 1000, 10_000)
+    columns = (4,) if options.quick else (2, 4, 10, 20)
+    keys = [(name, d, n) for name in GENERATED for d in columns for n in sizes]
+    each(options, {f"{name}, {d} columns, {n} rows": (name, d, n) for name, d, n in keys}, generated)
+
+
 # -- where the truth is known ---------------------------------------------------------------------------
 def synthetic(options: argparse.Namespace) -> None:
     """Rates from 1e-1 to 1e-4 on a million new rows of a known law."""
@@ -207,9 +255,12 @@ def summary_of_discoveries(found: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, action in (("run", run), ("discoveries", find), ("synthetic", synthetic)):
+    actions = {"run": run, "discoveries": find, "default": default, "synthetic": synthetic}
+    for name, action in actions.items():
         measured = commands.add_parser(name)
-        if name != "synthetic":
+        if name == "default":
+            measured.add_argument("--datasets", type=Path)
+        elif name != "synthetic":
             measured.add_argument("datasets", type=Path)
         measured.add_argument("--out", type=Path, required=True)
         measured.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
