@@ -18,6 +18,8 @@ from vae_anomaly.ensemble.members import Member
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES
 
+pytestmark = pytest.mark.usefixtures("one_tile")
+
 N_FEATURES = 6
 
 
@@ -76,6 +78,7 @@ def test_a_gap_changes_no_other_rows_score(fitted, normal):
     np.testing.assert_array_equal(after[kept], before[kept])
 
 
+@pytest.mark.narrow_tiles
 @of_both
 def test_scores_of_rows_with_gaps_do_not_depend_on_how_rows_are_batched(fitted, normal):
     rows = with_gaps(normal, 0.2, seed=1)
@@ -150,9 +153,9 @@ def test_a_scaler_may_fill_the_gaps_or_refuse_them(normal):
 
 def test_a_convolutional_network_takes_missing_pixels():
     images = np.random.RandomState(0).uniform(size=(80, 4, 4))
-    fitted = VAEDetector(network=ConvNetwork(filters=(4,), dense_units=(8,)), epochs=2, random_state=0).fit(
-        with_gaps(images, 0.2)
-    )
+    fitted = VAEDetector(
+        network=ConvNetwork(filters=(3,), dense_units=()), epochs=2, n_draws=4, random_state=0
+    ).fit(with_gaps(images, 0.2))
     assert np.isfinite(fitted.score_samples(with_gaps(images, 0.5))).all()
     assert not np.isnan(fitted.reconstruct(with_gaps(images, 0.5))).any()
 
@@ -306,7 +309,9 @@ def test_a_report_is_sorted_by_score_and_then_by_contribution(fitted, normal):
 
 def test_a_report_of_a_frame_speaks_in_its_labels(normal):
     frame = pd.DataFrame(normal, columns=list("abcdef"), index=[f"row {i}" for i in range(600)])
-    fitted = VAEDetector(likelihood=Gaussian(scale="per_row"), members=[Member()], epochs=5).fit(frame)
+    fitted = VAEDetector(likelihood=Gaussian(scale="per_row"), members=[Member()], n_draws=4, epochs=5).fit(
+        frame
+    )
     report = fitted.report(frame, n_rows=2)
     assert set(report["row"]) <= set(frame.index)
     assert set(report["column"]) <= set(frame.columns)
