@@ -87,7 +87,7 @@ def test_scores_do_not_depend_on_how_rows_are_batched(rows, fitted_with):
         np.testing.assert_array_equal(np.concatenate(parts), together[: len(np.concatenate(parts))])
 
 
-@pytest.mark.parametrize("n_members", [1, wide(2), 3, wide(7), 8, wide(16)])
+@pytest.mark.parametrize("n_members", [1, wide(2), 3, wide(7), wide(8), wide(16)])
 def test_a_row_scores_alike_alone_and_in_any_batch_by_any_number_of_members(rows, n_members):
     fitted = detector(network=DenseNetwork((8,)), members=n_members, epochs=1).fit(rows)
     together = fitted.score_samples(rows)

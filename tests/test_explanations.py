@@ -84,6 +84,7 @@ def test_the_spoiled_feature_has_the_largest_share(score):
         assert (detector.explain(spoiled).argmax(axis=1) == feature).mean() > 0.8
 
 
+@pytest.mark.narrow_tiles
 def test_explanations_do_not_depend_on_the_other_rows(table, small_detector):
     X, _ = table
     detector = small_detector.fit(X)

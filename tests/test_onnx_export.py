@@ -419,6 +419,7 @@ def test_exporting_changes_no_score(before_export, written):
     np.testing.assert_array_equal(detector.score_samples(frame), before)
 
 
+@pytest.mark.wide  # by default, test_package.py has it
 def test_a_first_export_prints_nothing_and_leaves_the_environment_as_it_was(tmp_path):
     code = """
 import os
