@@ -78,12 +78,15 @@ def fitted_with(request, rows):
 
 
 def test_scores_do_not_depend_on_how_rows_are_batched(rows, fitted_with):
-    fitted, _ = fitted_with
+    fitted, settings = fitted_with
+    # Rows of a table have a program of their own from the 256th call; those of images have none.
+    most_calls = 60 if isinstance(settings.get("network"), ConvNetwork) else 400
     together = fitted.score_samples(rows)
     order = np.random.RandomState(1).permutation(len(rows))
     np.testing.assert_array_equal(fitted.score_samples(rows[order]), together[order])
     for size in (1, 7, 64, 333):
-        parts = [fitted.score_samples(rows[start : start + size]) for start in range(0, 400, size)]
+        starts = range(0, min(400, most_calls * size), size)
+        parts = [fitted.score_samples(rows[start : start + size]) for start in starts]
         np.testing.assert_array_equal(np.concatenate(parts), together[: len(np.concatenate(parts))])
 
 

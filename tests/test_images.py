@@ -305,7 +305,7 @@ def test_bytes_of_a_table_are_numbers(digits):
     assert detector.pixel_range_ is None
 
 
-@pytest.mark.parametrize("value", [0, 77, 255])
+@pytest.mark.parametrize("value", [0, wide(77), 255])
 def test_constant_images_are_learned(value):
     images = np.full((20, 5, 5), value, dtype=np.uint8)
     detector = VAEDetector(ConvNetwork(filters=(3,), dense_units=()), **QUICK).fit(images)
