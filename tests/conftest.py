@@ -2,6 +2,7 @@
 
 import os
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -9,9 +10,14 @@ import pytest
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.datasets import make_anomalies
+from vae_anomaly.engine import programs, tiles
 
 # Pictures are drawn without a display, whatever the machine has.
 os.environ["MPLBACKEND"] = "Agg"
+
+# The tests use hundreds of architectures, and many of them again and again: none is compiled twice.
+CACHED_ARCHITECTURES = programs._cache._n_kept  # as a process of a user's has it
+programs._cache._n_kept = 150
 
 
 def wide(*values, name=None):
@@ -50,6 +56,27 @@ def small_detector():
     return VAEDetector(
         network=DenseNetwork(hidden_units=(16,)), latent_dim=2, epochs=5, batch_size=64, random_state=0
     )
+
+
+@pytest.fixture
+def forget_programs(monkeypatch):
+    """Once called, there are no compiled programs until the end of the test, as in a new process."""
+
+    def forget():
+        monkeypatch.setattr(programs, "_cache", programs._Recent(CACHED_ARCHITECTURES))
+        monkeypatch.setattr(programs, "_architectures", weakref.WeakKeyDictionary())
+
+    return forget
+
+
+@pytest.fixture
+def one_tile(request, monkeypatch):
+    """Few rows go through the programs of many, to the same bits: the second call compiles no narrower ones.
+
+    For files that test something else, but for their tests with the mark `narrow_tiles`.
+    """
+    if request.node.get_closest_marker("narrow_tiles") is None:
+        monkeypatch.setattr(tiles, "_NARROW_TILES", ())
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 
 from vae_anomaly import DenseNetwork, VAEDetector
-from vae_anomaly.engine import programs
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.monitoring import Monitor
 
-N_SCORING, N_FITTING, N_TURNS = 8, 2, 6
+N_SCORING, N_FITTING, N_TURNS = 8, 2, 3
 
 
 def quick(seed=0, units=12):
@@ -23,12 +22,6 @@ def quick(seed=0, units=12):
 
 def fitted_scores(detector, X):
     return detector.fit(X).score_samples(X)
-
-
-def forget_programs():
-    """As in a process that has just begun, so that threads meet while programs are made."""
-    programs._cache._values.clear()
-    programs._architectures.clear()
 
 
 def at_once(actions):
@@ -43,7 +36,7 @@ def at_once(actions):
         return list(pool.map(run, actions))
 
 
-def test_eight_threads_score_one_detector_while_two_fit_new_ones(table):
+def test_eight_threads_score_one_detector_while_two_fit_new_ones(table, forget_programs):
     X, _ = table
     detector = quick().fit(X)
     methods = ("score_samples", "predict", "encode", "reconstruct")
@@ -71,7 +64,7 @@ def test_eight_threads_score_one_detector_while_two_fit_new_ones(table):
             np.testing.assert_array_equal(found, of_new[seed])
 
 
-def test_threads_that_ask_for_single_rows_get_the_bits_of_the_whole_table(table):
+def test_threads_that_ask_for_single_rows_get_the_bits_of_the_whole_table(table, forget_programs):
     """They cross the call at which a model gets a program of its own."""
     X, _ = table
     detector = quick().fit(X)
@@ -83,7 +76,7 @@ def test_threads_that_ask_for_single_rows_get_the_bits_of_the_whole_table(table)
         np.testing.assert_array_equal(found, expected[list(own)])
 
 
-def test_ensembles_that_are_fitted_at_once_in_their_own_threads_are_the_serial_ones(table):
+def test_ensembles_that_are_fitted_at_once_in_their_own_threads_are_the_serial_ones(table, forget_programs):
     X, _ = table
     ensembles = [quick(seed).set_params(members=[Member(), Member(0.1)]) for seed in range(3)]
     expected = [fitted_scores(clone(detector), X) for detector in ensembles]
@@ -93,7 +86,7 @@ def test_ensembles_that_are_fitted_at_once_in_their_own_threads_are_the_serial_o
 
 
 @pytest.mark.parametrize("backend", ["threading", wide("loky")])
-def test_joblib_fits_and_scores_as_one_after_another(backend, table):
+def test_joblib_fits_and_scores_as_one_after_another(backend, table, forget_programs):
     X, _ = table
     shared = quick().fit(X)
     fits = [delayed(fitted_scores)(quick(seed), X) for seed in range(4)]

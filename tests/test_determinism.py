@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import stars
+from conftest import stars, wide
 from sklearn.base import clone
 from sklearn.preprocessing import MinMaxScaler
 
@@ -33,7 +33,7 @@ SETTINGS = {
     "dropout": {"network": DenseNetwork(dropout=0.2)},
     "tanh": {"network": DenseNetwork((33,), activation="tanh"), "latent_dim": 5},
     "conv": {
-        "network": ConvNetwork(image_shape=(2, 3, 1), filters=(8, 4), dense_units=(16,)),
+        "network": ConvNetwork(image_shape=(2, 3, 1), filters=(3,), dense_units=(4,)),
         "likelihood": "gaussian",
     },
     "conv of lists": {
@@ -52,7 +52,6 @@ SETTINGS = {
 BY_DEFAULT = {
     "gaussian",
     "mixed",
-    "odd widths",
     "batch_normalization",
     "dropout",
     "conv",
@@ -79,16 +78,19 @@ def fitted_with(request, rows):
 
 
 def test_scores_do_not_depend_on_how_rows_are_batched(rows, fitted_with):
-    fitted, _ = fitted_with
+    fitted, settings = fitted_with
+    # Rows of a table have a program of their own from the 256th call; those of images have none.
+    most_calls = 60 if isinstance(settings.get("network"), ConvNetwork) else 400
     together = fitted.score_samples(rows)
     order = np.random.RandomState(1).permutation(len(rows))
     np.testing.assert_array_equal(fitted.score_samples(rows[order]), together[order])
     for size in (1, 7, 64, 333):
-        parts = [fitted.score_samples(rows[start : start + size]) for start in range(0, 400, size)]
+        starts = range(0, min(400, most_calls * size), size)
+        parts = [fitted.score_samples(rows[start : start + size]) for start in starts]
         np.testing.assert_array_equal(np.concatenate(parts), together[: len(np.concatenate(parts))])
 
 
-@pytest.mark.parametrize("n_members", [1, 2, 3, 7, 8, 16])
+@pytest.mark.parametrize("n_members", [1, wide(2), 3, wide(7), wide(8), wide(16)])
 def test_a_row_scores_alike_alone_and_in_any_batch_by_any_number_of_members(rows, n_members):
     fitted = detector(network=DenseNetwork((8,)), members=n_members, epochs=1).fit(rows)
     together = fitted.score_samples(rows)
@@ -99,7 +101,7 @@ def test_a_row_scores_alike_alone_and_in_any_batch_by_any_number_of_members(rows
 
 
 def test_explanations_and_confidence_are_alike_alone_and_together(rows):
-    fitted = detector(network=DenseNetwork((8,)), members=8, epochs=1).fit(rows)
+    fitted = detector(network=DenseNetwork((8,)), members=2, n_draws=3, epochs=1).fit(rows)
     for judge in (fitted.confidence, fitted.explain):
         together = judge(rows[:40])
         for row in range(8):
@@ -175,8 +177,8 @@ def test_memory_layout_and_container_do_not_matter(rows, dtype):
     "settings",
     [
         {},
-        {"network": DenseNetwork(dropout=0.2)},
-        {"validation_fraction": 0.2, "network": DenseNetwork((11,))},
+        wide({"network": DenseNetwork(dropout=0.2)}),
+        {"validation_fraction": 0.2},
     ],
     ids=["default", "dropout", "held out"],
 )

@@ -29,6 +29,8 @@ from vae_anomaly.model.states import ModelState
 from vae_anomaly.persistence import SKOPS_TRUSTED
 from vae_anomaly.thresholds import Conformal
 
+pytestmark = pytest.mark.usefixtures("one_tile")
+
 
 @pytest.fixture(scope="module")
 def mixed():
@@ -74,7 +76,6 @@ BASE = {"network": DenseNetwork((8,)), "epochs": 3, "random_state": 0}
 STAR = [
     {},
     {"network": [DenseNetwork((16, 8))]},
-    {"latent_dim": [1]},
     {"beta": [0.5], "learning_rate": [1e-2]},
 ]
 PRODUCT = {
@@ -101,7 +102,7 @@ def test_grid_searches_in_workers_run_again_and_again(table, grid, n_jobs, scori
     detector = VAEDetector(**BASE)
     results = []
     for _ in range(2):
-        search = GridSearchCV(detector, grid, scoring=scoring, cv=3, n_jobs=n_jobs).fit(X, y)
+        search = GridSearchCV(detector, grid, scoring=scoring, cv=2, n_jobs=n_jobs).fit(X, y)
         assert np.isfinite(search.cv_results_["mean_test_score"]).all()
         results.append(search.cv_results_["mean_test_score"])
     np.testing.assert_array_equal(*results)
@@ -146,7 +147,7 @@ def every_kind(n_rows=80):
 
 
 def scaled_detector(**settings):
-    quick = {"network": DenseNetwork((8,)), "epochs": 2, "random_state": 0}
+    quick = {"network": DenseNetwork((8,)), "epochs": 2, "n_draws": 4, "random_state": 0}
     return make_pipeline(MinMaxScaler(), VAEDetector(**{**quick, **settings}))
 
 
@@ -174,10 +175,17 @@ STORED = {
 }
 
 
-@pytest.fixture(scope="module")
-def stored(table, mixed):
+STORED_BY_DEFAULT = ["a detector", "members and a rule", "a generator", "every kind of column", "images"]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[STORED_BY_DEFAULT, wide(list(STORED), name="all")],
+    ids=["some", "all"],
+)
+def stored(request, table, mixed):
     """Fitted pipelines with their rows."""
-    made = {name: make(table[0], mixed[0]) for name, make in STORED.items()}
+    made = {name: STORED[name](table[0], mixed[0]) for name in request.param}
     return {name: (unfitted.fit(X), X) for name, (unfitted, X) in made.items()}
 
 
@@ -296,7 +304,7 @@ def test_the_state_is_arrays_and_plain_configuration(table):
 def test_a_users_keras_models_go_through_clones_pickles_and_workers(table):
     X, _ = table
     encoder, decoder = DenseNetwork((8,)).build(6, 2, 1)
-    detector = VAEDetector(network=KerasNetwork(encoder, decoder), epochs=2, random_state=0)
+    detector = VAEDetector(network=KerasNetwork(encoder, decoder), epochs=2, n_draws=4, random_state=0)
     expected = detector.fit(X).score_samples(X)
     np.testing.assert_array_equal(clone(detector).fit(X).score_samples(X), expected)
     here = cross_val_score(detector, X, cv=2)

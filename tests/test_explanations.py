@@ -19,6 +19,8 @@ from vae_anomaly.explanations import explain, origins, spread_rest
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.scoring.score import Score
 
+pytestmark = pytest.mark.usefixtures("one_tile")
+
 
 def test_shares_sum_to_the_score_and_differ_as_the_terms():
     rng = np.random.RandomState(0)
@@ -82,6 +84,7 @@ def test_the_spoiled_feature_has_the_largest_share(score):
         assert (detector.explain(spoiled).argmax(axis=1) == feature).mean() > 0.8
 
 
+@pytest.mark.narrow_tiles
 def test_explanations_do_not_depend_on_the_other_rows(table, small_detector):
     X, _ = table
     detector = small_detector.fit(X)

@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
 from vae_anomaly.datasets import make_anomalies
 from vae_anomaly.ensemble.fitted import _quantiles
-from vae_anomaly.ensemble.members import Member
-from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES
+
+pytestmark = pytest.mark.usefixtures("one_tile")
 
 N_FEATURES = 6
 
@@ -76,6 +76,7 @@ def test_a_gap_changes_no_other_rows_score(fitted, normal):
     np.testing.assert_array_equal(after[kept], before[kept])
 
 
+@pytest.mark.narrow_tiles
 @of_both
 def test_scores_of_rows_with_gaps_do_not_depend_on_how_rows_are_batched(fitted, normal):
     rows = with_gaps(normal, 0.2, seed=1)
@@ -150,9 +151,9 @@ def test_a_scaler_may_fill_the_gaps_or_refuse_them(normal):
 
 def test_a_convolutional_network_takes_missing_pixels():
     images = np.random.RandomState(0).uniform(size=(80, 4, 4))
-    fitted = VAEDetector(network=ConvNetwork(filters=(4,), dense_units=(8,)), epochs=2, random_state=0).fit(
-        with_gaps(images, 0.2)
-    )
+    fitted = VAEDetector(
+        network=ConvNetwork(filters=(3,), dense_units=()), epochs=2, n_draws=4, random_state=0
+    ).fit(with_gaps(images, 0.2))
     assert np.isfinite(fitted.score_samples(with_gaps(images, 0.5))).all()
     assert not np.isnan(fitted.reconstruct(with_gaps(images, 0.5))).any()
 
@@ -164,7 +165,6 @@ def test_a_warm_start_keeps_its_marks_on_complete_rows(normal):
 
 
 # -- expected cells --------------------------------------------------------------------------------------
-@of_both
 def test_a_cells_expectation_does_not_depend_on_its_value(fitted, normal):
     rows = normal[:20].copy()
     expected = fitted.expected(rows)
@@ -224,8 +224,8 @@ def test_intervals_hold_their_share_of_a_model_that_is_right():
     np.testing.assert_allclose(expected.mean(axis=0), [5, -2], atol=0.2)
 
 
-def test_wider_coverage_gives_wider_intervals_around_the_same_expectation(on_gaps, normal):
-    narrow, wide = (on_gaps.expected(normal[:5], coverage=coverage) for coverage in (0.5, 0.95))
+def test_wider_coverage_gives_wider_intervals_around_the_same_expectation(fitted, normal):
+    narrow, wide = (fitted.expected(normal[:5], coverage=coverage) for coverage in (0.5, 0.95))
     np.testing.assert_array_equal(narrow[0], wide[0])
     assert (wide[1] < narrow[1]).all()
     assert (narrow[1] < narrow[2]).all()
@@ -306,7 +306,7 @@ def test_a_report_is_sorted_by_score_and_then_by_contribution(fitted, normal):
 
 def test_a_report_of_a_frame_speaks_in_its_labels(normal):
     frame = pd.DataFrame(normal, columns=list("abcdef"), index=[f"row {i}" for i in range(600)])
-    fitted = VAEDetector(likelihood=Gaussian(scale="per_row"), members=[Member()], epochs=5).fit(frame)
+    fitted = detector(epochs=5).fit(frame)
     report = fitted.report(frame, n_rows=2)
     assert set(report["row"]) <= set(frame.index)
     assert set(report["column"]) <= set(frame.columns)

@@ -7,6 +7,8 @@ import pytest
 from vae_anomaly import DenseNetwork, VAEDetector, explanations, load
 from vae_anomaly.data import frames
 
+pytestmark = pytest.mark.usefixtures("one_tile")
+
 polars = pytest.importorskip("polars")
 pyarrow = pytest.importorskip("pyarrow")
 FRAMES = {

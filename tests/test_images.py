@@ -17,6 +17,8 @@ from vae_anomaly import ConvNetwork, VAEDetector
 from vae_anomaly.data.images import flatten, pixel_range
 from vae_anomaly.likelihoods import Count, Gaussian, UnitGaussian
 
+pytestmark = pytest.mark.usefixtures("one_tile")
+
 NETWORK = ConvNetwork((8, 8, 1), filters=(4,), dense_units=(8,))
 QUICK = {"latent_dim": 2, "epochs": 2, "random_state": 0}
 
@@ -303,7 +305,7 @@ def test_bytes_of_a_table_are_numbers(digits):
     assert detector.pixel_range_ is None
 
 
-@pytest.mark.parametrize("value", [0, 77, 255])
+@pytest.mark.parametrize("value", [0, wide(77), 255])
 def test_constant_images_are_learned(value):
     images = np.full((20, 5, 5), value, dtype=np.uint8)
     detector = VAEDetector(ConvNetwork(filters=(3,), dense_units=()), **QUICK).fit(images)

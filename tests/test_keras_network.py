@@ -14,7 +14,6 @@ from sklearn.base import clone
 
 from vae_anomaly import KerasNetwork, VAEDetector
 from vae_anomaly.core.backend import keras
-from vae_anomaly.engine import programs
 from vae_anomaly.layers import KLDivergence
 
 
@@ -205,7 +204,7 @@ def test_a_fit_starts_from_the_present_weights_if_pretrained_and_from_new_ones_o
     assert (moved <= 1e-30) is pretrained
 
 
-def test_a_fitted_detector_holds_no_live_model_and_nothing_of_the_users() -> None:
+def test_a_fitted_detector_holds_no_live_model_and_nothing_of_the_users(forget_programs: Any) -> None:
     network = KerasNetwork(an_encoder(), a_decoder(), pretrained=True)
     detector = fit(network)
     kept = detector.members_[0].specification.network
@@ -213,7 +212,7 @@ def test_a_fitted_detector_holds_no_live_model_and_nothing_of_the_users() -> Non
     assert "Blueprint((None, 4) -> " in repr(kept)
     before = detector.score_samples(ROWS)
     network.encoder.set_weights([weight + 1 for weight in network.encoder.get_weights()])
-    programs._cache._values.clear()
+    forget_programs()
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(detector)).score_samples(ROWS), before)
 
 
@@ -247,7 +246,7 @@ class Centre(keras.layers.Layer):  # type: ignore[misc]
         return shape
 
 
-def test_weights_without_an_initializer_come_from_the_given_model() -> None:
+def test_weights_without_an_initializer_come_from_the_given_model(forget_programs: Any) -> None:
     """Not from a model of the same configuration that was fitted before."""
 
     def network(center: float) -> KerasNetwork:
@@ -261,7 +260,7 @@ def test_weights_without_an_initializer_come_from_the_given_model() -> None:
 
     near, far = network(0.0), network(30.0)
     after_another = [fit(near).score(ROWS), fit(far).score(ROWS)][1]
-    programs._cache._values.clear()
+    forget_programs()
     assert after_another == fit(far).score(ROWS) != fit(near).score(ROWS)
 
 

@@ -12,6 +12,8 @@ from vae_anomaly import VAEDetector
 from vae_anomaly.calibration import p_values
 from vae_anomaly.monitoring import Monitor, drift
 
+pytestmark = pytest.mark.usefixtures("one_tile")
+
 
 class Calibrated(BaseEstimator):
     """What a monitor needs of a detector whose rows are their scores."""

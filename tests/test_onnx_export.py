@@ -164,7 +164,7 @@ def keras_network(n_features, latent_dim):
 
 
 def test_keras_models_of_ones_own(tmp_path):
-    detector = small(network=keras_network(4, 2), likelihood=Gaussian(0.5)).fit(REAL[:200])
+    detector = small(network=keras_network(4, 2), members=1, likelihood=Gaussian(0.5)).fit(REAL[:200])
     rows = np.concatenate([REAL, 1e6 * REAL, with_gaps(REAL)])
     assert_same(session(detector, tmp_path), detector, rows, sizes=(1, 7, 1000))
 
@@ -302,7 +302,7 @@ def test_columns_of_a_mixed_table_go_in_by_name_to_several_members(homes, gaps, 
 
 def test_categories_that_are_neither_texts_nor_numbers_are_refused(tmp_path):
     X = pd.DataFrame({"day": pd.to_datetime(["2020-01-01", "2020-01-02"] * 20), "x": range(40)})
-    detector = small(likelihood={"day": "categorical"}).fit(X)
+    detector = small(likelihood={"day": "categorical"}, members=1).fit(X)
     with pytest.raises(NotImplementedError, match="column 'day' holds categories.*Timestamp.*astype"):
         detector.to_onnx(tmp_path / "detector.onnx")
 
@@ -334,7 +334,7 @@ def assert_impossible(graph, detector, rows, n_impossible):
 def of_few_values(tmp_path_factory):
     """Few different rows: the threshold is the score of many of them."""
     X = BINARY[:200, :2]
-    detector = small(likelihood="bernoulli", contamination=0.3).fit(X)
+    detector = small(likelihood="bernoulli", contamination=0.3, members=1).fit(X)
     path = tmp_path_factory.mktemp("of_few_values") / "detector.onnx"
     detector.to_onnx(path)
     return detector, X, onnxruntime.InferenceSession(path)
@@ -429,6 +429,7 @@ def test_exporting_changes_no_score(before_export, written):
     np.testing.assert_array_equal(detector.score_samples(frame), before)
 
 
+@pytest.mark.wide  # by default, test_package.py has it
 def test_a_first_export_prints_nothing_and_leaves_the_environment_as_it_was(tmp_path):
     code = """
 import os

@@ -1,7 +1,8 @@
 """The package's public names, and what importing it costs."""
 
-import importlib
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -73,15 +74,30 @@ def test_importing_costs_under_0_3_seconds_beyond_scikit_learn():
     assert any(float(run(code).stdout) < 0.3 for _ in range(3))
 
 
-def test_the_first_fit_prints_nothing():
-    code = (
-        "import numpy as np\n"
-        "from vae_anomaly import VAEDetector\n"
-        "VAEDetector(epochs=2).fit(np.random.RandomState(0).normal(size=(50, 3)))\n"
-        "VAEDetector(epochs=2, jit_compile=True).fit(np.random.RandomState(0).normal(size=(50, 3)))"
+A_FIT = """
+import os
+import numpy as np
+from vae_anomaly import DenseNetwork, VAEDetector
+detector = VAEDetector(DenseNetwork(()), epochs=2, n_draws=1, random_state=0)
+detector.fit(np.random.RandomState(0).normal(size=(50, 3)))
+detector.set_params(jit_compile=True).fit(np.random.RandomState(0).normal(size=(50, 3)))
+"""
+AN_EXPORT = """
+before = os.environ.copy()
+detector.to_onnx("detector.onnx")
+assert os.environ == before, os.environ.keys() ^ before.keys()
+"""
+
+
+def test_the_first_fit_and_the_first_export_print_nothing_and_leave_the_environment_as_it_was(tmp_path):
+    can_export = all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "skl2onnx", "tf2onnx")))
+    code = A_FIT + (AN_EXPORT if can_export else "")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert (tmp_path / "detector.onnx").exists() is can_export
 
 
 @pytest.mark.parametrize("name", vae_anomaly.__all__)

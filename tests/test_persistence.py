@@ -1,6 +1,7 @@
 """Model files: what is saved and loaded is the same detector, and a file is never more than data."""
 
 import copy
+import functools
 import json
 import os
 import pickle
@@ -36,6 +37,8 @@ from vae_anomaly.likelihoods import LIKELIHOODS, Categorical, Gaussian
 from vae_anomaly.networks import NETWORKS
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, Conformal, ParetoTail
+
+pytestmark = pytest.mark.usefixtures("one_tile")
 
 QUICK = {"epochs": 1, "jit_compile": False, "random_state": 0}
 
@@ -75,7 +78,8 @@ def assert_same(found, expected, X):
     np.testing.assert_array_equal(found.draws_, expected.draws_)
 
 
-def a_keras_network(n_params=1, n_features=6):
+@functools.cache
+def keras_models(n_params, n_features):
     layers = keras.layers
     x = keras.Input((n_features,))
     centered = layers.Normalization(mean=[0.1] * n_features, variance=[2.0] * n_features)(x)
@@ -85,7 +89,11 @@ def a_keras_network(n_params=1, n_features=6):
         [keras.Input((2,)), layers.Dense(5), layers.BatchNormalization(), layers.Dropout(0.1)]
         + [layers.Dense(n_features * n_params)]
     )
-    return KerasNetwork(encoder, decoder)
+    return encoder, decoder
+
+
+def a_keras_network(n_params=1, n_features=6):
+    return KerasNetwork(*keras_models(n_params, n_features))
 
 
 # -- the same detector ----------------------------------------------------------------------------------
@@ -869,7 +877,7 @@ def test_a_mixed_table_comes_back_with_its_columns(tmp_path):
     )
     X.loc[3, "size"] = np.nan
     likelihood = {"size": "student_t", "member": Categorical(unseen="raise")}
-    saved = VAEDetector(DenseNetwork((8,)), likelihood=likelihood, n_draws=2, **QUICK).fit(X)
+    saved = VAEDetector(DenseNetwork((4,)), likelihood=likelihood, n_draws=2, **QUICK).fit(X)
     saved.save(tmp_path / "model.vae")
     loaded = vae_anomaly.load(tmp_path / "model.vae")
     np.testing.assert_array_equal(loaded.score_samples(X), saved.score_samples(X))
@@ -880,7 +888,7 @@ def test_a_mixed_table_comes_back_with_its_columns(tmp_path):
 
 def test_a_file_that_promises_more_categories_than_it_has_weights_for_is_refused(tmp_path):
     X = pd.DataFrame({"size": [0.5, 1.5, 2.5], "city": ["a", "b", "a"]})
-    detector = VAEDetector(epochs=1, random_state=0).fit(X)
+    detector = VAEDetector(DenseNetwork((4,)), n_draws=2, **QUICK).fit(X)
     parts = detector.members_[0].specification.likelihood.parts
     parts[1][0].set_params(n_categories=10**12)
     detector.save(tmp_path / "model.vae")

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+from conftest import CACHED_ARCHITECTURES
 
 from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector
 from vae_anomaly.engine import programs
@@ -51,7 +52,7 @@ def test_a_redefined_class_is_another_architecture():
 @pytest.fixture
 def few_kept(monkeypatch):
     """A process that keeps four architectures, each with three programs: full without a minute's work."""
-    assert programs._cache._n_kept == programs._CACHED_ARCHITECTURES
+    assert CACHED_ARCHITECTURES == programs._CACHED_ARCHITECTURES
     assert architecture(specification())._programs._n_kept == programs._CACHED_PROGRAMS
     monkeypatch.setattr(programs, "_CACHED_ARCHITECTURES", 4)
     monkeypatch.setattr(programs, "_CACHED_PROGRAMS", 3)
@@ -69,12 +70,11 @@ def test_the_least_recently_used_architecture_is_dropped(few_kept):
     assert architecture(specification(units=(101,))) is not first
 
 
-def test_a_detector_whose_architecture_was_dropped_still_scores(table):
+def test_a_detector_whose_architecture_was_dropped_still_scores(table, forget_programs):
     X, _ = table
     detector = VAEDetector(network=DenseNetwork((17,)), epochs=2, random_state=0).fit(X)
     before = detector.score_samples(X)
-    programs._cache._values.clear()
-    programs._architectures.clear()
+    forget_programs()
     gc.collect()
     np.testing.assert_array_equal(detector.score_samples(X), before)
 
@@ -206,7 +206,8 @@ def test_a_hundred_refits_cost_neither_memory_nor_speed():
 
 
 @pytest.mark.long
-def test_thirty_architectures_fit_into_bounded_memory():
+def test_thirty_architectures_fit_into_bounded_memory(forget_programs):
+    forget_programs()
     X = np.random.RandomState(0).normal(size=(200, 10))
     memory = []
     for width in range(30):

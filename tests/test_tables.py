@@ -15,9 +15,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PowerTransformer
 
-from vae_anomaly import VAEDetector, explanations
+from vae_anomaly import DenseNetwork, VAEDetector, explanations
 from vae_anomaly.data.tables import Column, Table, table_of
 from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Gaussian, Laplace, Mixed, StudentT
+
+pytestmark = pytest.mark.usefixtures("one_tile")
 
 
 def column_of(values, likelihood="mixed"):
@@ -500,9 +502,10 @@ def test_every_kind_of_missing_value_has_the_same_score(fitted, customers, missi
     np.testing.assert_array_equal(scores, fitted.score_samples(expected))
 
 
+@pytest.mark.narrow_tiles
 def test_a_row_alone_has_the_bits_that_it_has_in_the_table(fitted, customers):
     whole = fitted.score_samples(customers)
-    for row in (0, 5, 17, 299):
+    for row in (0, 17):
         assert fitted.score_samples(customers[row : row + 1])[0] == whole[row]
         assert fitted.predict(customers[row : row + 1]).shape == (1,)
     order = np.random.RandomState(0).permutation(N_ROWS)
@@ -669,11 +672,12 @@ def test_a_count_that_only_rows_held_out_hold_is_no_reason_to_fail():
 
 def test_lists_of_a_mixed_table_are_taken_everywhere():
     rows = [["a", 0.5, True], ["b", 1.5, False], ["a", 2.5, True]] * 10
-    detector = VAEDetector(epochs=1, n_draws=1, likelihood="mixed", random_state=0).fit(rows)
+    quick = {"network": DenseNetwork((4,)), "epochs": 1, "n_draws": 1, "random_state": 0}
+    detector = VAEDetector(likelihood="mixed", **quick).fit(rows)
     array = np.array(rows, dtype=object)
-    np.testing.assert_array_equal(detector.reconstruct(rows[:4]), detector.reconstruct(array[:4]))
-    np.testing.assert_array_equal(detector.expected(rows[:4]), detector.expected(array[:4]))
-    pd.testing.assert_frame_equal(detector.report(rows[:4]), detector.report(array[:4]))
+    np.testing.assert_array_equal(detector.reconstruct(rows), detector.reconstruct(array))
+    np.testing.assert_array_equal(detector.expected(rows), detector.expected(array))
+    pd.testing.assert_frame_equal(detector.report(rows), detector.report(array))
 
 
 def test_new_rows_of_a_mixed_table_that_are_sparse_or_a_series_are_refused():

@@ -77,10 +77,10 @@ def latent_scatter(
 
     Examples
     --------
-    >>> from vae_anomaly import VAEDetector, plotting
+    >>> from vae_anomaly import DenseNetwork, VAEDetector, plotting
     >>> from vae_anomaly.datasets import make_anomalies
     >>> X, y = make_anomalies(100, 4, random_state=0)
-    >>> detector = VAEDetector(latent_dim=2, epochs=2, random_state=0).fit(X)
+    >>> detector = VAEDetector(DenseNetwork((8,)), latent_dim=2, epochs=1, random_state=0).fit(X)
     >>> plotting.latent_scatter(detector, X, y).get_xlabel()
     'z_mean, dimension 1'
     """
