@@ -302,7 +302,7 @@ NORMAL_ROWS = {
     + [
         wide(draw, n_rows, name=f"{name}-{n_rows}")
         for name, draw in NORMAL_ROWS.items()
-        for n_rows in (100, 300, 1000)
+        for n_rows in (300, 1000)
         if (name, n_rows) != ("normal", 300)
     ],
 )
