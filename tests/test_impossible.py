@@ -98,6 +98,16 @@ def test_training_rows_with_it_are_refused_or_say_that_it_is_possible(frame, col
         assert np.abs(detector.fit(changed).score_samples(changed)).max() < 1e30
 
 
+@pytest.mark.parametrize("row", range(6))
+def test_rows_that_a_calibration_holds_out_are_training_rows_in_this(row):
+    """Of six rows, some lie in each half."""
+    X = np.random.RandomState(0).uniform(size=(60, 2))
+    X[row, 1] = 1.5
+    settings = {"threshold": "conformal", "calibration": 0.5, "likelihood": "bernoulli", "epochs": 1}
+    with pytest.raises(ValueError, match="column 1 holds 1.5"):
+        VAEDetector(DenseNetwork((8,)), random_state=0, **settings).fit(X)
+
+
 def test_a_scaler_that_swaps_columns_does_not_move_the_blame():
     X = np.random.RandomState(0).normal(size=(60, 3))
     swap = ColumnTransformer([("last", "passthrough", [2]), ("others", "passthrough", [0, 1])])

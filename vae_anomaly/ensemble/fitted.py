@@ -59,7 +59,7 @@ class Fitted:
     device: str | None
     weights: Floats
     levels: Floats
-    invalid: str = "score"
+    invalid: str = "raise"
 
     @classmethod
     def balance(
