@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy import sparse
 
 from vae_anomaly.core.rows import Rows, dense
 from vae_anomaly.core.types import (
@@ -99,15 +98,15 @@ class Preparation:
         ValueError
             If the scaler makes an infinite value disappear, as one that fills gaps does.
         """
-        values = X.data if sparse.issparse(X) else X
-        infinite = np.isinf(dense(X)) if np.isinf(values).any() else None
-        if infinite is None:
+        if not scaling.any_infinite(X):
             rows = self.rows(X)
             impossible = np.asarray(likelihood.outside_support(rows))
         else:
-            rows = self.rows(np.where(infinite, np.nan, dense(X)))
+            X = dense(X)
+            infinite = np.isinf(X)
+            rows = self.rows(np.where(infinite, np.nan, X))
             # Where a scaler has put a column is seen by what another value changes.
-            moved = np.isnan(rows) & ~np.isnan(self.rows(np.where(infinite, 0.0, dense(X))))
+            moved = np.isnan(rows) & ~np.isnan(self.rows(np.where(infinite, 0.0, X)))
             if (infinite.any(axis=1) & ~moved.any(axis=1)).any():
                 self.check_finite(X)
             impossible = np.asarray(likelihood.outside_support(rows)) | moved

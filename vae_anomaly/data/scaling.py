@@ -20,6 +20,7 @@ from vae_anomaly.likelihoods import Likelihood
 __all__ = [
     "FARTHEST",
     "ScalerOfColumns",
+    "any_infinite",
     "check_finite",
     "check_magnitude",
     "column_names",
@@ -95,10 +96,14 @@ def scaler_for(likelihood: Likelihood, scaler: str | Transformer | None) -> Tran
     return ScalerOfColumns(scaler, columns) if columns else None
 
 
+def any_infinite(X: Matrix) -> bool:
+    """Whether a value is infinite."""
+    return bool(np.isinf(X.data if sparse.issparse(X) else X).any())
+
+
 def check_finite(X: Matrix, names: Array | None) -> None:
     """Raise a ValueError that names the column and the row of an infinite value."""
-    values = X.data if sparse.issparse(X) else X
-    if not np.isinf(values).any():
+    if not any_infinite(X):
         return
     rows, columns = np.isinf(dense(X)).nonzero()
     row, column = rows[0], columns[0]
