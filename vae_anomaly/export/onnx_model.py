@@ -35,7 +35,6 @@ __all__ = ["write"]
 # Of 1 + |score|.
 _TOLERANCE = 1e-4
 _WEIGHT_BYTES = 2 * 10**9
-# Fewer would have TensorFlow compile programs for narrow tiles first.
 _ROWS_TO_CHECK = 256
 
 
@@ -107,6 +106,9 @@ def _prepare(likelihood: Likelihood, scores_invalid: bool, X: Tensor, rows: Tens
     if not scores_invalid:
         refused |= n_impossible > 0
     n_impossible = tf.where(refused, np.float64(np.nan), n_impossible)
+    # Such a row's score is put aside, by a multiplication with 0 in some graphs: it must be finite. 0 is
+    # within every support.
+    x = tf.where(impossible, np.float32(0.0), x)
     return x, n_impossible, tf.reduce_mean(tf.cast(missing, tf.float64), axis=1), tf.reduce_any(missing)
 
 
