@@ -24,6 +24,7 @@ FLOOR_OF = {folder: floor for floor, folders in enumerate(FLOORS) for folder in 
 # Folders and files that may name TensorFlow; all others compute with numpy or `keras.ops`.
 KNOWS_TENSORFLOW = {
     "core.adam",
+    "core.columns",
     "core.backend",
     "engine",
     "export",

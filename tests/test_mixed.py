@@ -14,6 +14,7 @@ from sklearn.preprocessing import MinMaxScaler, Normalizer, RobustScaler, Standa
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.core.backend import keras, tf
+from vae_anomaly.core.columns import take_columns
 from vae_anomaly.data.scaling import ScalerOfColumns, fit_scaler, scaler_for, unscale
 from vae_anomaly.likelihoods import (
     Bernoulli,
@@ -426,3 +427,18 @@ def test_a_scaler_without_a_way_back_is_named(X: Any) -> None:
     scaler = ScalerOfColumns(Normalizer(), [0, 1]).fit(X)
     with pytest.raises(TypeError, match="inverse_transform; Normalizer has none"):
         unscale(scaler.transform(X), scaler)
+
+
+@pytest.mark.parametrize("columns", [[2, 0, 1], [3, 1], [0]])
+def test_columns_and_their_gradient_are_those_of_keras(columns: list[int]) -> None:
+    x = tf.constant(np.random.RandomState(0).normal(size=(2, 3, 4)), tf.float32)
+    weights = np.random.RandomState(1).normal(size=(2, 3, len(columns))).astype("f4")
+    found = []
+    for take in (take_columns, lambda x, columns: keras.ops.take(x, np.array(columns), axis=-1)):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            taken = take(x, columns)
+            total = tf.reduce_sum(weights * taken)
+        found.append((taken, tape.gradient(total, x)))
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.columns import take_columns
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Tensor, Values
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, from_config
@@ -93,7 +94,7 @@ class Mixed(Likelihood):
     def inputs(self, x: Tensor, shared: Sequence[Tensor] = ()) -> Tensor:
         parts = [
             likelihood.inputs(
-                keras.ops.take(x, np.array(columns), axis=-1),
+                take_columns(x, columns),
                 _of_columns(shared[: likelihood.n_shared], columns),
             )
             for likelihood, columns in self.parts
@@ -183,11 +184,11 @@ class Mixed(Likelihood):
         parts = [
             function(likelihood, own)
             if x is None
-            else function(likelihood, own, keras.ops.take(x, np.array(its_columns), axis=-1))
+            else function(likelihood, own, take_columns(x, its_columns))
             for (likelihood, its_columns), own in zip(self.parts, parameters, strict=True)
         ]
-        return keras.ops.take(keras.ops.concatenate(parts, axis=-1), np.argsort(columns), axis=-1)
+        return take_columns(keras.ops.concatenate(parts, axis=-1), np.argsort(columns))
 
 
 def _of_columns(shared: Sequence[Tensor], columns: Sequence[int]) -> list[Tensor]:
-    return [keras.ops.take(values, np.array(columns), axis=-1) for values in shared]
+    return [take_columns(values, columns) for values in shared]
