@@ -156,11 +156,12 @@ class Fitted:
 
         return -float(self._map_blocks(X, of_block).mean())
 
-    def _expectations(self, rows: Rows, impossible: Flags | None = None) -> Floats:
+    def _expectations(self, rows: Rows) -> Floats:
         """What may be averaged to tell x, see `Likelihood.expectations`: shape (n_rows, n_inputs)."""
-        by_member, log_likelihood = passes.reconstruct(self.members, rows, self.draws, self.device)
-        weights = averaging.weights_by_row(self.weights, log_likelihood)
-        return averaging.average(by_member, weights)
+        return self._average_by_row(*passes.reconstruct(self.members, rows, self.draws, self.device))
+
+    def _average_by_row(self, by_member: Floats, log_likelihood: Floats) -> Floats:
+        return averaging.average(by_member, averaging.weights_by_row(self.weights, log_likelihood))
 
     def posterior_means(self, X: Matrix) -> Floats:
         """Of the first member: shape (n_rows, latent_dim)."""
@@ -239,12 +240,16 @@ class Fitted:
                 f"a cell is masked behind the scaler too, which must keep the {n_features} columns; "
                 f"{type(self.preparation.scaler).__name__} makes {rows.shape[1]}."
             )
-        values = self.likelihood.values(self._expectations(rows))
-        results = [values]
-        if coverage is not None:
+        if coverage is None:
+            results = [self.likelihood.values(self._expectations(rows))]
+        else:
             n_draws = len(self.draws)
             n_values = n_draws * math.ceil(_VALUES_OF_CELL / (n_draws * len(self.members)))
-            by_value = passes.predictive_values(self.members, rows, self.draws, n_values, self.device)
+            *expected, by_value = passes.reconstruct_with_values(
+                self.members, rows, self.draws, n_values, self.device
+            )
+            values = self.likelihood.values(self._average_by_row(*expected))
+            results = [values]
             of_cells = by_value[:, cells[0], :, cells[1]]  # (n_cells, n_members, n_values)
             # Not by weights of the row: members that explain it best are too sure of its cells.
             weights = self.weights
@@ -255,7 +260,9 @@ class Fitted:
 
     def reconstructions(self, X: Matrix) -> Floats:
         """Expected x given z, averaged, in the units of X."""
-        return self.preparation.back(self.likelihood.values(self._map_blocks(X, self._expectations)))
+        return self.preparation.back(
+            self.likelihood.values(self._map_blocks(X, lambda rows, _: self._expectations(rows)))
+        )
 
     def _average(self, by_member: Floats) -> Floats:
         return averaging.average(by_member, self.weights)

@@ -24,8 +24,8 @@ __all__ = [
     "draw_errors",
     "elbo_terms",
     "encode",
-    "predictive_values",
     "reconstruct",
+    "reconstruct_with_values",
     "score_rows",
     "score_tile",
     "shares",
@@ -134,43 +134,51 @@ def reconstruct(
         Log p(x|z) in nats, averaged over the features; of each, at most `DOUBTED_FROM` below what would be
         expected, which is what a missing cell counts. Both are means over the draws.
     """
-
-    def tile_expectations(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
-        posterior = vae.encode(x)
-
-        def weighted_sum(chunk: Tensor, weights: Tensor) -> Tensor:
-            inferred = vae.draw(*posterior, chunk)
-            expectations = vae.likelihood.expectations(inferred.parameters)
-            least = vae.likelihood.expected_log_prob(inferred.parameters) - DOUBTED_FROM
-            log_prob = tf.maximum(feature_log_likelihood(vae, x, inferred), least)
-            log_prob = tf.reduce_mean(log_prob, axis=-1, keepdims=True)
-            return tf.tensordot(weights, tf.concat([expectations, log_prob], axis=-1), 1)
-
-        return tf.reduce_sum(_map_chunks(weighted_sum, draws), axis=0) / draws.shape[0]
-
-    results = map_rows(tile_expectations, "reconstruct", states, rows, draws, device, refined=True)
+    results = map_rows(_tile_expectations, "reconstruct", states, rows, draws, device, refined=True)
     return results[..., :-1], results[..., -1]
 
 
-def predictive_values(
+def reconstruct_with_values(
     states: Sequence[ModelState], rows: Rows, draws: Rows, n_values: int, device: str | None
-) -> Floats:
-    """Values of x that the models hold for equally probable: (n_states, n_rows, n_values, n_features).
+) -> tuple[Floats, Floats, Floats]:
+    """What `reconstruct` returns, and values of x that the models hold for equally probable.
 
-    Of each draw's p(x|z) as many quantiles, at levels that together fill (0, 1) evenly. ``n_values`` is a
-    multiple of the number of draws.
+    Those, an array of shape (n_states, n_rows, n_values, n_features), are of each draw's p(x|z) as many
+    quantiles, at levels that together fill (0, 1) evenly. ``n_values`` is a multiple of the number of draws.
     """
     n_draws, n_levels = len(draws), n_values // len(draws)
 
     def tile_values(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
-        parameters = vae.draw(*vae.encode(x), draws).parameters
+        posterior = vae.encode(x)
+        parameters = vae.draw(*posterior, draws).parameters
         of_draws = (np.arange(n_draws)[:, None, None] + 0.5) / n_draws
         levels = [(level + of_draws) / n_levels for level in range(n_levels)]
         values = [vae.likelihood.quantile(level, parameters) for level in levels]
-        return tf.transpose(tf.concat(values, axis=0), (1, 0, 2))
+        flat = tf.reshape(tf.transpose(tf.concat(values, axis=0), (1, 0, 2)), (x.shape[0], -1))
+        return tf.concat([_tile_expectations(vae, x, draws, posterior), flat], axis=-1)
 
-    key = ("predictive_values", n_values)
-    return map_rows(tile_values, key, states, rows, draws, device, refined=True)
+    key = ("reconstruct_with_values", n_values)
+    results = map_rows(tile_values, key, states, rows, draws, device, refined=True)
+    first = results.shape[-1] - n_values * rows.shape[1]
+    values = results[..., first:].reshape(*results.shape[:-1], n_values, rows.shape[1])
+    return results[..., : first - 1], results[..., first - 1], values
+
+
+def _tile_expectations(
+    vae: KerasModel, x: Tensor, draws: Tensor, posterior: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """What `reconstruct` returns of rows x, side by side: the log-likelihood comes last."""
+    posterior = vae.encode(x) if posterior is None else posterior
+
+    def weighted_sum(chunk: Tensor, weights: Tensor) -> Tensor:
+        inferred = vae.draw(*posterior, chunk)
+        expectations = vae.likelihood.expectations(inferred.parameters)
+        least = vae.likelihood.expected_log_prob(inferred.parameters) - DOUBTED_FROM
+        log_prob = tf.maximum(feature_log_likelihood(vae, x, inferred), least)
+        log_prob = tf.reduce_mean(log_prob, axis=-1, keepdims=True)
+        return tf.tensordot(weights, tf.concat([expectations, log_prob], axis=-1), 1)
+
+    return tf.reduce_sum(_map_chunks(weighted_sum, draws), axis=0) / draws.shape[0]
 
 
 def _over_draws(
