@@ -1,8 +1,14 @@
 """Data and detectors that several test files share."""
 
+import gc
 import os
 import random
 import weakref
+
+# One of several processes of tests has its part of the cores, also where it starts another.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    n_threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(n_threads))
 
 import numpy as np
 import pytest
@@ -14,6 +20,10 @@ from vae_anomaly.engine import programs, tiles
 
 # Pictures are drawn without a display, whatever the machine has.
 os.environ["MPLBACKEND"] = "Agg"
+
+# Tracing makes millions of objects that live long; to look through them again and again takes a while.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 # The tests use hundreds of architectures, and many of them again and again: none is compiled twice.
 CACHED_ARCHITECTURES = programs._cache._n_kept  # as a process of a user's has it
@@ -69,14 +79,11 @@ def forget_programs(monkeypatch):
     return forget
 
 
-@pytest.fixture
-def one_tile(request, monkeypatch):
-    """Few rows go through the programs of many, to the same bits: the second call compiles no narrower ones.
-
-    For files that test something else, but for their tests with the mark `narrow_tiles`.
-    """
-    if request.node.get_closest_marker("narrow_tiles") is None:
-        monkeypatch.setattr(tiles, "_NARROW_TILES", ())
+@pytest.fixture(autouse=True)
+def narrow_tiles_at_once(request, monkeypatch):
+    """The mark `narrow_tiles`: the first call with few rows has a program of its own, not the 33rd."""
+    if request.node.get_closest_marker("narrow_tiles") is not None:
+        monkeypatch.setattr(tiles, "_NARROW_TILE_FROM_CALLS", 0)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.monitoring import Monitor
 
-N_SCORING, N_FITTING, N_TURNS = 8, 2, 3
+N_SCORING, N_FITTING, N_TURNS = 8, 2, 6
 
 
 def quick(seed=0, units=12):

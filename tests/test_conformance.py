@@ -96,6 +96,7 @@ def run_where_the_array_api_is_switched_on(code):
     return ran.stdout
 
 
+@pytest.mark.wide
 def test_passes_the_array_api_check_where_it_is_switched_on():
     found = run_where_the_array_api_is_switched_on(
         "from sklearn.utils.estimator_checks import estimator_checks_generator\n"

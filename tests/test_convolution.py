@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import wide
 
 from vae_anomaly import ConvNetwork
 from vae_anomaly.core.backend import keras, tf
@@ -25,7 +26,7 @@ def layers(kernel, n_outputs, n_channels):
     return pair
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, wide(True)])
 @pytest.mark.parametrize(("sides", "kernel", "n_outputs", "n_channels"), SHAPES)
 def test_map_and_gradients_are_those_of_keras_layer(sides, kernel, n_outputs, n_channels, jit_compile):
     images = np.random.RandomState(1).standard_normal((6, *sides, n_channels)).astype(np.float32)

@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.preprocessing import MinMaxScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
+from vae_anomaly.engine import tiles
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.likelihoods import LIKELIHOODS, Gaussian, UnitInterval
 
@@ -77,20 +78,21 @@ def fitted_with(request, rows):
     return detector(**request.param).fit(rows), request.param
 
 
-def test_scores_do_not_depend_on_how_rows_are_batched(rows, fitted_with):
-    fitted, settings = fitted_with
-    # Rows of a table have a program of their own from the 256th call; those of images have none.
-    most_calls = 60 if isinstance(settings.get("network"), ConvNetwork) else 400
+@pytest.mark.narrow_tiles
+def test_scores_do_not_depend_on_how_rows_are_batched(rows, fitted_with, monkeypatch):
+    fitted, _ = fitted_with
+    monkeypatch.setattr(tiles, "_OWN_PROGRAM_FROM_CALLS", 30)
     together = fitted.score_samples(rows)
     order = np.random.RandomState(1).permutation(len(rows))
     np.testing.assert_array_equal(fitted.score_samples(rows[order]), together[order])
     for size in (1, 7, 64, 333):
-        starts = range(0, min(400, most_calls * size), size)
+        starts = range(0, min(400, 60 * size), size)
         parts = [fitted.score_samples(rows[start : start + size]) for start in starts]
         np.testing.assert_array_equal(np.concatenate(parts), together[: len(np.concatenate(parts))])
 
 
-@pytest.mark.parametrize("n_members", [1, wide(2), 3, wide(7), wide(8), wide(16)])
+@pytest.mark.narrow_tiles
+@pytest.mark.parametrize("n_members", [1, wide(2), wide(3), wide(7), 8, wide(16)])
 def test_a_row_scores_alike_alone_and_in_any_batch_by_any_number_of_members(rows, n_members):
     fitted = detector(network=DenseNetwork((8,)), members=n_members, epochs=1).fit(rows)
     together = fitted.score_samples(rows)
@@ -100,8 +102,10 @@ def test_a_row_scores_alike_alone_and_in_any_batch_by_any_number_of_members(rows
             np.testing.assert_array_equal(found, together[start : start + size])
 
 
-def test_explanations_and_confidence_are_alike_alone_and_together(rows):
-    fitted = detector(network=DenseNetwork((8,)), members=2, n_draws=3, epochs=1).fit(rows)
+@pytest.mark.narrow_tiles
+@pytest.mark.parametrize("n_members", [2, wide(8)])
+def test_explanations_and_confidence_are_alike_alone_and_together(rows, n_members):
+    fitted = detector(network=DenseNetwork((8,)), members=n_members, n_draws=3, epochs=1).fit(rows)
     for judge in (fitted.confidence, fitted.explain):
         together = judge(rows[:40])
         for row in range(8):
@@ -131,6 +135,7 @@ def test_a_fit_does_not_depend_on_what_was_fitted_before(rows):
     np.testing.assert_array_equal(detector().fit(rows).score_samples(rows), alone)
 
 
+@pytest.mark.wide  # by default, test_persistence.py has it
 def test_two_processes_give_the_same_scores():
     code = (
         "import hashlib, numpy as np\n"

@@ -29,8 +29,6 @@ from vae_anomaly.model.states import ModelState
 from vae_anomaly.persistence import SKOPS_TRUSTED
 from vae_anomaly.thresholds import Conformal
 
-pytestmark = pytest.mark.usefixtures("one_tile")
-
 
 @pytest.fixture(scope="module")
 def mixed():
@@ -175,7 +173,7 @@ STORED = {
 }
 
 
-STORED_BY_DEFAULT = ["a detector", "members and a rule", "a generator", "every kind of column", "images"]
+STORED_BY_DEFAULT = ["a detector", "members and a rule", "every kind of column"]
 
 
 @pytest.fixture(

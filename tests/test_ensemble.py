@@ -11,6 +11,7 @@ from vae_anomaly.core.rows import usual_range
 from vae_anomaly.datasets import make_anomalies
 from vae_anomaly.engine.programs import architecture_of, model_of
 from vae_anomaly.ensemble.averaging import average, weights_by_row, weights_for
+from vae_anomaly.ensemble.fitting import decide
 from vae_anomaly.ensemble.members import DEFAULT_MEMBERS, Member, resolve_recipe
 from vae_anomaly.scoring import SCORES, passes
 
@@ -38,14 +39,12 @@ def test_given_epochs_train_one_model_on_all_rows_for_so_long(table):
     assert "val_loss" not in detector.history_
 
 
-def test_images_get_one_model():
-    images = np.random.RandomState(0).uniform(size=(20, 4, 4))
-    small = {"filters": (2,), "dense_units": (4,)}
-    network = ConvNetwork(**small)
-    settings = {"n_draws": 1, "patience": 2, "random_state": 0}
-    assert len(VAEDetector(network, **settings).fit(images).members_) == 1
-    flat = ConvNetwork((4, 4, 1), **small)
-    assert len(VAEDetector(flat, **settings).fit(images.reshape(20, 16)).members_) == 1
+@pytest.mark.parametrize(
+    ("shape", "image_shape"), [(None, (4, 4)), ((4, 4, 1), None)], ids=["images", "flat"]
+)
+def test_images_get_one_model(shape, image_shape):
+    parameters = VAEDetector(ConvNetwork(shape)).get_params(deep=False)
+    assert len(decide(parameters, None, image_shape, n_rows=500).recipe.members) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,6 @@ from vae_anomaly.explanations import explain, origins, spread_rest
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.scoring.score import Score
 
-pytestmark = pytest.mark.usefixtures("one_tile")
-
 
 def test_shares_sum_to_the_score_and_differ_as_the_terms():
     rng = np.random.RandomState(0)

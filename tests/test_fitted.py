@@ -16,8 +16,6 @@ from vae_anomaly.datasets import make_anomalies
 from vae_anomaly.ensemble.fitted import _quantiles
 from vae_anomaly.scoring import SCORES
 
-pytestmark = pytest.mark.usefixtures("one_tile")
-
 N_FEATURES = 6
 
 

@@ -7,8 +7,6 @@ import pytest
 from vae_anomaly import DenseNetwork, VAEDetector, explanations, load
 from vae_anomaly.data import frames
 
-pytestmark = pytest.mark.usefixtures("one_tile")
-
 polars = pytest.importorskip("polars")
 pyarrow = pytest.importorskip("pyarrow")
 FRAMES = {

@@ -17,8 +17,6 @@ from vae_anomaly import ConvNetwork, VAEDetector
 from vae_anomaly.data.images import flatten, pixel_range
 from vae_anomaly.likelihoods import Count, Gaussian, UnitGaussian
 
-pytestmark = pytest.mark.usefixtures("one_tile")
-
 NETWORK = ConvNetwork((8, 8, 1), filters=(4,), dense_units=(8,))
 QUICK = {"latent_dim": 2, "epochs": 2, "random_state": 0}
 

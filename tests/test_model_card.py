@@ -15,8 +15,6 @@ from vae_anomaly.likelihoods import Categorical
 from vae_anomaly.model_card import ModelCard
 from vae_anomaly.thresholds import Conformal, MedianDeviation, ParetoTail
 
-pytestmark = pytest.mark.usefixtures("one_tile")
-
 QUICK = {"network": DenseNetwork((8,)), "epochs": 2, "random_state": 0}
 
 

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import wide
 from scipy import stats
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
@@ -11,8 +12,6 @@ from sklearn.exceptions import NotFittedError
 from vae_anomaly import VAEDetector
 from vae_anomaly.calibration import p_values
 from vae_anomaly.monitoring import Monitor, drift
-
-pytestmark = pytest.mark.usefixtures("one_tile")
 
 
 class Calibrated(BaseEstimator):
@@ -41,7 +40,7 @@ def assert_at_most(alarms, rate):
 
 
 # -- one batch ------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("n_calibration", "n_rows"), [(30, 90), (90, 30), (19, 4), (1, 1)])
+@pytest.mark.parametrize(("n_calibration", "n_rows"), [wide(30, 90), (90, 30), (19, 4), wide(1, 1)])
 @pytest.mark.parametrize("discrete", [False, True])
 def test_batches_without_drift_raise_no_more_alarms_than_the_rate(n_calibration, n_rows, discrete):
     rng = np.random.RandomState(0)

@@ -33,8 +33,6 @@ from vae_anomaly.plotting.canvas import (
 )
 from vae_anomaly.scoring import IMAGE_SCORES, SCORES
 
-pytestmark = pytest.mark.usefixtures("one_tile")
-
 # One architecture for most tests: a program is compiled once for each.
 SMALL = ConvNetwork((8, 8, 1), filters=(4,), dense_units=(8,))
 LINEAR = DenseNetwork(hidden_units=())

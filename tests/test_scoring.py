@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import wide
 from scipy.ndimage import gaussian_filter
 
 from vae_anomaly import DenseNetwork, VAEDetector, scoring
@@ -29,7 +30,7 @@ def noise(n_draws):
 
 
 @pytest.mark.parametrize("name", SCORES)
-@pytest.mark.parametrize("n_draws", [65, 128, 200])
+@pytest.mark.parametrize("n_draws", [65, wide(128), wide(200)])
 def test_chunks_of_draws_change_nothing(monkeypatch, state, rows, name, n_draws):
     draws = noise(n_draws)
     chunked = passes.score_rows([state], rows, draws, SCORES[name], None)[0]

@@ -12,8 +12,6 @@ from sklearn.preprocessing import MaxAbsScaler
 from vae_anomaly import VAEDetector
 from vae_anomaly.data.sparse import SparseRows, blocks, concatenate, has_gaps, representative, rows_of, subset
 
-pytestmark = pytest.mark.usefixtures("one_tile")
-
 
 @pytest.fixture(scope="module")
 def X():

@@ -19,8 +19,6 @@ from vae_anomaly import DenseNetwork, VAEDetector, explanations
 from vae_anomaly.data.tables import Column, Table, table_of
 from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Gaussian, Laplace, Mixed, StudentT
 
-pytestmark = pytest.mark.usefixtures("one_tile")
-
 
 def column_of(values, likelihood="mixed"):
     """How a table of this one column understands it."""

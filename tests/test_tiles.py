@@ -14,6 +14,8 @@ from vae_anomaly.engine.programs import architecture, architecture_of
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.model.states import Specification
 
+pytestmark = pytest.mark.narrow_tiles
+
 
 @pytest.mark.parametrize("n_draws", [1, 10, 1000])
 @pytest.mark.parametrize("units", [(4,), (64, 32), (512, 256)])
@@ -58,7 +60,16 @@ def scored_before(table):
     return detector, detector.score_samples(X), programs
 
 
-def test_few_rows_get_a_narrow_tile_from_the_second_call_on(table, scored_before):
+def test_few_rows_get_a_narrow_tile_once_there_have_been_some_calls(table, scored_before, monkeypatch):
+    X, _ = table
+    detector, expected, programs = scored_before
+    monkeypatch.setattr(tiles, "_NARROW_TILE_FROM_CALLS", 3)
+    for n_calls in range(5):
+        assert (4 in {key[0] for key in programs}) == (n_calls > 3)
+        np.testing.assert_array_equal(detector.score_samples(X[:2]), expected[:2])
+
+
+def test_few_rows_get_the_narrowest_tile_that_holds_them(table, scored_before):
     X, _ = table
     detector, expected, programs = scored_before
     for n_rows, tile in ((1, 4), (4, 4), (5, 16), (100, 128)):

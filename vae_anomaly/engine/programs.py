@@ -12,6 +12,7 @@ row by row. Compiled shapes never depend on the number of rows.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import weakref
 from collections import OrderedDict
@@ -34,7 +35,7 @@ __all__ = [
     "on_device",
 ]
 
-_CACHED_ARCHITECTURES, _CACHED_PROGRAMS = 16, 24
+_CACHED_ARCHITECTURES, _CACHED_PROGRAMS, _COUNTED_KEYS = 16, 24, 96
 
 #: A compiled function of TensorFlow, of tensors in tuples and lists.
 Program: TypeAlias = Callable[..., Any]
@@ -82,6 +83,7 @@ class Architecture:
         self._shapes = [tuple(v.shape) for v in self.template.trainable_variables]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
         self._programs: _Recent[Program | None] = _Recent(_CACHED_PROGRAMS)
+        self._calls: _Recent[Iterator[int]] = _Recent(_COUNTED_KEYS)
         self.encoder_size = self.template.encoder.count_params()
         self.decoder_size = self.template.decoder.count_params()
         if not self._sizes:
@@ -94,9 +96,9 @@ class Architecture:
         """The program of this key; ``make`` compiles it when it is not among the recent ones."""
         return self._programs.get(key, make)
 
-    def has_program(self, key: Hashable) -> bool:
-        """Whether the program of this key is among the recent ones."""
-        return key in self._programs
+    def count_call(self, key: Hashable) -> int:
+        """How often this has been called with this key before."""
+        return next(self._calls.get(key, itertools.count))
 
     @property
     def n_weights(self) -> int:

@@ -2,8 +2,8 @@
 
 Scores must not depend on how rows are batched, and float32 matrix products of different shapes need not
 give a row the same last bits. So all rows go through tiles of one shape, the wide one. Narrower tiles
-serve calls with few rows, where most of a wide one would be padding; they are used only if they give the
-wide tile's results to the last bit, which is tried once for each program.
+serve calls with few rows, where most of a wide one would be padding, once there have been some; they are
+used only if they give the wide tile's results to the last bit, which is tried once for each program.
 
 A small model that is asked for few rows again and again gets a program of its own, with its weights as
 constants: to hand them over at each call costs a quarter of it.
@@ -32,6 +32,9 @@ _TILE_FLOPS = 1.2e8
 _WIDE_TILES = (16, 512)
 _NARROW_TILES = (4, 16, 128)
 _WIDE = "wide"
+# To compile a narrow tile's program and to try its bits takes as long as a hundred calls of wide tiles with a
+# row of the default's save, or more: whoever scores some rows one by one is not made to wait for it.
+_NARROW_TILE_FROM_CALLS = 32
 # To compile a model's own program takes as long as a few hundred calls.
 _OWN_PROGRAM_FROM_CALLS = 256
 _OWN_PROGRAM_TO_WEIGHTS = 1_000_000
@@ -113,26 +116,27 @@ def _map_rows(
     architecture = architecture_of(states[0])
     models = [_copy_to_device(state, device) for state in states]
     key = (key, len(states), len(draws), device)
-    used_before = architecture.has_program((_WIDE, key))
     with on_device(device):
         draws_tensor = tf.convert_to_tensor(np.asarray(draws, dtype=np.float32))
 
         def wide(rows: Rows) -> Array:
             return _through_wide_tiles(architecture, function, key, models, rows, draws_tensor)
 
+        fitting = [tile for tile in _NARROW_TILES if len(rows) <= tile < wide_tile(architecture, len(draws))]
         # Convolutions of few rows were seen to round one row in a hundred otherwise: too rarely to be tried.
-        of_images = states[0].specification.network.shape_of_images(None) is not None
-        for tile in () if of_images else _NARROW_TILES:
-            # Whoever scores once is not made to wait for a second program.
-            if used_before and len(rows) <= tile < wide_tile(architecture, len(draws)):
-                narrow = architecture.program(
-                    (tile, key),
-                    partial(_narrow_program, architecture, function, tile, wide, models, draws_tensor),
-                )
-                if narrow is not None:
-                    program = partial(narrow, models, draws=draws_tensor)
-                    own = _own_program(architecture, function, tile, key, states, draws, program)
-                    return _through_narrow_tile(own or program, tile, rows)
+        if states[0].specification.network.shape_of_images(None) is not None:
+            fitting = []
+        if fitting and architecture.count_call((fitting[0], key)) < _NARROW_TILE_FROM_CALLS:
+            fitting = []
+        for tile in fitting:
+            narrow = architecture.program(
+                (tile, key),
+                partial(_narrow_program, architecture, function, tile, wide, models, draws_tensor),
+            )
+            if narrow is not None:
+                program = partial(narrow, models, draws=draws_tensor)
+                own = _own_program(architecture, function, tile, key, states, draws, program)
+                return _through_narrow_tile(own or program, tile, rows)
         return wide(rows)
 
 
