@@ -105,6 +105,34 @@ def test_every_column_is_its_parts(mixed: Mixed, name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_ignored_columns_count_nothing_and_nothing_is_expected_of_them(name: str) -> None:
+    with_ignored = Mixed([(Gaussian(), [3]), (Categorical(3), [1])], ignored=[0, 2])
+    without = Mixed([(Gaussian(), [1]), (Categorical(3), [0])])
+    with_ignored.check_columns(4)
+    function, x = FUNCTIONS[name], rows_of(without)
+    outputs, shared = outputs_and_shared(without)
+    expected = function(without, tf.constant(x), without.parameters(outputs, shared)).numpy()
+    wide_x = np.insert(x, [0, 1], 7.0, axis=1)
+    wide_shared = [tf.constant(np.insert(values.numpy(), [0, 1], 1.0)) for values in shared]
+    found = function(with_ignored, tf.constant(wide_x), with_ignored.parameters(outputs, wide_shared)).numpy()
+    np.testing.assert_array_equal(found[..., [1, 3]], np.broadcast_to(expected, found[..., [1, 3]].shape))
+    assert np.array_equal(
+        np.unique(found[..., [0, 2]]), [np.nan if name in ("mean", "quantile") else 0], True
+    )
+
+
+def test_ignored_columns_are_no_input_and_no_output() -> None:
+    mixed = Mixed([(Gaussian(), [3]), (Categorical(3), [1])], ignored=[0, 2])
+    assert (mixed.n_inputs(4), mixed.n_outputs(4)) == (4, 4)
+    assert mixed.origins(4) == [3, 1, 1, 1]
+    assert not mixed.outside_support(np.full((1, 4), 0.5))[:, [0, 2]].any()
+    assert np.isnan(mixed.values(np.ones((1, 4)))).tolist() == [[True, False, True, False]]
+    assert from_config(mixed.config()).config() == mixed.config()
+    with pytest.raises(ValueError, match=r"received columns \[0, 1, 2, 3\]"):
+        mixed.check_columns(5)
+
+
 @EVERY_TABLE
 def test_every_sample_lies_in_its_columns_support(mixed: Mixed) -> None:
     drawn = mixed.sample(mixed.parameters(*outputs_and_shared(mixed)), seed=0).numpy()

@@ -44,8 +44,14 @@ def test_the_data_are_counted(detector):
 
 def test_every_column_has_its_name_kind_and_gaps(detector):
     kind, area, *_ = detector.model_card()["columns"]
-    assert kind == {"name": "kind", "likelihood": "categorical", "categories": 2, "missing_fraction": 0.0}
-    assert area == {"name": "area", "likelihood": "gaussian", "categories": None, "missing_fraction": 0.15}
+    assert (kind["name"], kind["likelihood"], kind["categories"]) == ("kind", "categorical", 2)
+    assert area == {
+        "name": "area",
+        "dtype": "float64",
+        "likelihood": "gaussian",
+        "categories": None,
+        "missing_fraction": 0.15,
+    }
 
 
 @pytest.mark.parametrize("framed", [True, False])
@@ -189,7 +195,7 @@ def test_the_page_has_every_section_and_what_is_known(detector):
     assert page == detector.model_card()._repr_markdown_() == repr(detector.model_card())
     for section in ("Data", "Columns", "Model", "Parameters", "Training", "Threshold", "Notes", "Versions"):
         assert f"\n## {section}\n" in page
-    assert "| `area` | `gaussian` |  | 15 % |" in page
+    assert "| `area` | `float64` | `gaussian` |  | 15 % |" in page
     assert "- missing fraction: 3.75 %" in page
     assert f"- vae-anomaly: `{vae_anomaly.__version__}`" in page
     assert "None" not in page.replace("None`", "")

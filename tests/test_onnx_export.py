@@ -307,6 +307,19 @@ def test_categories_that_are_neither_texts_nor_numbers_are_refused(tmp_path):
         detector.to_onnx(tmp_path / "detector.onnx")
 
 
+def test_columns_that_are_left_out_go_in_and_change_nothing_and_numbers_as_text_go_in_as_numbers(tmp_path):
+    X = pd.DataFrame({"size": REAL[:100, 0], "price": [f"{value:.3f}" for value in REAL[:100, 1]]})
+    X["customer"], X["row"] = [f"C{i}" for i in range(100)], range(100)
+    X["city"] = np.where(REAL[:100, 2] > 0, "Bern", "Genf")
+    chosen = {"price": "gaussian", "customer": "ignored", "row": "ignored"}
+    detector = small(likelihood=chosen).fit(X)
+    graph = session(detector, tmp_path)
+    feed = {name: X[name].to_numpy(object if name in ("customer", "city") else float) for name in X}
+    assert_same(graph, detector, X, feed, sizes=(1, 100))
+    others = feed | {"customer": np.full(100, "", dtype=object), "row": np.full(100, np.nan)}
+    np.testing.assert_array_equal(graph.run(None, others)[0], graph.run(None, feed)[0])
+
+
 def test_a_column_with_the_name_of_an_output_is_refused(tmp_path):
     X = pd.DataFrame({"label": ["a", "b"] * 20, "size": range(40)})
     with pytest.raises(ValueError, match="'label' is the name of a column, and of something else.*rename"):

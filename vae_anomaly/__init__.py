@@ -29,6 +29,7 @@ _ADDRESS: dict[str, str | None] = {
     "networks": None,
     "persistence": None,
     "plotting": None,
+    "preprocessing": None,
     "scorers": None,
     "scoring": None,
     "thresholds": None,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from vae_anomaly import networks as networks
     from vae_anomaly import persistence as persistence
     from vae_anomaly import plotting as plotting
+    from vae_anomaly import preprocessing as preprocessing
     from vae_anomaly import scorers as scorers
     from vae_anomaly import scoring as scoring
     from vae_anomaly import thresholds as thresholds

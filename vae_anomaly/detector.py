@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -90,7 +90,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         columns)`` is for tables of mixed columns, "mixed" goes by the columns' dtypes; see
         `data.tables.table_of`. "auto" is "mixed" for a DataFrame with columns that are not numbers,
         "gaussian" for other tables, and "unit_gaussian" for images, and for flat rows behind a
-        `ConvNetwork`.
+        `ConvNetwork`. Identifiers in a DataFrame, columns in which nearly every row has a value of its own,
+        are left out with a warning, texts that write numbers are read with one; "ignored" leaves a column
+        out.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -246,6 +248,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         have been divided by 255. None for rows of a table.
     table_ : tables.Table or None
         How mixed columns become numbers.
+    columns_ignored_ : list
+        Names of the columns that the model leaves out, such as identifiers; `describe_columns` says what
+        the others were taken for.
 
     Raises
     ------
@@ -918,6 +923,41 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted.model()
 
     # -- files --------------------------------------------------------------------------------------------
+    @property
+    def columns_ignored_(self) -> list[Hashable]:
+        """Names of the columns that the model leaves out."""
+        check_is_fitted(self)
+        return [] if self.table_ is None else self.table_.ignored
+
+    def describe_columns(self) -> pd.DataFrame:
+        """What each column of the training rows was taken for.
+
+        Returns
+        -------
+        DataFrame with a line for each column, named as the column, and with
+
+        - ``dtype`` in the training rows, None for rows without names
+        - ``likelihood`` : the name of its likelihood, or "ignored"
+        - ``categories`` : how many, of a categorical column, else missing
+        - ``missing_fraction`` : of its cells in the training rows
+
+        Raises
+        ------
+        ValueError
+            If the detector was fitted on images.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from vae_anomaly import VAEDetector
+        >>> rng = np.random.RandomState(0)
+        >>> X = pd.DataFrame({"city": rng.choice(["Bern", "Genf"], 50), "rooms": rng.poisson(3, 50)})
+        >>> VAEDetector(epochs=2).fit(X).describe_columns()["likelihood"].to_dict()
+        {'city': 'categorical', 'rooms': 'count'}
+        """
+        check_is_fitted(self)
+        return model_card.describe_columns(self)
+
     def model_card(self) -> ModelCard:
         """What this detector was fitted on and how, what its threshold promises, and what it does not.
 

@@ -13,6 +13,7 @@ mean or high quantiles of the training rows) were tried and found planted errors
 from __future__ import annotations
 
 from collections import UserList
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from vae_anomaly.data.preparation import in_form_of
 __all__ = ["explain"]
 
 
-def spread_rest(terms: Floats, scores: Floats) -> Floats:
+def spread_rest(terms: Floats, scores: Floats, ignored: Sequence[int] = ()) -> Floats:
     """Shares of the features, (n_rows, n_features), that sum to the scores of the rows.
 
     Parameters
@@ -37,9 +38,12 @@ def spread_rest(terms: Floats, scores: Floats) -> Floats:
     terms : array of shape (n_rows, n_features)
         What each feature adds to each score.
     scores : array of shape (n_rows,)
+    ignored : positions of features that the model does not see, whose share is 0
     """
-    rest = (scores - terms.sum(axis=1)) / terms.shape[1]
-    return np.asarray(terms + rest[:, None])
+    seen = np.ones(terms.shape[1], dtype=bool)
+    seen[list(ignored)] = False
+    rest = (scores - terms.sum(axis=1)) / seen.sum()
+    return np.where(seen, terms + rest[:, None], 0.0)
 
 
 def explain(pipeline: Pipeline, X: MatrixLike) -> Any:
@@ -144,6 +148,8 @@ def origins(transformer: Estimator, names: Array) -> list[int]:
         return origin
     if transformer is None or isinstance(transformer, str):  # "passthrough"
         return list(range(len(names)))
+    if hasattr(transformer, "feature_origins_"):
+        return [int(position) for position in transformer.feature_origins_]
     if isinstance(transformer, ColumnTransformer):
         return _origins_of_parts(transformer, names)
     if isinstance(transformer, OneHotEncoder):

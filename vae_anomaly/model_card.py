@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from vae_anomaly.core.spec import state_of
 from vae_anomaly.core.types import Detector, Json, Values
@@ -154,7 +155,18 @@ def _threshold(detector: Detector) -> Values:
 
 
 def _count_likelihoods(table: Table) -> dict[str, int]:
-    return dict(Counter(str(column.likelihood.name) for column in table.columns))
+    return dict(Counter(column.taken_as for column in table.columns))
+
+
+def describe_columns(detector: Detector) -> pd.DataFrame:
+    """See `VAEDetector.describe_columns`."""
+    if detector.image_shape_ is not None:
+        raise ValueError("the detector was fitted on images, which have pixels and no columns.")
+    names = [column.name for column in detector.table_.columns] if detector.table_ is not None else None
+    facts = pd.DataFrame(_columns(detector)).astype({"categories": "Int64"})
+    return facts.drop(columns="name").set_index(
+        pd.Index(facts["name"] if names is None else names, name="column")
+    )
 
 
 def _columns(detector: Detector) -> list[Values]:
@@ -165,11 +177,13 @@ def _columns(detector: Detector) -> list[Values]:
         column = None if table is None else table.columns[position]
         name = position if names is None else names[position]
         name = name if column is None else column.name
+        likelihood = detector.members_[0].specification.likelihood.name if column is None else column.taken_as
         categories = None if column is None else column.categories
         lines.append(
             {
                 "name": name if type(name) in (str, int) else str(name),
-                "likelihood": None if column is None else str(column.likelihood.name),
+                "dtype": None if column is None else str(column.dtype),
+                "likelihood": str(likelihood),
                 "categories": None if categories is None else len(categories),
                 "missing_fraction": None if missing is None else float(missing[position]),
             }

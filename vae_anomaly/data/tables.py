@@ -1,13 +1,15 @@
 """Tables: DataFrames whose columns are of any kind -> one number for each cell, and back.
 
-A table that a likelihood of its own is wanted for in some column becomes numbers here: numbers stay, booleans
-are 0 and 1, a category is its position among those of the training rows (their number stands for any other),
-and a missing value, None or NaN or NA, is NaN.
+A table that a likelihood of its own is wanted for in some column becomes numbers here: numbers stay, texts
+that write numbers are read, booleans are 0 and 1, a category is its position among those of the training
+rows (their number stands for any other), and a missing value, None or NaN or NA, is NaN. A column that the
+model leaves out is 0 in every row.
 """
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,14 +23,17 @@ from scipy import sparse
 from vae_anomaly import likelihoods
 from vae_anomaly.core.rows import array_of
 from vae_anomaly.core.types import Floats, Unchecked, Values
-from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Likelihood, LikelihoodLike, Mixed
+from vae_anomaly.data.recognition import (
+    IGNORED,
+    is_number,
+    kind_of,
+    numbers_of_texts,
+    recognize,
+    serial_numbers,
+)
+from vae_anomaly.likelihoods import Categorical, Count, Gaussian, Likelihood, LikelihoodLike, Mixed
 
 __all__ = ["Column", "Table", "table_of"]
-
-
-# Whole numbers around it and above are measurements: ages, years, prices. Their logarithms, which Count sees,
-# tell less of them (on twelve real tables, `benchmarks/mixed.py`).
-_MANY = 10
 
 
 class Column(NamedTuple):
@@ -37,20 +42,27 @@ class Column(NamedTuple):
     Attributes
     ----------
     name : hashable
-    likelihood : Likelihood
+    likelihood : Likelihood, or None if the model leaves the column out
     dtype : numpy or pandas dtype in the training rows
     categories : pandas.Index of the training rows' values, for a categorical column, else None
     """
 
     name: Hashable
-    likelihood: Likelihood
+    likelihood: Likelihood | None
     dtype: np.dtype[Any] | ExtensionDtype
     categories: pd.Index | None
 
+    @property
+    def taken_as(self) -> str:
+        """The name of the likelihood, or "ignored"."""
+        return IGNORED if self.likelihood is None else str(self.likelihood.name)
+
     def numbers(self, values: pd.Series) -> Floats:
         """One number for each value; NaN where it is missing."""
+        if self.likelihood is None:
+            return np.zeros(len(values))
         if self.categories is None:
-            return _as_numbers(values, self.name, self.likelihood)
+            return _as_numbers(values, self)
         missing = values.isna().to_numpy()
         self._check_kinds(values[~missing], self.categories)
         codes = self.categories.get_indexer(pd.Index(values, dtype=object)).astype(np.float64)
@@ -72,6 +84,8 @@ class Column(NamedTuple):
             gaps = not known.all() and self.dtype.kind in "biu"
             return pd.Series(chosen) if gaps else pd.Series(chosen).astype(self.dtype)
         missing = np.isnan(numbers)
+        if self.likelihood is None:
+            return pd.Series(np.full(len(numbers), None, dtype=object))
         if types.is_bool_dtype(self.dtype):
             decided: Any = pd.array(numbers > 0.5, dtype="boolean")
         elif isinstance(self.likelihood, Count) or types.is_integer_dtype(self.dtype):
@@ -86,13 +100,13 @@ class Column(NamedTuple):
         return pd.Series(decided.astype(self.dtype) if fits else decided)
 
     def _check_kinds(self, values: pd.Series, categories: pd.Index) -> None:
-        known = {_kind(category) for category in categories}
+        known = {kind_of(category) for category in categories}
         for row, value in values.items():
-            if _kind(value) not in known:
+            if kind_of(value) not in known:
                 raise ValueError(
                     f"column {self.name!r} was fitted on categories such as {categories[0]!r} "
-                    f"({_kind(categories[0])}); received {value!r} ({_kind(value)}) in row {row!r}. Convert "
-                    "the column to the type it had, for example with astype."
+                    f"({kind_of(categories[0])}); received {value!r} ({kind_of(value)}) in row {row!r}. "
+                    "Convert the column to the type it had, for example with astype."
                 )
 
 
@@ -132,12 +146,19 @@ class Table:
 
     @property
     def likelihood(self) -> Mixed:
-        """Each column's own, equal ones together."""
+        """Each column's own, equal ones together; none of columns that are left out."""
         parts: dict[Hashable, tuple[Likelihood, list[int]]] = {}
         for position, column in enumerate(self.columns):
-            key = column.likelihood.architecture_key()
-            parts.setdefault(key, (column.likelihood, []))[1].append(position)
-        return Mixed([(likelihood, tuple(positions)) for likelihood, positions in parts.values()])
+            if column.likelihood is not None:
+                key = column.likelihood.architecture_key()
+                parts.setdefault(key, (column.likelihood, []))[1].append(position)
+        ignored = tuple(i for i, column in enumerate(self.columns) if column.likelihood is None)
+        return Mixed([(likelihood, tuple(positions)) for likelihood, positions in parts.values()], ignored)
+
+    @property
+    def ignored(self) -> list[Hashable]:
+        """Names of the columns that the model leaves out."""
+        return [column.name for column in self.columns if column.likelihood is None]
 
     def numbers(self, X: Unchecked) -> Unchecked:
         """The cells as float64, a DataFrame if X is one; zeros if X has other columns."""
@@ -184,11 +205,18 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
     ----------
     X : array or DataFrame of shape (n_rows, n_columns)
     likelihood : "auto", name, Likelihood, dict or list
-        "mixed" goes by the columns' dtypes: Bernoulli for booleans, Categorical for strings and categories,
-        Count for whole numbers that are never negative and mostly below 10, Gaussian for other numbers. So
-        does "auto" for a DataFrame with columns that are not numbers. "categorical" is for all columns. A
-        dict gives likelihoods of columns by their names (positions, if X is an array), a list holds pairs of
-        a likelihood and the columns that have it; columns that they leave out go by their dtype.
+        "mixed" takes the columns for what they hold, see `recognition.recognize`: Bernoulli for booleans,
+        Categorical for strings and categories, Count for whole numbers that are never negative and mostly
+        below 10, Gaussian for other numbers; identifiers are left out. So does "auto" for a DataFrame with
+        columns that are not numbers; of one of numbers alone it leaves running numbers out. "categorical" is
+        for all columns. A dict gives likelihoods of columns by their names (positions, if X is an array), a
+        list holds pairs of a likelihood and the columns that have it, and "ignored" leaves columns out;
+        others are taken for what they hold.
+
+    Warns
+    -----
+    UserWarning
+        Of columns that are not what they look like: numbers as text, identifiers.
 
     Raises
     ------
@@ -198,8 +226,12 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
     """
     chosen: dict[Hashable, str | Likelihood] = {}
     if isinstance(likelihood, str) and likelihood == "auto":
-        if not hasattr(X, "columns") or all(_is_number(values) for _, values in X.items()):
+        if not hasattr(X, "columns"):
             return None
+        if all(is_number(values) for _, values in X.items()):
+            if not any(serial_numbers(values, name) for name, values in X.items()):
+                return None
+            chosen = {n: Gaussian.name for n, values in X.items() if not serial_numbers(values, n)}
     elif isinstance(likelihood, dict):
         chosen = likelihood
     elif isinstance(likelihood, (list, tuple)):
@@ -222,7 +254,24 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
     unknown = [name for name in chosen if name not in X.columns]
     if unknown:
         raise ValueError(f"likelihood names column {unknown[0]!r}, but X has the columns {list(X.columns)}.")
-    return Table(tuple(_column(X[name], name, chosen.get(name, "auto")) for name in X.columns), named)
+    reasons: dict[str, list[Hashable]] = {}
+    for name in X.columns:
+        if chosen.get(name, "auto") == "auto":
+            _check_values(X[name], name)
+            found, reason = recognize(X[name], name)
+            chosen = {**chosen, name: found}
+            if reason is not None:
+                reasons.setdefault(reason, []).append(name)
+    table = Table(tuple(_column(X[name], name, chosen[name]) for name in X.columns), named)
+    if len(table.ignored) == len(table.columns):
+        raise ValueError(
+            f"every column is left out, {table.ignored}: nothing is left to learn from. Give X other "
+            f"columns, or choose what these are, for example likelihood={{{table.ignored[0]!r}: 'gaussian'}}."
+        )
+    for reason, names in reasons.items():
+        columns = f"column{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
+        warnings.warn(f"{columns}: {reason.format(first=names[0])}", UserWarning, stacklevel=4)
+    return table
 
 
 def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Hashable, str | Likelihood]]:
@@ -238,19 +287,15 @@ def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Hashable, str | Likeliho
 
 
 def _column(values: pd.Series, name: Hashable, likelihood: str | Likelihood) -> Column:
-    if values.isna().all():
+    if isinstance(likelihood, str) and likelihood == IGNORED:
+        return Column(name, None, values.dtype, None)
+    _check_values(values, name)
+    if isinstance(likelihood, str) and likelihood not in likelihoods.LIKELIHOODS:
         raise ValueError(
-            f"column {name!r} holds no value in any of the {len(values)} training rows, so there is nothing "
-            "to learn of it; drop the column."
-        )
-    if likelihood == "auto":
-        likelihood = _by_dtype(values, name)
-    elif isinstance(likelihood, str) and likelihood not in likelihoods.LIKELIHOODS:
-        raise ValueError(
-            f"column {name!r}: likelihood must be one of {['auto', *likelihoods.LIKELIHOODS]} or a "
+            f"column {name!r}: likelihood must be one of {['auto', IGNORED, *likelihoods.LIKELIHOODS]} or a "
             f"Likelihood; received {likelihood!r}."
         )
-    elif not isinstance(likelihood, (str, Likelihood)):
+    if not isinstance(likelihood, (str, Likelihood)):
         raise TypeError(
             f"column {name!r}: likelihood must be a name or a Likelihood; received {likelihood!r}."
         )
@@ -261,7 +306,7 @@ def _column(values: pd.Series, name: Hashable, likelihood: str | Likelihood) -> 
     if not isinstance(likelihood, Categorical):
         return Column(name, likelihood, values.dtype, None)
     values = values.dropna()
-    kinds = {_kind(value): value for value in values}
+    kinds = {kind_of(value): value for value in values}
     if len(kinds) > 1:
         examples = " and ".join(f"{value!r} ({kind})" for kind, value in sorted(kinds.items()))
         raise ValueError(
@@ -271,27 +316,18 @@ def _column(values: pd.Series, name: Hashable, likelihood: str | Likelihood) -> 
         categories = pd.Index(sorted(set(values.astype(object))), dtype=object)
     except TypeError:
         raise TypeError(
-            f"column {name!r} holds values such as {values.iloc[0]!r} ({_kind(values.iloc[0])}), which "
+            f"column {name!r} holds values such as {values.iloc[0]!r} ({kind_of(values.iloc[0])}), which "
             "cannot be compared and sorted; turn them into strings or numbers, or drop the column."
         ) from None
     return Column(name, likelihood.set_params(n_categories=len(categories)), values.dtype, categories)
 
 
-def _by_dtype(values: pd.Series, name: Hashable) -> Likelihood | str:
-    if types.is_bool_dtype(values.dtype):
-        return Bernoulli()
-    if _is_number(values):
-        few = types.is_integer_dtype(values.dtype) and values.min() >= 0 and values.median() < _MANY
-        return "count" if few else "gaussian"
-    if types.is_object_dtype(values.dtype):  # before strings, which pandas takes this dtype for
-        kinds = {_kind(value) for value in values.dropna()}
-        return "gaussian" if kinds == {"number"} else "categorical"
-    if isinstance(values.dtype, pd.CategoricalDtype) or types.is_string_dtype(values.dtype):
-        return "categorical"
-    raise TypeError(
-        f"column {name!r} has the dtype {values.dtype}, which no likelihood knows; turn it into numbers or "
-        "categories, or drop it."
-    )
+def _check_values(values: pd.Series, name: Hashable) -> None:
+    if values.isna().all():
+        raise ValueError(
+            f"column {name!r} holds no value in any of the {len(values)} training rows, so there is nothing "
+            "to learn of it; drop the column."
+        )
 
 
 def _plain(dtype: np.dtype[Any] | ExtensionDtype) -> Any:
@@ -316,11 +352,9 @@ def _dtype(plain: Any) -> Any:
     return pd.CategoricalDtype(categories, plain["ordered"])
 
 
-def _is_number(values: pd.Series) -> bool:
-    return types.is_numeric_dtype(values.dtype) and not types.is_bool_dtype(values.dtype)
-
-
-def _as_numbers(values: pd.Series, name: Hashable, likelihood: Likelihood) -> Floats:
+def _as_numbers(values: pd.Series, column: Column) -> Floats:
+    name, likelihood = column.name, column.likelihood
+    assert likelihood is not None
     dtype = values.dtype.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
     if dtype.kind in "mMc":
         value = values.dropna()
@@ -329,24 +363,17 @@ def _as_numbers(values: pd.Series, name: Hashable, likelihood: Likelihood) -> Fl
             f"{likelihood.name!r} needs numbers; convert the column, or choose likelihood='categorical' for "
             "it."
         )
+    if types.is_object_dtype(column.dtype) or types.is_string_dtype(column.dtype):
+        written = numbers_of_texts(values)
+        if written is not None:
+            return written
     try:
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
         for row, value in values.dropna().items():
-            if _kind(value) not in ("number", "bool"):
+            if kind_of(value) not in ("number", "bool"):
                 raise ValueError(
                     f"column {name!r} holds {value!r} in row {row!r}, but likelihood {likelihood.name!r} "
                     "needs numbers; convert the column, or choose likelihood='categorical' for it."
                 ) from None
         raise
-
-
-def _kind(value: object) -> str:
-    """Which values a column may hold together."""
-    if isinstance(value, (bool, np.bool_)):
-        return "bool"
-    if isinstance(value, (int, float, np.integer, np.floating)):
-        return "number"
-    if isinstance(value, str):  # numpy's too
-        return "str"
-    return type(value).__name__

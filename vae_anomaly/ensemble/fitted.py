@@ -194,9 +194,8 @@ class Fitted:
         def of_block(rows: Rows, impossible: Flags) -> Floats:
             by_member = passes.shares(self.members, rows, self.draws, self.score, self.device)
             scores = self._average(self.member_scores(rows))
-            return np.where(
-                impossible, IMPOSSIBLE, explanations.spread_rest(self._average(by_member), scores)
-            )
+            shares = explanations.spread_rest(self._average(by_member), scores, self.likelihood.ignored)
+            return np.where(impossible, IMPOSSIBLE, shares)
 
         return self._map_blocks(X, of_block)
 

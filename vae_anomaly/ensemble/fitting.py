@@ -339,7 +339,7 @@ def _job(
     network, parameters = decisions.network, decisions.parameters
     latent_dim = parameters["latent_dim"]
     if latent_dim == "auto":
-        latent_dim = network.default_latent_dim(rows.shape[1])
+        latent_dim = network.default_latent_dim(rows.shape[1] - len(decisions.likelihood.ignored))
     if earlier is not None:
         marks_missing = earlier.members[0].specification.marks_missing
     else:

@@ -158,6 +158,9 @@ def _column(graph: Graph, column: Column) -> str:
     name = str(column.name)
     kind = _kind_of(column)
     values = graph.input(name, np.str_ if kind is str else np.float64, ("n_rows",))
+    if column.likelihood is None:
+        zero = graph.constant(np.array([0.0]))
+        values = graph.node("Expand", [zero, graph.node("Shape", [values])])
     if column.categories is not None:
         codes = dict(zip(map(kind, column.categories), range(len(column.categories)), strict=True))
         if kind is str:
@@ -188,6 +191,8 @@ def _codes(categories: Floats, values: Tensor) -> tuple[Tensor]:
 
 def _kind_of(column: Column) -> type[Any]:
     """What a column's values are in the graph: texts or numbers."""
+    if column.likelihood is None:
+        return float if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf" else str
     values = [] if column.categories is None else list(column.categories)
     if all(isinstance(value, (bool, int, float, np.bool_, np.number)) for value in values):
         return float
@@ -259,7 +264,7 @@ def _about(detector: Detector) -> dict[str, str]:
         about["columns"] = [
             {
                 "name": str(column.name),
-                "likelihood": column.likelihood.name,
+                "likelihood": column.taken_as,
                 **({} if column.categories is None else {"categories": list(map(str, column.categories))}),
             }
             for column in detector.table_.columns
@@ -278,7 +283,8 @@ def _check(detector: Detector, data: bytes) -> None:
     rows = _sample_rows(detector, rng)
     gaps = np.where(rng.random_sample(rows.shape) < 0.2, np.nan, rows)
     for position, column in enumerate(() if detector.table_ is None else detector.table_.columns):
-        if column.categories is not None and "" in list(column.categories):  # then no text means a gap
+        is_text = column.categories is not None and "" in list(column.categories)  # then no text means a gap
+        if is_text or column.likelihood is None:
             gaps[:, position] = rows[:, position]
     n_compared = 0
     for X in (rows, 1000 * rows, gaps):
@@ -331,5 +337,7 @@ def _inputs(detector: Detector, X: Floats) -> dict[str, Array]:
             known = [kind(category) for category in column.categories]
             missing, unseen = (np.nan, max(known) + 1) if kind is float else ("", "".join(known) + "?")
             numbers = np.array([missing if np.isnan(n) else [*known, unseen][int(n)] for n in numbers])
+        if column.likelihood is None:
+            numbers = numbers.astype(kind)
         inputs[str(column.name)] = numbers.astype(object if kind is str else np.float64)
     return inputs

@@ -42,6 +42,8 @@ class Likelihood(Spec):
         Whether x is 0, 1, 2, ...; otherwise images of dtype uint8 are taken for shares of 255.
     standardized : bool
         Whether ``scaler="auto"`` standardizes x, because any unit of it is as good as another.
+    ignored : sequence of int
+        Positions of the columns that the model does not see.
     n_params : int
         How many numbers the decoder computes for each row and feature.
     n_shared : int
@@ -51,6 +53,7 @@ class Likelihood(Spec):
     name: ClassVar[str] = ""
     whole_numbers: ClassVar[bool] = False
     standardized: ClassVar[bool] = False
+    ignored: Sequence[int] = ()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)

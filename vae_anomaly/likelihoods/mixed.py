@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,10 @@ class Mixed(Likelihood):
     Parameters
     ----------
     parts : sequence of (Likelihood, sequence of int)
-        Each likelihood with the positions of its columns; every column belongs to one.
+        Each likelihood with the positions of its columns; no column belongs to two.
+    ignored : sequence of int, default=()
+        The positions of all other columns, which the model does not see. They count 0 nats, and a missing
+        value, NaN, is what is expected of them.
 
     Examples
     --------
@@ -38,8 +42,11 @@ class Mixed(Likelihood):
 
     name = "mixed"
 
-    def __init__(self, parts: Sequence[tuple[Likelihood, Sequence[int]]] = ()) -> None:
+    def __init__(
+        self, parts: Sequence[tuple[Likelihood, Sequence[int]]] = (), ignored: Sequence[int] = ()
+    ) -> None:
         self.parts = parts
+        self.ignored = ignored
 
     def _validate_params(self) -> None:
         super()._validate_params()
@@ -47,8 +54,8 @@ class Mixed(Likelihood):
             likelihood._validate_params()
 
     def check_columns(self, n_columns: int) -> None:
-        """Raise a ValueError unless each column belongs to one part."""
-        positions = sorted(int(column) for _, columns in self.parts for column in columns)
+        """Raise a ValueError unless each column belongs to one part, or to none and is ignored."""
+        positions = sorted(int(column) for columns in self._positions for column in columns)
         if len(positions) != n_columns or positions != list(range(n_columns)):
             raise ValueError(
                 f"the parts of a Mixed must hold each of the {n_columns} columns of X once, by its position "
@@ -57,12 +64,18 @@ class Mixed(Likelihood):
 
     def config(self) -> Values:
         parts = [(likelihood.config(), list(columns)) for likelihood, columns in self.parts]
-        return {**super().config(), "parts": parts}
+        return {**super().config(), "parts": parts, "ignored": list(self.ignored)}
 
     @classmethod
     def of_config(cls, **parameters: Any) -> Mixed:
         """The likelihood with these parameters, as `config` gives them."""
-        return cls([(from_config(config), tuple(columns)) for config, columns in parameters["parts"]])
+        parts = [(from_config(config), tuple(columns)) for config, columns in parameters["parts"]]
+        return cls(parts, tuple(parameters.get("ignored", ())))
+
+    @property
+    def _positions(self) -> list[Sequence[int]]:
+        """Those of each part's columns, and last of those that are ignored."""
+        return [*(columns for _, columns in self.parts), self.ignored]
 
     @property
     def n_shared(self) -> int:
@@ -110,7 +123,7 @@ class Mixed(Likelihood):
     def values(self, expectations: Array) -> Array:
         sizes = [likelihood.n_inputs(len(columns)) for likelihood, columns in self.parts]
         pieces = np.split(expectations, np.cumsum(sizes)[:-1], axis=-1)
-        values = np.empty((*expectations.shape[:-1], sum(len(columns) for _, columns in self.parts)))
+        values = np.full((*expectations.shape[:-1], sum(map(len, self._positions))), np.nan)
         for (likelihood, columns), piece in zip(self.parts, pieces, strict=True):
             values[..., list(columns)] = likelihood.values(piece)
         return values
@@ -129,11 +142,13 @@ class Mixed(Likelihood):
         return self._in_order(lambda likelihood, own, x: likelihood.log_prob(x, own), parameters, x)
 
     def mean(self, parameters: Parameters) -> Tensor:
-        return self._in_order(lambda likelihood, own: likelihood.mean(own), parameters)
+        return self._in_order(lambda likelihood, own: likelihood.mean(own), parameters, ignored=math.nan)
 
     def sample(self, parameters: Parameters, seed: int) -> Tensor:
         seeds = iter(np.random.SeedSequence(seed).generate_state(len(self.parts)) // 2)
-        return self._in_order(lambda likelihood, own: likelihood.sample(own, int(next(seeds))), parameters)
+        return self._in_order(
+            lambda likelihood, own: likelihood.sample(own, int(next(seeds))), parameters, ignored=math.nan
+        )
 
     def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         return self._in_order(lambda likelihood, own, x: likelihood.error(x, own), parameters, x)
@@ -145,7 +160,9 @@ class Mixed(Likelihood):
         return self._in_order(lambda likelihood, own: likelihood.expected_error(own), parameters)
 
     def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
-        return self._in_order(lambda likelihood, own: likelihood.quantile(probability, own), parameters)
+        return self._in_order(
+            lambda likelihood, own: likelihood.quantile(probability, own), parameters, ignored=math.nan
+        )
 
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         for likelihood, columns in self.parts:
@@ -153,7 +170,7 @@ class Mixed(Likelihood):
             likelihood.check_support(X[:, list(columns)], labels)
 
     def outside_support(self, X: Tensor) -> Tensor:
-        n_columns = sum(len(columns) for _, columns in self.parts)
+        n_columns = sum(map(len, self._positions))
         return functools.reduce(
             operator.or_,
             (
@@ -178,15 +195,24 @@ class Mixed(Likelihood):
         ]
         return keras.ops.concatenate(parts, axis=-1)
 
-    def _in_order(self, function: Callable[..., Tensor], parameters: Parameters, x: Tensor = None) -> Tensor:
-        """What a function makes of each part, in the order of the columns."""
-        columns = [column for _, columns in self.parts for column in columns]
+    def _in_order(
+        self,
+        function: Callable[..., Tensor],
+        parameters: Parameters,
+        x: Tensor = None,
+        ignored: float = 0.0,
+    ) -> Tensor:
+        """What a function makes of each part, in the order of the columns; a number for ignored ones."""
+        columns = [column for columns in self._positions for column in columns]
         parts = [
             function(likelihood, own)
             if x is None
             else function(likelihood, own, take_columns(x, its_columns))
             for (likelihood, its_columns), own in zip(self.parts, parameters, strict=True)
         ]
+        if self.ignored:
+            parts.append(keras.ops.full_like(parts[0][..., :1], ignored))
+            parts[-1] = keras.ops.repeat(parts[-1], len(self.ignored), axis=-1)
         return take_columns(keras.ops.concatenate(parts, axis=-1), np.argsort(columns))
 
 

@@ -1,0 +1,264 @@
+"""What a column is taken for where nobody has said it, and what a detector does with it."""
+
+import datetime
+import decimal
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vae_anomaly import DenseNetwork, VAEDetector, load
+from vae_anomaly.data.recognition import numbers_of_texts, recognize, serial_numbers
+
+N_ROWS = 120
+RNG = np.random.RandomState(0)
+VALUES = RNG.lognormal(5, 1, N_ROWS)
+
+IDENTIFIERS = {
+    "texts that all differ": [f"C{i:05d}" for i in RNG.permutation(N_ROWS)],
+    "universally unique ones": [f"{RNG.randint(2**31):08x}-{i:04x}" for i in range(N_ROWS)],
+    "a category of each row": pd.Categorical([f"row {i}" for i in range(N_ROWS)]),
+    "mostly texts of one row": [f"comment {max(i, 30)}" for i in range(N_ROWS)],
+    "running numbers": np.arange(1000, 1000 + N_ROWS),
+    "running numbers in another order": RNG.permutation(N_ROWS),
+    "running numbers with gaps": pd.array([*range(N_ROWS - 1), None], dtype="Int64"),
+    "running numbers as text": [str(100_000 + i) for i in range(N_ROWS)],
+    "with leading zeros": [f"{i:08d}" for i in RNG.permutation(10**6)[:N_ROWS]],
+}
+OTHERS = {
+    "measurements": (VALUES, "gaussian"),
+    "whole measurements": ((100 * VALUES).astype(int), "gaussian"),
+    "counts": (RNG.poisson(3, N_ROWS), "count"),
+    "whole numbers of few values": (RNG.randint(20, 30, N_ROWS), "gaussian"),
+    "booleans": (RNG.uniform(size=N_ROWS) < 0.5, "bernoulli"),
+    "texts": (RNG.choice(["Bern", "Genf"], N_ROWS), "categorical"),
+    "many texts, each often": ([f"shop {i % 40}" for i in range(N_ROWS)], "categorical"),
+    "few numbers as text": ([str(i % 5) for i in range(N_ROWS)], "categorical"),
+    "postal codes": ([str(3000 + i % 50) for i in range(N_ROWS)], "categorical"),
+    "codes with leading zeros": ([f"{i % 50:03d}" for i in range(N_ROWS)], "categorical"),
+    "a dtype of categories": (pd.Categorical([str(i / 2) for i in range(60)] * 2), "categorical"),
+}
+NUMBERS = {
+    "text": [f"{value:.2f}" for value in VALUES],
+    "dollars": [f"${value:,.2f}" for value in VALUES],
+    "euros": [f" {value:.2f} €" for value in VALUES],
+    "percent": [f"{value:.2f}%" for value in VALUES],
+    "exponents": [f"{value:.6e}" for value in VALUES],
+    "signs": [f"-{value:.2f}" for value in VALUES],
+    "dollars below zero": [f"-${value:.2f}" for value in VALUES],
+    "decimals": [decimal.Decimal(f"{value:.2f}") for value in VALUES],
+    "decimals of databases and a float": [0.5, *(decimal.Decimal(f"{value:.2f}") for value in VALUES[1:])],
+    "with gaps": [None, *(f"{value:.2f}" for value in VALUES[1:])],
+}
+TIMES = {
+    "datetimes": pd.date_range("2024-01-01", periods=N_ROWS, freq="7h"),
+    "of a zone": pd.date_range("2024-01-01", periods=N_ROWS, freq="7h", tz="Europe/Zurich"),
+    "durations": pd.to_timedelta(np.arange(N_ROWS), unit="h"),
+    "periods": pd.period_range("2000-01", periods=N_ROWS, freq="M"),
+    "dates": [datetime.date(2024, 1, 1 + i % 28) for i in range(N_ROWS)],
+    "times": [datetime.time(i % 24) for i in range(N_ROWS)],
+    "objects of durations": pd.Series([datetime.timedelta(hours=i) for i in range(N_ROWS)], dtype=object),
+    "texts": [f"2024-01-{1 + i % 28:02d}" for i in range(N_ROWS)],
+    "texts with times": [f"2024-01-{1 + i % 28:02d}T12:30:00" for i in range(N_ROWS)],
+    "texts of another order": [f"{1 + i % 28}.01.2024" for i in range(N_ROWS)],
+}
+
+
+def column(values):
+    return values if isinstance(values, pd.Series) else pd.Series(values)
+
+
+def fit(X, **settings):
+    quick = {"network": DenseNetwork((8,)), "members": 1, "epochs": 2, "random_state": 0}
+    return VAEDetector(**{**quick, **settings}).fit(X)
+
+
+@pytest.fixture(scope="module")
+def table():
+    rng = np.random.RandomState(1)
+    return pd.DataFrame({"size": rng.normal(size=N_ROWS), "city": rng.choice(["Bern", "Genf"], N_ROWS)})
+
+
+@pytest.mark.parametrize("values", IDENTIFIERS.values(), ids=IDENTIFIERS)
+def test_identifiers_are_left_out(values):
+    assert recognize(column(values), "x").likelihood == "ignored"
+
+
+@pytest.mark.parametrize("name", ["id", "ID", "customer_id", "customerId", "order ID", "user.uuid"])
+def test_whole_numbers_that_all_differ_are_identifiers_by_their_name(name):
+    values = pd.Series(RNG.permutation(10**6)[:N_ROWS])
+    assert serial_numbers(values, name)
+    assert not serial_numbers(values, "paid")
+    assert not serial_numbers(values % 50, name)
+
+
+@pytest.mark.parametrize(("values", "likelihood"), OTHERS.values(), ids=OTHERS)
+def test_other_columns_have_a_likelihood_and_no_warning(values, likelihood):
+    assert recognize(column(values), "x") == (likelihood, None)
+
+
+def test_a_few_rows_that_all_differ_say_nothing():
+    assert recognize(pd.Series(list("abcdefgh")), "x").likelihood == "categorical"
+    assert recognize(pd.Series(range(8)), "id").likelihood == "count"
+
+
+@pytest.mark.parametrize("values", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_as_text_or_objects_are_recognized(values):
+    assert recognize(column(values), "x").likelihood == "gaussian"
+    np.testing.assert_allclose(
+        np.abs(numbers_of_texts(column(values)))[1:], VALUES[1:], atol=0.006, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("12.5", 12.5),
+        ("-3e5", -3e5),
+        ("$1,234.50", 1234.5),
+        ("-$5", -5.0),
+        ("$ -5", -5.0),
+        ("€7", 7.0),
+        ("7 €", 7.0),
+        ("7 %", 7.0),
+        ("+.5", 0.5),
+        (" 5. ", 5.0),
+        ("1,2,3", None),
+        ("1,23", None),
+        ("5 kg", None),
+        ("", None),
+        ("-", None),
+        ("e5", None),
+        ("nan", None),
+        ("1_000", None),
+    ],
+)
+def test_texts_are_read_as_the_numbers_that_they_write(text, number):
+    found = numbers_of_texts(pd.Series([text, None]))
+    assert found is None if number is None else found[0] == number and np.isnan(found[1])
+
+
+def test_a_model_of_numbers_as_text_is_the_one_of_the_numbers(table):
+    with pytest.warns(UserWarning, match="column 'price': the numbers are texts.*'price': 'gaussian'"):
+        of_texts = fit(table.assign(price=NUMBERS["dollars"]))
+    of_numbers = fit(table.assign(price=VALUES.round(2)))
+    X = table.assign(price=VALUES.round(2))
+    np.testing.assert_array_equal(
+        of_texts.score_samples(table.assign(price=NUMBERS["dollars"])), of_numbers.score_samples(X)
+    )
+    np.testing.assert_array_equal(of_texts.score_samples(X), of_numbers.score_samples(X))
+    with pytest.raises(ValueError, match="column 'price' holds 'much' in row 0"):
+        of_texts.score_samples(table.assign(price="much"))
+
+
+def test_a_choice_is_followed_without_a_warning(table):
+    X = table.assign(price=NUMBERS["text"], customer=IDENTIFIERS["texts that all differ"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector = fit(X, likelihood={"price": "gaussian", "customer": "ignored"})
+        modeled = fit(X, likelihood={"price": "gaussian", "customer": "categorical"})
+    assert detector.columns_ignored_ == ["customer"]
+    assert modeled.columns_ignored_ == []
+
+
+@pytest.mark.parametrize("values", TIMES.values(), ids=TIMES)
+def test_times_are_refused_with_the_ways_out(values, table):
+    with pytest.raises(TypeError, match="'when' holds dates or times.*DatetimeFeatures.*'when': 'ignored'"):
+        fit(table.assign(when=values))
+    assert fit(table.assign(when=values), likelihood={"when": "ignored"}).columns_ignored_ == ["when"]
+
+
+# -- columns that are left out --------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def with_identifiers(table):
+    return table.assign(customer=IDENTIFIERS["texts that all differ"], row=np.arange(N_ROWS))
+
+
+@pytest.fixture(scope="module")
+def without_them(with_identifiers):
+    with pytest.warns(UserWarning, match="columns 'customer', 'row': .* the model leaves it out") as caught:
+        detector = fit(with_identifiers)
+    assert [warning.filename for warning in caught] == [__file__]
+    return detector
+
+
+def test_a_column_that_is_left_out_changes_nothing(table, with_identifiers, without_them):
+    expected = fit(table)
+    found = without_them.score_samples(with_identifiers)
+    np.testing.assert_array_equal(found, expected.score_samples(table))
+    np.testing.assert_array_equal(without_them.predict(with_identifiers), expected.predict(table))
+
+
+def test_whatever_stands_in_it_changes_no_score(with_identifiers, without_them):
+    expected = without_them.score_samples(with_identifiers)
+    others = with_identifiers.assign(customer=None, row=-1.5)
+    np.testing.assert_array_equal(without_them.score_samples(others), expected)
+
+
+def test_it_is_named_and_has_no_share_and_no_expected_value(with_identifiers, without_them):
+    assert without_them.columns_ignored_ == ["customer", "row"]
+    shares = without_them.explain(with_identifiers)
+    assert (shares[["customer", "row"]] == 0).all(axis=None)
+    np.testing.assert_allclose(shares.sum(axis=1), -without_them.score_samples(with_identifiers), rtol=1e-5)
+    for table in (
+        without_them.reconstruct(with_identifiers),
+        without_them.expected(with_identifiers[:3]),
+        without_them.sample(3),
+    ):
+        assert table[["customer", "row"]].isna().all(axis=None)
+        assert table[["size", "city"]].notna().all(axis=None)
+    assert not set(without_them.report(with_identifiers, n_columns=2)["column"]) & {"customer", "row"}
+
+
+def test_what_columns_were_taken_for_is_told(with_identifiers, without_them):
+    facts = without_them.describe_columns()
+    assert facts["likelihood"].to_dict() == {
+        "size": "gaussian",
+        "city": "categorical",
+        "customer": "ignored",
+        "row": "ignored",
+    }
+    assert facts.loc["city", "categories"] == 2
+    assert facts.loc["row", "dtype"] == "int64"
+    assert without_them.model_card()["data"]["likelihoods"] == {"gaussian": 1, "categorical": 1, "ignored": 2}
+    of_numbers = fit(np.random.RandomState(0).normal(size=(50, 2))).describe_columns()
+    assert of_numbers["likelihood"].to_dict() == {0: "gaussian", 1: "gaussian"}
+
+
+@pytest.mark.parametrize("stored", ["file", "pickle"])
+def test_it_stays_left_out_in_files(stored, with_identifiers, without_them, tmp_path):
+    if stored == "file":
+        without_them.save(tmp_path / "detector.vae")
+        again = load(tmp_path / "detector.vae")
+    else:
+        again = pickle.loads(pickle.dumps(without_them))
+    assert again.columns_ignored_ == ["customer", "row"]
+    np.testing.assert_array_equal(
+        again.score_samples(with_identifiers), without_them.score_samples(with_identifiers)
+    )
+
+
+def test_running_numbers_are_left_out_of_a_table_of_numbers_too(table):
+    X = pd.DataFrame({"row": np.arange(N_ROWS), "size": table["size"], "weight": VALUES})
+    with pytest.warns(UserWarning, match="column 'row': "):
+        detector = fit(X)
+    assert detector.columns_ignored_ == ["row"]
+    assert detector.describe_columns()["likelihood"].tolist() == ["ignored", "gaussian", "gaussian"]
+    expected = fit(X[["size", "weight"]]).score_samples(X[["size", "weight"]])
+    np.testing.assert_array_equal(detector.score_samples(X), expected)
+    # An array has no names: its columns are what they are said to be.
+    assert fit(X.to_numpy()).columns_ignored_ == []
+
+
+def test_a_table_of_nothing_else_is_refused():
+    X = pd.DataFrame({"customer": IDENTIFIERS["texts that all differ"]})
+    with pytest.raises(ValueError, match="every column is left out"):
+        fit(X)
+
+
+def test_images_have_no_columns():
+    detector = fit(np.random.RandomState(0).uniform(size=(20, 4, 4)), network="auto", epochs=1)
+    with pytest.raises(ValueError, match="fitted on images"):
+        detector.describe_columns()
