@@ -13,6 +13,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.explanations import explain
+from vae_anomaly.persistence import SKOPS_TRUSTED
 from vae_anomaly.preprocessing import DatetimeFeatures
 
 N_ROWS = 400
@@ -146,6 +147,15 @@ def test_copies_and_clones_are_as_the_original():
     fitted = DatetimeFeatures(elapsed=True).fit(X)
     for copied in (pickle.loads(pickle.dumps(fitted)), clone(fitted).fit(X)):
         pd.testing.assert_frame_equal(copied.transform(X), fitted.transform(X))
+
+
+def test_skops_stores_it(tmp_path):
+    skops_io = pytest.importorskip("skops.io")
+    X = pd.DataFrame({"when": WHEN})
+    fitted = DatetimeFeatures(elapsed=True).fit(X)
+    skops_io.dump(fitted, tmp_path / "features.skops")
+    again = skops_io.load(tmp_path / "features.skops", trusted=SKOPS_TRUSTED)
+    pd.testing.assert_frame_equal(again.transform(X), fitted.transform(X))
 
 
 # -- before a detector ----------------------------------------------------------------------------------

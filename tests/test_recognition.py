@@ -31,7 +31,7 @@ OTHERS = {
     "measurements": (VALUES, "gaussian"),
     "whole measurements": ((100 * VALUES).astype(int), "gaussian"),
     "counts": (RNG.poisson(3, N_ROWS), "count"),
-    "whole numbers of few values": (RNG.randint(20, 30, N_ROWS), "gaussian"),
+    "ages": (RNG.normal(40, 10, N_ROWS).astype(int), "gaussian"),
     "booleans": (RNG.uniform(size=N_ROWS) < 0.5, "bernoulli"),
     "texts": (RNG.choice(["Bern", "Genf"], N_ROWS), "categorical"),
     "many texts, each often": ([f"shop {i % 40}" for i in range(N_ROWS)], "categorical"),
@@ -262,3 +262,39 @@ def test_images_have_no_columns():
     detector = fit(np.random.RandomState(0).uniform(size=(20, 4, 4)), network="auto", epochs=1)
     with pytest.raises(ValueError, match="fitted on images"):
         detector.describe_columns()
+
+
+# -- whole numbers with a ceiling -----------------------------------------------------------------------
+CEILINGS = {
+    "months": RNG.randint(1, 13, 500),
+    "hours": RNG.randint(0, 24, 500),
+    "ratings": RNG.choice([1, 2, 3, 4, 5], 500, p=[0.05, 0.1, 0.2, 0.35, 0.3]),
+    "zeros and ones": RNG.randint(0, 2, 500),
+    "shares of three": RNG.binomial(3, 0.5, 500),
+}
+COUNTS = {
+    "Poisson": RNG.poisson(3, 500),
+    "few": RNG.poisson(0.3, 500),
+    "of a few rows": RNG.poisson(3, 40),
+    "geometric": RNG.geometric(0.5, 500),
+    "rare events": (RNG.uniform(size=500) < 0.05).astype(int),
+}
+
+
+@pytest.mark.parametrize("values", CEILINGS.values(), ids=CEILINGS)
+def test_whole_numbers_that_end_where_many_are_are_categories(values):
+    assert recognize(pd.Series(values), "x") == ("categorical", None)
+
+
+@pytest.mark.parametrize("values", COUNTS.values(), ids=COUNTS)
+def test_whole_numbers_that_become_rare_are_counts(values):
+    assert recognize(pd.Series(values), "x") == ("count", None)
+
+
+def test_a_thirteenth_month_is_anomalous():
+    rng = np.random.RandomState(0)
+    X = pd.DataFrame({"month": rng.randint(1, 13, 500), "kind": rng.choice(["a", "b"], 500)})
+    detector = fit(X, epochs=20)
+    scores = detector.score_samples(X)
+    assert (detector.score_samples(X.assign(month=13)) < scores.min()).all()
+    assert (detector.predict(X.assign(month=13)) == -1).all()

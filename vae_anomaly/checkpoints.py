@@ -28,7 +28,7 @@ from vae_anomaly.data.sparse import blocks
 from vae_anomaly.engine.steps import TrainingState
 from vae_anomaly.ensemble.members import Job
 from vae_anomaly.files import archive
-from vae_anomaly.files.archive import ModelFileError
+from vae_anomaly.files.archive import ModelFileError, path_of
 from vae_anomaly.files.decoding import decode_values
 from vae_anomaly.files.encoding import encode_values
 from vae_anomaly.files.model_file import CHECKPOINT
@@ -110,7 +110,7 @@ def open_checkpoint(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
     checkpoint._validate_params()
-    return CheckpointFile(os.path.realpath(checkpoint.path), checkpoint.every, resume)
+    return CheckpointFile(os.path.realpath(path_of(checkpoint.path)), checkpoint.every, resume)
 
 
 class CheckpointFile:

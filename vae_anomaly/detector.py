@@ -37,6 +37,7 @@ from vae_anomaly.core.types import (
     LabelingRule,
     Matrix,
     MatrixLike,
+    PathOrFile,
     RandomStateLike,
     Shape,
     Splitter,
@@ -990,7 +991,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return model_card.describe(self)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathOrFile) -> None:
         """Write the fitted detector to one file of data, which `vae_anomaly.load` reads.
 
         The file is a zip of JSON and raw arrays with a SHA-256 for each: no pickle, and nothing in it is ever
@@ -1013,8 +1014,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        path : str or path
-            Any name; a file of this name is replaced.
+        path : str, bytes, path or binary file
+            Any name; a file of this name is replaced. A leading ``~`` is the home folder. An open file, such
+            as `io.BytesIO` or one of fsspec, is given all bytes at once and not closed.
 
         Raises
         ------
@@ -1042,7 +1044,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         model_file.write(path, self, VAEDetector, model_card.summary(self))
 
-    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+    def to_onnx(self, path: PathOrFile) -> None:
         r"""Write the fitted detector as one ONNX graph: rows in, scores and labels out.
 
         The graph holds the scaler, all members with their weights, the draws of z and the threshold. It runs
@@ -1070,8 +1072,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        path : str or path
-            Any name, usually one that ends in ``.onnx``; a file of this name is replaced.
+        path : str, bytes, path or binary file
+            As for `save`; any name, usually one that ends in ``.onnx``; a file of this name is replaced.
 
         Raises
         ------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
+from vae_anomaly.core.types import PathOrFile
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.files import model_file
 from vae_anomaly.files.allow_list import ESTIMATORS, RECORDS, REGISTRIES, class_of
 from vae_anomaly.files.archive import ModelFileError
+from vae_anomaly.preprocessing import DatetimeFeatures
 
 __all__ = ["SKOPS_TRUSTED", "ModelFileError", "load"]
 
@@ -20,6 +20,7 @@ SKOPS_TRUSTED: list[str] = sorted(
     f"{kind.__module__}.{kind.__qualname__}"
     for kind in [
         VAEDetector,
+        DatetimeFeatures,
         # Not even looked up: its module loads Keras.
         *(class_of(names, name) for names in (ESTIMATORS, RECORDS) for name in {*names} - _RUNS_CODE),
         *(kind for registry in REGISTRIES.values() for kind in registry.values()),
@@ -28,7 +29,7 @@ SKOPS_TRUSTED: list[str] = sorted(
 )
 
 
-def load(path: str | os.PathLike[str]) -> VAEDetector:
+def load(path: PathOrFile) -> VAEDetector:
     """A detector from a file that `VAEDetector.save` wrote.
 
     It scores bit by bit as the one that was saved, on the same machine, and can be cloned, fitted again, warm
@@ -41,7 +42,9 @@ def load(path: str | os.PathLike[str]) -> VAEDetector:
 
     Parameters
     ----------
-    path : str or path
+    path : str, bytes, path or binary file
+        Of an open file, such as `io.BytesIO` or one of fsspec, what is left to read is taken. A leading ``~``
+        is the home folder.
 
     Returns
     -------

@@ -81,13 +81,13 @@ class DatetimeFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self._validate_params()
         table = self._checked(X, reset=True)
         self._parts: list[list[str] | None] = []  # None of a column without times
-        self._starts: list[pd.Timestamp | None] = []
+        self._starts: list[str | None] = []  # texts, which every way of storing the transformer takes
         for position in range(table.shape[1]):
             parts, start = None, None
             if isinstance(table, pd.DataFrame) and holds_times(table.iloc[:, position]):
                 kind, times = _times(table.iloc[:, position])
                 parts = self._parts_of(kind, times)
-                start = times.min() if kind == "date" else None
+                start = times.min().isoformat() if kind == "date" else None
             self._parts.append(parts)
             self._starts.append(start)
         self.feature_origins_ = [
@@ -191,9 +191,9 @@ def _times(values: pd.Series) -> tuple[str, pd.Series]:
     return "date", times if times.dt.tz is None else times.dt.tz_localize(None)
 
 
-def _number(times: pd.Series, part: str, start: pd.Timestamp | None) -> Floats:
+def _number(times: pd.Series, part: str, start: str | None) -> Floats:
     if part == "days":
-        elapsed = times if start is None else times - start
+        elapsed = times if start is None else times - pd.Timestamp(start)
         return np.asarray(elapsed.dt.total_seconds() / _DAY, dtype=np.float64)
     period, wave = part.split("_")
     if times.dtype.kind == "m":

@@ -7,8 +7,9 @@ Nothing here imports those libraries.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ __all__ = [
     "LayerShape",
     "Matrix",
     "MatrixLike",
+    "PathOrFile",
     "RandomStateLike",
     "Shape",
     "SparseMatrix",
@@ -175,6 +177,8 @@ class Detector(Protocol):
     def sample(self, n_samples: int, random_state: RandomStateLike, /, *, noise: bool = True) -> Any: ...
 
 
+#: What can be saved to and loaded from: a path, or a file that is open for bytes.
+PathOrFile: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes] | BinaryIO"
 #: Parameters, attributes or settings by their names.
 Values: TypeAlias = dict[str, Any]
 #: scikit-learn's ``_parameter_constraints``: what each parameter may be.

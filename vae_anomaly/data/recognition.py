@@ -31,6 +31,8 @@ IGNORED = "ignored"
 # tell less of them (on twelve real tables, `benchmarks/mixed.py`). So many different texts at most are
 # categories, whatever they look like.
 _MANY = 10
+# Hours, days of a month, ratings; a count that has a ceiling has it in some rows.
+_MOST_LEVELS, _FEWEST_AT_CEILING = 31, 5
 # Of fewer rows, that all differ says little.
 _FEWEST_ROWS_OF_IDENTIFIERS = 50
 
@@ -174,8 +176,11 @@ def kind_of(value: object) -> str:
 def _recognize_numbers(present: pd.Series, name: Hashable) -> Recognized:
     if serial_numbers(present, name):
         return _IDENTIFIERS
-    few = types.is_integer_dtype(present.dtype) and present.min() >= 0 and present.median() < _MANY
-    return Recognized("count" if few else "gaussian")
+    if not types.is_integer_dtype(present.dtype) or present.min() < 0:
+        return Recognized("gaussian")
+    if _has_ceiling(present):
+        return Recognized("categorical")
+    return Recognized("count" if present.median() < _MANY else "gaussian")
 
 
 def _recognize_objects(present: pd.Series, name: Hashable) -> Recognized:
@@ -202,6 +207,18 @@ def _recognize_objects(present: pd.Series, name: Hashable) -> Recognized:
     if kinds == {"str"} and _is_of_single_values(present):
         return _IDENTIFIERS
     return Recognized("categorical")
+
+
+def _has_ceiling(present: pd.Series) -> bool:
+    """Whether whole numbers end where many of them are, as hours, months and ratings do, and counts do not.
+
+    The largest value is at least a quarter as frequent as values are on average.
+    """
+    counts = present.value_counts()
+    largest = counts[present.max()]
+    return len(counts) <= _MOST_LEVELS and largest >= max(
+        _FEWEST_AT_CEILING, len(present) / (4 * len(counts))
+    )
 
 
 def _is_of_single_values(present: pd.Series) -> bool:

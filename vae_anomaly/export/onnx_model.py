@@ -8,7 +8,6 @@ function of rows and weights, whatever the number of members. Here the pieces ar
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.objective import IMPOSSIBLE
-from vae_anomaly.core.types import Array, Detector, Estimator, Floats, Json, Tensor
+from vae_anomaly.core.types import Array, Detector, Estimator, Floats, Json, PathOrFile, Tensor
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.scaling import FARTHEST, ScalerOfColumns
 from vae_anomaly.data.tables import Column
@@ -38,7 +37,7 @@ _WEIGHT_BYTES = 2 * 10**9
 _ROWS_TO_CHECK = 256
 
 
-def write(path: str | os.PathLike[str], detector: Detector) -> None:
+def write(path: PathOrFile, detector: Detector) -> None:
     """Write a fitted detector as an ONNX graph; see `VAEDetector.to_onnx`."""
     for needed in ("onnx", "onnxruntime", "skl2onnx", "tf2onnx"):
         library(needed)

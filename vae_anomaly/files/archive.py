@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,9 +22,18 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, BinaryIO, NoReturn
 
-from vae_anomaly.core.types import Json
+from vae_anomaly.core.types import Json, PathOrFile
 
-__all__ = ["Archive", "ModelFileError", "open_archive", "parse_json", "replace_file", "to_json", "write"]
+__all__ = [
+    "Archive",
+    "ModelFileError",
+    "open_archive",
+    "parse_json",
+    "path_of",
+    "replace_file",
+    "to_json",
+    "write",
+]
 
 FORMAT, FORMAT_VERSION = "vae_anomaly model", 1
 
@@ -51,7 +61,7 @@ class ModelFileError(ValueError):
 
 # -- writing ------------------------------------------------------------------------------------------------
 def write(
-    path: str | os.PathLike[str],
+    path: PathOrFile,
     about: Mapping[str, Json],
     parts: Mapping[str, Any],
     *,
@@ -66,7 +76,7 @@ def write(
 
     Parameters
     ----------
-    path : str or path
+    path : str, bytes, path or binary file
     about : dict of JSON values, for the manifest
     parts : dict of name to bytes, or to another one-dimensional buffer of bytes
     what, otherwise : what is saved and how else to save it, for errors
@@ -91,10 +101,15 @@ def write(
     replace_file(path, partial(_write_zip, views), what)
 
 
-def replace_file(
-    path: str | os.PathLike[str], write_to: Callable[[BinaryIO], object], what: str = "model"
-) -> None:
-    """Let a function write a file, in the place of one that may be there: see `write`."""
+def replace_file(path: PathOrFile, write_to: Callable[[BinaryIO], object], what: str = "model") -> None:
+    """Let a function write a file, in the place of one that may be there: see `write`.
+
+    An open file is given all bytes at once, when there are all.
+    """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        _write_at_once(path, write_to)
+        return
+    path = path_of(path)
     try:
         _replace(os.path.realpath(path), write_to)
     except OSError as error:
@@ -102,8 +117,22 @@ def replace_file(
             error.errno,
             f"{error.strerror or error}; the {what} was not saved, and an earlier file is as it was"
             f"{_ADVICE.get(error.errno or 0, '')}",
-            str(path),
+            path,
         ) from error
+
+
+def path_of(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    """A path as text, with the home folder in the place of a leading ~.
+
+    Raises
+    ------
+    ValueError
+        If it is empty.
+    """
+    text = os.path.expanduser(os.fsdecode(path))
+    if not text:
+        raise ValueError("the path is empty; give the name of a file.")
+    return text
 
 
 def to_json(tree: Json, what: str, indent: int | None = None) -> bytes:
@@ -122,7 +151,20 @@ def _write_zip(parts: Mapping[str, memoryview], file: BinaryIO) -> None:
             archive.writestr(entry, part)
 
 
+def _write_at_once(file: BinaryIO, write_to: Callable[[BinaryIO], object]) -> None:
+    if not hasattr(file, "write"):
+        raise TypeError(f"a path or a file that is open for writing is needed; received {file!r}.")
+    buffer = io.BytesIO()
+    write_to(buffer)
+    try:
+        file.write(buffer.getbuffer())
+    except TypeError:
+        raise TypeError(f"{file!r} takes no bytes; open it as a binary file, with the mode 'wb'.") from None
+
+
 def _replace(target: str, write_to: Callable[[BinaryIO], object]) -> None:
+    if os.path.exists(target) and not os.path.isdir(target) and not os.path.isfile(target):
+        raise OSError(errno.EINVAL, "is not a regular file, which alone can be replaced")
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".saving-{secrets.token_hex(8)}")
     try:
@@ -149,8 +191,10 @@ def _replace(target: str, write_to: Callable[[BinaryIO], object]) -> None:
 
 # -- reading ------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
-    """The archive in a file. Whatever is wrong with it, here or in the block, is one `ModelFileError`.
+def open_archive(path: PathOrFile) -> Iterator[Archive]:
+    """The archive in a file, or in what is left to read of an open one.
+
+    Whatever is wrong with it, here or in the block, is one `ModelFileError`.
 
     Raises
     ------
@@ -159,21 +203,33 @@ def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
     OSError
         If the file cannot be read.
     """
+    if isinstance(path, (str, bytes, os.PathLike)):
+        path = path_of(path)
+    name = repr(path)
     try:
+        if not isinstance(path, str):
+            yield Archive(_rest_of(path))
+            return
         if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
             raise ModelFileError("is not a regular file.")
         with open(path, "rb") as file:
             yield Archive(file)
     except ModelFileError as error:
-        raise ModelFileError(f"model file {os.fspath(path)!r} {error}") from error.__cause__
+        raise ModelFileError(f"model file {name} {error}") from error.__cause__
     except (OSError, MemoryError):
         raise
     except Exception as error:
         # Checksums hold up to here, or none was promised: the bytes were made by no release of this library.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ModelFileError(
-            f"model file {os.fspath(path)!r} is not what it says it is ({reason})."
-        ) from error
+        raise ModelFileError(f"model file {name} is not what it says it is ({reason}).") from error
+
+
+def _rest_of(file: BinaryIO) -> BinaryIO:
+    """What is left to read of an open file, as one that can be read anywhere."""
+    data = file.read() if hasattr(file, "read") else file
+    if not isinstance(data, bytes):
+        raise ModelFileError("cannot be read: a path or a binary file, opened with the mode 'rb', is needed.")
+    return io.BytesIO(data)
 
 
 class Archive:
@@ -182,13 +238,15 @@ class Archive:
     Attributes
     ----------
     manifest : dict
+    n_bytes : int
     names : set of str
         The parts besides the manifest.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        n_bytes = os.fstat(file.fileno()).st_size
-        start_of_directory = _check_end(file, n_bytes)
+        self.n_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        start_of_directory = _check_end(file, self.n_bytes)
         try:
             self._zip = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error) as error:

@@ -7,13 +7,12 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import Any
 
 import numpy as np
 import sklearn
 
-from vae_anomaly.core.types import Detector, Values
+from vae_anomaly.core.types import Detector, PathOrFile, Values
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.tables import Table
 from vae_anomaly.files import archive
@@ -31,7 +30,7 @@ __all__ = ["CHECKPOINT", "DESCRIPTION", "read", "write"]
 DESCRIPTION, CHECKPOINT = "detector.json", "checkpoint.json"
 
 
-def write(path: str | os.PathLike[str], detector: Detector, kind: type[Any], summary: Values) -> None:
+def write(path: PathOrFile, detector: Detector, kind: type[Any], summary: Values) -> None:
     """Write a fitted detector of this class; see `VAEDetector.save`."""
     if type(detector) is not kind:
         raise ModelFileError(
@@ -48,7 +47,7 @@ def write(path: str | os.PathLike[str], detector: Detector, kind: type[Any], sum
     archive.write(path, about, {DESCRIPTION: archive.to_json(tree, "its description"), **parts})
 
 
-def read(path: str | os.PathLike[str], kind: type[Any]) -> Any:
+def read(path: PathOrFile, kind: type[Any]) -> Any:
     """The detector of this class in a file; see `persistence.load`."""
     with archive.open_archive(path) as opened:
         if CHECKPOINT in opened.names:
@@ -61,7 +60,7 @@ def read(path: str | os.PathLike[str], kind: type[Any]) -> Any:
         detector._validate_params()
         _check(detector)
         # Each column of the rows has a byte in the file, at least: in a scaler or in a range of values.
-        _expect(detector.n_features_in_ <= os.path.getsize(path), "columns")
+        _expect(detector.n_features_in_ <= opened.n_bytes, "columns")
         _check_scaler(detector, opened.manifest.get("versions"))
     return detector
 
