@@ -80,7 +80,10 @@ def _checks():
 
 
 # Some checks have so few rows that the threshold warns of it.
-@pytest.mark.filterwarnings("ignore:.*training rows cannot tell where a threshold:UserWarning")
+of_few_rows = pytest.mark.filterwarnings("ignore:.*training rows cannot tell where a threshold:UserWarning")
+
+
+@of_few_rows
 @pytest.mark.parametrize(("estimator", "check"), list(_checks()))
 def test_passes_the_estimator_check(estimator, check):
     try:
@@ -144,6 +147,7 @@ def test_a_float_contamination_flags_exactly_that_share(contamination):
 
 
 @pytest.mark.long
+@of_few_rows
 @pytest.mark.parametrize(
     "check",
     [
