@@ -61,16 +61,39 @@ def test_a_log_level_set_inside_is_gone_afterwards(chosen, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def without_standard_error():
-    """What a process found that closed its standard error, loaded TensorFlow, and was forked."""
+def facts():
+    """What a process found that closed its standard error, loaded TensorFlow, fitted on a second logical
+    processor, which stands in for a GPU, set Keras to another precision, and was forked.
+    """
     ran = run(
         """
         import json, os
         os.close(2)
         before = dict(os.environ)
-        from vae_anomaly.core.backend import tf
+        from vae_anomaly.core.backend import keras, tf
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         facts = {"constant": int(tf.constant(3))}
         facts["changed"] = sorted(set(os.environ.items()) ^ set(before.items()))
+
+        import numpy as np
+        from vae_anomaly import VAEDetector
+        from vae_anomaly.engine import tiles
+        X = np.random.RandomState(0).normal(size=(300, 4))
+        there = VAEDetector(epochs=2, device="cpu:1", random_state=0).fit(X)
+        here = VAEDetector(epochs=2, device="cpu:0", random_state=0).fit(X)
+        placed = tiles._copy_to_device(there.members_[0], "cpu:1")
+        facts["devices"] = [t.device for t in (placed[0], *placed[1])]
+        facts["same scores"] = bool((there.score_samples(X) == here.score_samples(X)).all())
+        facts["predicted"] = len(there.set_params(device="cpu:0").predict(X))
+
+        keras.config.set_dtype_policy("mixed_float16")
+        for members in (1, 2):
+            try:
+                VAEDetector(epochs=1, members=members).fit(X[:, :3])
+            except ValueError as error:
+                facts[f"refused {members}"] = str(error)
+
         to_parent, from_child = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -88,8 +111,21 @@ def without_standard_error():
     return json.loads(ran.stdout)
 
 
-def test_loading_leaves_the_environment_as_it_was(without_standard_error):
-    assert "TF_CPP_MIN_LOG_LEVEL" not in dict(without_standard_error["changed"])
+def test_loading_leaves_the_environment_as_it_was(facts):
+    assert "TF_CPP_MIN_LOG_LEVEL" not in dict(facts["changed"])
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_keras_in_another_precision_is_refused(facts, members):
+    expected = "computes in float32, but Keras is set to dtype policy 'mixed_float16'"
+    assert expected in facts[f"refused {members}"]
+
+
+def test_computation_and_state_go_to_the_named_device(facts):
+    assert facts["devices"]
+    assert all(device.endswith("CPU:1") for device in facts["devices"])
+    assert facts["same scores"]
+    assert facts["predicted"] == 300
 
 
 def test_only_tensorflows_log_lines_are_held_back(capfd):
@@ -100,8 +136,8 @@ def test_only_tensorflows_log_lines_are_held_back(capfd):
     assert capfd.readouterr().err == "a line of the user's own\n"
 
 
-def test_a_process_without_standard_error_is_no_obstacle(without_standard_error):
-    assert without_standard_error["constant"] == 3
+def test_a_process_without_standard_error_is_no_obstacle(facts):
+    assert facts["constant"] == 3
 
 
 def test_gpu_memory_growth_is_asked_for_and_a_refusal_accepted():
@@ -124,6 +160,6 @@ def test_gpu_memory_growth_is_asked_for_and_a_refusal_accepted():
     assert Refusing.asked == 2
 
 
-def test_a_forked_process_is_told_to_spawn_instead_of_hanging(without_standard_error):
-    assert "fork" in without_standard_error["in the fork"]
-    assert "spawn" in without_standard_error["in the fork"]
+def test_a_forked_process_is_told_to_spawn_instead_of_hanging(facts):
+    assert "fork" in facts["in the fork"]
+    assert "spawn" in facts["in the fork"]

@@ -1,5 +1,6 @@
 """VAEDetector where scikit-learn's users use outlier detectors."""
 
+import contextlib
 import pickle
 import subprocess
 import sys
@@ -187,7 +188,7 @@ def stored(request, table, mixed):
     return {name: (unfitted.fit(X), X) for name, (unfitted, X) in made.items()}
 
 
-LOADED_ELSEWHERE = """
+LOADED = """
 import sys
 import joblib, numpy as np, pandas as pd, skops.io
 from vae_anomaly.persistence import SKOPS_TRUSTED
@@ -211,39 +212,44 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.fixture(scope="module")
-def folder(stored, tmp_path_factory):
-    """The fitted pipelines in files, and what a fresh process made of each when it loaded it in each way."""
+@pytest.fixture(scope="module", params=["in this process", wide("in a fresh process")])
+def folder(request, stored, tmp_path_factory):
+    """The fitted pipelines in files, and what was made of each when it was loaded in each way."""
     folder = tmp_path_factory.mktemp("stored")
     for name, (fitted, X) in stored.items():
         pd.to_pickle(X, folder / f"{name}.rows")
         joblib.dump(fitted, folder / f"{name}.joblib")
         skops.io.dump(fitted, folder / f"{name}.skops")
-    command = [sys.executable, "-c", LOADED_ELSEWHERE, *stored]
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    if request.param == "in this process":
+        with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "argv", ["", *stored])
+            exec(LOADED, {})
+    else:
+        command = [sys.executable, "-c", LOADED, *stored]
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
     return folder
 
 
-def assert_same_scores_elsewhere(stored, folder, way):
+def assert_same_scores(stored, folder, way):
     for name, (fitted, X) in stored.items():
         found = np.load(folder / f"{name}.{way}.npy")
         np.testing.assert_array_equal(found, [fitted.score_samples(X), fitted.predict(X)])
 
 
-def test_what_joblib_has_dumped_scores_alike_in_a_fresh_process(stored, folder):
-    assert_same_scores_elsewhere(stored, folder, "joblib")
+def test_what_joblib_has_dumped_scores_alike(stored, folder):
+    assert_same_scores(stored, folder, "joblib")
 
 
 def test_joblib_stores_whole_pipelines_that_score_from_mapped_memory(stored, folder):
-    assert_same_scores_elsewhere(stored, folder, "mapped")
+    assert_same_scores(stored, folder, "mapped")
 
 
 def test_skops_stores_whole_pipelines_with_nothing_to_trust_but_this_librarys_classes(stored, folder):
     for name in stored:
         untrusted = skops.io.get_untrusted_types(file=folder / f"{name}.skops")
         assert set(untrusted) <= set(SKOPS_TRUSTED)
-    assert_same_scores_elsewhere(stored, folder, "skops")
+    assert_same_scores(stored, folder, "skops")
 
 
 def test_what_skops_has_loaded_can_be_used_as_before(stored, folder):

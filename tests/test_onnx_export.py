@@ -312,7 +312,7 @@ def test_columns_that_are_left_out_go_in_and_change_nothing_and_numbers_as_text_
     X["customer"], X["row"] = [f"C{i}" for i in range(100)], range(100)
     X["city"] = np.where(REAL[:100, 2] > 0, "Bern", "Genf")
     chosen = {"price": "gaussian", "customer": "ignored", "row": "ignored"}
-    detector = small(likelihood=chosen).fit(X)
+    detector = small(likelihood=chosen, members=1, n_draws=1).fit(X)
     graph = session(detector, tmp_path)
     feed = {name: X[name].to_numpy(object if name in ("customer", "city") else float) for name in X}
     assert_same(graph, detector, X, feed, sizes=(1, 100))

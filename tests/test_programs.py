@@ -1,10 +1,7 @@
 """Compiled programs: shared, bounded in number, independent of the rows."""
 
 import gc
-import json
 import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -131,59 +128,12 @@ def test_a_network_without_trainable_weights_is_refused(table):
         frozen.fit(table[0])
 
 
-ELSEWHERE = """
-import json
-import numpy as np
-from vae_anomaly.core.backend import keras, tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from vae_anomaly import VAEDetector
-from vae_anomaly.engine import tiles
-facts = {}
-X = np.random.RandomState(0).normal(size=(300, 4))
-there = VAEDetector(epochs=2, device="cpu:1", random_state=0).fit(X)
-here = VAEDetector(epochs=2, device="cpu:0", random_state=0).fit(X)
-placed = tiles._copy_to_device(there.members_[0], "cpu:1")
-facts["devices"] = [t.device for t in (placed[0], *placed[1])]
-facts["same scores"] = bool((there.score_samples(X) == here.score_samples(X)).all())
-facts["predicted"] = len(there.set_params(device="cpu:0").predict(X))
-keras.config.set_dtype_policy("mixed_float16")
-for members in (1, 2):
-    try:
-        VAEDetector(epochs=1, members=members).fit(X[:, :3])
-    except ValueError as error:
-        facts[f"refused {members}"] = str(error)
-print(json.dumps(facts))
-"""
-
-
-@pytest.fixture(scope="module")
-def elsewhere():
-    """What a process found in which a second logical processor stands in for a GPU."""
-    ran = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
-
-
-@pytest.mark.parametrize("members", [1, 2])
-def test_keras_in_another_precision_is_refused(elsewhere, members):
-    expected = "computes in float32, but Keras is set to dtype policy 'mixed_float16'"
-    assert expected in elsewhere[f"refused {members}"]
-
-
 def test_a_model_is_tied_to_no_device(table):
     X, _ = table
     on_cpu = VAEDetector(epochs=2, device="cpu:0", random_state=0).fit(X)
     anywhere = VAEDetector(epochs=2, random_state=0).fit(X)
     np.testing.assert_array_equal(on_cpu.score_samples(X), anywhere.score_samples(X))
     np.testing.assert_array_equal(on_cpu.set_params(device=None).score_samples(X), anywhere.score_samples(X))
-
-
-def test_computation_and_state_go_to_the_named_device(elsewhere):
-    assert elsewhere["devices"]
-    assert all(device.endswith("CPU:1") for device in elsewhere["devices"])
-    assert elsewhere["same scores"]
-    assert elsewhere["predicted"] == 300
 
 
 def _megabytes():
