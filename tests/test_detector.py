@@ -658,3 +658,34 @@ def test_pretrained_keras_models_start_from_their_weights(table):
     trained = pretrained.fit(table[0]).model_.encoder.get_weights()
     for before, after in zip(encoder.get_weights(), trained, strict=True):
         np.testing.assert_allclose(before, after, atol=1e-9)
+
+
+# -- columns that do not vary ---------------------------------------------------------------------------
+@pytest.mark.parametrize("value", [1e-30, *map(wide, (1e-6, 1.0, -5.0, 1e6)), 1e20, wide(1e30), wide(1e140)])
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_percent_off_a_constant_is_an_anomaly_in_any_unit_and_a_millionth_is_none(value, alone):
+    rng = np.random.RandomState(0)
+    X = np.full((200, 2), value) if alone else np.c_[rng.normal(size=(200, 3)), np.full(200, value)]
+    detector = VAEDetector(DenseNetwork((16,)), members=2, epochs=30, random_state=0).fit(X)
+    expected = detector.score_samples(X)
+    assert np.abs(expected).max() < 100
+    off, nearly = X[:50].copy(), X[:50].copy()
+    off[:, -1] *= 1.01
+    nearly[:, -1] *= 1 + 1e-6
+    assert (detector.predict(off) == -1).all()
+    np.testing.assert_allclose(detector.score_samples(nearly), expected[:50], atol=0.01)
+
+
+def test_the_unit_of_a_constant_changes_no_score():
+    rows = np.random.RandomState(0).normal(size=(100, 2))
+    found = []
+    for unit in (1.0, 1024.0):
+        X = np.c_[rows, np.full(100, 3.0 * unit)]
+        detector = VAEDetector(DenseNetwork((8,)), epochs=3, random_state=0).fit(X)
+        found.append(detector.score_samples(X + [0, 0, 0.5 * unit]))
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_training_stops_where_nothing_is_left_to_learn():
+    detector = VAEDetector(DenseNetwork((8,)), members=2, random_state=0).fit(np.full((100, 3), 5.0))
+    assert len(detector.history_["loss"]) < 2 * 1000  # half of the most

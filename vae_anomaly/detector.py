@@ -143,7 +143,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
         "auto" does for tables of at least 10 rows if ``epochs="auto"``: an int trains as long as it says.
     patience : int, default=30
-        Epochs to wait.
+        Epochs to wait: training stops if the last so many have not made ``val_loss`` better by a thousandth
+        of a nat.
     contamination : "auto" or float, default="auto"
         Where the threshold lies. A float in (0, 0.5] calls that fraction of the training rows anomalies.
         More of the new normal rows lie beyond: `false_alarm_rate_` tells. "auto" is `thresholds.OutOfBag`,

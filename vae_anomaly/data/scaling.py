@@ -35,6 +35,10 @@ __all__ = [
 FARTHEST = 1e14
 
 _LARGEST = 1e150
+# Of the largest value: what sums and means of equal numbers may be off by.
+_ROUNDING = 32 * np.finfo(np.float64).eps
+# A thousandth of a smaller one is no normal number any more.
+_SMALLEST_CONSTANT = 1e-300
 
 _NUMBERS_AT_ONCE = 2**21
 
@@ -167,11 +171,28 @@ def fit_scaler(scaler: Estimator, X: Matrix) -> Estimator:
     if type(scaler) is StandardScaler or (sparse.issparse(X) and hasattr(scaler, "partial_fit")):
         # In blocks: a variance makes copies of what it gets at once, and a sparse table is never dense.
         scaler = clone(scaler)
+        least, greatest = np.full(X.shape[1], np.inf), np.full(X.shape[1], -np.inf)
         for start in range(0, X.shape[0], block := _block_of(X)):
-            scaler.partial_fit(dense(X[start : start + block]))
+            rows = dense(X[start : start + block])
+            scaler.partial_fit(rows)
+            least, greatest = (np.fmin(least, np.fmin.reduce(rows)), np.fmax(greatest, np.fmax.reduce(rows)))
+        if type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std:
+            _give_constants_a_unit(scaler, least, greatest)
         return scaler
     # A transformer of the user's may write into its argument.
     return None if scaler is None else clone(scaler).fit(X.copy())
+
+
+def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -> None:
+    """Let a thousandth of its value be the unit of a column that does not vary but by rounding.
+
+    `StandardScaler` leaves it the unit that it has: what deviates would depend on whether it is of meters or
+    of kilometers.
+    """
+    size = np.maximum(np.abs(least), np.abs(greatest))
+    constant = greatest - least <= _ROUNDING * size
+    scaler.mean_[constant] = least[constant]
+    scaler.scale_[constant] = np.where(size > _SMALLEST_CONSTANT, size / 1000, 1.0)[constant]
 
 
 def scale(X: Matrix, scaler: Estimator, names: Array | None = None) -> Rows:

@@ -7,16 +7,20 @@ from numbers import Real
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Constraints, Tensor
 from vae_anomaly.likelihoods.base import Likelihood, Parameters
 
 __all__ = ["Gaussian", "Laplace", "LocationScale", "StudentT"]
 
 # Quadrature over a standard density: wide enough for its mass, fine enough for a kink.
+# What softplus takes for no more than a hundredth.
+_BELOW_MINIMUM = 5.0
 _FARTHEST_RESIDUAL, _N_GRID = 60.0, 12_001
 
 
@@ -59,6 +63,16 @@ class LocationScale(Likelihood):
     @property
     def n_shared(self) -> int:
         return 1 if self.scale == "per_feature" else 0
+
+    def initial_shared(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """Scales start at about 1, those of constant features near the smallest, which they end at."""
+        shared = super().initial_shared(rows)
+        if self.n_shared:
+            # Of a feature without any value, both are infinite, the other way round.
+            least = np.where(np.isnan(rows), np.inf, rows).min(axis=0)
+            greatest = np.where(np.isnan(rows), -np.inf, rows).max(axis=0)
+            shared[0, least == greatest] = math.log(self.minimum_scale) - _BELOW_MINIMUM
+        return shared
 
     def log_scale(self, parameters: Parameters) -> Tensor:
         """Log s, broadcastable to (n_rows, n_features)."""

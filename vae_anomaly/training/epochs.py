@@ -43,6 +43,9 @@ __all__ = ["Progress", "TrainingResult", "Validation", "append_history", "train"
 # Trainings that end well stay far below: far rows begin with a great loss.
 _EXPLODES_FROM = 1e4
 _LOWER_RATE = 0.1
+# Nats of a row, in as many epochs as the patience is. Columns that do not vary are learned ever better by
+# ever less: without it, a constant table is trained to the last epoch.
+_LEAST_IMPROVEMENT = 1e-3
 
 
 class Validation(NamedTuple):
@@ -85,8 +88,14 @@ class Progress(NamedTuple):
 
     def is_last(self, plan: Plan, n_epochs: int) -> bool:
         """Whether no epoch follows."""
-        patient = self.best is None or self.n_epochs - 1 - self.best[1] < plan.patience
-        return self.n_epochs >= n_epochs or (plan.early_stopping and not patient)
+        return self.n_epochs >= n_epochs or (plan.early_stopping and not self._improves(plan.patience))
+
+    def _improves(self, patience: int) -> bool:
+        """Whether the last so many epochs have made ``val_loss`` better by `_LEAST_IMPROVEMENT`."""
+        losses = np.nan_to_num(self.history.get("val_loss", [])[: self.n_epochs], nan=np.inf, posinf=np.inf)
+        if len(losses) <= patience:
+            return True
+        return bool(losses[-patience:].min() < losses[:-patience].min() - _LEAST_IMPROVEMENT)
 
 
 def train(
