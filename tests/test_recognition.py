@@ -227,6 +227,13 @@ def test_what_columns_were_taken_for_is_told(with_identifiers, without_them):
     assert of_numbers["likelihood"].to_dict() == {0: "gaussian", 1: "gaussian"}
 
 
+def test_a_notebook_shows_it_too(without_them):
+    page = without_them._html_repr()
+    assert "<summary>4 columns, 2 of them ignored</summary>" in page
+    assert "<th>customer</th>" in page
+    assert "<summary>4 columns" not in VAEDetector()._html_repr()
+
+
 @pytest.mark.parametrize("stored", ["file", "pickle"])
 def test_it_stays_left_out_in_files(stored, with_identifiers, without_them, tmp_path):
     if stored == "file":

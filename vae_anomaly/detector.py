@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.utils import estimator_html_repr
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -1139,6 +1140,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             levels=self._member_levels,
             invalid=self.invalid,
         )
+
+    def _html_repr(self) -> str:
+        page: str = estimator_html_repr(self)
+        return page + model_card.columns_html(self)
 
     @property
     def _shape_of_images(self) -> Shape | None:

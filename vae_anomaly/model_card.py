@@ -169,6 +169,15 @@ def describe_columns(detector: Detector) -> pd.DataFrame:
     )
 
 
+def columns_html(detector: Detector) -> str:
+    """What the columns of a table were taken for, as a part of a page to be opened; "" if there is no table."""
+    if getattr(detector, "table_", None) is None:
+        return ""
+    left_out = f", {len(detector.table_.ignored)} of them ignored" if detector.table_.ignored else ""
+    lines = describe_columns(detector).to_html(max_rows=_MOST_COLUMNS, na_rep="", border=0)
+    return f"<details><summary>{len(detector.table_.columns)} columns{left_out}</summary>{lines}</details>"
+
+
 def _columns(detector: Detector) -> list[Values]:
     table, names = detector.table_, getattr(detector, "feature_names_in_", None)
     missing = getattr(detector, "missing_fraction_", None)
