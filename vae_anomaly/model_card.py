@@ -170,7 +170,7 @@ def describe_columns(detector: Detector) -> pd.DataFrame:
 
 
 def columns_html(detector: Detector) -> str:
-    """What the columns of a table were taken for, as a part of a page to be opened; "" if there is no table."""
+    """What the columns of a table were taken for, as a part of a page to be opened; "" of no table."""
     if getattr(detector, "table_", None) is None:
         return ""
     left_out = f", {len(detector.table_.ignored)} of them ignored" if detector.table_.ignored else ""
