@@ -255,11 +255,11 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
     if unknown:
         raise ValueError(f"likelihood names column {unknown[0]!r}, but X has the columns {list(X.columns)}.")
     reasons: dict[str, list[Hashable]] = {}
+    chosen = dict(chosen)
     for name in X.columns:
         if chosen.get(name, "auto") == "auto":
             _check_values(X[name], name)
-            found, reason = recognize(X[name], name)
-            chosen = {**chosen, name: found}
+            chosen[name], reason = recognize(X[name], name)
             if reason is not None:
                 reasons.setdefault(reason, []).append(name)
     table = Table(tuple(_column(X[name], name, chosen[name]) for name in X.columns), named)
