@@ -1,10 +1,13 @@
 """ONNX export: the graph gives the detector's scores and labels, with nothing but a runtime."""
 
 import copy
+import io
 import json
 import os
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -459,6 +462,20 @@ assert os.environ == before, os.environ.keys() ^ before.keys()
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+@pytest.mark.wide
+def test_threads_can_export_at_once(written, of_few_values):
+    given = [(written[0], written[1].to_numpy()), of_few_values[:2]] * 2
+    files, before = [io.BytesIO() for _ in given], os.environ.copy()
+    with ThreadPoolExecutor(len(given)) as pool:
+        list(pool.map(lambda detector, file: detector.to_onnx(file), next(zip(*given, strict=True)), files))
+    for (detector, rows), file in zip(given, files, strict=True):
+        (scores,) = onnxruntime.InferenceSession(file.getvalue()).run(["score_samples"], {"X": rows})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of rows without names
+            np.testing.assert_allclose(scores, detector.score_samples(rows), rtol=TOLERANCE)
+    assert os.environ == before
 
 
 def test_a_detector_that_is_not_fitted_is_refused(tmp_path):

@@ -43,7 +43,8 @@ def _load(name: str) -> ModuleType:
         raise RuntimeError(
             "TensorFlow was started before this process was forked, and would hang here: its threads stay "
             "in the parent. Start workers with joblib's default (loky) or "
-            "multiprocessing.get_context('spawn')."
+            "multiprocessing.get_context('spawn'). In a server that forks its workers, load the detector in "
+            "each of them (gunicorn: in post_fork), or let them score with the file that to_onnx writes."
         )
     with _opening:
         if not _opened:

@@ -8,6 +8,7 @@ function of rows and weights, whatever the number of members. Here the pieces ar
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -35,14 +36,17 @@ __all__ = ["write"]
 _TOLERANCE = 1e-4
 _WEIGHT_BYTES = 2 * 10**9
 _ROWS_TO_CHECK = 256
+# tf2onnx keeps what belongs to one conversion in globals, and the environment is changed meanwhile.
+_exporting = threading.Lock()
 
 
 def write(path: PathOrFile, detector: Detector) -> None:
     """Write a fitted detector as an ONNX graph; see `VAEDetector.to_onnx`."""
     for needed in ("onnx", "onnxruntime", "skl2onnx", "tf2onnx"):
         library(needed)
-    data = _model_of(detector).SerializeToString()
-    _check(detector, data)
+    with _exporting:
+        data = _model_of(detector).SerializeToString()
+        _check(detector, data)
     archive.replace_file(path, lambda file: file.write(data))
 
 
