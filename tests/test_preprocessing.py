@@ -124,10 +124,24 @@ def test_texts_that_are_no_iso_dates_are_refused():
         features(["1.12.2023", "2.12.2023"])
 
 
-def test_numbers_where_dates_were_are_refused():
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(5, r"received 5 \(no time\)"), (pd.Timedelta(1, "h"), r"received Timedelta.*\(duration\)")],
+)
+def test_other_values_where_dates_were_are_refused(value, message):
     fitted = DatetimeFeatures().fit(pd.DataFrame({"when": WHEN}))
-    with pytest.raises(ValueError, match="column 'when' held dates or times in fit; received 5"):
-        fitted.transform(pd.DataFrame({"when": [5]}))
+    with pytest.raises(ValueError, match=f"column 'when' held values of the kind 'date' in fit; {message}"):
+        fitted.transform(pd.DataFrame({"when": [value]}))
+
+
+@pytest.mark.parametrize(
+    "values", [WHEN, WHEN - WHEN[0], [datetime.time(1)] * N_ROWS], ids=["dates", "durations", "times"]
+)
+def test_a_column_without_any_time_gives_missing_numbers(values):
+    fitted = DatetimeFeatures(elapsed=True).fit(pd.DataFrame({"when": values}))
+    found = fitted.transform(pd.DataFrame({"when": [None, None]}))
+    assert list(found) == list(fitted.get_feature_names_out())
+    assert found.isna().all(axis=None)
 
 
 @pytest.mark.parametrize(

@@ -80,19 +80,19 @@ class DatetimeFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._validate_params()
         table = self._checked(X, reset=True)
-        self._parts: list[list[str] | None] = []  # None of a column without times
+        self._kinds: list[str | None] = []  # None of a column without times
+        self._parts: list[list[str]] = []
         self._starts: list[str | None] = []  # texts, which every way of storing the transformer takes
         for position in range(table.shape[1]):
-            parts, start = None, None
+            kind, parts, start = None, [""], None
             if isinstance(table, pd.DataFrame) and holds_times(table.iloc[:, position]):
                 kind, times = _times(table.iloc[:, position])
                 parts = self._parts_of(kind, times)
                 start = times.min().isoformat() if kind == "date" else None
+            self._kinds.append(kind)
             self._parts.append(parts)
             self._starts.append(start)
-        self.feature_origins_ = [
-            position for position, parts in enumerate(self._parts) for _ in ([""] if parts is None else parts)
-        ]
+        self.feature_origins_ = [position for position, parts in enumerate(self._parts) for _ in parts]
         return self
 
     def transform(self, X: MatrixLike) -> Any:
@@ -111,17 +111,21 @@ class DatetimeFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(table, pd.DataFrame):
             return table
         columns: list[pd.Series] = []
-        for position, (parts, start) in enumerate(zip(self._parts, self._starts, strict=True)):
+        for position, (kind, parts, start) in enumerate(
+            zip(self._kinds, self._parts, self._starts, strict=True)
+        ):
             values = table.iloc[:, position]
-            if parts is None:
+            if kind is None:
                 columns.append(values)
-            elif not (values.isna().all() or holds_times(values)):
-                raise ValueError(
-                    f"column {values.name!r} held dates or times in fit; received "
-                    f"{values.dropna().tolist()[0]!r}."
-                )
+            elif values.isna().all():
+                columns += [pd.Series(np.nan, table.index)] * len(parts)
             else:
-                _, times = _times(values)
+                found, times = _times(values) if holds_times(values) else ("no time", values)
+                if found != kind:
+                    raise ValueError(
+                        f"column {values.name!r} held values of the kind {kind!r} in fit; received "
+                        f"{values.dropna().tolist()[0]!r} ({found})."
+                    )
                 columns += [pd.Series(_number(times, part, start), table.index) for part in parts]
         # `concat` takes no empty list: of dates of a few days, nothing is left.
         made = pd.concat(columns, axis=1) if columns else pd.DataFrame(index=table.index)
@@ -135,7 +139,7 @@ class DatetimeFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         out = [
             f"{name}_{part}" if part else name
             for name, parts in zip(names, self._parts, strict=True)
-            for part in ([""] if parts is None else parts)
+            for part in parts
         ]
         return np.array(out, dtype=object)
 
