@@ -89,7 +89,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         p(x|z): "gaussian", "laplace", "student_t" for real values, "bernoulli", "continuous_bernoulli",
         "unit_gaussian" for values in [0, 1], "count", "categorical", or an instance from
         `vae_anomaly.likelihoods`. A dict ``{column: likelihood}`` or a list of pairs ``(likelihood,
-        columns)`` is for tables of mixed columns, "mixed" goes by the columns' dtypes; see
+        columns)`` is for tables of mixed columns, "mixed" goes by what the columns hold; see
         `data.tables.table_of`. "auto" is "mixed" for a DataFrame with columns that are not numbers,
         "gaussian" for other tables, and "unit_gaussian" for images, and for flat rows behind a
         `ConvNetwork`. Identifiers in a DataFrame, columns in which nearly every row has a value of its own,

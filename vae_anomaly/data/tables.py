@@ -206,12 +206,12 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
     X : array or DataFrame of shape (n_rows, n_columns)
     likelihood : "auto", name, Likelihood, dict or list
         "mixed" takes the columns for what they hold, see `recognition.recognize`: Bernoulli for booleans,
-        Categorical for strings and categories, Count for whole numbers that are never negative and mostly
-        below 10, Gaussian for other numbers; identifiers are left out. So does "auto" for a DataFrame with
-        columns that are not numbers; of one of numbers alone it leaves running numbers out. "categorical" is
-        for all columns. A dict gives likelihoods of columns by their names (positions, if X is an array), a
-        list holds pairs of a likelihood and the columns that have it, and "ignored" leaves columns out;
-        others are taken for what they hold.
+        Categorical for strings, categories and whole numbers with a ceiling, Count for others that are never
+        negative and mostly below 10, Gaussian for other numbers; identifiers are left out. So does "auto"
+        for a DataFrame with columns that are not numbers; of one of numbers alone it leaves running numbers
+        out. "categorical" is for all columns. A dict gives likelihoods of columns by their names (positions,
+        if X is an array), a list holds pairs of a likelihood and the columns that have it, and "ignored"
+        leaves columns out; others are taken for what they hold.
 
     Warns
     -----
