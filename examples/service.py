@@ -3,9 +3,10 @@
 `score_rows` is a plain WSGI application: it takes a JSON list of rows and answers with their scores and
 labels. The graph is loaded once and shared by all threads, which onnxruntime allows; neither TensorFlow nor
 this library is needed where it runs. Here the standard library's server stands in for gunicorn or the like,
-and four clients ask it at once. Rows that the graph does not take are answered by a 400. Run it with::
+and four clients ask it at once. Rows that the graph does not take are answered by a 400. It needs the extra
+``onnx`` (``pip install 'vae-anomaly[onnx]'``). Run it with::
 
-    pip install 'vae-anomaly[onnx]' && python examples/service.py
+    python examples/service.py
 """
 
 import http.client
