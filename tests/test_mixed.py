@@ -470,3 +470,10 @@ def test_columns_and_their_gradient_are_those_of_keras(columns: list[int]) -> No
         found.append((taken, tape.gradient(total, x)))
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_column_without_a_value_is_no_constant() -> None:
+    X = np.c_[np.full(5, 6.0), np.full(5, np.nan)]
+    fitted = fit_scaler(StandardScaler(), X)
+    assert (fitted.mean_[0], fitted.scale_[0]) == (6.0, 2.0)
+    assert not np.isinf([*fitted.mean_, *fitted.scale_]).any()

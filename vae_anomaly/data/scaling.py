@@ -175,12 +175,16 @@ def fit_scaler(scaler: Estimator, X: Matrix) -> Estimator:
         for start in range(0, X.shape[0], block := _block_of(X)):
             rows = dense(X[start : start + block])
             scaler.partial_fit(rows)
-            least, greatest = (np.fmin(least, np.fmin.reduce(rows)), np.fmax(greatest, np.fmax.reduce(rows)))
-        if type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std:
+            least, greatest = np.fmin(least, np.fmin.reduce(rows)), np.fmax(greatest, np.fmax.reduce(rows))
+        if _standardizes(scaler):
             _give_constants_a_unit(scaler, least, greatest)
         return scaler
     # A transformer of the user's may write into its argument.
     return None if scaler is None else clone(scaler).fit(X.copy())
+
+
+def _standardizes(scaler: Estimator) -> bool:
+    return type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std
 
 
 def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -> None:
@@ -191,7 +195,8 @@ def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -
     columns; with a Gaussian of the smallest scale, a third off counts 50 nats and a tenth off 4.5.
     """
     size = np.maximum(np.abs(least), np.abs(greatest))
-    constant = greatest - least <= _ROUNDING * size
+    # Of a column without a value, the least is infinite and the greatest is, below zero.
+    constant = (least <= greatest) & (greatest - least <= _ROUNDING * size)
     scaler.mean_[constant] = least[constant]
     scaler.scale_[constant] = np.where(size > _SMALLEST_CONSTANT, size / 3, 1.0)[constant]
 
@@ -244,7 +249,7 @@ def _scale_block(X: Matrix, start: int, size: int, scaler: Estimator, names: Arr
 
 def _transform(given: Matrix, block: Array, scaler: Estimator) -> Array:
     # The rows have been checked; for one row, checking them again costs a third of the whole score.
-    if type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std:
+    if _standardizes(scaler):
         return np.asarray((block - scaler.mean_) / scaler.scale_)
     if hasattr(scaler, "partial_fit"):  # fitted on dense rows
         given = block
