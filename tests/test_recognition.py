@@ -35,6 +35,7 @@ OTHERS = {
     "booleans": (RNG.uniform(size=N_ROWS) < 0.5, "bernoulli"),
     "texts": (RNG.choice(["Bern", "Genf"], N_ROWS), "categorical"),
     "many texts, each often": ([f"shop {i % 40}" for i in range(N_ROWS)], "categorical"),
+    "hours as text": ([str(i % 24) for i in range(240)], "categorical"),
     "few numbers as text": ([str(i % 5) for i in range(N_ROWS)], "categorical"),
     "postal codes": ([str(3000 + i % 50) for i in range(N_ROWS)], "categorical"),
     "codes with leading zeros": ([f"{i % 50:03d}" for i in range(N_ROWS)], "categorical"),

@@ -201,9 +201,9 @@ def _recognize_objects(present: pd.Series, name: Hashable) -> Recognized:
             written = pd.Series(numbers)
             whole = (written % 1 == 0).all() and written.abs().max() < 2**53
             found = _recognize_numbers(written.astype("int64") if whole else written, name)
-            if found.likelihood == IGNORED:
-                return found
-            return Recognized(found.likelihood, _WRITTEN_NUMBERS)
+            # Identifiers and categories are taken as the texts that they are.
+            is_read = found.likelihood in ("count", "gaussian")
+            return Recognized(found.likelihood, _WRITTEN_NUMBERS) if is_read else found
     if kinds == {"str"} and _is_of_single_values(present):
         return _IDENTIFIERS
     return Recognized("categorical")

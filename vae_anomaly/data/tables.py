@@ -229,9 +229,10 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
         if not hasattr(X, "columns"):
             return None
         if all(is_number(values) for _, values in X.items()):
-            if not any(serial_numbers(values, name) for name, values in X.items()):
+            others = [name for name, values in X.items() if not serial_numbers(values, name)]
+            if len(others) == X.shape[1]:
                 return None
-            chosen = {n: Gaussian.name for n, values in X.items() if not serial_numbers(values, n)}
+            chosen = dict.fromkeys(others, Gaussian.name)
     elif isinstance(likelihood, dict):
         chosen = likelihood
     elif isinstance(likelihood, (list, tuple)):
