@@ -269,15 +269,15 @@ def _to_values(progress: Progress) -> Values:
         "training": [np.asarray(values) for values in state[:3]],
         "non_trainable": [np.asarray(values) for values in state.non_trainable],
         "history": {name: values[: progress.n_epochs] for name, values in progress.history.items()},
-        "best": best and [*best[:2], best[2].trainable, list(best[2].non_trainable)],
+        "best": best and [best[0], best[1].trainable, list(best[1].non_trainable)],
     }
 
 
 def _to_progress(stored: Values, specification: Specification) -> Progress:
     best = stored["best"]
     if best is not None:
-        val_loss, epoch, trainable, non_trainable = best
-        best = val_loss, epoch, ModelState(specification, trainable, tuple(non_trainable))
+        val_loss, trainable, non_trainable = best
+        best = val_loss, ModelState(specification, trainable, tuple(non_trainable))
     weights, first_moment, second_moment = stored["training"]
     state = TrainingState(weights, first_moment, second_moment, stored["non_trainable"])
     others = {name: stored[name] for name in ("n_epochs", "history", "largest", "rate_factor")}

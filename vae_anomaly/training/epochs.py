@@ -72,7 +72,7 @@ class Progress(NamedTuple):
     training : TrainingState
     history : dict of list of float
         Of its lists, the first ``n_epochs`` numbers count: others may follow while the training goes on.
-    best : (val_loss, epoch, ModelState) or None
+    best : (val_loss, ModelState) or None
     largest : float
         The greatest size that the loss has had.
     rate_factor : float
@@ -82,7 +82,7 @@ class Progress(NamedTuple):
     n_epochs: int
     training: TrainingState
     history: dict[str, list[float]]
-    best: tuple[float, int, ModelState] | None = None
+    best: tuple[float, ModelState] | None = None
     largest: float = 0.0
     rate_factor: float = 1.0
 
@@ -161,7 +161,7 @@ def train(
                 interruption.request_stop()
         history = {name: values[: progress.n_epochs] for name, values in progress.history.items()}
         if plan.early_stopping and progress.best is not None:
-            return TrainingResult(observers.end(progress.best[2]), history)
+            return TrainingResult(observers.end(progress.best[1]), history)
         return TrainingResult(observers.end(model_state(architecture, progress.training)), history)
 
 
@@ -233,7 +233,7 @@ class _Epochs:
             figures |= self._interruption.complete(_validate, present, self._validation, self._plan)
             loss = float(figures["val_loss"])
             if best is None or loss < best[0] or np.isnan(best[0]):
-                best = (loss, progress.n_epochs, present)
+                best = (loss, present)
         for name, value in figures.items():
             progress.history.setdefault(name, []).append(float(value))
         largest = max(progress.largest, self._size(figures))
