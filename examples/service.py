@@ -68,9 +68,7 @@ class ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
 
 
 class QuietHandler(WSGIRequestHandler):
-    """Keeps a connection for several requests, and writes no line for each."""
-
-    protocol_version = "HTTP/1.1"
+    """Writes no line for each request."""
 
     def log_message(self, *arguments: object) -> None:
         """Nothing."""

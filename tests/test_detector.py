@@ -688,4 +688,4 @@ def test_the_unit_of_a_constant_changes_no_score():
 
 def test_training_stops_where_nothing_is_left_to_learn():
     detector = VAEDetector(DenseNetwork((8,)), members=2, random_state=0).fit(np.full((100, 3), 5.0))
-    assert len(detector.history_["loss"]) < 2 * 1000  # half of the most
+    assert len(detector.history_["loss"]) < 1500  # of at most 2,000

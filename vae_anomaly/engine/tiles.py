@@ -32,8 +32,8 @@ _TILE_FLOPS = 1.2e8
 _WIDE_TILES = (16, 512)
 _NARROW_TILES = (4, 16, 128)
 _WIDE = "wide"
-# To compile a narrow tile's program and to try its bits takes as long as a hundred calls of wide tiles with a
-# row of the default's save, or more: whoever scores some rows one by one is not made to wait for it.
+# To compile a narrow tile's program and to try its bits takes as long as a hundred calls by a wide tile, or
+# more: whoever scores some rows one by one is not made to wait for it.
 _NARROW_TILE_FROM_CALLS = 32
 # To compile a model's own program takes as long as a few hundred calls.
 _OWN_PROGRAM_FROM_CALLS = 256
