@@ -472,6 +472,7 @@ def test_columns_and_their_gradient_are_those_of_keras(columns: list[int]) -> No
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")  # of scikit-learn
 def test_a_column_without_a_value_is_no_constant() -> None:
     X = np.c_[np.full(5, 6.0), np.full(5, np.nan)]
     fitted = fit_scaler(StandardScaler(), X)
