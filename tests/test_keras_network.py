@@ -14,6 +14,7 @@ from sklearn.base import clone
 
 from vae_anomaly import KerasNetwork, VAEDetector
 from vae_anomaly.core.backend import keras
+from vae_anomaly.engine.programs import model_of
 from vae_anomaly.layers import KLDivergence
 
 
@@ -262,6 +263,121 @@ def test_weights_without_an_initializer_come_from_the_given_model(forget_program
     after_another = [fit(near).score(ROWS), fit(far).score(ROWS)][1]
     forget_programs()
     assert after_another == fit(far).score(ROWS) != fit(near).score(ROWS)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64", "float16"])
+def test_models_made_under_another_dtype_policy_are_trained_as_those_of_float32(policy: str) -> None:
+    def network() -> KerasNetwork:
+        x = keras.Input((4,), name="x")
+        encoder = keras.Model(x, keras.layers.Dense(4, name="posterior")(x), name="encoder")
+        decoder = keras.Sequential(
+            [keras.Input((2,), name="z"), keras.layers.Dense(4, name="parameters")], name="decoder"
+        )
+        return KerasNetwork(encoder, decoder)
+
+    expected = fit(network()).score_samples(ROWS)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        made_so = network()
+    finally:
+        keras.config.set_dtype_policy(before)
+    np.testing.assert_array_equal(fit(made_so).score_samples(ROWS), expected)
+
+
+def test_a_frozen_layer_keeps_the_weights_of_the_given_model_and_others_are_drawn_anew() -> None:
+    encoder = an_encoder()
+    frozen, trained = encoder.layers[1], encoder.layers[2]
+    frozen.trainable = False
+    kept, left = weights_of(frozen), weights_of(trained)
+    for member in fit(KerasNetwork(encoder, a_decoder()), members=2).members_:
+        model = model_of(member)
+        assert equal(weights_of(model.encoder.layers[1]), kept)
+        assert not equal(weights_of(model.encoder.layers[2]), left)
+
+
+def test_a_network_with_other_frozen_weights_is_another() -> None:
+    encoder, decoder = an_encoder(), a_decoder()
+    encoder.layers[1].trainable = False
+    before = KerasNetwork(encoder, decoder).architecture_key()
+    assert KerasNetwork(encoder, decoder).architecture_key() == before
+    encoder.layers[1].set_weights([weight + 1 for weight in encoder.layers[1].get_weights()])
+    assert KerasNetwork(encoder, decoder).architecture_key() != before
+
+
+def images(n: int = 60) -> Any:
+    return (np.random.RandomState(0).random_sample((n, 4, 4, 1)) < 0.2).astype("f4")
+
+
+def of_images(last: Any) -> KerasNetwork:
+    """Models that take and make images of 4 x 4 pixels."""
+    x = keras.Input((4, 4, 1))
+    hidden = keras.layers.Flatten()(keras.layers.Conv2D(2, 3, padding="same", activation="relu")(x))
+    encoder = keras.Model(x, [keras.layers.Dense(2)(hidden), keras.layers.Dense(2)(hidden)])
+    decoder = keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(32, activation="relu"),
+            keras.layers.Reshape((4, 4, 2)),
+            keras.layers.Conv2D(1, 3, padding="same", activation=last),
+        ]
+    )
+    return KerasNetwork(encoder, decoder)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (4, 4), (16,)])
+def test_models_of_images_take_images_and_flat_rows_alike(shape: tuple[int, ...]) -> None:
+    X = images()
+    detector = VAEDetector(
+        network=of_images(None),
+        likelihood="bernoulli",
+        epochs=1,
+        members=1,
+        early_stopping=False,
+        score="elbo",
+        random_state=0,
+    )
+    of_images_too = detector.fit(X).score_samples(X)
+    given = X.reshape(-1, *shape)
+    np.testing.assert_array_equal(detector.fit(given).score_samples(given), of_images_too)
+    encoder, decoder = detector.model_.encoder, detector.model_.decoder
+    assert (encoder.input_shape, decoder.output_shape) == ((None, 16), (None, 16))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "last", "reach"),
+    [
+        ("bernoulli", "sigmoid", "from 0.5 to 0.731"),
+        ("continuous_bernoulli", "sigmoid", "from 0.5 to 0.582"),
+        ("gaussian", "tanh", "from -1 to 1"),
+        ("gaussian", "relu", "from 0 to inf"),
+    ],
+)
+def test_a_decoder_whose_last_activation_keeps_it_from_the_rows_is_warned_of(
+    likelihood: str, last: str, reach: str
+) -> None:
+    detector = VAEDetector(network=of_images(last), likelihood=likelihood, epochs=1)
+    with pytest.warns(UserWarning, match=f"ends in the activation '{last}'.*expects values {reach}"):
+        detector.fit(images())
+
+
+@pytest.mark.parametrize("last", [None, "linear", "sigmoid", "leaky_relu"])
+def test_a_decoder_that_reaches_the_rows_is_not_warned_of(last: str | None) -> None:
+    """Pixels in [0, 1], of which a unit Gaussian expects what the decoder says."""
+    VAEDetector(network=of_images(last), likelihood="unit_gaussian", epochs=1).fit(images())
+
+
+def test_a_last_activation_is_found_behind_layers_that_move_values() -> None:
+    layers = keras.layers
+    decoders = {
+        "sigmoid": [layers.Dense(16), layers.Activation("sigmoid"), layers.Reshape((4, 4, 1))],
+        "tanh": [layers.Dense(36, activation="tanh"), layers.Reshape((6, 6, 1)), layers.Cropping2D(1)],
+        "re_lu": [keras.Sequential([layers.Dense(16), layers.ReLU(name="re_lu")])],
+    }
+    for name, last in decoders.items():
+        network = KerasNetwork(an_encoder(16), keras.Sequential([keras.Input((2,)), *last]))
+        with pytest.warns(UserWarning, match=f"ends in the activation '{name}'"):
+            VAEDetector(network=network, epochs=1).fit(images().reshape(-1, 16))
 
 
 def test_a_layer_that_keras_cannot_find_again_is_explained() -> None:

@@ -257,3 +257,78 @@ def test_the_reconstruction_makes_the_latent_carry_information(trained: dict[flo
 
 def test_the_divergence_pulls_the_posterior_to_the_prior(trained: dict[float, Trained]) -> None:
     assert trained[100.0].kl < 0.01 * trained[0.5].kl < trained[0.5].kl < trained[0.0].kl
+
+
+def nothing(x: Any, reconstruction: Any) -> Any:
+    return 0.0 * squared_error(x, reconstruction)
+
+
+class Anneal(keras.callbacks.Callback):  # type: ignore[misc,name-defined]
+    """Raises a divergence's weight by one at each epoch."""
+
+    def __init__(self, layer: KLDivergence) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.layer.weight = float(epoch)
+
+
+def a_vae(weight: float = 1.0) -> tuple[Any, KLDivergence]:
+    x, divergence = keras.Input((3,)), KLDivergence(weight)
+    z = Sampling(seed=0)(divergence([keras.layers.Dense(1)(x), keras.layers.Dense(1)(x)]))
+    return keras.Model(x, keras.layers.Dense(3, dtype="float32")(z)), divergence
+
+
+def test_a_callback_anneals_the_weight_of_a_model_that_is_compiled(tmp_path: Path) -> None:
+    model, divergence = a_vae(weight=0.0)
+    model.compile(keras.optimizers.SGD(1e-4), loss=nothing)
+    X = rows_around_a_line()
+    history = model.fit(X, X, batch_size=len(X), epochs=4, verbose=0, callbacks=[Anneal(divergence)]).history
+    np.testing.assert_allclose(history["loss"], [0, 1, 2, 3] * np.array(history["kl"]), rtol=1e-6)
+    model.save(tmp_path / "annealed.keras")
+    loaded = keras.models.load_model(tmp_path / "annealed.keras", compile=False)
+    assert [layer.weight for layer in loaded.layers if isinstance(layer, KLDivergence)] == [3.0]
+
+
+def test_the_divergence_is_a_metric_of_the_model_before_its_weight(trained: dict[float, Trained]) -> None:
+    X = trained[0.5].X
+    evaluated = trained[0.5].model.evaluate(X, X, batch_size=100, return_dict=True, verbose=0)
+    assert evaluated["kl"] == pytest.approx(trained[0.5].kl, rel=1e-5)
+
+
+def test_latents_of_any_rank_are_summed_over() -> None:
+    z_mean, z_log_var = np.full((2, 3, 4, 5), 2.0, "float32"), np.zeros((2, 3, 4, 5), "float32")
+    layer = KLDivergence()
+    layer([z_mean, z_log_var])
+    assert float(layer.losses[0]) == pytest.approx(3 * 4 * 5 * 0.5 * 2.0**2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [(-1.0, ValueError), (np.nan, ValueError), (np.inf, ValueError), ("1", TypeError), (None, TypeError)],
+)
+def test_a_weight_that_is_none_is_refused(weight: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="KLDivergence needs a .*received"):
+        KLDivergence(weight)
+    layer = KLDivergence(2.0)
+    with pytest.raises(error, match="received"):
+        layer.weight = weight
+    assert layer.weight == 2.0
+
+
+def test_a_mixed_policy_neither_stops_training_nor_makes_the_divergence_infinite() -> None:
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model, divergence = a_vae()
+        model.compile(keras.optimizers.Adam(0.01), loss=squared_error)
+        X = rows_around_a_line()
+        history = model.fit(X, X, epochs=3, verbose=0).history
+        assert np.isfinite(history["kl"]).all()
+        assert history["loss"][-1] < history["loss"][0]
+        # exp(12) exceeds what float16 can hold.
+        divergence([np.zeros((1, 1), "float16"), np.full((1, 1), 12.0, "float16")])
+        assert float(divergence.losses[0]) == pytest.approx(closed_form_kl([[0.0]], [[12.0]]), rel=1e-6)
+    finally:
+        keras.config.set_dtype_policy(policy)

@@ -5,6 +5,9 @@ Both are serializable, work in any Keras model, and are thin over `vae_anomaly.c
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.objective import kl_divergence, reparameterize
 from vae_anomaly.core.types import Layer, LayerShape, Tensor, Values
@@ -73,9 +76,12 @@ class Sampling(keras.layers.Layer):  # type: ignore[misc]
 class KLDivergence(keras.layers.Layer):  # type: ignore[misc]
     r"""Add KL(q(z|x) || N(0, I)) to the model's loss and pass the inputs through.
 
-    The closed form, summed over latent dimensions and averaged over rows, in nats:
+    The closed form, summed over latent dimensions (all axes but the first) and averaged over rows, in nats:
 
     .. math:: \tfrac12 \sum_j \left(z_{mean,j}^2 + e^{z_{log\,var,j}} - 1 - z_{log\,var,j}\right)
+
+    It is computed in float32 under any dtype policy. Its mean over an epoch, before the weight, is a metric
+    of the model, "kl".
 
     Train the model it stands in with a reconstruction loss that is *summed* over features, or the two
     terms are not on the same scale.
@@ -83,9 +89,15 @@ class KLDivergence(keras.layers.Layer):  # type: ignore[misc]
     Parameters
     ----------
     weight : float, default=1.0
-        Multiplies the divergence (the beta of a beta-VAE).
+        Multiplies the divergence (the beta of a beta-VAE), at least 0. Assigning to the attribute acts at
+        once, also on a model that is compiled: a callback can anneal it.
     **kwargs
         Passed to `keras.layers.Layer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``weight`` is not a number of at least 0.
 
     Examples
     --------
@@ -99,7 +111,20 @@ class KLDivergence(keras.layers.Layer):  # type: ignore[misc]
 
     def __init__(self, weight: float = 1.0, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.weight = weight
+        # A number would be compiled into the program that trains.
+        self._weight = keras.Variable(
+            _check_weight(weight), dtype="float32", trainable=False, autocast=False, name="weight"
+        )
+        self._kl = keras.metrics.Mean(name="kl", dtype="float32")
+
+    @property
+    def weight(self) -> float:
+        """What multiplies the divergence."""
+        return float(self._weight.numpy())
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        self._weight.assign(_check_weight(weight))
 
     def build(self, input_shape: LayerShape) -> None:
         """Check that ``z_mean`` and ``z_log_var`` have one shape; there are no weights."""
@@ -108,9 +133,11 @@ class KLDivergence(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Tensor) -> Tensor:
         """Return ``inputs``, the pair (z_mean, z_log_var), unchanged."""
-        z_mean, z_log_var = inputs
-        kl = keras.ops.sum(kl_divergence(z_mean, z_log_var), axis=-1)
-        self.add_loss(self.weight * keras.ops.mean(kl))
+        z_mean, z_log_var = (keras.ops.cast(value, "float32") for value in inputs)
+        divergence = kl_divergence(z_mean, z_log_var)
+        kl = keras.ops.sum(divergence, axis=tuple(range(1, len(divergence.shape))))
+        self._kl.update_state(kl)
+        self.add_loss(self._weight * keras.ops.mean(kl))
         return inputs
 
     def compute_output_shape(self, input_shape: LayerShape) -> LayerShape:
@@ -120,6 +147,17 @@ class KLDivergence(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> Values:
         """The layer's settings, from which `from_config` makes an equal layer."""
         return {**super().get_config(), "weight": self.weight}
+
+
+def _check_weight(weight: float) -> float:
+    if not isinstance(weight, Real):
+        raise TypeError(
+            f"KLDivergence needs a number as weight, which can be assigned to anew at any time; received "
+            f"{weight!r}."
+        )
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"KLDivergence needs a finite weight of at least 0; received {weight!r}.")
+    return float(weight)
 
 
 def _check_pair(layer: Layer, input_shape: LayerShape) -> None:

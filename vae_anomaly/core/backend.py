@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["keras", "silence_log_lines", "tf", "without_weights"]
+__all__ = ["in_float32", "keras", "silence_log_lines", "tf", "without_weights"]
 
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # How TensorFlow's C++ side formats its log lines, which ignore every Python-level log setting.
@@ -123,6 +123,18 @@ def _leave_gpu_memory_to_others(tensorflow: Any) -> None:
         # An initialized runtime refuses the setting: then the user came first, and their choice holds.
         with contextlib.suppress(RuntimeError, ValueError):
             tensorflow.config.experimental.set_memory_growth(gpu, True)
+
+
+@contextlib.contextmanager
+def in_float32() -> Iterator[None]:
+    """A scope in which Keras layers of this thread are made to compute in float32, whatever its policy."""
+    policy = keras.config.dtype_policy()
+    # Keras keeps the policy by thread: no other one sees this.
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def without_weights() -> contextlib.AbstractContextManager[object]:

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from vae_anomaly.core.backend import keras, tf
+from vae_anomaly.core.backend import in_float32, keras, tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, KerasModel, Tensor
 from vae_anomaly.model.states import ModelState, Specification
@@ -110,20 +110,15 @@ class Architecture:
         """A new `VAE` of this architecture."""
         from vae_anomaly.model.vae import VAE
 
-        if {keras.config.floatx(), keras.config.dtype_policy().name} != {"float32"}:
-            raise ValueError(
-                "vae_anomaly computes in float32, but Keras is set to dtype policy "
-                f"{keras.config.dtype_policy().name!r} and floatx {keras.config.floatx()!r}; call "
-                "keras.config.set_floatx('float32') and keras.config.set_dtype_policy('float32') first."
-            )
         network, likelihood, n_features, latent_dim, marks_missing = self.specification
         n_inputs = likelihood.n_inputs(n_features) + (n_features if marks_missing else 0)
         n_outputs = likelihood.n_outputs(n_features)
-        if (n_inputs, n_outputs) == (n_features, n_features * likelihood.n_params):
-            models = network.build(n_features, latent_dim, likelihood.n_params)
-        else:
-            models = network.build_apart(n_inputs, n_outputs, latent_dim)
-        return VAE(*models, likelihood, n_features, latent_dim, marks_missing, name="vae")
+        with in_float32():
+            if (n_inputs, n_outputs) == (n_features, n_features * likelihood.n_params):
+                models = network.build(n_features, latent_dim, likelihood.n_params)
+            else:
+                models = network.build_apart(n_inputs, n_outputs, latent_dim)
+            return VAE(*models, likelihood, n_features, latent_dim, marks_missing, name="vae")
 
     def initial_state(self, seed: int, rows: Rows) -> ModelState:
         """New weights drawn from ``seed``, for a model that is to be trained on these rows."""

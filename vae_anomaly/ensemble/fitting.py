@@ -29,8 +29,9 @@ from vae_anomaly.core.types import (
 )
 from vae_anomaly.data.images import pixels
 from vae_anomaly.data.preparation import Preparation
-from vae_anomaly.data.sparse import concatenate, has_gaps, subset
+from vae_anomaly.data.sparse import concatenate, has_gaps, representative, subset
 from vae_anomaly.data.tables import Table
+from vae_anomaly.engine.programs import architecture, on_device
 from vae_anomaly.ensemble import averaging
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import (
@@ -51,6 +52,9 @@ from vae_anomaly.training.epochs import append_history
 from vae_anomaly.training.plan import PARAMETERS, Plan
 
 __all__ = ["Decisions", "Earlier", "Outcome", "decide", "draw_seeds", "fit"]
+
+# Of a column's range: a sigmoid comes near 0 and 1.
+_NEARLY = 1e-3
 
 #: ``(training rows, held-out rows) -> scores``: trains alike on the former and scores the latter.
 ScoreFold = Callable[[Matrix, Matrix], Floats]
@@ -282,6 +286,8 @@ def fit(
         )
     rows = preparation.training_rows(kept, likelihood)
     job = _job(decisions, rows, draws_seed, seeds, earlier)
+    if earlier is None:
+        _warn_of_limited_decoder(job, names)
     states, history, interrupted = train_members(
         job, callbacks=parameters["callbacks"] or (), verbose=int(parameters["verbose"]), store=store
     )
@@ -358,6 +364,34 @@ def _job(
         seeds = [own._replace(split=split) for own, split in zip(seeds, earlier.split_seeds, strict=True)]
     members = None if earlier is None else earlier.members
     return Job(specification, rows, decisions.plan, decisions.recipe, seeds, draws, members)
+
+
+def _warn_of_limited_decoder(job: Job, names: Array | None) -> None:
+    """Warn of a decoder whose last activation keeps it from the training rows."""
+    with on_device(job.plan.device):
+        reach = architecture(job.specification).template.reachable()
+    if reach is None:
+        return
+    activation, (low, high) = reach
+    rows = representative(job.rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # columns without a value
+        least, most = np.nanmin(rows, axis=0), np.nanmax(rows, axis=0)
+    slack = _NEARLY * (most - least)
+    # Where both ends are expected alike, what is expected is not a number that grows with the outputs.
+    beyond = (low < high) & ((least < low - slack) | (most > high + slack))
+    if beyond.any():
+        column = int(np.argmax(beyond))
+        name = f"column {column}" if names is None else f"column {names[column]!r}"
+        warnings.warn(
+            f"the decoder ends in the activation {activation!r}, so that with likelihood "
+            f"{job.specification.likelihood!r} it expects values from {low[column]:.3g} to "
+            f"{high[column]:.3g}, and the scaled training rows hold values from {least[column]:.3g} to "
+            f"{most[column]:.3g} ({name}). End the decoder without an activation: the likelihood has the "
+            "link.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_of_more_alarms(of_training_rows: float, of_new_rows: float) -> None:

@@ -208,7 +208,9 @@ class Count(Likelihood):
 
     def sample(self, parameters: Parameters, seed: int) -> Tensor:
         shape = tuple(parameters[0].shape)
-        return self.quantile(keras.random.uniform(shape, 1e-6, 1 - 1e-6, seed=seed), parameters)
+        return self.quantile(
+            keras.random.uniform(shape, 1e-6, 1 - 1e-6, dtype="float32", seed=seed), parameters
+        )
 
     def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
         location, scale, level, spread = self._unpacked(parameters)

@@ -163,7 +163,7 @@ class Gaussian(LocationScale):
         return -0.5 * (keras.ops.square(residual) + math.log(2 * math.pi))
 
     def standard_sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
-        return keras.random.normal(shape, seed=seed)
+        return keras.random.normal(shape, dtype="float32", seed=seed)
 
     def standard_quantile(self, probability: Tensor) -> Tensor:
         return stats.norm.ppf(probability)
@@ -198,7 +198,7 @@ class Laplace(LocationScale):
         return -keras.ops.abs(residual) - math.log(2)
 
     def standard_sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
-        uniform = keras.random.uniform(shape, minval=-1.0, maxval=1.0, seed=seed)
+        uniform = keras.random.uniform(shape, minval=-1.0, maxval=1.0, dtype="float32", seed=seed)
         # The lower end itself can be drawn; its logarithm is infinite.
         size = keras.ops.minimum(keras.ops.abs(uniform), 1.0 - 2.0**-24)
         return -keras.ops.sign(uniform) * keras.ops.log1p(-size)
@@ -260,9 +260,11 @@ class StudentT(LocationScale):
 
     def standard_sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
         normal_seed, gamma_seed = _split(seed)
-        normal = keras.random.normal(shape, seed=normal_seed)
+        normal = keras.random.normal(shape, dtype="float32", seed=normal_seed)
         half = 0.5 * self.degrees_of_freedom
-        return normal * keras.ops.rsqrt(keras.random.gamma(shape, alpha=half, seed=gamma_seed) / half)
+        return normal * keras.ops.rsqrt(
+            keras.random.gamma(shape, alpha=half, dtype="float32", seed=gamma_seed) / half
+        )
 
     def standard_quantile(self, probability: Tensor) -> Tensor:
         return stats.t.ppf(probability, self.degrees_of_freedom)

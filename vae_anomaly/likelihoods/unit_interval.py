@@ -73,7 +73,7 @@ class Bernoulli(UnitInterval):
         return keras.ops.sigmoid(parameters[0])
 
     def sample(self, parameters: Parameters, seed: int) -> Tensor:
-        uniform = keras.random.uniform(tuple(parameters[0].shape), seed=seed)
+        uniform = keras.random.uniform(tuple(parameters[0].shape), dtype="float32", seed=seed)
         return keras.ops.cast(uniform < self.mean(parameters), uniform.dtype)
 
     def error(self, x: Tensor, parameters: Parameters) -> Tensor:
@@ -120,7 +120,9 @@ class ContinuousBernoulli(UnitInterval):
         return keras.ops.where(near, series, keras.ops.sigmoid(safe) + self._excess(safe))
 
     def sample(self, parameters: Parameters, seed: int) -> Tensor:
-        return self.quantile(keras.random.uniform(tuple(parameters[0].shape), seed=seed), parameters)
+        return self.quantile(
+            keras.random.uniform(tuple(parameters[0].shape), dtype="float32", seed=seed), parameters
+        )
 
     def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
         logits = parameters[0]

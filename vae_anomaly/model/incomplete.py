@@ -51,7 +51,7 @@ class Incomplete:
         missing = ops.isnan(x)
         seen = vae.inputs(ops.where(missing, 0.0, x))
         hidden = ops.take(missing, np.array(vae.likelihood.origins(vae.n_features)), axis=-1)
-        fill = vae.likelihood.expected_inputs(vae.decode(ops.zeros((1, vae.latent_dim))))
+        fill = vae.likelihood.expected_inputs(vae.decode(ops.zeros((1, vae.latent_dim), dtype="float32")))
         inputs = ops.where(hidden, ops.stop_gradient(fill), seen)
 
         def inferred(inputs: Tensor) -> tuple[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from vae_anomaly.core.types import Array, Initializer, KerasModel, Shape, Tensor
 from vae_anomaly.layers import Sampling
 from vae_anomaly.likelihoods import Likelihood, Parameters
 from vae_anomaly.model.incomplete import Incomplete
-from vae_anomaly.networks import initializer_of
+from vae_anomaly.networks import initializer_of, last_activation
 
 __all__ = ["VAE", "Inference"]
 
@@ -26,6 +27,8 @@ _LOG_VAR_BOUND = 10.0
 # several nats, a hundred times a network weight's way, and gets a longer stride.
 _SHARED_STRIDE = 10.0
 _UNBOUNDED = 3.0e38
+# An activation that stays below at inputs of up to a million has a limit.
+_LIMITED_BELOW = 1e3
 
 
 class Inference(NamedTuple):
@@ -156,6 +159,31 @@ class VAE(keras.Model):  # type: ignore[misc]
         """Where the weights of the parameters that all rows share start, shape (n_shared, n_features)."""
         return self.likelihood.initial_shared(rows) / np.float32(_SHARED_STRIDE)
 
+    def reachable(self) -> tuple[str, Rows] | None:
+        """The decoder's last activation, if its values are limited, and what x it can expect then.
+
+        Returns
+        -------
+        None, or the activation's name and the smallest and largest expected x, of shape (2, n_features)
+        """
+        activation = last_activation(self.decoder)
+        if activation is None:
+            return None
+        steps = np.logspace(-3, 6, 91, dtype=np.float32)
+        values = _array(activation(keras.ops.convert_to_tensor([[*-steps, 0.0, *steps]])))
+        if not min(-values.min(), values.max()) < _LIMITED_BELOW:
+            return None
+        limits = [
+            value if abs(value) < _LIMITED_BELOW else math.copysign(math.inf, value)
+            for value in (float(values.min()), float(values.max()))
+        ]
+        outputs = np.repeat(np.reshape(limits, (2, 1)), self.decoder.output_shape[-1], axis=1)
+        parameters = self.likelihood.parameters(
+            keras.ops.convert_to_tensor(outputs, dtype="float32"), self._shared()
+        )
+        name = getattr(activation, "name", None) or getattr(activation, "__name__", repr(activation))
+        return name, _array(self.likelihood.mean(parameters))
+
     def _shared(self) -> list[Tensor]:
         return [_SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared)]
 
@@ -199,7 +227,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         Without ``noise``, what is expected of x given z.
         """
         prior_seed, likelihood_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2) // 2)
-        z = keras.random.normal((n_samples, self.latent_dim), seed=prior_seed)
+        z = keras.random.normal((n_samples, self.latent_dim), dtype="float32", seed=prior_seed)
         parameters = self.decode(z)
         if not noise:
             expected = self.likelihood.values(_array(self.likelihood.expectations(parameters)))
@@ -217,7 +245,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         """Mean negative ELBO of the rows, so that ``compile(optimizer)`` and ``fit(X)`` train the VAE."""
         x = keras.ops.cast(x, self.compute_dtype)
         noise = keras.random.normal(
-            (1, keras.ops.shape(x)[0], self.latent_dim), seed=self.sampling.seed_generator
+            (1, keras.ops.shape(x)[0], self.latent_dim), dtype=x.dtype, seed=self.sampling.seed_generator
         )
         inferred = self.infer(x, noise, training)
         log_prob = keras.ops.sum(self.likelihood.log_prob(x, inferred.parameters), axis=-1)

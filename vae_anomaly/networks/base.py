@@ -19,8 +19,14 @@ __all__ = [
     "glorot",
     "hidden_initializer",
     "initializer_of",
+    "last_activation",
     "posterior",
 ]
+
+
+_MOVING_LAYERS = {"Flatten", "Permute", "Reshape"} | {
+    f"{kind}{n_dims}D" for kind in ("Cropping", "UpSampling") for n_dims in (1, 2, 3)
+}
 
 
 class HiddenLayers(Protocol):
@@ -110,9 +116,33 @@ def hidden_initializer(activation: object) -> Initializer:
 
 
 def initializer_of(layer: Layer, name: str) -> Initializer | None:
-    """The layer's initializer for its variable of this name, under any of Keras' names for it, or None."""
+    """What draws the layer's variable of this name, under any of Keras' names for it, or None.
+
+    A frozen layer keeps its weights: nobody freezes random ones.
+    """
+    if not layer.trainable:
+        return None
     stems = (name, name.removesuffix("_kernel"), *(["depthwise"] if name == "kernel" else []))
     return next(filter(None, (getattr(layer, f"{stem}_initializer", None) for stem in stems)), None)
+
+
+def last_activation(model: KerasModel) -> Callable[[Tensor], Tensor] | None:
+    """What a model of one output ends in, an activation of any form, or None.
+
+    Layers behind it that only move values, such as Reshape and Cropping2D, are passed over.
+    """
+    output = model.outputs[0]
+    while True:
+        layer, node, position = output._keras_history
+        if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
+            output = layer.outputs[position]
+        elif type(layer).__name__ in _MOVING_LAYERS:
+            (output,) = layer._inbound_nodes[node].input_tensors
+        elif isinstance(layer, (keras.layers.ReLU, keras.layers.Softmax)):
+            return layer  # type: ignore[no-any-return]
+        else:
+            activation = getattr(layer, "activation", None)
+            return None if activation is keras.activations.linear else activation
 
 
 def posterior(hidden: Tensor, latent_dim: int) -> list[Tensor]:

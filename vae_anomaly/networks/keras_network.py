@@ -6,12 +6,14 @@ Live models are never kept, copied or pickled: a `Blueprint` holds what is neede
 from __future__ import annotations
 
 import json
+import math
 import random
 import warnings
 from collections.abc import Hashable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import joblib
+import numpy as np
 
 from vae_anomaly.core.backend import keras, without_weights
 from vae_anomaly.core.spec import config_json
@@ -27,20 +29,22 @@ class KerasNetwork(Network):
 
     The models are taken as a blueprint: `fit` trains a copy that starts from new weights, drawn by
     each layer's own initializers from the detector's ``random_state``, and leaves the given models as
-    they are. Weights without an initializer, and statistics that a layer has adapted to data, start as
-    they are in the given models.
+    they are. Layers with ``trainable=False``, weights without an initializer, and statistics that a layer has
+    adapted to data keep the values of the given models. The copy computes in float32, whatever dtype policy
+    the models were made under.
 
     Parameters
     ----------
     encoder : keras.Model
-        Takes rows of shape (n_rows, n_features). Returns ``[z_mean, z_log_var]``, or one tensor of
-        width 2 * latent_dim that holds both in this order. A third output (a draw z) is ignored.
-        It should hold no `KLDivergence` layer: the detector adds the KL itself.
+        Takes rows of shape (n_rows, n_features), or images of any shape with as many numbers. Returns
+        ``[z_mean, z_log_var]``, or one tensor of width 2 * latent_dim that holds both in this order. A third
+        output (a draw z) is ignored. It should hold no `KLDivergence` layer: the detector adds the KL itself.
     decoder : keras.Model
-        Takes (n_rows, latent_dim). Returns (n_rows, n_features * n_params) *without* an output
-        activation: the likelihood has the link.
+        Takes (n_rows, latent_dim). Returns (n_rows, n_features * n_params), or images of as many numbers,
+        *without* an output activation: the likelihood has the link. `fit` warns of a decoder that cannot
+        reach the training rows.
     pretrained : bool, default=False
-        Start from the models' present weights instead of new ones.
+        Start all layers from the models' present weights instead of new ones.
 
     Raises
     ------
@@ -82,16 +86,19 @@ class KerasNetwork(Network):
 
     def build_apart(self, n_inputs: int, n_outputs: int, latent_dim: int) -> tuple[KerasModel, KerasModel]:
         encoder, decoder = self._blueprints()
-        _expect("encoder", "input", encoder.input_shape, [(None, n_inputs)])
-        pair = [(None, latent_dim)] * 2
-        outputs = encoder.output_shape
+        if not _holds(encoder.input_shape, n_inputs):
+            raise _misfit("encoder", "input", encoder.input_shape, f"(None, {n_inputs})", n_inputs)
+        outputs, pair = encoder.output_shape, [(None, latent_dim)] * 2
         if not isinstance(outputs, list):
-            _expect("encoder", "output", outputs, [(None, 2 * latent_dim)])
+            if outputs != (None, 2 * latent_dim):
+                raise _misfit("encoder", "output", outputs, f"(None, {2 * latent_dim})")
         elif list(map(tuple, outputs[:2])) != pair:
-            _expect("encoder", "output", outputs, pair)
-        _expect("decoder", "input", decoder.input_shape, [(None, latent_dim)])
-        _expect("decoder", "output", decoder.output_shape, [(None, n_outputs)])
-        return encoder.build(), decoder.build()
+            raise _misfit("encoder", "output", outputs, " and ".join(map(str, pair)))
+        if decoder.input_shape != (None, latent_dim):
+            raise _misfit("decoder", "input", decoder.input_shape, f"(None, {latent_dim})")
+        if not _holds(decoder.output_shape, n_outputs):
+            raise _misfit("decoder", "output", decoder.output_shape, f"(None, {n_outputs})", n_outputs)
+        return _of_flat_rows(encoder.build(), n_inputs), _to_flat_rows(decoder.build(), n_outputs)
 
     @property
     def starts_from_new_weights(self) -> bool:
@@ -167,7 +174,12 @@ class Blueprint(NamedTuple):
         if isinstance(model, cls):
             return model
         if not isinstance(model, keras.Model):
-            raise TypeError(f"KerasNetwork needs a keras.Model as {role}; received {type(model).__name__}.")
+            kind = type(model)
+            hint = "; build the model with Keras 3" if kind.__module__.startswith("tf_keras") else ""
+            raise TypeError(
+                f"KerasNetwork needs a keras.Model as {role}; received {kind.__name__} of the module "
+                f"{kind.__module__}{hint}."
+            )
         if not getattr(model, "inputs", None):
             raise ValueError(
                 f"KerasNetwork's {role} {model.name!r} has no shapes: give it a keras.Input, as "
@@ -180,9 +192,9 @@ class Blueprint(NamedTuple):
             )
         layers = list(model._flatten_layers())
         return cls(
-            config_json(model),
-            model.get_weights(),
-            joblib.hash(_keep_weights(model, layers)),
+            json.dumps(_in_float32(json.loads(config_json(model))), sort_keys=True),
+            [_as_float32(weight) for weight in model.get_weights()],
+            joblib.hash([_as_float32(weight) for weight in _keep_weights(model, layers)]),
             any(isinstance(layer, KLDivergence) for layer in layers),
             model.input_shape,
             model.output_shape,
@@ -244,10 +256,55 @@ def _keep_weights(model: KerasModel, layers: Sequence[Layer]) -> list[Array]:
     return [variable.numpy() for variable in model.weights if id(variable) not in drawn]
 
 
-def _expect(role: str, side: str, received: LayerShape, expected: Sequence[tuple[int | None, int]]) -> None:
-    if received != (list(expected) if len(expected) > 1 else expected[0]):
-        wanted = " and ".join(map(str, expected))
-        raise ValueError(
-            f"KerasNetwork's {role} must have {side} shape {wanted} (n_features, latent_dim and the "
-            f"likelihood's n_params decide it); received {received}."
-        )
+def _in_float32(config: Any) -> Any:
+    """A configuration whose layers compute in float32, whatever dtype policy they were made under."""
+    if isinstance(config, list):
+        return [_in_float32(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return {**config, "config": {**config["config"], "name": "float32"}}
+    return {
+        name: "float32" if name == "dtype" and value in _OTHER_FLOATS else _in_float32(value)
+        for name, value in config.items()
+    }
+
+
+_OTHER_FLOATS = ("float16", "bfloat16", "float64")
+
+
+def _as_float32(weight: Array) -> Array:
+    return weight.astype(np.float32) if str(weight.dtype) in _OTHER_FLOATS else weight
+
+
+def _of_flat_rows(encoder: KerasModel, n_inputs: int) -> KerasModel:
+    """The encoder of images, as one of flat rows."""
+    _, *shape = encoder.input_shape
+    if len(shape) == 1:
+        return encoder
+    rows = keras.Input((n_inputs,), name="rows")
+    return keras.Model(rows, encoder(keras.layers.Reshape(shape, name="images")(rows)), name="encoder")
+
+
+def _to_flat_rows(decoder: KerasModel, n_outputs: int) -> KerasModel:
+    """The decoder to images, as one to flat rows."""
+    if len(decoder.output_shape) == 2:
+        return decoder
+    latents = keras.Input(decoder.input_shape[1:], name="latents")
+    rows = keras.layers.Reshape((n_outputs,), name="rows")(decoder(latents))
+    return keras.Model(latents, rows, name="decoder")
+
+
+def _holds(shape: LayerShape, n_numbers: int) -> bool:
+    """Whether a row of this shape holds so many numbers."""
+    return isinstance(shape, tuple) and None not in shape[1:] and math.prod(shape[1:]) == n_numbers
+
+
+def _misfit(
+    role: str, side: str, received: LayerShape, expected: str, n_numbers: int | None = None
+) -> ValueError:
+    images = "" if n_numbers is None else f", or that of an image with {n_numbers} numbers"
+    return ValueError(
+        f"KerasNetwork's {role} must have {side} shape {expected}{images} (n_features, latent_dim and the "
+        f"likelihood's n_params decide it); received {received}."
+    )
