@@ -9,7 +9,7 @@ from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import usual_range
 from vae_anomaly.likelihoods import Gaussian
-from vae_anomaly.training import epochs
+from vae_anomaly.training import epochs, observers
 from vae_anomaly.training.plan import Plan
 
 
@@ -324,6 +324,101 @@ def test_a_callback_can_steer_the_learning_rate(X):
     detector = fit(X, epochs=5, callbacks=[frozen_after_one], learning_rate_schedule=None)
     once = fit(X, epochs=1, learning_rate_schedule=None)
     np.testing.assert_array_equal(detector.members_[0].trainable, once.members_[0].trainable)
+
+
+class Batches(keras.callbacks.Callback):
+    """Writes down what it hears of batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.ended, self.rates, self.first_weights = [], [], [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.begun.append(batch)
+        self.rates.append(float(self.model.optimizer.learning_rate))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.ended.append((batch, logs["loss"]))
+        self.first_weights.append(float(self.model.trainable_variables[0].numpy().ravel()[0]))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_callbacks_hear_of_every_batch_and_change_nothing_by_listening(X, jit_compile):
+    batches, settings = Batches(), {"epochs": 2, "batch_size": 32, "jit_compile": jit_compile}
+    heard = fit(X, callbacks=[batches], **settings)
+    n_steps = -(-len(X) // 32)
+    assert batches.begun == [batch for batch, _ in batches.ended] == 2 * list(range(n_steps))
+    assert len(set(batches.first_weights)) == 2 * n_steps
+    # An epoch's figures are means so far: the last ones are the epoch's.
+    assert [batches.ended[n_steps - 1][1], batches.ended[-1][1]] == heard.history_["loss"]
+    np.testing.assert_array_equal(heard.score_samples(X), fit(X, **settings).score_samples(X))
+
+
+def test_callbacks_of_keras_that_wait_for_the_end_of_an_epoch_leave_batches_in_blocks(tmp_path):
+    checkpoint = keras.callbacks.ModelCheckpoint
+    kinds = {
+        checkpoint(tmp_path / "a.keras"): False,
+        checkpoint(tmp_path / "b.keras", save_freq=2): True,
+        keras.callbacks.TerminateOnNaN(): False,
+        keras.callbacks.EarlyStopping("loss"): False,
+        keras.callbacks.LambdaCallback(on_train_batch_end=print): True,
+        keras.callbacks.LambdaCallback(on_epoch_end=print): False,
+        keras.callbacks.ProgbarLogger(): True,
+        Batches(): True,
+    }
+    assert {callback: observers._watches_batches(callback) for callback in kinds} == kinds
+
+
+def test_callbacks_see_the_learning_rate_of_the_schedule(X):
+    batches = Batches()
+    fit(X, epochs=2, batch_size=32, learning_rate=0.01, callbacks=[batches])
+    progress = np.arange(len(batches.rates)) / len(batches.rates)
+    np.testing.assert_allclose(batches.rates, 0.01 * 0.5 * (1 + np.cos(np.pi * progress)), rtol=1e-6)
+
+
+def test_a_rate_that_a_callback_sets_is_the_rate_of_the_epoch_whatever_the_schedule(X):
+    always = keras.callbacks.LearningRateScheduler(lambda epoch: 0.002)
+    settings = {"epochs": 3, "batch_size": len(X)}  # one step an epoch
+    steered = fit(X, callbacks=[always], learning_rate=0.01, learning_rate_schedule="linear", **settings)
+    plain = fit(X, learning_rate=0.002, learning_rate_schedule=None, **settings)
+    np.testing.assert_allclose(steered.members_[0].trainable, plain.members_[0].trainable, rtol=1e-5)
+
+
+def test_what_a_callback_takes_off_the_rate_stays_off(X):
+    class Halve(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                self.model.optimizer.learning_rate = self.model.optimizer.learning_rate / 2
+
+    batches = Batches()
+    fit(X, epochs=3, batch_size=len(X), learning_rate_schedule="linear", callbacks=[batches, Halve()])
+    np.testing.assert_allclose(batches.rates, 0.003 * np.array([1, 0.5 * 2 / 3, 0.5 / 3]), rtol=1e-6)
+
+
+def test_each_member_writes_to_a_file_of_its_own(X, tmp_path):
+    log = keras.callbacks.CSVLogger(tmp_path / "log {member}.csv")
+    best = keras.callbacks.ModelCheckpoint(tmp_path / "{member} {epoch}.weights.h5", save_weights_only=True)
+    fit(X, epochs=2, members=3, callbacks=[log, best])
+    logs = [(tmp_path / f"log {member}.csv").read_text().splitlines() for member in range(3)]
+    assert [len(lines) for lines in logs] == [3, 3, 3]  # a header and two epochs
+    assert len(set(map(str, logs))) == 3
+    written = {path.name for path in tmp_path.glob("*.h5")}
+    assert written == {f"{member} {epoch}.weights.h5" for member in range(3) for epoch in (1, 2)}
+    assert log.filename == str(tmp_path / "log {member}.csv")
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_one_file_for_several_members_is_warned_of(X, tmp_path, members, recwarn):
+    appending = keras.callbacks.CSVLogger(tmp_path / "all.csv", append=True)
+    fit(X, epochs=1, members=members, callbacks=[keras.callbacks.CSVLogger(tmp_path / "log.csv"), appending])
+    found = [str(warning.message) for warning in recwarn if "{member}" in str(warning.message)]
+    assert len(found) == members - 1
+    assert all("each of the 2 members" in text and "log.csv" in text for text in found)
+
+
+def test_the_progress_bar_of_keras_knows_how_many_steps_there_are(X, capsys):
+    fit(X, epochs=2, batch_size=32, callbacks=[keras.callbacks.ProgbarLogger()], verbose=1)
+    assert f"{-(-len(X) // 32)}/{-(-len(X) // 32)}" in capsys.readouterr().out
 
 
 def test_callbacks_keep_no_model_after_the_training(X):

@@ -179,8 +179,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         rows of the earlier fit. The optimizer starts anew, and an int as ``random_state`` repeats the earlier
         fit's shuffles and noise.
     callbacks : list of keras.callbacks.Callback or None, default=None
-        Called at the beginning and the end of the training and of each epoch, with a `VAE` that holds
-        the present weights. After the training their ``model`` is None.
+        Called at the beginning and the end of the training and of each epoch, and of each batch if they have
+        methods for that (about 5 ms a batch), with a `VAE` that holds the present weights and the learning
+        rate of the step. They are called for each member in turn: ``{member}`` in a path of theirs becomes
+        the member's number. After the training their ``model`` is None.
     checkpoint : str, path, Checkpoint or None, default=None
         A file in which `fit` keeps where it stands, so that ``fit(X, resume=True)`` goes on after a crash. It
         costs about 2 % of the time; `checkpoints.Checkpoint` says how often to write. The file is removed

@@ -105,6 +105,7 @@ def train_block(
     *,
     noise_seed: int,
     first_step: int,
+    only: int | None = None,
 ) -> tuple[TrainingState, Tensor]:
     """Take a step with each batch of rows, by a program that is compiled once for these options.
 
@@ -122,7 +123,9 @@ def train_block(
     noise_seed : int
         With ``first_step``, decides the noise.
     first_step : int
-        How many steps have been taken before.
+        How many steps have been taken before this block.
+    only : int or None, default=None
+        The position of a batch: the one step of the block to take.
 
     Returns
     -------
@@ -147,6 +150,10 @@ def train_block(
             alg=_PHILOX,
         )
     rates = _ADAM.rates(rates, first_step)
+    if only is not None:
+        chosen, n_steps = slice(only, only + 1), 1
+        order, rates, betas, noise = order[chosen], rates[chosen], betas[chosen], noise[chosen]
+        uniform = None if uniform is None else uniform[chosen]
     if options.jit_compile:  # XLA compiles for one shape
         n_filled = block_steps(architecture, options.batch_size)
         noise = tf.pad(noise, [[0, n_filled - n_steps], [0, 0], [0, 0], [0, 0]])

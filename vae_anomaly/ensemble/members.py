@@ -29,6 +29,7 @@ from vae_anomaly.engine import programs
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.training.epochs import Progress, TrainingResult, Validation, train
 from vae_anomaly.training.interruption import Interruption
+from vae_anomaly.training.observers import files_of_member
 from vae_anomaly.training.plan import Plan
 
 __all__ = [
@@ -253,24 +254,25 @@ def train_members(
             else:
                 before = job.earlier[position]
                 start = programs.architecture_of(before).on_new_rows(before, representative(kept))
-        return train(
-            start,
-            kept,
-            replace(
-                job.plan,
-                beta=job.plan.beta * member.beta_factor,
-                trimmed_fraction=member.trimmed_fraction,
-                early_stopping=job.recipe.early_stopping,
-            ),
-            shuffle_seed=seed.shuffle,
-            noise_seed=seed.noise,
-            validation=validation,
-            callbacks=callbacks,
-            verbose=verbose,
-            progress=begun[position],
-            keep=None if store is None else partial(store.keep, position),
-            interruption=interruption,
-        )
+        with files_of_member(callbacks, position, n_members):
+            return train(
+                start,
+                kept,
+                replace(
+                    job.plan,
+                    beta=job.plan.beta * member.beta_factor,
+                    trimmed_fraction=member.trimmed_fraction,
+                    early_stopping=job.recipe.early_stopping,
+                ),
+                shuffle_seed=seed.shuffle,
+                noise_seed=seed.noise,
+                validation=validation,
+                callbacks=callbacks,
+                verbose=verbose,
+                progress=begun[position],
+                keep=None if store is None else partial(store.keep, position),
+                interruption=interruption,
+            )
 
     # Programs are pure functions and run outside Python's lock; a terminal and callbacks take one at a time.
     n_threads = 1 if callbacks or verbose else min(n_members, joblib.cpu_count())

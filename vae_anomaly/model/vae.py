@@ -181,8 +181,8 @@ class VAE(keras.Model):  # type: ignore[misc]
         parameters = self.likelihood.parameters(
             keras.ops.convert_to_tensor(outputs, dtype="float32"), self._shared()
         )
-        name = getattr(activation, "name", None) or getattr(activation, "__name__", repr(activation))
-        return name, _array(self.likelihood.mean(parameters))
+        name = getattr(activation, "name", None) or getattr(activation, "__name__", None)
+        return str(name or activation), _array(self.likelihood.mean(parameters))
 
     def _shared(self) -> list[Tensor]:
         return [_SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared)]

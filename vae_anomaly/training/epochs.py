@@ -135,9 +135,11 @@ def train(
     architecture = architecture_of(state)
     n_epochs = plan.n_epochs(len(rows))
     interruption = interruption or Interruption()
-    observers = Observers(architecture, plan.learning_rate, n_epochs, callbacks, verbose)
+    observers = Observers(architecture, plan, len(rows), callbacks, verbose)
     with on_device(plan.device), contextlib.closing(observers):
-        epochs = _Epochs(architecture, rows, plan, shuffle_seed, noise_seed, validation, interruption)
+        epochs = _Epochs(
+            architecture, rows, plan, shuffle_seed, noise_seed, validation, interruption, observers
+        )
         if progress is None:
             progress = Progress(0, training_state(state), {})
         else:
@@ -150,7 +152,7 @@ def train(
         while not last and not interruption.stop_requested:
             try:
                 observers.begin_epoch(progress.n_epochs)
-                progress, figures = epochs.next(progress, observers.rate_factor())
+                progress, figures = epochs.next(progress)
                 interruption.finish_epoch()
                 if keep is not None:
                     keep(progress)
@@ -177,10 +179,11 @@ class _Epochs:
         noise_seed: int,
         validation: Validation | None,
         interruption: Interruption,
+        observers: Observers,
     ) -> None:
         self._architecture, self._rows, self._plan = architecture, rows, plan
         self._noise_seed, self._validation = noise_seed, validation
-        self._interruption = interruption
+        self._interruption, self._observers = interruption, observers
         self._steps_per_epoch = plan.steps_per_epoch(len(rows))
         self._n_steps = self._steps_per_epoch * plan.n_epochs(len(rows))
         fraction_to_mask = plan.fraction_to_mask(rows)
@@ -208,14 +211,14 @@ class _Epochs:
         for _ in range(n_epochs):
             self._shuffler.order()
 
-    def next(self, progress: Progress, rate_factor: np.float32) -> tuple[Progress, dict[str, float]]:
+    def next(self, progress: Progress) -> tuple[Progress, dict[str, float]]:
         """One epoch, repeated at a lower rate if it diverges and none has been repeated."""
         order, lowered = self._shuffler.order(), progress.rate_factor
-        training, figures = self._attempt(progress, order, rate_factor * np.float32(lowered))
+        training, figures = self._attempt(progress, order, np.float32(lowered))
         reason = self._divergence(progress, order, training, figures)
         if reason and lowered == 1:
             diverged, lowered = reason, _LOWER_RATE
-            training, figures = self._attempt(progress, order, rate_factor * np.float32(lowered))
+            training, figures = self._attempt(progress, order, np.float32(lowered))
             reason = self._divergence(progress, order, training, figures)
             if not reason:
                 warnings.warn(
@@ -246,25 +249,36 @@ class _Epochs:
         self, progress: Progress, order: npt.NDArray[np.integer], rate_factor: np.float32
     ) -> tuple[TrainingState, dict[str, float]]:
         """The state after the epoch and its mean loss, reconstruction and KL."""
-        training, sums = progress.training, np.zeros(3)
+        training, sums, n_taken = progress.training, np.zeros(3), 0
+        # At a rate of 0 it only measures.
+        watched = self._observers.watch_batches and rate_factor > 0
+        figures: dict[str, float] = {}
         for block, first_step in self._shuffler.blocks(order, progress.n_epochs):
             elapsed = (first_step + np.arange(len(block))) / self._n_steps
-            training, block_sums = self._interruption.complete(
-                train_block,
-                self._architecture,
-                training,
-                self._rows,
-                block,
-                self._plan.rates(elapsed) * rate_factor,
-                self._plan.betas(elapsed),
-                self._options,
-                self._limits,
-                noise_seed=self._noise_seed,
-                first_step=first_step,
-            )
-            sums += block_sums.numpy()
-        means = sums / self._steps_per_epoch
-        return training, dict(zip(("loss", "reconstruction", "kl"), means, strict=True))
+            rates, betas = self._plan.rates(elapsed), self._plan.betas(elapsed)
+            for only in range(len(block)) if watched else (None,):
+                if watched:
+                    self._observers.begin_batch(progress.n_epochs, n_taken)
+                training, its_sums = self._interruption.complete(
+                    train_block,
+                    self._architecture,
+                    training,
+                    self._rows,
+                    block,
+                    rates * (self._observers.rate_factor * rate_factor),
+                    betas,
+                    self._options,
+                    self._limits,
+                    noise_seed=self._noise_seed,
+                    first_step=first_step,
+                    only=only,
+                )
+                sums += its_sums.numpy()
+                n_taken += len(block) if only is None else 1
+                figures = dict(zip(("loss", "reconstruction", "kl"), sums / n_taken, strict=True))
+                if watched:
+                    self._observers.end_batch(n_taken - 1, figures, training)
+        return training, figures
 
     def _size(self, figures: dict[str, float]) -> float:
         """How large the loss is; with the whole KL, which a warm-up may not count yet."""
