@@ -23,7 +23,7 @@ from sklearn.preprocessing import (
 )
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
-from vae_anomaly.core.backend import keras
+from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.ensemble.members import DEFAULT_MEMBERS
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring.score import Score
@@ -162,6 +162,14 @@ def test_history_holds_the_parts_of_the_loss_epoch_by_epoch(table):
         rtol=1e-5,
     )
     assert history["loss"][-1] < history["loss"][0]
+
+
+def test_the_model_is_a_keras_model_that_can_be_exported(fitted, table, tmp_path):
+    fitted.model_.export(tmp_path / "exported", verbose=False)
+    rows = fitted.scaler_.transform(table[0][:5]).astype("f4")
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    # Both draw z anew, by generators that begin alike.
+    np.testing.assert_allclose(exported.serve(rows), fitted.model_(rows), rtol=1e-5)
 
 
 def test_the_model_is_a_keras_model_that_can_be_saved(fitted, table, tmp_path):

@@ -923,7 +923,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def model_(self) -> KerasModel:
-        """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access."""
+        """The first member's `VAE`, a `keras.Model` over scaled float32 rows; a new copy at each access.
+
+        Images are flat rows for it, too. What it returns of a row, also when it was written by its method
+        ``export``, is what it expects at one draw of z; `to_onnx` writes what scores.
+        """
         check_is_fitted(self)
         return self._fitted.model()
 

@@ -211,6 +211,8 @@ def model_of(state: ModelState) -> KerasModel:
     its_architecture = architecture_of(state)
     model = its_architecture.new_model()
     its_architecture.load_into(model, state)
+    # Keras exports no model that has not been called.
+    model(keras.Input((its_architecture.n_features,), dtype="float32"))
     return model
 
 

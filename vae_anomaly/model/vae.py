@@ -13,7 +13,7 @@ from vae_anomaly import likelihoods
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.objective import loss_terms
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Array, Initializer, KerasModel, Shape, Tensor, Values
+from vae_anomaly.core.types import Array, Initializer, KerasModel, LayerShape, Shape, Tensor, Values
 from vae_anomaly.layers import Sampling
 from vae_anomaly.likelihoods import Likelihood, Parameters
 from vae_anomaly.model.incomplete import Incomplete
@@ -120,6 +120,10 @@ class VAE(keras.Model):  # type: ignore[misc]
             if likelihood.n_shared
             else ()
         )
+        self.build((None, n_features))
+
+    def build(self, input_shape: LayerShape) -> None:
+        """Note the shape of the rows, which `export` asks for; the weights are there."""
         self.built = True
 
     def encode(self, x: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
