@@ -5,19 +5,22 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import types
 
 import pytest
+from conftest import stars
 
-from vae_anomaly.core import backend
+from vae_anomaly.core import backend, log_lines
 
 
-def run(code, **environment):
+def run(code, *, without=(), **environment):
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment},
+        env={**{name: value for name, value in os.environ.items() if name not in without}, **environment},
         capture_output=True,
         text=True,
+        timeout=120,
     )
 
 
@@ -29,11 +32,66 @@ def test_another_keras_backend_is_refused_with_the_remedy(monkeypatch):
         backend._open()
 
 
+# -- log lines ----------------------------------------------------------------------------------------------
 @pytest.mark.wide
-def test_a_log_level_of_the_users_is_respected():
-    ran = run("from vae_anomaly.core.backend import tf; tf.constant(1)", TF_CPP_MIN_LOG_LEVEL="0")
+@pytest.mark.parametrize(("level", "is_silent"), [("0", False), ("3", True), (None, True)])
+def test_a_log_level_of_the_users_is_respected_and_the_highest_is_as_silent_as_none(level, is_silent):
+    code = "from vae_anomaly.core.backend import tf; tf.constant(1)"
+    ran = run(code, without={"TF_CPP_MIN_LOG_LEVEL"}, **({"TF_CPP_MIN_LOG_LEVEL": level} if level else {}))
     assert ran.returncode == 0
-    assert "oneDNN" in ran.stderr or "cpu_feature_guard" in ran.stderr
+    assert ("oneDNN custom operations" in ran.stderr) is not is_silent
+    assert (ran.stderr == "") is is_silent
+
+
+def test_file_descriptor_2_stays_the_processs_own_while_tensorflow_is_imported():
+    """What another thread, child processes and C write arrives at once and in order, whatever comes next."""
+    ran = run(
+        """
+        import ctypes, os, subprocess, sys, threading, time
+        import vae_anomaly.core.backend as backend
+
+        seen, stop = set(), threading.Event()
+
+        def write():
+            number = 0
+            while not stop.is_set():
+                os.write(2, b"%d\\n" % number)
+                number += 1
+                seen.add(os.fstat(2)[:3])
+                time.sleep(0.001)
+            os.write(2, b"%d lines\\n" % number)
+
+        def call():
+            while not stop.is_set():
+                subprocess.run([sys.executable, "-S", "-c", "import os; os.write(2, b'child\\\\n')"])
+
+        seen.add(os.fstat(2)[:3])
+        threads = [threading.Thread(target=target) for target in (write, call)]
+        for thread in threads:
+            thread.start()
+        backend.tf.constant(1)
+        assert "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+        stop.set()
+        for thread in threads:
+            thread.join()
+        seen.add(os.fstat(2)[:3])
+        libc = ctypes.CDLL(None)
+        stream = ctypes.c_void_p.in_dll(libc, "stderr") if sys.platform == "linux" else None
+        if stream is not None:
+            libc.fputs(b"of C\\n", stream)
+        os.write(1, b"%d" % len(seen))
+        os._exit(0)
+        """,
+        without={"TF_CPP_MIN_LOG_LEVEL"},
+    )
+    assert ran.stdout == "1", ran.stderr
+    lines = ran.stderr.splitlines()
+    if sys.platform == "linux":
+        assert lines.pop() == "of C"
+    assert "child" in lines
+    *numbers, last = [line for line in lines if line != "child"]
+    assert numbers == [str(number) for number in range(len(numbers))]
+    assert last == f"{len(numbers)} lines"
 
 
 @pytest.mark.parametrize("chosen", [None, "1"])
@@ -41,8 +99,30 @@ def test_a_log_level_set_inside_is_gone_afterwards(chosen, monkeypatch):
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     if chosen:
         monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", chosen)
-    with backend.silence_log_lines():
+    with log_lines.silence_log_lines():
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == chosen
+
+
+@pytest.mark.parametrize("chosen", [None, "1"])
+def test_of_several_threads_that_silence_tensorflow_the_last_restores_the_log_level(chosen, monkeypatch):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    if chosen:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", chosen)
+    entered, first_has_left = threading.Event(), threading.Event()
+
+    def second():
+        with log_lines.silence_log_lines():
+            entered.set()
+            first_has_left.wait()
+
+    thread = threading.Thread(target=second)
+    with log_lines.silence_log_lines():
+        thread.start()
+        entered.wait()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == (chosen or "3")
+    first_has_left.set()
+    thread.join()
     assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == chosen
 
 
@@ -121,14 +201,6 @@ def test_computation_and_state_go_to_the_named_device(facts):
     assert facts["predicted"] == 300
 
 
-def test_only_tensorflows_log_lines_are_held_back(capfd):
-    with backend._drop_log_lines():
-        os.write(2, b"I0000 00:00:1.2   1 port.cc:153] oneDNN custom operations are on.\n")
-        os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called\n")
-        os.write(2, b"a line of the user's own\n")
-    assert capfd.readouterr().err == "a line of the user's own\n"
-
-
 def test_a_process_without_standard_error_is_no_obstacle(facts):
     assert facts["constant"] == 3
 
@@ -153,6 +225,83 @@ def test_gpu_memory_growth_is_asked_for_and_a_refusal_accepted():
     assert Refusing.asked == 2
 
 
+# -- forks --------------------------------------------------------------------------------------------------
 def test_a_forked_process_is_told_to_spawn_instead_of_hanging(facts):
-    assert "fork" in facts["in the fork"]
+    assert "had been started when this process was forked" in facts["in the fork"]
     assert "spawn" in facts["in the fork"]
+
+
+IN_A_FORK = """
+import os, signal, sys, threading, time
+import numpy as np
+from vae_anomaly import VAEDetector
+{before}
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # ends a process that hangs
+    code = 1
+    try:
+        X = np.random.RandomState(0).normal(size=(200, 3))
+        VAEDetector(epochs=1, random_state=0).fit(X).predict(X)
+        code = 10
+    except RuntimeError as error:
+        print(error, flush=True)
+        code = 20
+    finally:
+        os._exit(code)
+_, status = os.waitpid(child, 0)
+print("hung" if os.WIFSIGNALED(status) else {{10: "fitted", 20: "refused"}}[os.WEXITSTATUS(status)])
+"""
+FORKED_AFTER = {
+    "an eager computation": ("import tensorflow as tf; tf.constant(1)", "refused"),
+    "an import in another thread": (
+        """
+for_import = threading.Thread(target=__import__, args=("tensorflow",))
+for_import.start()
+while "tensorflow.python.eager" not in sys.modules:
+    time.sleep(0.001)
+""",
+        "refused",
+    ),
+    "an opening in another thread": (
+        """
+from vae_anomaly.core import backend, forks
+threading.Thread(target=backend.open_tensorflow).start()
+while not forks._imports:
+    time.sleep(0.0001)
+""",
+        "refused",
+    ),
+    "an import": ("import tensorflow", "fitted"),
+    "an opening that starts nothing": (
+        "from vae_anomaly.core import backend; backend.open_tensorflow(); backend.keras.layers.Dense(1)",
+        "fitted",
+    ),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize(
+    ("before", "outcome"),
+    stars(FORKED_AFTER, {"an eager computation", "an import in another thread", "an import"}),
+)
+def test_tensorflow_is_refused_in_a_forked_process_exactly_if_it_would_hang(before, outcome):
+    ran = run(IN_A_FORK.format(before=before))
+    assert ran.returncode == 0, ran.stderr
+    *error, found = ran.stdout.splitlines()
+    assert found == outcome
+    if outcome == "refused":
+        was = "had been started" if "constant" in before else "was being imported"
+        assert f"TensorFlow {was} when this process was forked, and would hang here" in error[0]
+
+
+@pytest.mark.wide
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux names the threads of a process")
+def test_a_session_of_the_parents_counts_as_started():
+    pytest.importorskip("tensorflow", minversion="2.21", reason="earlier releases name no threads")
+    before = """
+import tensorflow as tf
+with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    session.run(tf.ones((3, 3)) @ tf.ones((3, 3)))
+"""
+    assert run(IN_A_FORK.format(before=before)).stdout.splitlines()[-1] == "refused"

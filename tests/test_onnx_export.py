@@ -446,16 +446,28 @@ def test_exporting_changes_no_score(before_export, written):
 
 
 @pytest.mark.wide  # by default, test_package.py has it
-def test_a_first_export_prints_nothing_and_leaves_the_environment_as_it_was(tmp_path):
-    code = """
+@pytest.mark.parametrize("source", ["fitted", "loaded"])
+def test_a_first_export_prints_nothing_and_leaves_the_environment_as_it_was(source, written, tmp_path):
+    """Also of a detector that was loaded: tf2onnx would import TensorFlow in another way."""
+    written[0].save(tmp_path / "detector.vae")
+    code = f"""
 import os
 import numpy as np
+import vae_anomaly
 from vae_anomaly import DenseNetwork, VAEDetector
-X = np.random.RandomState(0).normal(size=(50, 3))
-detector = VAEDetector(DenseNetwork(()), epochs=2, n_draws=1).fit(X)
-before = os.environ.copy()
+if {source == "loaded"}:
+    detector = vae_anomaly.load("detector.vae")
+else:
+    X = np.random.RandomState(0).normal(size=(50, 3))
+    detector = VAEDetector(DenseNetwork(()), epochs=2, n_draws=1).fit(X)
+from vae_anomaly.core import backend
+opened, open_it = [], backend._open
+backend._open = lambda: opened.append(open_it())
+changes = {{"TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"}}
+before = {{name: os.environ.get(name) for name in changes}}
 detector.to_onnx("detector.onnx")
-assert os.environ == before, os.environ.keys() ^ before.keys()
+assert {{name: os.environ.get(name) for name in changes}} == before
+assert len(opened) == {int(source == "loaded")}
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     ran = subprocess.run(

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
-import re
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["in_float32", "keras", "silence_log_lines", "tf", "without_weights"]
+from vae_anomaly.core import forks
+from vae_anomaly.core.log_lines import load_silently, silence_log_lines
 
-_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-# How TensorFlow's C++ side formats its log lines, which ignore every Python-level log setting.
-_LOG_LINE = re.compile(rb"^(WARNING: All log messages before absl|[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] )")
+__all__ = ["in_float32", "keras", "open_tensorflow", "tf", "without_weights"]
+
 # Eigen's matrix products, TensorFlow's choice on processors without AVX-512, round a row by its place among
 # the others; oneDNN's do not. TensorFlow reads the choice when it is imported.
 _ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 _opening = threading.RLock()
-_opened: set[str] = set()
+_is_open = False
 
 
 class _LazyModule(ModuleType):
@@ -38,20 +37,28 @@ class _LazyModule(ModuleType):
         return _LazyModule, (self.__name__,)
 
 
+def open_tensorflow() -> None:
+    """Import TensorFlow and Keras as everything here needs them, unless they are imported already.
+
+    Raises
+    ------
+    RuntimeError
+        In a forked process in which TensorFlow would hang.
+    ImportError
+        If Keras is configured for another backend.
+    """
+    global _is_open
+    forks.check()
+    if not _is_open:
+        with _opening, forks.importing():
+            if not _is_open:
+                _open()
+                _is_open = True
+
+
 def _load(name: str) -> ModuleType:
-    if "forked" in _opened:
-        raise RuntimeError(
-            "TensorFlow was started before this process was forked, and would hang here: its threads stay "
-            "in the parent. Start workers with joblib's default (loky) or "
-            "multiprocessing.get_context('spawn'). In a server that forks its workers, load the detector in "
-            "each of them (gunicorn: in post_fork), or let them score with the file that to_onnx writes."
-        )
-    with _opening:
-        if not _opened:
-            _open()
-            _opened.add("tensorflow")
-            os.register_at_fork(after_in_child=lambda: _opened.add("forked"))
-        return importlib.import_module(name)
+    open_tensorflow()
+    return importlib.import_module(name)
 
 
 def _open() -> None:
@@ -59,6 +66,9 @@ def _open() -> None:
         if "tensorflow" not in sys.modules:
             stack.enter_context(silence_log_lines())
             stack.enter_context(_with_onednn())
+            found = importlib.util.find_spec("tensorflow")
+            for folder in found.submodule_search_locations or () if found else ():
+                load_silently(folder)
         tensorflow = importlib.import_module("tensorflow")
         backend = importlib.import_module("keras").config.backend()
     if backend != "tensorflow":
@@ -79,42 +89,6 @@ def _with_onednn() -> Iterator[None]:
     finally:
         if not chosen:
             os.environ.pop(_ONEDNN, None)
-
-
-@contextlib.contextmanager
-def silence_log_lines() -> Iterator[None]:
-    """Keep TensorFlow's log lines off the terminal, unless the user chose a log level, which stays theirs."""
-    chosen = os.environ.get(_LOG_LEVEL)
-    os.environ.setdefault(_LOG_LEVEL, "3")
-    try:
-        with _drop_log_lines() if chosen is None else contextlib.nullcontext():
-            yield
-    finally:
-        # What runs inside may have set it: tf2onnx does.
-        os.environ.pop(_LOG_LEVEL, None)
-        if chosen is not None:
-            os.environ[_LOG_LEVEL] = chosen
-
-
-@contextlib.contextmanager
-def _drop_log_lines() -> Iterator[None]:
-    """Hold back file descriptor 2, then pass on every line that is not a TensorFlow log line."""
-    try:
-        terminal = os.dup(2)
-    except OSError:  # a process without a standard error has nothing to keep quiet
-        yield
-        return
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            held.seek(0)
-            kept = b"".join(line for line in held if not _LOG_LINE.match(line))
-            if kept:
-                os.write(2, kept)
 
 
 def _leave_gpu_memory_to_others(tensorflow: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vae_anomaly.core.backend import silence_log_lines, tf
+from vae_anomaly.core.backend import open_tensorflow, tf
+from vae_anomaly.core.log_lines import silence_log_lines
 from vae_anomaly.core.types import Array, Estimator, Tensor
 
 __all__ = ["Graph", "Onnx", "library"]
@@ -147,7 +148,7 @@ class Graph:
             return dict(zip(outputs, function(*tensors), strict=True))
 
         signature = [tf.TensorSpec(shape, dtype) for shape, dtype in inputs]
-        with _silence("tf2onnx"), silence_log_lines():
+        with _silence("tf2onnx"), silence_log_lines():  # it sets TensorFlow's log level on the way
             model, _ = library("tf2onnx").convert.from_function(
                 tf.function(run, autograph=False),
                 signature,
@@ -253,6 +254,8 @@ def _nodes(graph: Onnx) -> Iterator[Onnx]:
 
 def library(name: str) -> Onnx:
     """A library of the extra ``onnx``."""
+    if name == "tf2onnx":
+        open_tensorflow()  # or it would import TensorFlow itself, in another way
     try:
         with silence_log_lines():
             return importlib.import_module(name)
