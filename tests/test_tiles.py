@@ -55,7 +55,7 @@ def scored_before(table):
     X, _ = table
     detector = VAEDetector(network=DenseNetwork((23,)), epochs=2, random_state=0).fit(X)
     programs = architecture_of(detector.members_[0])._programs
-    for key in [key for key in programs if key[0] in tiles._NARROW_TILES]:
+    for key in [key for key in programs if key[0] in tiles.NARROW_TILES]:
         del programs._values[key]
     return detector, detector.score_samples(X), programs
 
@@ -160,6 +160,6 @@ def test_a_narrow_tile_that_differs_in_a_bit_is_never_used(table, scored_before,
 
     monkeypatch.setattr(tiles, "_through_narrow_tile", one_bit_off)
     np.testing.assert_array_equal(detector.score_samples(X[:1]), expected[:1])
-    narrow = [key for key in programs if key[0] in tiles._NARROW_TILES]
-    assert len(narrow) == len(tiles._NARROW_TILES)
+    narrow = [key for key in programs if key[0] in tiles.NARROW_TILES]
+    assert len(narrow) == len(tiles.NARROW_TILES)
     assert all(programs._values[key] is None for key in narrow)

@@ -24,13 +24,14 @@ from vae_anomaly.core.types import Array, KerasModel, Tensor
 from vae_anomaly.engine.programs import Architecture, Program, architecture_of, on_device
 from vae_anomaly.model.states import ModelState
 
-__all__ = ["map_rows", "wide_tile"]
+__all__ = ["NARROW_TILES", "map_rows", "wide_tile"]
 
 # A millisecond of arithmetic on one core: a smaller tile pays more for its calls, a larger one does not
 # fit into the cache.
 _TILE_FLOPS = 1.2e8
 _WIDE_TILES = (16, 512)
-_NARROW_TILES = (4, 16, 128)
+#: Rows that the smaller tiles take.
+NARROW_TILES = (4, 16, 128)
 _WIDE = "wide"
 # To compile a narrow tile's program and to try its bits takes as long as a hundred calls by a wide tile, or
 # more: whoever scores some rows one by one is not made to wait for it.
@@ -62,6 +63,8 @@ def map_rows(
     rows: Rows,
     draws: Rows,
     device: str | None = None,
+    *,
+    warm_up: bool = False,
     **incomplete: bool,
 ) -> Array:
     """Apply ``function(vae, x, draws)`` to all rows, with each model.
@@ -80,6 +83,8 @@ def map_rows(
     rows : array of shape (n_rows, n_features)
     draws : array of shape (n_draws, latent_dim), shared by all rows
     device : str or None
+    warm_up : bool
+        Whether to compile now whatever any number of such calls would compile.
     **incomplete : bool
         Passed to `VAE.incomplete`.
 
@@ -94,14 +99,14 @@ def map_rows(
     on_complete = partial(_map_rows, function, key)
     on_incomplete = partial(_map_rows, of_incomplete, ("incomplete", *incomplete.items(), key))
     if states[0].specification.marks_missing:
-        return on_incomplete(states, rows, draws, device)
+        return on_incomplete(states, rows, draws, device, warm_up)
     if not any_missing(rows):
-        return on_complete(states, rows, draws, device)
+        return on_complete(states, rows, draws, device, warm_up)
     has_gaps = np.isnan(rows).any(axis=1)
     if has_gaps.all():
-        return on_incomplete(states, rows, draws, device)
-    results = on_complete(states, rows, draws, device)
-    results[:, has_gaps] = on_incomplete(states, rows[has_gaps], draws, device)
+        return on_incomplete(states, rows, draws, device, warm_up)
+    results = on_complete(states, rows, draws, device, warm_up)
+    results[:, has_gaps] = on_incomplete(states, rows[has_gaps], draws, device, warm_up)
     return results
 
 
@@ -112,6 +117,7 @@ def _map_rows(
     rows: Rows,
     draws: Rows,
     device: str | None,
+    warm_up: bool,
 ) -> Array:
     architecture = architecture_of(states[0])
     models = [_copy_to_device(state, device) for state in states]
@@ -122,12 +128,15 @@ def _map_rows(
         def wide(rows: Rows) -> Array:
             return _through_wide_tiles(architecture, function, key, models, rows, draws_tensor)
 
-        fitting = [tile for tile in _NARROW_TILES if len(rows) <= tile < wide_tile(architecture, len(draws))]
+        fitting = [tile for tile in NARROW_TILES if len(rows) <= tile < wide_tile(architecture, len(draws))]
         # Convolutions of few rows were seen to round one row in a hundred otherwise: too rarely to be tried.
         if states[0].specification.network.shape_of_images(None) is not None:
             fitting = []
-        if fitting and architecture.count_call((fitting[0], key)) < _NARROW_TILE_FROM_CALLS:
-            fitting = []
+        if fitting:
+            for _ in range(_NARROW_TILE_FROM_CALLS if warm_up else 0):
+                architecture.count_call((fitting[0], key))
+            if architecture.count_call((fitting[0], key)) < _NARROW_TILE_FROM_CALLS:
+                fitting = []
         for tile in fitting:
             narrow = architecture.program(
                 (tile, key),
@@ -135,7 +144,7 @@ def _map_rows(
             )
             if narrow is not None:
                 program = partial(narrow, models, draws=draws_tensor)
-                own = _own_program(architecture, function, tile, key, states, draws, program)
+                own = _own_program(architecture, function, tile, key, states, draws, program, warm_up)
                 return _through_narrow_tile(own or program, tile, rows)
         return wide(rows)
 
@@ -245,6 +254,7 @@ class _OwnProgram:
     def __init__(self, draws: Rows) -> None:
         self.draws = weakref.ref(draws)
         self.n_calls = 0
+        self.was_tried = False
         self.program: Program | None = None
 
 
@@ -262,6 +272,7 @@ def _own_program(
     states: Sequence[ModelState],
     draws: Rows,
     shared: Program,
+    warm_up: bool,
 ) -> Program | None:
     """The models' own program for such tiles, ``x -> results``, if they have one."""
     key = (tile, key, tuple(map(weakref.ref, states[1:])))
@@ -271,7 +282,8 @@ def _own_program(
         if entry is None or entry.draws() is not draws:
             entry = entries[key] = _OwnProgram(draws)
         entry.n_calls += 1
-        is_time = entry.n_calls == _OWN_PROGRAM_FROM_CALLS
+        is_time = not entry.was_tried and (warm_up or entry.n_calls >= _OWN_PROGRAM_FROM_CALLS)
+        entry.was_tried |= is_time
     if is_time and len(states) * architecture.n_weights <= _OWN_PROGRAM_TO_WEIGHTS:
         program = _compile_own(architecture, function, tile, states, draws)
         by_own, by_shared = (partial(_by_narrow_tiles, run, tile) for run in (program, shared))

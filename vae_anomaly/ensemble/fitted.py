@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Self
@@ -18,6 +18,7 @@ from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, Ran
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps
 from vae_anomaly.engine import programs
+from vae_anomaly.engine.tiles import NARROW_TILES
 from vae_anomaly.ensemble import averaging
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState
@@ -147,6 +148,42 @@ class Fitted:
         surprise = IMPOSSIBLE * impossible.sum(axis=1)
         return np.asarray(np.where(surprise > 0, surprise, self._average(self.member_scores(rows))))
 
+    def warm_up(self, n_rows: int | Iterable[int], n_features: int) -> None:
+        """Compile whatever `scores` of tables of so many rows needs, now and after any number of calls.
+
+        Parameters
+        ----------
+        n_rows : int or iterable of int
+            Each number of rows, at least 1.
+        n_features : int
+            Columns of those tables.
+
+        Raises
+        ------
+        ValueError
+        """
+        numbers = list(n_rows) if isinstance(n_rows, Iterable) and not isinstance(n_rows, str) else [n_rows]
+        for number in numbers:
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+                raise ValueError(
+                    f"n_rows must be a positive integer, or several, as range(1, 65); received {number!r}."
+                )
+        block, widest = self._rows_at_once(n_features), max(NARROW_TILES) + 1
+        parts = {int(part) for number in numbers for part in (min(number, block), number % block) if part}
+        # Tables of more rows than narrow tiles take are treated alike.
+        for size in sorted({min(part, widest) for part in parts}):
+            complete = np.zeros((size, self.members[0].specification.n_features), dtype=np.float32)
+            self._compile_for(complete)
+            # As in `member_scores`, whose rows with gaps are one more: as many as each tile does not take.
+            for n_incomplete in (1, *NARROW_TILES):
+                if n_incomplete <= size:
+                    rows = np.pad(complete, ((0, 1), (0, 0)))
+                    rows[:n_incomplete], rows[-1] = np.nan, np.nan
+                    self._compile_for(rows)
+
+    def _compile_for(self, rows: Rows) -> None:
+        passes.score_rows(self.members, rows, self.draws, self.score, self.device, warm_up=True)
+
     def evidence_lower_bound(self, X: Matrix) -> float:
         """Mean over the rows, in nats."""
 
@@ -266,9 +303,12 @@ class Fitted:
     def _average(self, by_member: Floats) -> Floats:
         return averaging.average(by_member, self.weights)
 
+    def _rows_at_once(self, n_features: int) -> int:
+        return max(1, _NUMBERS_AT_ONCE // n_features)
+
     def _map_blocks(self, X: Matrix, function: Callable[[Rows, Flags], Floats]) -> Floats:
         """Scale and process X in blocks."""
-        block = max(1, _NUMBERS_AT_ONCE // X.shape[1])
+        block = self._rows_at_once(X.shape[1])
         starts = range(0, X.shape[0], block)
         parts = [function(*self._possible(X[start : start + block])) for start in starts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -35,10 +35,17 @@ _DRAWS_AT_ONCE = 64
 
 
 def score_rows(
-    states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
+    states: Sequence[ModelState],
+    rows: Rows,
+    draws: Rows,
+    score: Score,
+    device: str | None,
+    *,
+    warm_up: bool = False,
 ) -> Floats:
     """The score of each row by each model: shape (n_states, n_rows), larger = more anomalous."""
-    return map_rows(partial(score_tile, score), ("score", score), states, rows, draws, device)
+    tile_scores = partial(score_tile, score)
+    return map_rows(tile_scores, ("score", score), states, rows, draws, device, warm_up=warm_up)
 
 
 def score_tile(score: Score, vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
