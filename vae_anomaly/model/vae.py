@@ -17,7 +17,8 @@ from vae_anomaly.core.types import Array, Initializer, KerasModel, LayerShape, S
 from vae_anomaly.layers import Sampling
 from vae_anomaly.likelihoods import Likelihood, Parameters
 from vae_anomaly.model.incomplete import Incomplete
-from vae_anomaly.networks import initializer_of, last_activation
+from vae_anomaly.networks import initializer_of
+from vae_anomaly.networks.base import last_activation
 
 __all__ = ["VAE", "Inference"]
 

@@ -13,11 +13,11 @@ To add one: subclass `Network`, write ``build``, and pass an instance as ``netwo
 
 from __future__ import annotations
 
-from vae_anomaly.networks.base import Network, initializer_of, last_activation
+from vae_anomaly.networks.base import Network, initializer_of
 from vae_anomaly.networks.conv import ConvNetwork
 from vae_anomaly.networks.dense import DenseNetwork
 
-__all__ = ["NETWORKS", "ConvNetwork", "DenseNetwork", "Network", "initializer_of", "last_activation"]
+__all__ = ["NETWORKS", "ConvNetwork", "DenseNetwork", "Network", "initializer_of"]
 
 #: Every network that has a name.
 NETWORKS: dict[str, type[Network]] = {"dense": DenseNetwork, "conv": ConvNetwork}
