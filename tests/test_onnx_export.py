@@ -18,7 +18,6 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
-    FunctionTransformer,
     MinMaxScaler,
     QuantileTransformer,
     RobustScaler,
@@ -323,10 +322,43 @@ def test_columns_that_are_left_out_go_in_and_change_nothing_and_numbers_as_text_
     np.testing.assert_array_equal(graph.run(None, others)[0], graph.run(None, feed)[0])
 
 
-def test_a_column_with_the_name_of_an_output_is_refused(tmp_path):
-    X = pd.DataFrame({"label": ["a", "b"] * 20, "size": range(40)})
-    with pytest.raises(ValueError, match="'label' is the name of a column, and of something else.*rename"):
+def test_an_output_with_the_name_of_a_column_gets_an_underscore(tmp_path):
+    X = pd.DataFrame({"label": ["a", "b"] * 20, "score_samples": REAL[:40, 0], "label_": REAL[:40, 1]})
+    detector = small(members=1).fit(X)
+    graph = session(detector, tmp_path)
+    assert [value.name for value in graph.get_inputs()] == list(X)
+    assert [value.name for value in graph.get_outputs()] == ["score_samples_", "decision_function", "label__"]
+    feed = {name: X[name].to_numpy(object if name == "label" else float) for name in X}
+    scores, _, labels = graph.run(None, feed)
+    np.testing.assert_allclose(scores, detector.score_samples(X), rtol=TOLERANCE)
+    np.testing.assert_array_equal(labels, detector.predict(X))
+
+
+class Named:
+    """A name that is no text, and looks like others."""
+
+    def __repr__(self):
+        return "size"
+
+
+def test_two_columns_whose_names_are_one_text_are_refused(tmp_path):
+    X = pd.DataFrame({Named(): REAL[:40, 0], Named(): ["a", "b"] * 20})
+    with pytest.raises(ValueError, match="'size' is the name of a column, and of something else.*rename"):
         small(members=1).fit(X).to_onnx(tmp_path / "detector.onnx")
+
+
+# -- no rows ---------------------------------------------------------------------------------------------
+def assert_empty(graph, feed):
+    scores, decision, labels = graph.run(None, {name: values[:0] for name, values in feed.items()})
+    assert [values.shape for values in (scores, decision, labels)] == [(0,)] * 3
+
+
+def test_no_rows_give_no_scores(homes, written, of_bytes, of_homes, of_few_values):
+    _, images, path = of_bytes
+    assert_empty(onnxruntime.InferenceSession(written[2]), {"X": REAL})
+    assert_empty(onnxruntime.InferenceSession(path), {"X": images / 255})
+    assert_empty(of_homes[1], columns(homes))
+    assert_empty(of_few_values[2], {"X": of_few_values[1]})
 
 
 # -- what a detector refuses -----------------------------------------------------------------------------
@@ -501,12 +533,6 @@ def test_without_the_extra_it_says_what_to_install(library, written, tmp_path, m
     with pytest.raises(ImportError, match=rf"needs {library}.*pip install 'vae-anomaly\[onnx\]'"):
         written[0].to_onnx(tmp_path / "detector.onnx")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_scaler_that_no_converter_knows_is_named(tmp_path):
-    detector = small(scaler=FunctionTransformer(np.arcsinh), members=1).fit(REAL[:100])
-    with pytest.raises(NotImplementedError, match="scaler, a FunctionTransformer.*before the detector"):
-        detector.to_onnx(tmp_path / "detector.onnx")
 
 
 def test_an_operation_that_no_converter_knows_is_named(tmp_path):

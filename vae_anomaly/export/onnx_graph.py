@@ -15,7 +15,7 @@ from vae_anomaly.core.backend import open_tensorflow, tf
 from vae_anomaly.core.log_lines import silence_log_lines
 from vae_anomaly.core.types import Array, Estimator, Tensor
 
-__all__ = ["Graph", "Onnx", "library"]
+__all__ = ["Graph", "Onnx", "library", "session_of"]
 
 #: An object of onnx, which ships no types, or a library that converts to it.
 Onnx: TypeAlias = Any
@@ -24,8 +24,8 @@ _DOMAIN = "vae_anomaly"
 _OWN = "detector/"
 # Of early 2023, with the file format of its day: older runtimes read it too.
 _OPERATORS, _ML_OPERATORS, _FILE_FORMAT = 18, 3, 8
-# What tf2onnx does not know; the first two exact for small arguments too (Higham 2002, "Accuracy and
-# stability of numerical algorithms", section 1.14).
+# What tf2onnx does not know, or computes in float32 alone (Log); the first two exact for small arguments too
+# (Higham 2002, "Accuracy and stability of numerical algorithms", section 1.14).
 _MISSING_OPERATORS = {
     "Log1p": """
         zero = Constant <value_int: int = 0> ()
@@ -61,6 +61,9 @@ _MISSING_OPERATORS = {
         one = Pow (x, zero)
         error = Erf (x)
         y = Sub (one, error)
+    """,
+    "Log": """
+        y = Log (x)
     """,
 }
 
@@ -167,13 +170,27 @@ class Graph:
                 initial_types=[("X", types.DoubleTensorType([None, n_columns]))],
                 target_opset={"": _OPERATORS, "ai.onnx.ml": _ML_OPERATORS},
             )
+            # Of some, it makes graphs that no runtime takes.
+            session_of(model.SerializeToString())
         except Exception as error:
             raise NotImplementedError(
                 f"skl2onnx cannot convert the detector's scaler, a {name} ({_first_line(error)}). Scale the "
-                "rows before the detector, or choose a scaler that it knows, such as StandardScaler."
+                "rows before the detector, or choose one of the scalers that `VAEDetector.save` names."
             ) from error
+        name = self._unused(name)
         self._add(name, model, ["X"], [output.name for output in model.graph.output])
-        return self.call(name, [X])[0]
+        return self.node("Cast", self.call(name, [X])[:1], to=self.type_of(np.float64))
+
+    def computed(
+        self, name: str, function: Callable[..., tuple[Tensor]], given: Sequence[tuple[str, int | None]]
+    ) -> str:
+        """What a function from TensorFlow's operations makes of float64 tables of so many columns."""
+        name = self._unused(name)
+        self.define(name, function, [((None, n_columns), np.float64) for _, n_columns in given], ["rows"])
+        return self.call(name, [table for table, _ in given])[0]
+
+    def _unused(self, name: str) -> str:
+        return f"{name} {len(self._functions)}"
 
     def _add(self, name: str, model: Onnx, inputs: list[str], outputs: list[str]) -> None:
         graph, helper = model.graph, self._onnx.helper
@@ -250,6 +267,14 @@ def _nodes(graph: Onnx) -> Iterator[Onnx]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _nodes(attribute.g)
+
+
+def session_of(data: bytes) -> Onnx:
+    """A session of onnxruntime that runs a model, on the processor and without log lines."""
+    runtime = library("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def library(name: str) -> Onnx:

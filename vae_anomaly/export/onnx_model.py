@@ -19,13 +19,14 @@ import numpy.typing as npt
 
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.objective import IMPOSSIBLE
-from vae_anomaly.core.types import Array, Detector, Estimator, Floats, Json, PathOrFile, Tensor
+from vae_anomaly.core.types import Array, Detector, Floats, Json, PathOrFile, Tensor
 from vae_anomaly.core.versions import versions
-from vae_anomaly.data.scaling import FARTHEST, ScalerOfColumns
+from vae_anomaly.data.scaling import FARTHEST
 from vae_anomaly.data.tables import Column
 from vae_anomaly.engine.programs import Architecture, architecture_of
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.export.onnx_graph import Graph, Onnx, library
+from vae_anomaly.export import scalers
+from vae_anomaly.export.onnx_graph import Graph, Onnx, library, session_of
 from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.scoring import passes
@@ -59,10 +60,11 @@ def _model_of(detector: Detector) -> Onnx:
             f"an ONNX file holds at most 2 GB; the weights of this detector take {n_bytes / 1e9:.3g} GB. "
             "Save it with `save`, or fit fewer members or a smaller network."
         )
-    results = {"score_samples": np.float64, "decision_function": np.float64, "label": np.int64}
+    results = dict(zip(_output_names(detector), (np.float64, np.float64, np.int64), strict=True))
     graph, n_features = Graph(results), detector.n_features_in_
     X = _cells(graph, detector, n_features)
-    rows = _scale(graph, X, detector.scaler_, n_features)
+    finite = graph.computed("finite values", _without_infinity, [(X, n_features)])
+    rows = scalers.scaled(graph, finite, detector.scaler_, n_features)
     n_columns = fitted.members[0].specification.n_features
     prepared = ["x", "n_impossible", "missing_fraction", "any_missing"]
     graph.define(
@@ -79,40 +81,60 @@ def _model_of(detector: Detector) -> Onnx:
         "outcome",
         partial(_outcome, fitted.weights, excess, detector.offset_),
         [((None,), np.float64)] * (2 + len(by_member)),
-        list(results),
+        ["score_samples", "decision_function", "label"],
     )
     graph.call("outcome", [missing_fraction, n_impossible, *by_member], list(results))
     return graph.model(_about(detector))
 
 
+def _output_names(detector: Detector) -> list[str]:
+    """Of the scores, the decision function and the label: unlike those of a mixed table's columns."""
+    taken = set() if detector.table_ is None else {str(column.name) for column in detector.table_.columns}
+    names = []
+    for name in ("score_samples", "decision_function", "label"):
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
 # -- what the graph computes, in TensorFlow -----------------------------------------------------------------
+def _without_infinity(X: Tensor) -> tuple[Tensor]:
+    return (tf.where(tf.math.is_inf(X), np.float64(np.nan), X),)
+
+
 def _prepare(likelihood: Likelihood, scores_invalid: bool, X: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
     """What `scaling.scale` makes of X and its scaled rows, and how many values of a row none can have.
 
-    NaN where a detector refuses a row.
+    NaN where a detector refuses a row. Of no rows, x has one: not all operators take none.
     """
-    missing, gaps = tf.math.is_nan(rows), tf.math.is_nan(X)
-    if X.shape[1] != rows.shape[1]:
-        gaps = tf.reduce_any(gaps, axis=1, keepdims=True)
+    infinite = tf.math.is_inf(X)
+    n_infinite = tf.reduce_sum(tf.cast(infinite, tf.float64), axis=1)
+    gaps = tf.math.is_nan(X) | infinite
+    missing = tf.math.is_nan(rows)
+    kept = tf.reduce_any(gaps, axis=1)
+    if X.shape[1] == rows.shape[1]:  # in whatever order the scaler has put the columns
+        n_gaps, n_missing = (tf.reduce_sum(tf.cast(flags, tf.float64), axis=1) for flags in (gaps, missing))
+        kept = n_missing <= n_gaps
+        refused = (n_infinite > 0) & (n_missing < n_gaps)  # an infinite value that has disappeared
+    else:
+        refused = n_infinite > 0
+    refused |= tf.reduce_any(tf.math.is_inf(rows) | (missing & ~kept[:, None]), axis=1)
     x = tf.cast(tf.clip_by_value(rows, np.float64(-FARTHEST), np.float64(FARTHEST)), tf.float32)
     x = tf.where(missing, np.float32(np.nan), x)  # whatever clipping makes of it
-    infinite = tf.math.is_inf(X)
-    if X.shape[1] != rows.shape[1]:  # an infinite value has no cell of its own
-        refused = tf.reduce_any(infinite, axis=1)
-        impossible = likelihood.outside_support(x)
-        infinite = tf.reduce_any(infinite, axis=1, keepdims=True)
-    else:
-        refused = tf.zeros_like(X[:, 0], dtype=tf.bool)
-        impossible = likelihood.outside_support(x) | infinite
-    refused |= tf.reduce_any((tf.math.is_inf(rows) & ~infinite) | (missing & ~gaps & ~infinite), axis=1)
-    n_impossible = tf.reduce_sum(tf.cast(impossible, tf.float64), axis=1)
+    outside = likelihood.outside_support(x)
+    n_impossible = n_infinite + tf.reduce_sum(tf.cast(outside, tf.float64), axis=1)
     if not scores_invalid:
         refused |= n_impossible > 0
     n_impossible = tf.where(refused, np.float64(np.nan), n_impossible)
     # Such a row's score is put aside, by a multiplication with 0 in some graphs: it must be finite. 0 is
     # within every support.
-    x = tf.where(impossible, np.float32(0.0), x)
-    return x, n_impossible, tf.reduce_mean(tf.cast(missing, tf.float64), axis=1), tf.reduce_any(missing)
+    x = tf.where(outside | refused[:, None], np.float32(0.0), x)
+    any_missing = tf.reduce_any(tf.math.is_nan(x))
+    n_fillers = tf.cast(tf.equal(tf.shape(x)[0], 0), tf.int32)
+    x = tf.concat([x, tf.zeros([n_fillers, x.shape[1]])], axis=0)
+    return x, n_impossible, tf.reduce_mean(tf.cast(missing, tf.float64), axis=1), any_missing
 
 
 def _member_score(
@@ -135,7 +157,7 @@ def _outcome(
     *by_member: Tensor,
 ) -> tuple[Tensor, ...]:
     """What `Fitted.scores` and the detector make of the members' scores."""
-    scores = tf.stack(by_member) - excess[:, None] * missing_fraction
+    scores = tf.stack(by_member)[:, : tf.shape(missing_fraction)[0]] - excess[:, None] * missing_fraction
     scores = -tf.reduce_sum(weights[:, None] * scores, axis=0)
     scores = tf.where(n_impossible == 0, scores, -IMPOSSIBLE * n_impossible)
     decision = scores - offset
@@ -207,22 +229,6 @@ def _kind_of(column: Column) -> type[Any]:
     )
 
 
-def _scale(graph: Graph, X: str, scaler: Estimator, n_features: int) -> str:
-    if scaler is None:
-        return X
-    if not isinstance(scaler, ScalerOfColumns):
-        return graph.transformed(X, scaler, n_features)
-    others = [column for column in range(n_features) if column not in set(scaler.columns)]
-    order = np.argsort([*scaler.columns, *others])
-    chosen, kept = (
-        graph.node("Gather", [X, graph.constant(np.array(columns, dtype=np.int64))], axis=1)
-        for columns in (scaler.columns, others)
-    )
-    scaled = graph.transformed(chosen, scaler.scaler_, len(scaler.columns))
-    joined = graph.node("Concat", [scaled, kept], axis=1)
-    return graph.node("Gather", [joined, graph.constant(order)], axis=1)
-
-
 def _member_scores(graph: Graph, fitted: Fitted, x: str, any_missing: str) -> list[str]:
     """Names of the members' scores."""
     specification = fitted.members[0].specification
@@ -278,10 +284,7 @@ def _about(detector: Detector) -> dict[str, str]:
 # -- the check ----------------------------------------------------------------------------------------------
 def _check(detector: Detector, data: bytes) -> None:
     """Refuse a model that scores sampled rows otherwise than the detector."""
-    runtime = library("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = session_of(data)
     rng = np.random.RandomState(0)
     rows = _sample_rows(detector, rng)
     gaps = np.where(rng.random_sample(rows.shape) < 0.2, np.nan, rows)
@@ -298,7 +301,7 @@ def _check(detector: Detector, data: bytes) -> None:
             except ValueError:  # the detector refuses such rows
                 continue
         n_compared += 1
-        (scores,) = session.run(["score_samples"], _inputs(detector, X))
+        (scores,) = session.run(_output_names(detector)[:1], _inputs(detector, X))
         wrong = ~(np.abs(scores - expected) <= _TOLERANCE * (1 + np.abs(expected)))
         # The middle of a count is a whole number, which rounding can move.
         if wrong.mean() > (0.1 if X is gaps else 0):
@@ -323,10 +326,10 @@ def _sample_rows(detector: Detector, rng: np.random.RandomState) -> Floats:
             rows = rows if detector.table_ is None else detector.table_.numbers(rows)
             rows = np.asarray(rows, dtype=np.float64).reshape(_ROWS_TO_CHECK, -1)
             replace(detector._fitted, invalid="raise").scores(rows)
-        except (TypeError, ValueError):  # a scaler without a way back, too
+        except (IndexError, TypeError, ValueError):  # a scaler without a way back, or that errs on it
             continue
         return rows
-    return rng.standard_normal((_ROWS_TO_CHECK, detector.n_features_in_))
+    return scalers.accepted_rows(detector.scaler_, detector.n_features_in_, _ROWS_TO_CHECK, rng)
 
 
 def _inputs(detector: Detector, X: Floats) -> dict[str, Array]:
