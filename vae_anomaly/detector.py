@@ -1105,10 +1105,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         fitted on images, with pixels in the units of ``pixel_range_``: bytes are to be divided by 255. Of a
         mixed table, one input for each column by its name (by its position, if it has none), of shape
         (n_rows,): texts for categories that are texts, float64 for all others. A missing value is NaN, and an
-        empty text among texts without such a category.
+        empty text among texts without such a category. A runtime takes numbers of these types only; no rows
+        at all are taken too.
 
         Outputs, each of shape (n_rows,): ``score_samples`` and ``decision_function``, float64, and ``label``,
-        int64, -1 for anomalies and +1 for the others. Scores differ from the detector's own by at most
+        int64, -1 for anomalies and +1 for the others; an underscore follows where a column of a mixed table
+        has the name. Scores differ from the detector's own by at most
         :math:`10^{-4} (1 + |s|)`, usually by a hundredth of that: float32 sums are rounded in another order.
         So that a row on the threshold is not an anomaly, as in `predict`, a label is -1 from that far below
         it.
@@ -1133,6 +1135,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             Without the extra: ``pip install 'vae-anomaly[onnx]'``.
         NotImplementedError
             If a converter does not know a part of the detector, such as a scaler of your own; names it.
+            Every scaler that `save` takes can be exported, with numpy's functions without arguments.
         ValueError
             If the weights take more than 2 GB, which an ONNX file cannot hold.
         RuntimeError
