@@ -32,6 +32,20 @@ def test_another_keras_backend_is_refused_with_the_remedy(monkeypatch):
         backend._open()
 
 
+def test_a_keras_backend_that_is_not_installed_is_refused_with_the_remedy(monkeypatch):
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "keras":
+                raise ModuleNotFoundError("No module named 'jax'")
+
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    with pytest.raises(ImportError, match="configured for 'jax'.*KERAS_BACKEND=tensorflow"):
+        backend._open()
+
+
 # -- log lines ----------------------------------------------------------------------------------------------
 @pytest.mark.wide
 @pytest.mark.parametrize(("level", "is_silent"), [("0", False), ("3", True), (None, True)])

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from vae_anomaly import DenseNetwork, VAEDetector, explanations, load
+from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.data import frames
 
 polars = pytest.importorskip("polars")
@@ -139,3 +140,51 @@ def test_names_that_are_not_texts_must_be_those_of_the_training_rows(frame, name
 def test_a_name_that_appears_twice_is_refused(frame):
     with pytest.raises(ValueError, match="'a' appears twice"):
         quick().fit(frame[["size", "visits"]].set_axis(["a", "a"], axis=1))
+
+
+# -- what is no rows -------------------------------------------------------------------------------------
+ROWS = np.random.RandomState(0).normal(size=(20, 3)).astype("f4")
+LABELS = np.zeros(20)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, position):
+        return ROWS, LABELS
+
+
+NOT_ROWS = {
+    "a path": (lambda: "rows.csv", r"the text or path 'rows\.csv'.*pd\.read_csv"),
+    "a generator": (lambda: (row for row in ROWS), r"an iterator \(generator\).*np\.stack\(list\(X\)\)"),
+    "a map": (lambda: map(list, ROWS), r"an iterator \(map\)"),
+    "a dataset of Keras": (Batches, r"a dataset of Keras.*np\.concatenate\(\[X\[i\]\[0\]"),
+    "rows and labels": (lambda: (ROWS, LABELS), "a tuple of rows and labels.*Pass the rows alone"),
+    "images and labels": (lambda: (np.zeros((20, 4, 4)), LABELS), "a tuple of rows and labels"),
+    "load_data": (
+        lambda: ((ROWS, LABELS), (ROWS, LABELS)),
+        "a tuple of rows and labels, as Keras' load_data",
+    ),
+    "a series of arrays": (lambda: pd.Series(list(ROWS)), r"a Series of 20 arrays\. Pass np\.stack\(X\)"),
+    "a column of arrays": (lambda: pd.DataFrame({"v": list(ROWS)}), r"column 'v' holds.*np\.stack"),
+}
+
+
+@pytest.mark.parametrize(("make", "expected"), NOT_ROWS.values(), ids=NOT_ROWS)
+def test_what_is_no_rows_is_named_with_what_makes_rows_of_it(make, expected):
+    with pytest.raises(TypeError, match=expected):
+        quick().fit(make())
+
+
+def test_a_dataset_of_tensorflow_is_named_with_what_makes_rows_of_it():
+    dataset = tf.data.Dataset.from_tensor_slices(ROWS).batch(7)
+    with pytest.raises(TypeError, match="a dataset of TensorFlow.*as_numpy_iterator"):
+        quick().fit(dataset)
+    advised = np.concatenate(list(dataset.as_numpy_iterator()))
+    np.testing.assert_array_equal(advised, ROWS)
+
+
+@pytest.mark.parametrize("X", [([1.0, 2.0], [3.0, 4.5]), (ROWS[0], ROWS[1])], ids=["lists", "arrays"])
+def test_a_tuple_of_rows_is_rows(X):
+    assert quick().fit(X).n_features_in_ == len(X[0])

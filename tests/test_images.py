@@ -101,7 +101,7 @@ def test_flat_rows_of_another_width_are_refused(of_bytes):
 
 @pytest.mark.parametrize("X", [np.float64(5), np.zeros(64), "pixels", None], ids=repr)
 def test_what_is_no_array_of_images_is_refused(of_bytes, X):
-    with pytest.raises(ValueError):
+    with pytest.raises((TypeError, ValueError)):
         of_bytes.score_samples(X)
 
 
@@ -240,7 +240,7 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize(("given", "received"), TOO_LARGE.values(), ids=TOO_LARGE)
 def test_other_pixel_ranges_are_named_in_fit_and_afterwards(of_bytes, digits, given, received):
-    message = f"pixel values in \\[0, 1\\]; received values {received}: divide by .* or hand in uint8, or "
+    message = f"pixel values in \\[0, 1\\]; received values {received}: (divide by|hand in) .*, or choose "
     for refuse in (VAEDetector(NETWORK, **QUICK).fit, of_bytes.score_samples):
         with pytest.raises(ValueError, match=message):
             refuse(given(digits))
@@ -373,3 +373,22 @@ def test_an_array_of_arrays_comes_back_as_images(digits):
 def test_flat_bytes_are_bytes_in_every_form(form, of_bytes, digits):
     rows = np.round(255 * digits[:5]).astype(np.uint8).reshape(5, -1)
     np.testing.assert_array_equal(of_bytes.score_samples(form(rows)), of_bytes.score_samples(rows))
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (3, 16, 20), (1, 16, 16)])
+def test_images_whose_channels_come_first_are_warned_of(shape):
+    X = np.random.RandomState(0).random_sample((20, *shape))
+    with pytest.warns(UserWarning, match=r"height \d, width 16 and \d+ channels.*np.moveaxis\(X, 1, -1\)"):
+        VAEDetector(**QUICK).fit(X)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 3), (3, 4, 4), (1, 30, 5), (4, 16, 16), (16, 16)])
+def test_other_images_are_not_warned_of(shape):
+    VAEDetector(**QUICK).fit(np.random.RandomState(0).random_sample((20, *shape)))
+
+
+def test_pixels_between_minus_one_and_one_are_told_the_way_to_the_unit_interval():
+    X = np.random.RandomState(0).uniform(-1, 1, (20, 4, 4))
+    with pytest.raises(ValueError, match=r"received values from -0\.99.*hand in \(X \+ 1\) / 2"):
+        VAEDetector(**QUICK).fit(X)
+    VAEDetector(**QUICK).fit((X + 1) / 2)

@@ -10,6 +10,7 @@ import pytest
 from conftest import CACHED_ARCHITECTURES
 
 from vae_anomaly import DenseNetwork, KerasNetwork, VAEDetector
+from vae_anomaly.core.backend import tf
 from vae_anomaly.engine import programs
 from vae_anomaly.engine.programs import architecture, architecture_of
 from vae_anomaly.likelihoods import Bernoulli, Gaussian
@@ -167,3 +168,13 @@ def test_thirty_architectures_fit_into_bounded_memory(forget_programs):
     full = programs._CACHED_ARCHITECTURES
     assert len(programs._cache) == full
     assert memory[-1] - memory[full] < 5 * (30 - full)
+
+
+def test_graphs_that_do_not_execute_eagerly_are_refused(table):
+    X = table[0]
+    detector = VAEDetector(epochs=1, members=1).fit(X)
+    with tf.Graph().as_default():
+        for use in (detector.score_samples, VAEDetector(epochs=1).fit):
+            with pytest.raises(RuntimeError, match=r"needs TensorFlow's eager execution.*Call it outside"):
+                use(X)
+    assert np.isfinite(detector.score_samples(X)).all()

@@ -47,7 +47,7 @@ from vae_anomaly.core.types import (
     Values,
 )
 from vae_anomaly.data import frames
-from vae_anomaly.data.images import check_image_shape, dtype_of, flatten
+from vae_anomaly.data.images import check_image_shape, dtype_of, flatten, warn_of_channels_first
 from vae_anomaly.data.preparation import Preparation, in_form_of
 from vae_anomaly.data.scaling import check_finite
 from vae_anomaly.data.tables import table_of
@@ -1217,6 +1217,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X, image_shape = flatten(X)
         dtype = dtype_of(X)
         if reset:
+            warn_of_channels_first(image_shape)
             self.table_ = table_of(X, self.likelihood) if image_shape is None else None
         if self.table_ is not None:
             X = self.table_.numbers(X)

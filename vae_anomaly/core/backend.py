@@ -70,12 +70,20 @@ def _open() -> None:
             for folder in found.submodule_search_locations or () if found else ():
                 load_silently(folder)
         tensorflow = importlib.import_module("tensorflow")
-        backend = importlib.import_module("keras").config.backend()
+        try:
+            backend = importlib.import_module("keras").config.backend()
+        except ImportError as error:
+            backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+            if backend == "tensorflow":
+                raise
+            missing: ImportError | None = error
+        else:
+            missing = None
     if backend != "tensorflow":
         raise ImportError(
             f"vae_anomaly trains with TensorFlow, but Keras is configured for {backend!r}. Set the "
             "environment variable KERAS_BACKEND=tensorflow before Keras is first imported."
-        )
+        ) from missing
     _leave_gpu_memory_to_others(tensorflow)
 
 

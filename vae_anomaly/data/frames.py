@@ -6,6 +6,8 @@ and the other library call a missing value, a category or a whole number stays o
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,12 @@ def to_pandas(X: Unchecked) -> Unchecked:
     Raises
     ------
     TypeError
-        If X is a dictionary, an array of records, a table that is not in memory, or one that nothing can
-        read.
+        If X is no rows at all but a way to them, rows and labels, a dictionary, an array of records, a table
+        that is not in memory, or one that nothing can read.
     """
     if sparse.issparse(X):  # some of which are dictionaries
         return X
-    if isinstance(X, dict):
-        raise TypeError("tables are DataFrames or arrays; received a dict. Pass pd.DataFrame(X).")
+    _check_holds_rows(X)
     if isinstance(X, np.ndarray):
         if X.dtype.names is not None:
             raise TypeError(
@@ -52,6 +53,56 @@ def to_pandas(X: Unchecked) -> Unchecked:
         raise TypeError(f"received {_described(X)}, which is not in memory: pass X.collect().")
     columns = {name: _column(frame[name]) for name in frame.columns}
     return pd.DataFrame(columns, index=range(len(frame)))
+
+
+def _check_holds_rows(X: Unchecked) -> None:
+    """Refuse what is given to Keras, or read by others, in the place of rows; say how it becomes rows."""
+    kinds = {kind.__name__ for kind in type(X).__mro__}
+    if isinstance(X, dict):
+        raise TypeError("tables are DataFrames or arrays; received a dict. Pass pd.DataFrame(X).")
+    if isinstance(X, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"rows are a DataFrame or an array; received the text or path {X!r}. Pass what is in the file, "
+            "such as pd.read_csv(path)."
+        )
+    if isinstance(X, Iterator):
+        raise TypeError(
+            f"rows are a DataFrame or an array; received an iterator ({type(X).__name__}). Pass "
+            "np.concatenate(list(X)) if it gives batches of rows, np.stack(list(X)) if it gives rows."
+        )
+    if hasattr(X, "as_numpy_iterator"):
+        raise TypeError(
+            "rows are a DataFrame or an array; received a dataset of TensorFlow. Pass "
+            "np.concatenate(list(X.as_numpy_iterator())) if it gives batches of rows, without labels."
+        )
+    if "PyDataset" in kinds:
+        raise TypeError(
+            f"rows are a DataFrame or an array; received a dataset of Keras, {type(X).__name__}. Pass "
+            "np.concatenate([X[i][0] for i in range(len(X))]) if it gives pairs of rows and labels."
+        )
+    if _holds_labels(X):
+        raise TypeError(
+            "rows are a DataFrame or an array; received a tuple of rows and labels, as Keras' load_data "
+            "returns. Pass the rows alone."
+        )
+    if isinstance(X, pd.Series) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1):
+        first = X.iloc[0] if isinstance(X, pd.Series) and len(X) else X[0] if len(X) else None
+        if isinstance(first, np.ndarray) and (isinstance(X, pd.Series) or first.ndim == 1):
+            raise TypeError(
+                f"rows are a DataFrame or an array; received a {type(X).__name__} of {len(X)} arrays. Pass "
+                "np.stack(X)."
+            )
+
+
+def _holds_labels(X: Unchecked) -> bool:
+    """Whether X is a pair of rows and labels, or a pair of such pairs."""
+    if not isinstance(X, tuple) or len(X) != 2:
+        return False
+    first, second = X
+    if isinstance(first, tuple) and len(first) == 2 and isinstance(second, tuple):
+        return isinstance(first[0], np.ndarray) and first[0].ndim > 1
+    is_table = hasattr(first, "iloc") or (isinstance(first, np.ndarray) and first.ndim > 1)
+    return is_table and (second is None or getattr(second, "ndim", 2) == 1)
 
 
 def like(given: Unchecked, frame: pd.DataFrame) -> Any:

@@ -7,6 +7,7 @@ in [0, 1] refuses what lies outside. That holds for flat rows too, if the networ
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 from scipy import sparse
@@ -21,10 +22,12 @@ __all__ = [
     "flatten",
     "pixel_range",
     "pixels",
+    "warn_of_channels_first",
 ]
 
 # A scaler or a resize may leave [0, 1] by a rounding error.
 _ROUNDING = 1e-6
+_MOST_CHANNELS = 4
 
 
 def flatten(X: Unchecked) -> tuple[Matrix, Shape | None]:
@@ -67,6 +70,22 @@ def _stack(X: Unchecked) -> Unchecked:
                 "Resize, crop or pad them."
             )
     return np.stack([np.asarray(image) for image in X])
+
+
+def warn_of_channels_first(image_shape: Shape | None) -> None:
+    """Warn of images whose first axis looks like their channels."""
+    if image_shape is None or len(image_shape) != 3:
+        return
+    first, height, width = image_shape
+    if min(height, width) > _MOST_CHANNELS and (first == 3 or (first == 1 and height == width)):
+        warnings.warn(
+            f"X holds images of height {first}, width {height} and {width} channels, by its shape "
+            f"{('n', *image_shape)}. If the channels come first, hand in np.moveaxis(X, 1, -1).".replace(
+                "'", ""
+            ),
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_image_shape(received: Shape | None, image_shape: Shape | None, expected: Shape | None) -> None:

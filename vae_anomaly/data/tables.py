@@ -318,7 +318,8 @@ def _column(values: pd.Series, name: Hashable, likelihood: str | Likelihood) -> 
     except TypeError:
         raise TypeError(
             f"column {name!r} holds values such as {values.iloc[0]!r} ({kind_of(values.iloc[0])}), which "
-            "cannot be compared and sorted; turn them into strings or numbers, or drop the column."
+            "cannot be compared and sorted; turn them into strings or numbers (arrays into columns: "
+            "np.stack), or drop the column."
         ) from None
     return Column(name, likelihood.set_params(n_categories=len(categories)), values.dtype, categories)
 

@@ -194,16 +194,33 @@ class Architecture:
 
 
 def architecture(specification: Specification) -> Architecture:
-    """The process-wide `Architecture` for this specification; the least recently used are dropped."""
+    """The process-wide `Architecture` for this specification; the least recently used are dropped.
+
+    Raises
+    ------
+    RuntimeError
+        Where TensorFlow does not execute eagerly.
+    """
+    _check_eager()
     return _cache.get(specification.key, lambda: Architecture(specification))
 
 
 def architecture_of(state: ModelState) -> Architecture:
-    """The `Architecture` of a trained model, which keeps it for as long as it lives."""
+    """The `Architecture` of a trained model, which keeps it for as long as it lives; see `architecture`."""
+    _check_eager()
     found = _architectures.get(state)
     if found is None:
         found = _architectures.setdefault(state, architecture(state.specification))
     return found
+
+
+def _check_eager() -> None:
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "vae_anomaly needs TensorFlow's eager execution, which is off here: within a tf.function, a "
+            "tf.Graph or a Session, or because of tf.compat.v1.disable_eager_execution(). Call it outside, "
+            "and hand in arrays."
+        )
 
 
 def model_of(state: ModelState) -> KerasModel:

@@ -41,10 +41,14 @@ class UnitInterval(Likelihood):
     def check_pixels(self, low: float, high: float, dtype: DtypeOrNone) -> None:
         if low < -_ROUNDING or high > 1 + _ROUNDING:
             received = f" of dtype {dtype}" if dtype is not None else ""
+            remedy = (
+                "divide by the largest value that a pixel can have (255 in 8-bit images), or hand in uint8"
+            )
+            if -1 - _ROUNDING <= low < -_ROUNDING and high <= 1 + _ROUNDING:
+                remedy = "hand in (X + 1) / 2 if pixels lie in [-1, 1]"
             raise ValueError(
                 f"likelihood {self.name!r} needs images with pixel values in [0, 1]; received values from "
-                f"{low:g} to {high:g}{received}: divide by the largest value that a pixel can have (255 in "
-                "8-bit images), or hand in uint8, or choose likelihood='gaussian'."
+                f"{low:g} to {high:g}{received}: {remedy}, or choose likelihood='gaussian'."
             )
 
 
