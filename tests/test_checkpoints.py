@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import types
 import warnings
 
@@ -513,6 +514,71 @@ def test_ctrl_c_ends_with_the_epoch_and_leaves_a_marked_detector(X, monkeypatch)
     assert not whole.interrupted_
     assert_same(stopped, whole, X)
     assert (stopped.predict(X) == -1).sum() == 50
+
+
+class Stopping:
+    """`stop_fit` in another thread, before some call of a function, counted from 1."""
+
+    def __init__(self, function, fitted, call):
+        self.function, self.fitted, self.call, self.n = function, fitted, call, 0
+
+    def __call__(self, *arguments, **keywords):
+        self.n += 1
+        if self.n == self.call:
+            thread = threading.Thread(target=self.fitted.stop_fit)
+            thread.start()
+            thread.join()
+        return self.function(*arguments, **keywords)
+
+
+def stopped_from_another_thread(monkeypatch, fitted, X, call):
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs, "train_block", Stopping(epochs.train_block, fitted, call))
+        with pytest.warns(ConvergenceWarning, match="stop_fit has ended the training"):
+            return fitted.fit(X)
+
+
+@pytest.mark.parametrize(("call", "n_epochs"), [(5, 5), (1, 1)])
+def test_another_thread_ends_a_fit_with_its_epoch(X, monkeypatch, call, n_epochs):
+    settings = {"learning_rate_schedule": None}
+    stopped = stopped_from_another_thread(monkeypatch, detector(**settings), X, call)
+    assert stopped.interrupted_
+    assert_same(stopped, detector(**settings, epochs=n_epochs).fit(X), X)
+    assert not stopped.fit(X).interrupted_
+
+
+def test_another_thread_ends_the_fit_of_all_members(X, monkeypatch):
+    fitted = detector(members=3, epochs=100_000, jit_compile=False)
+    stopped = stopped_from_another_thread(monkeypatch, fitted, X, 9)
+    assert len(stopped.history_["loss"]) <= 9
+
+
+def test_a_fit_that_was_stopped_goes_on_from_its_checkpoint(X, path, monkeypatch):
+    fitted = detector(checkpoint=path)
+    stopped_from_another_thread(monkeypatch, fitted, X, 3)
+    assert_same(fitted.fit(X, resume=True), detector().fit(X), X)
+
+
+def test_without_a_fit_there_is_nothing_to_stop(X):
+    fitted = detector()
+    fitted.stop_fit()
+    assert not fitted.fit(X).interrupted_
+    fitted.stop_fit()
+    assert not fitted.fit(X).interrupted_
+
+
+def test_a_detector_that_is_being_fitted_can_be_pickled_and_cloned(X, monkeypatch):
+    fitted, copies = detector(callbacks=None), []
+    with monkeypatch.context() as patch:
+        whole = epochs.train_block
+
+        def copying(*arguments, **keywords):
+            copies.append(pickle.dumps(clone(pickle.loads(pickle.dumps(fitted)))))
+            return whole(*arguments, **keywords)
+
+        patch.setattr(epochs, "train_block", copying)
+        fitted.fit(X)
+    assert pickle.loads(copies[0]).get_params().keys() == fitted.get_params().keys()
 
 
 def test_ctrl_c_between_two_epochs_ends_with_the_last(X, monkeypatch):

@@ -63,6 +63,7 @@ from vae_anomaly.model_card import ModelCard
 from vae_anomaly.monitoring import Drift
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring.score import Score
+from vae_anomaly.training.interruption import interruptible, stop
 from vae_anomaly.training.plan import SCHEDULES
 
 __all__ = ["VAEDetector"]
@@ -469,13 +470,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         OSError
             If the checkpoint cannot be written: an earlier one is as it was.
         """
-        with all_or_nothing(self):
+        with all_or_nothing(self), interruptible(self) as interruption:
             self._validate_params()
             checkpoint = checkpoints.open_checkpoint(self.checkpoint, resume, self.callbacks)
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            earlier = self._earlier() if continues else None
             rows, image_shape, dtype = self._checked(X, reset=not continues)
             del X  # a temporary one needs no memory any more
             decisions = fitting.decide(
@@ -490,14 +490,39 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
-                earlier=earlier,
+                earlier=self._earlier() if continues else None,
                 store=checkpoint,
                 score_fold=self._score_fold,
+                interruption=interruption,
             )
             self._take_over(outcome, decisions, rows.shape[0])
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
+
+    def stop_fit(self) -> None:
+        """End a `fit` that runs in another thread, as Ctrl-C does: with the epoch that its members are in.
+
+        The fit then returns a detector with `interrupted_` True and warns of it. It finishes at least one
+        epoch; where a threshold needs trainings in folds, it raises `KeyboardInterrupt`. Without a fit that
+        trains, nothing happens. Any thread may call it, any number of times.
+
+        Examples
+        --------
+        A time limit for all members together:
+
+        >>> import threading, warnings
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> detector = VAEDetector(epochs=1_000_000, members=2)
+        >>> threading.Timer(0.5, detector.stop_fit).start()
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     detector.fit(X).interrupted_
+        True
+        """
+        stop(self)
 
     def _take_over(self, outcome: Outcome, decisions: Decisions, n_rows: int) -> None:
         """Make what a fit leaves the fitted attributes, which files hold and users read."""

@@ -49,6 +49,7 @@ from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring import Score
 from vae_anomaly.training.epochs import append_history
+from vae_anomaly.training.interruption import Interruption
 from vae_anomaly.training.plan import PARAMETERS, Plan
 
 __all__ = ["Decisions", "Earlier", "Outcome", "decide", "draw_seeds", "fit"]
@@ -242,6 +243,7 @@ def fit(
     earlier: Earlier | None,
     store: ProgressStore | None,
     score_fold: Callable[[Likelihood, int], ScoreFold],
+    interruption: Interruption | None = None,
 ) -> Outcome:
     """Prepare the rows, train and balance the members, and cut.
 
@@ -255,6 +257,7 @@ def fit(
     store : ProgressStore or None
     score_fold : function
         Of the likelihood and a seed: how a fold is trained and scored.
+    interruption : Interruption or None
 
     Raises
     ------
@@ -289,7 +292,11 @@ def fit(
     if earlier is None:
         _warn_of_limited_decoder(job, names)
     states, history, interrupted = train_members(
-        job, callbacks=parameters["callbacks"] or (), verbose=int(parameters["verbose"]), store=store
+        job,
+        callbacks=parameters["callbacks"] or (),
+        verbose=int(parameters["verbose"]),
+        store=store,
+        interruption=interruption,
     )
     takes_unseen = thresholds.takes_held_out(decisions.rule)
     if held_out.shape[0] and not takes_unseen:  # a fraction of anomalies means all of X

@@ -216,7 +216,12 @@ class Trained(NamedTuple):
 
 
 def train_members(
-    job: Job, *, callbacks: Sequence[Callback] = (), verbose: int = 0, store: ProgressStore | None = None
+    job: Job,
+    *,
+    callbacks: Sequence[Callback] = (),
+    verbose: int = 0,
+    store: ProgressStore | None = None,
+    interruption: Interruption | None = None,
 ) -> Trained:
     """Train every member on its own split of the rows, one on each processor, and average their histories.
 
@@ -228,6 +233,7 @@ def train_members(
     job : Job
     callbacks, verbose : as in `train`
     store : ProgressStore or None
+    interruption : Interruption, or None for one of these trainings' own
 
     Raises
     ------
@@ -238,7 +244,7 @@ def train_members(
     begun: list[Progress | None] = [None] * n_members
     if store is not None:
         begun = store.begin(job)
-    interruption = Interruption()
+    interruption = interruption or Interruption()
 
     def train_one(position: int) -> TrainingResult | None:
         member, seed = job.recipe.members[position], job.seeds[position]
@@ -297,8 +303,9 @@ def train_members(
     if interruption.stop_requested:
         of_members = "" if n_members == 1 else f" of {len(results)} of {n_members} members"
         warnings.warn(
-            f"Ctrl-C has ended the training{of_members} after {len(history['loss'])} epochs: the detector "
-            "works, but was trained for less than its parameters say. Its attribute interrupted_ is True."
+            f"{interruption.cause} has ended the training{of_members} after {len(history['loss'])} epochs: the "
+            "detector works, but was trained for less than its parameters say. Its attribute interrupted_ is "
+            "True."
             f"{'' if store is None or job.earlier else ' fit(X, resume=True) goes on with the training.'}",
             ConvergenceWarning,
             stacklevel=3,
