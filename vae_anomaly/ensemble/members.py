@@ -303,9 +303,9 @@ def train_members(
     if interruption.stop_requested:
         of_members = "" if n_members == 1 else f" of {len(results)} of {n_members} members"
         warnings.warn(
-            f"{interruption.cause} has ended the training{of_members} after {len(history['loss'])} epochs: the "
-            "detector works, but was trained for less than its parameters say. Its attribute interrupted_ is "
-            "True."
+            f"{interruption.cause} has ended the training{of_members} after {len(history['loss'])} epochs: "
+            "the detector works, but was trained for less than its parameters say. Its attribute "
+            "interrupted_ is True."
             f"{'' if store is None or job.earlier else ' fit(X, resume=True) goes on with the training.'}",
             ConvergenceWarning,
             stacklevel=3,
