@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import logit
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import FunctionTransformer, PowerTransformer
 
 from vae_anomaly import DenseNetwork, VAEDetector
 
@@ -115,6 +117,18 @@ def test_a_scaler_that_swaps_columns_does_not_move_the_blame():
     row = X[:1].copy()
     row[0, 2] = np.inf
     assert detector.score_samples(row)[0] == -1e30
+
+
+@pytest.mark.parametrize(
+    "scaler", [FunctionTransformer(np.log), PowerTransformer("box-cox"), FunctionTransformer(logit)]
+)
+def test_a_scaler_that_does_not_take_every_number_takes_rows_with_infinite_values(scaler):
+    X = np.random.RandomState(0).uniform(0.1, 0.9, size=(60, 3))
+    detector = VAEDetector(DenseNetwork((8,)), scaler=scaler, epochs=1, random_state=0).fit(X)
+    expected = detector.score_samples(X[:3])
+    expected[1] = -1e30
+    X[1, 2] = np.inf
+    np.testing.assert_array_equal(detector.score_samples(X[:3]), expected)
 
 
 @pytest.mark.parametrize("scaler", [PCA(2), SimpleImputer()])

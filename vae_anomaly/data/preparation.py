@@ -105,8 +105,9 @@ class Preparation:
             X = dense(X)
             infinite = np.isinf(X)
             rows = self.rows(np.where(infinite, np.nan, X))
-            # Where a scaler has put a column is seen by what another value changes.
-            moved = np.isnan(rows) & ~np.isnan(self.rows(np.where(infinite, 0.0, X)))
+            # Where a scaler has put a column is seen by what another value changes: one that logarithms,
+            # powers and logits take.
+            moved = np.isnan(rows) & ~np.isnan(self.rows(np.where(infinite, 0.5, X)))
             if (infinite.any(axis=1) & ~moved.any(axis=1)).any():
                 self.check_finite(X)
             impossible = np.asarray(likelihood.outside_support(rows)) | moved
