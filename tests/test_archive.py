@@ -426,6 +426,7 @@ def test_a_manifest_that_is_no_such_json_is_refused(data, tmp_path):
     message_of(tmp_path / "a")
 
 
+@pytest.mark.wide
 def test_the_costliest_json_within_the_limits_takes_64_megabytes():
     texts = [
         b"[" + b",".join([b"[]"] * (2**17 - 1)) + b"]",

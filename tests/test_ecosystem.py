@@ -334,6 +334,7 @@ IN_A_SCRIPT = textwrap.dedent(
 )
 
 
+@pytest.mark.wide
 def test_a_likelihood_of_a_script_reaches_the_workers():
     """As in a script, the class is of `__main__`, where workers cannot import it."""
     namespace = {"__name__": "__main__"}

@@ -134,6 +134,7 @@ def test_what_is_no_regular_file_is_not_replaced(detector, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "pipe"]
 
 
+@pytest.mark.wide
 def test_a_graph_is_written_to_an_open_file_too(detector):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("tf2onnx")

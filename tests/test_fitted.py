@@ -211,6 +211,7 @@ def test_cells_of_real_rows_are_guessed_better_than_by_nearest_neighbors():
     assert errors["ours"] < 0.9 * errors["neighbors"] < errors["means"]
 
 
+@pytest.mark.wide
 def test_intervals_hold_their_share_of_a_model_that_is_right():
     """Independent columns: every cell's distribution given the others is its own."""
     X = np.random.RandomState(0).normal([5.0, -2.0], [2.0, 0.1], size=(2000, 2))

@@ -311,6 +311,7 @@ def test_constant_images_are_learned(value):
     assert (detector.predict(images) == 1).all()
 
 
+@pytest.mark.wide
 def test_missing_pixels_are_gaps_in_training_and_in_new_images(digits):
     images = digits / 255
     images[::3, 2:4, 5] = np.nan

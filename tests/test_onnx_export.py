@@ -165,6 +165,7 @@ def keras_network(n_features, latent_dim):
     return KerasNetwork(encoder, keras.Sequential([keras.Input((latent_dim,)), *layers]))
 
 
+@pytest.mark.wide
 def test_keras_models_of_ones_own(tmp_path):
     detector = small(network=keras_network(4, 2), members=1, likelihood=Gaussian(0.5)).fit(REAL[:200])
     rows = np.concatenate([REAL, 1e6 * REAL, with_gaps(REAL)])
@@ -309,6 +310,7 @@ def test_categories_that_are_neither_texts_nor_numbers_are_refused(tmp_path):
         detector.to_onnx(tmp_path / "detector.onnx")
 
 
+@pytest.mark.wide
 def test_columns_that_are_left_out_go_in_and_change_nothing_and_numbers_as_text_go_in_as_numbers(tmp_path):
     X = pd.DataFrame({"size": REAL[:100, 0], "price": [f"{value:.3f}" for value in REAL[:100, 1]]})
     X["customer"], X["row"] = [f"C{i}" for i in range(100)], range(100)
@@ -322,6 +324,7 @@ def test_columns_that_are_left_out_go_in_and_change_nothing_and_numbers_as_text_
     np.testing.assert_array_equal(graph.run(None, others)[0], graph.run(None, feed)[0])
 
 
+@pytest.mark.wide
 def test_an_output_with_the_name_of_a_column_gets_an_underscore(tmp_path):
     X = pd.DataFrame({"label": ["a", "b"] * 20, "score_samples": REAL[:40, 0], "label_": REAL[:40, 1]})
     detector = small(members=1).fit(X)
@@ -396,6 +399,7 @@ def test_values_outside_the_support_are_impossible_as_in_the_detector(of_few_val
     assert_impossible(graph, detector, rows, [0, 1, 1, 2])
 
 
+@pytest.mark.wide
 def test_a_detector_that_raises_for_such_values_has_a_graph_that_scores_nan(tmp_path):
     detector = small(likelihood="bernoulli", invalid="raise").fit(BINARY[:200, :2])
     rows = BINARY[:2, :2].copy()
@@ -535,6 +539,7 @@ def test_without_the_extra_it_says_what_to_install(library, written, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.wide
 def test_an_operation_that_no_converter_knows_is_named(tmp_path):
     def odd(vae, x, inferred):
         return keras.ops.sum(keras.ops.erfinv(keras.ops.tanh(x - inferred.parameters[0]) / 2), axis=-1)

@@ -68,7 +68,7 @@ SIZES = (1, 2, 4, 16, 100, 300)
 
 
 @pytest.mark.parametrize(
-    ("X", "settings"), stars(CASES, {"members", "an encoder that sees marks for missing values"})
+    ("X", "settings"), stars(CASES, {"members"})
 )
 def test_after_a_warm_up_no_request_of_these_sizes_compiles_anything(
     X, settings, compiled, soon, forget_programs
@@ -107,6 +107,7 @@ def test_after_a_warm_up_hundreds_of_single_rows_compile_nothing_that_they_would
     assert n_compiled == {False: 3, True: 0}  # of wide tiles, of narrow ones, of the model's own
 
 
+@pytest.mark.wide
 def test_what_remains_of_a_table_that_is_scored_in_blocks_is_warm_too(
     compiled, soon, monkeypatch, forget_programs
 ):
