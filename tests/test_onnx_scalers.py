@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import wide
+from conftest import stars, wide
 from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA, TruncatedSVD
@@ -111,6 +111,19 @@ CASES = {
     "real columns": (ScalerOfColumns(QuantileTransformer(n_quantiles=9), [2, 0]), POSITIVE),
 }
 
+ONE_OF_EACH = {
+    *(
+        "numpy.log",
+        "bins, onehot, uniform",
+        "largest size",
+        "clipped range",
+        "indicators of some",
+        "norm max",
+    ),
+    *("categories", "codes", "white components", "Yeo-Johnson", "Box-Cox", "normal quantiles", "robust"),
+    *("imputed, with indicators", "standard", "columns that vary", "norm and clipped range", "the rest"),
+}
+
 
 def new_rows(X):
     """The training rows and others: with gaps, far away, negative, on borders, unknown."""
@@ -144,7 +157,7 @@ def graph_of(transformer):
     return onnxruntime.InferenceSession(graph.model({}).SerializeToString())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", stars(dict(zip(CASES, CASES, strict=True)), ONE_OF_EACH))
 def test_a_graph_transforms_as_scikit_learn_and_marks_rows_that_it_refuses(case):
     transformer, X = CASES[case]
     with warnings.catch_warnings():
@@ -180,20 +193,6 @@ def assert_exported(scaler, X):
             wanted = np.nan
         np.testing.assert_allclose(score, wanted, rtol=1e-4, atol=1e-4)
     return np.isfinite(scores).mean()
-
-
-ONE_OF_EACH = {
-    *(
-        "numpy.log",
-        "bins, onehot, uniform",
-        "largest size",
-        "clipped range",
-        "indicators of some",
-        "norm max",
-    ),
-    *("categories", "codes", "white components", "Yeo-Johnson", "Box-Cox", "normal quantiles", "robust"),
-    *("imputed, with indicators", "standard", "columns that vary", "norm and clipped range", "the rest"),
-}
 
 
 # Each takes seconds, most of them for the conversion of the network.
