@@ -897,7 +897,8 @@ from vae_anomaly.files import archive
 from vae_anomaly.files.model_file import CHECKPOINT
 
 folder = Path(sys.argv[1])
-path, copied = folder / "fit.checkpoint", folder / "copy"
+path, copied = folder / "fit.checkpoint", folder / "copied" / "fit.checkpoint"
+copied.parent.mkdir()
 X = np.random.RandomState(0).normal(size=(500, 6))
 
 
@@ -934,6 +935,17 @@ seconds = time.monotonic() - start
 
 rng = random.Random(0)
 outcomes = {"killed": 0, "resumed": 0, "killed again": 0, "left over": 0}
+is_asked = False
+
+
+def receive():
+    global is_asked
+    if is_asked:
+        assert asked.recv() == expected, outcomes
+        outcomes["resumed"] += 1
+    is_asked = False
+
+
 while outcomes["killed"] < int(sys.argv[2]):
     again = path.exists()
     before = again and path.stat().st_ino
@@ -958,13 +970,14 @@ while outcomes["killed"] < int(sys.argv[2]):
     with archive.open_archive(path) as opened:  # every part has its checksum
         for name in opened.names:
             opened.read_into(name, memoryview(bytearray(opened.size(name))))
+    receive()
     copied.write_bytes(path.read_bytes())
-    asked.send(copied)
-    assert asked.recv() == expected, outcomes
-    outcomes["resumed"] += 1
+    asked.send(copied)  # ended while the next is killed
+    is_asked = True
     if rng.random() < 0.5:  # else the next process goes on from this file, and is killed in its turn
         path.unlink()
     print(outcomes, file=sys.stderr, flush=True)
+receive()
 print(json.dumps(outcomes))
 """
 
