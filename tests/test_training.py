@@ -1,6 +1,9 @@
 """Training: the schedule around a compiled step."""
 
+import copy
+
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import wide
 from sklearn.base import clone
@@ -226,6 +229,35 @@ def test_warm_start_holds_out_the_same_rows_again_even_without_a_seed(X):
     detector.set_params(learning_rate=1e-12, epochs=1).fit(X)
     # Other rows would be partly trained on and have another loss; these have the loss they had.
     assert detector.history_["val_loss"][-1] == pytest.approx(detector.history_["val_loss"][-2], rel=1e-5)
+
+
+OTHER_DATA = {
+    "far away": lambda rows: rows.assign(size=rows["size"] + 100.0),
+    "unknown categories": lambda rows: rows.assign(
+        city=np.where(np.arange(len(rows)) % 3, rows["city"], "Chur")
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def goes_on():
+    rng = np.random.RandomState(0)
+    rows = pd.DataFrame({"age": rng.normal(size=400), "size": rng.normal(size=400)})
+    rows["city"] = rng.choice(["Bern", "Genf"], 400)
+    return rows[:200], rows[200:], fit(rows[:200], warm_start=True, validation_fraction=0.2, epochs=3)
+
+
+@pytest.mark.parametrize("column", OTHER_DATA)
+def test_a_warm_start_with_other_data_is_warned_of(goes_on, column):
+    _, rows, detector = goes_on
+    other, name = OTHER_DATA[column](rows), {"far away": "size", "unknown categories": "city"}[column]
+    with pytest.warns(UserWarning, match=f"goes on with other data.*of the rows anomalies.*column '{name}'"):
+        copy.deepcopy(detector).fit(other)
+
+
+def test_a_warm_start_with_data_like_the_earlier_is_not_warned_of(goes_on):
+    for rows in (*goes_on[:2], goes_on[1][:20]):
+        copy.deepcopy(goes_on[2]).fit(rows)
 
 
 def test_histories_of_a_warm_start_stay_aligned(X):

@@ -178,7 +178,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     warm_start : bool, default=False
         Whether `fit` goes on from the weights, scaler, draws and, if it is given the same rows, held-out
         rows of the earlier fit. The optimizer starts anew, and an int as ``random_state`` repeats the earlier
-        fit's shuffles and noise.
+        fit's shuffles and noise. A warning tells if the earlier fit calls far more of the rows anomalies than
+        it would of rows like its own: scaler and categories stay.
     callbacks : list of keras.callbacks.Callback or None, default=None
         Called at the beginning and the end of the training and of each epoch, and of each batch if they have
         methods for that (about 5 ms a batch), with a `VAE` that holds the present weights and the learning
@@ -545,9 +546,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _earlier(self) -> Earlier:
         """What a warm start goes on from."""
         return Earlier(
-            preparation=self._preparation,
-            members=self.members_,
-            draws=self.draws_,
+            fitted=self._fitted,
+            cut=-self.offset_,
+            false_alarm_rate=getattr(self, "false_alarm_rate_", None),
             history=self.history_,
             split_seeds=self._split_seeds,
             calibration_seed=self._calibration_seed,

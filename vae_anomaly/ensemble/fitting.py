@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 from sklearn.utils import check_random_state
 
 from vae_anomaly import calibration, likelihoods, networks, scoring, thresholds
-from vae_anomaly.core.rows import Rows, with_channels
+from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.types import (
     Array,
     DtypeOrNone,
@@ -45,7 +46,7 @@ from vae_anomaly.ensemble.members import (
     train_members,
 )
 from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.model.states import ModelState, Specification
+from vae_anomaly.model.states import Specification
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring import Score
 from vae_anomaly.training.epochs import append_history
@@ -56,6 +57,8 @@ __all__ = ["Decisions", "Earlier", "Outcome", "decide", "draw_seeds", "fit"]
 
 # Of a column's range: a sigmoid comes near 0 and 1.
 _NEARLY = 1e-3
+# A warm start tells of other data where at least so many rows are anomalies, and chance makes that so rarely.
+_MANY_ALARMS, _BY_CHANCE = 0.25, 1e-4
 
 #: ``(training rows, held-out rows) -> scores``: trains alike on the former and scores the latter.
 ScoreFold = Callable[[Matrix, Matrix], Floats]
@@ -102,9 +105,10 @@ class Earlier:
 
     Attributes
     ----------
-    preparation : Preparation
-    members : tuple of ModelState
-    draws : float32 array of shape (n_draws, latent_dim)
+    fitted : Fitted
+    cut : float
+    false_alarm_rate : float or None
+        The fraction of new rows like the earlier ones above the cut, None if it is not known.
     history : dict of list of float
     split_seeds : list of int
         Held-out rows of the earlier fit stay held out if the rows are the same.
@@ -112,9 +116,9 @@ class Earlier:
     n_rows : int
     """
 
-    preparation: Preparation
-    members: tuple[ModelState, ...]
-    draws: Rows
+    fitted: Fitted
+    cut: float
+    false_alarm_rate: float | None
     history: dict[str, list[float]]
     split_seeds: list[int]
     calibration_seed: int
@@ -267,7 +271,9 @@ def fit(
     likelihood, parameters = decisions.likelihood, decisions.parameters
     if decisions.of_images is not None:
         scaled = parameters["scaler"] is not None and not isinstance(parameters["scaler"], str)
-        X = pixels(X, dtype, likelihood, scaled, None if earlier is None else earlier.preparation.pixel_range)
+        X = pixels(
+            X, dtype, likelihood, scaled, None if earlier is None else earlier.fitted.preparation.pixel_range
+        )
     draws_seed, seeds = draw_seeds(parameters["random_state"], len(decisions.recipe.members), store)
     calibration_seed = draws_seed
     if earlier is not None:
@@ -276,7 +282,7 @@ def fit(
             calibration.warn_of_other_rows(X.shape[0], earlier.n_rows)
     kept, held_out = calibration.set_aside(X, decisions.calibration, calibration_seed)
     if earlier is not None:
-        preparation = earlier.preparation
+        preparation = earlier.fitted.preparation
     else:
         preparation = Preparation.fit(
             kept,
@@ -291,6 +297,8 @@ def fit(
     job = _job(decisions, rows, draws_seed, seeds, earlier)
     if earlier is None:
         _warn_of_limited_decoder(job, names)
+    elif earlier.false_alarm_rate is not None:
+        _warn_of_other_data(kept, earlier.fitted, earlier.cut, earlier.false_alarm_rate, draws_seed)
     states, history, interrupted = train_members(
         job,
         callbacks=parameters["callbacks"] or (),
@@ -354,7 +362,7 @@ def _job(
     if latent_dim == "auto":
         latent_dim = network.default_latent_dim(rows.shape[1] - len(decisions.likelihood.ignored))
     if earlier is not None:
-        marks_missing = earlier.members[0].specification.marks_missing
+        marks_missing = earlier.fitted.members[0].specification.marks_missing
     else:
         marks_missing = network.marks_missing() and (
             decisions.plan.fraction_to_mask(rows) > 0 or has_gaps(rows)
@@ -366,10 +374,10 @@ def _job(
         rng = np.random.RandomState(draws_seed)
         draws = rng.standard_normal((parameters["n_draws"], specification.latent_dim)).astype(np.float32)
     else:
-        draws = earlier.draws
-        check_continues(earlier.members, specification, len(seeds), len(draws), parameters["n_draws"])
+        draws = earlier.fitted.draws
+        check_continues(earlier.fitted.members, specification, len(seeds), len(draws), parameters["n_draws"])
         seeds = [own._replace(split=split) for own, split in zip(seeds, earlier.split_seeds, strict=True)]
-    members = None if earlier is None else earlier.members
+    members = None if earlier is None else earlier.fitted.members
     return Job(specification, rows, decisions.plan, decisions.recipe, seeds, draws, members)
 
 
@@ -399,6 +407,27 @@ def _warn_of_limited_decoder(job: Job, names: Array | None) -> None:
             UserWarning,
             stacklevel=4,
         )
+
+
+def _warn_of_other_data(X: Matrix, earlier: Fitted, cut: float, rate: float, seed: int) -> None:
+    """Warn of rows that a warm start's earlier fit calls anomalies, far more often than rows like its own."""
+    some = np.random.RandomState(seed).permutation(X.shape[0])[: thresholds.ROWS_TO_SEE_THE_SPREAD]
+    rows = X[some]
+    alarms = earlier.scores(rows) > cut
+    by_chance = stats.binom.sf(alarms.sum() - 1, len(some), min(2 * rate, 1.0))
+    if by_chance > _BY_CHANCE or alarms.mean() < _MANY_ALARMS:
+        return
+    shares = earlier.column_shares(rows[np.flatnonzero(alarms)])
+    names = earlier.preparation.names
+    column = np.bincount(shares.argmax(axis=1)).argmax()
+    warnings.warn(
+        f"warm_start=True goes on with other data: the earlier fit calls {alarms.mean():.2g} of the rows "
+        f"anomalies, where {rate:.2g} would be expected, most often by column "
+        f"{column if names is None else repr(names[column])}. Scaler, categories and likelihood stay those "
+        "of the earlier fit: set warm_start=False to fit them to these rows.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _warn_of_more_alarms(of_training_rows: float, of_new_rows: float) -> None:
