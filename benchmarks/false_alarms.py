@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -166,22 +167,26 @@ GENERATED: dict[str, Callable[[np.random.RandomState, int, int], np.ndarray]] = 
 
 
 def default(options: argparse.Namespace) -> None:
-    """Alarms of `predict`, with all defaults, on new normal rows; beside it isolation forests of that rate.
+    """Alarms of `predict`, with all defaults, on new normal rows; beside it others with this contamination.
 
-    Of independent columns of a kind, or of a folder's tables (``--datasets``).
+    Of independent columns of a kind, or of a folder's tables (``--datasets``). PyOD's VAE is one of them
+    where it is installed.
     """
+    peers = ("IForest", "PyOD-VAE") if importlib.util.find_spec("pyod") else ("IForest",)
 
     def alarms(train: np.ndarray, new: np.ndarray, seed: int) -> Iterator[dict[str, Any]]:
-        from sklearn.ensemble import IsolationForest
-
         from vae_anomaly import VAEDetector
 
         ours = VAEDetector(random_state=seed).fit(train)
         n_alarms = (ours.predict(new) == -1).sum()
         yield row("VAEDetector, predict", ours.false_alarm_rate_, len(train), n_alarms, len(new))
-        forest = IsolationForest(contamination=ours.false_alarm_rate_, random_state=seed).fit(train)
-        n_alarms = (forest.predict(new) == -1).sum()
-        yield row("IForest, contamination", ours.false_alarm_rate_, len(train), n_alarms, len(new))
+        scaler = StandardScaler().fit(train)
+        for name in peers:
+            peer = METHODS[name](seed).set_params(contamination=ours.false_alarm_rate_)
+            labels = peer.fit(scaler.transform(train)).predict(scaler.transform(new))
+            # 1 is an anomaly of PyOD's, and a normal row of scikit-learn's.
+            n_alarms = (labels == (-1 if name == "IForest" else 1)).sum()
+            yield row(f"{name}, contamination", ours.false_alarm_rate_, len(train), n_alarms, len(new))
 
     def generated(key: tuple[str, int, int], seed: int) -> Iterator[dict[str, Any]]:
         name, n_columns, n_rows = key
@@ -196,8 +201,8 @@ def default(options: argparse.Namespace) -> None:
     if options.datasets is not None:
         each(options, {path.stem: path for path in sorted(options.datasets.glob("*.npz"))}, on_table)
         return
-    sizes = (100,) if options.quick else (50, 100, 300, 1000, 10_000)
-    columns = (4,) if options.quick else (2, 4, 10, 20)
+    sizes = (100,) if options.quick else options.rows
+    columns = (4,) if options.quick else options.columns
     keys = [(name, d, n) for name in GENERATED for d in columns for n in sizes]
     each(options, {f"{name}, {d} columns, {n} rows": (name, d, n) for name, d, n in keys}, generated)
 
@@ -260,6 +265,8 @@ def main() -> None:
         measured = commands.add_parser(name)
         if name == "default":
             measured.add_argument("--datasets", type=Path)
+            measured.add_argument("--rows", nargs="+", type=int, default=[50, 100, 300, 1000, 10_000])
+            measured.add_argument("--columns", nargs="+", type=int, default=[2, 4, 10, 20])
         elif name != "synthetic":
             measured.add_argument("datasets", type=Path)
         measured.add_argument("--out", type=Path, required=True)
