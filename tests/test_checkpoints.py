@@ -894,7 +894,6 @@ import tensorflow, keras
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.files import archive
-from vae_anomaly.files.model_file import CHECKPOINT
 
 folder = Path(sys.argv[1])
 path, copied = folder / "fit.checkpoint", folder / "copied" / "fit.checkpoint"

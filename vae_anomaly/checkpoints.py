@@ -27,11 +27,9 @@ from vae_anomaly.core.versions import versions
 from vae_anomaly.data.sparse import blocks
 from vae_anomaly.engine.steps import TrainingState
 from vae_anomaly.ensemble.members import Job
-from vae_anomaly.files import archive
+from vae_anomaly.files import state_file
 from vae_anomaly.files.archive import ModelFileError, path_of
-from vae_anomaly.files.decoding import decode_values
-from vae_anomaly.files.encoding import encode_values
-from vae_anomaly.files.model_file import CHECKPOINT
+from vae_anomaly.files.kinds import CHECKPOINT
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.training.epochs import Progress
 from vae_anomaly.training.plan import PARAMETERS
@@ -232,15 +230,8 @@ class CheckpointFile:
     def _write_progress(self) -> None:
         start = time.monotonic()
         members = [progress and _to_values(progress) for progress in self._progress]
-        tree, arrays = encode_values({**self._about, "members": members})
-        parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
-        archive.write(
-            self._path,
-            {"versions": versions()},
-            {CHECKPOINT: archive.to_json(tree, "its state"), **parts},
-            what="checkpoint",
-            otherwise="Set checkpoint=None",
-        )
+        state = {**self._about, "members": members}
+        state_file.write(self._path, CHECKPOINT, state, what="checkpoint", otherwise="Set checkpoint=None")
         self._written_at = time.monotonic()
         self._took = self._written_at - start
 
@@ -248,10 +239,8 @@ class CheckpointFile:
 def _read(path: str) -> Values | None:
     """What a checkpoint holds; None if there is no file."""
     try:
-        with archive.open_archive(path) as file:
-            if CHECKPOINT not in file.names:
-                raise ModelFileError("is a model, not a checkpoint.")
-            return decode_values(file.json(CHECKPOINT), file)
+        with state_file.open_state(path, CHECKPOINT) as state:
+            return state
     except FileNotFoundError:
         return None
     except ModelFileError as error:

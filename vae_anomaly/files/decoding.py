@@ -30,6 +30,7 @@ from vae_anomaly.files.allow_list import (
 )
 from vae_anomaly.files.archive import Archive, ModelFileError
 from vae_anomaly.files.encoding import ARRAY_DTYPE, MERSENNE_TWISTER, TREE
+from vae_anomaly.files.kinds import MODEL
 
 __all__ = ["decode_estimator", "decode_values"]
 
@@ -53,7 +54,7 @@ def decode_estimator(tree: Json, kind: type[Any], archive: Archive) -> Any:
     for node in tree["shared"]:
         decoder.shared.append(decoder.value(node))
     state = [decoder.mapping(tree[name]) for name in ("parameters", "defaults", "fitted")]
-    if unused := archive.names - decoder.taken - {"detector.json"}:
+    if unused := archive.names - decoder.taken - {MODEL.part}:
         raise ModelFileError(f"is refused: it has parts without a use, such as {min(unused)!r}.")
     return restore(kind, *state)
 

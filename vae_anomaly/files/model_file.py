@@ -19,15 +19,13 @@ from vae_anomaly.files import archive
 from vae_anomaly.files.archive import ModelFileError
 from vae_anomaly.files.decoding import decode_estimator
 from vae_anomaly.files.encoding import encode_estimator
+from vae_anomaly.files.kinds import MODEL, check_kind
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
 from vae_anomaly.thresholds import THRESHOLDS
 
-__all__ = ["CHECKPOINT", "DESCRIPTION", "read", "write"]
-
-#: The part that describes a detector, and the one that describes a fit which has not been finished.
-DESCRIPTION, CHECKPOINT = "detector.json", "checkpoint.json"
+__all__ = ["read", "write"]
 
 
 def write(path: PathOrFile, detector: Detector, kind: type[Any], summary: Values) -> None:
@@ -44,18 +42,14 @@ def write(path: PathOrFile, detector: Detector, kind: type[Any], summary: Values
     tree, arrays = encode_estimator(saved)
     parts = {f"arrays/{position}": array for position, array in enumerate(arrays)}
     about = {"versions": versions(), "summary": summary}
-    archive.write(path, about, {DESCRIPTION: archive.to_json(tree, "its description"), **parts})
+    archive.write(path, about, {MODEL.part: archive.to_json(tree, "its description"), **parts})
 
 
 def read(path: PathOrFile, kind: type[Any]) -> Any:
     """The detector of this class in a file; see `persistence.load`."""
     with archive.open_archive(path) as opened:
-        if CHECKPOINT in opened.names:
-            raise ModelFileError(
-                "is the checkpoint of an unfinished fit, not a model: fit(X, resume=True) of a detector with "
-                "checkpoint=path goes on with it."
-            )
-        detector = decode_estimator(opened.json(DESCRIPTION), kind, opened)
+        check_kind(opened, MODEL)
+        detector = decode_estimator(opened.json(MODEL.part), kind, opened)
         detector.checkpoint = None
         detector._validate_params()
         _check(detector)
