@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.core.backend import keras, tf
@@ -46,6 +47,19 @@ def stars(settings, by_default):
         )
         for name, values in settings.items()
     ]
+
+
+class Calibrated(BaseEstimator):
+    """What a monitor needs of a detector whose rows are their scores."""
+
+    def __init__(self, calibration_scores):
+        self.calibration_scores_ = calibration_scores
+
+    def fit(self, X):
+        return self
+
+    def score_samples(self, X):
+        return -np.asarray(X)
 
 
 @pytest.fixture(scope="session")

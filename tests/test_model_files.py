@@ -1,12 +1,15 @@
-"""Model files of every release: they load, and score as on the day they were written."""
+"""Files of every release: they load, and find what they found on the day they were written."""
 
 import importlib.util
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vae_anomaly
+from vae_anomaly.monitoring import Evidence, Monitor
 
 FOLDER = Path(__file__).parent / "model_files"
 RELEASES = sorted(path for path in FOLDER.iterdir() if path.is_dir() and not path.name.startswith("_"))
@@ -45,3 +48,14 @@ def test_a_loaded_detector_can_be_fitted_again(made, path):
     before = detector.score_samples(rows())
     after = detector.fit(rows()).score_samples(rows())
     assert np.corrcoef(before, after)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
+def test_a_monitor_goes_on_as_on_the_day_it_was_written(made, release):
+    rows, _ = made.DETECTORS["ensemble"]
+    monitor = Monitor.load(release / "ensemble.monitor", vae_anomaly.load(release / "ensemble.vae"))
+    found = monitor.update(rows()[1::2])
+    expected = Evidence(**json.loads((release / "evidence.json").read_text()))
+    # On other processors, rows that score nearly alike may change places.
+    assert [found.drift, found.anomalies] == pytest.approx([expected.drift, expected.anomalies], rel=0.05)
+    assert replace(found, drift=expected.drift, anomalies=expected.anomalies) == expected

@@ -4,27 +4,13 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import wide
+from conftest import Calibrated, wide
 from scipy import stats
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.calibration import p_values
 from vae_anomaly.monitoring import Monitor, drift
-
-
-class Calibrated(BaseEstimator):
-    """What a monitor needs of a detector whose rows are their scores."""
-
-    def __init__(self, calibration_scores):
-        self.calibration_scores_ = calibration_scores
-
-    def fit(self, X):
-        return self
-
-    def score_samples(self, X):
-        return -np.asarray(X)
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,7 @@ assert_type(detector.score(X), float)
 assert_type(detector.report(X), pd.DataFrame)
 assert_type(load("detector.vae"), VAEDetector)
 Monitor(detector, random_state=0).update(X).drifted
+assert_type(Monitor.load("stream.monitor", detector), Monitor)
 for fitted in (detector, make_pipeline(StandardScaler(), detector)):
     assert_type(scorers.roc_auc(fitted, X, [0, 1] * 50), float)
     plotting.score_histogram(fitted, X, pd.Series([0, 1] * 50)).set_title("scores")

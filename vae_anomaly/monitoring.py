@@ -10,9 +10,11 @@ scores is not seen.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,10 @@ from scipy import stats
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from vae_anomaly.core.types import Detector, Floats, MatrixLike, RandomStateLike
+from vae_anomaly.core.types import Detector, Floats, MatrixLike, PathOrFile, RandomStateLike, Values
+from vae_anomaly.files import state_file
+from vae_anomaly.files.archive import ModelFileError
+from vae_anomaly.files.kinds import MONITOR
 
 __all__ = ["Drift", "Evidence", "Monitor", "drift"]
 
@@ -204,7 +209,8 @@ class Monitor:
     :math:`1 + \lambda (1[p \le 0.01] / 0.01 - 1)`.
 
     The probability is one of calibration and stream together. After an alarm, look into it, fit anew if the
-    change is to stay, and begin a new monitor. It keeps all scores, 8 bytes for each row.
+    change is to stay, and begin a new monitor. It keeps all scores, 8 bytes for each row. `save` and `load`
+    let another process go on with it.
 
     Parameters
     ----------
@@ -243,8 +249,10 @@ class Monitor:
     ) -> None:
         _check_rate(false_alarm_rate)
         self.detector = detector
-        self.false_alarm_rate = false_alarm_rate
-        self._known = np.sort(held_out_scores(detector))
+        self.false_alarm_rate = float(false_alarm_rate)
+        calibration = held_out_scores(detector)
+        self._known = np.sort(calibration)
+        self._calibration = _identity(calibration)
         self._rng = check_random_state(random_state)
         self._drift = _Game(_STAKES_ON_DRIFT)
         self._anomalies = _Game(_STAKES_ON_ANOMALIES)
@@ -263,6 +271,117 @@ class Monitor:
         Evidence
         """
         return self._update(-self.detector.score_samples(X))
+
+    def save(self, path: PathOrFile) -> None:
+        """Write where the monitor stands to one file of data, with which `load` goes on.
+
+        The file is of the same form as that of `VAEDetector.save`: JSON and raw arrays with a checksum for
+        each, no pickle, written whole or not at all. It holds the scores that the monitor keeps, the evidence
+        and the state of the random generator, and not the detector: save that too.
+
+        Parameters
+        ----------
+        path : str, bytes, path or binary file
+            As in `VAEDetector.save`. A file of this name is replaced; so a service can save after each batch.
+
+        Raises
+        ------
+        ValueError
+            If the detector has been fitted again since the monitor began. Nothing is written.
+        ModelFileError
+            If ``random_state`` is a RandomState over another generator than MT19937, or if there are more
+            than 250 million scores. Nothing is written.
+        OSError
+            If the file cannot be written; an earlier one is as it was.
+
+        Examples
+        --------
+        >>> import io
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> from vae_anomaly.monitoring import Monitor
+        >>> rng = np.random.RandomState(0)
+        >>> detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(rng.normal(size=(600, 3)))
+        >>> monitor = Monitor(detector, random_state=0)
+        >>> _ = monitor.update(rng.normal(size=(100, 3)))
+        >>> file = io.BytesIO()
+        >>> monitor.save(file)
+        >>> _ = file.seek(0)
+        >>> Monitor.load(file, detector).evidence == monitor.evidence
+        True
+        """
+        _check_same(_identity(held_out_scores(self.detector)), self._calibration)
+        state = {
+            "false_alarm_rate": self.false_alarm_rate,
+            "random_state": self._rng,
+            "calibration": self._calibration,
+            "scores": self._known,
+            "evidence": asdict(self.evidence),
+            "drift": self._drift.state(),
+            "anomalies": self._anomalies.state(),
+        }
+        state_file.write(path, MONITOR, state, what="monitor", otherwise="Save it with joblib.dump")
+
+    @classmethod
+    def load(cls, path: PathOrFile, detector: Detector) -> Self:
+        """The monitor in a file that `save` wrote, to go on where it stood.
+
+        With the same batches, it finds the same evidence to the last bit as the monitor that was saved, on
+        the same machine. Where ``random_state`` was None or shared with others, the loaded monitor has a
+        generator of its own, which begins where that one stood.
+
+        Nothing in the file is run. A file from strangers may still hold any evidence.
+
+        Parameters
+        ----------
+        path : str, bytes, path or binary file
+            As in `vae_anomaly.load`.
+        detector : VAEDetector
+            The one that the monitor was made with, itself saved and loaded perhaps. It is known by its
+            ``calibration_scores_``: another model, another score or other rows held out have others.
+
+        Returns
+        -------
+        Monitor
+
+        Raises
+        ------
+        ValueError
+            If it is another detector: says what differs. If it has no scores of rows held out.
+        ModelFileError
+            If the file is damaged, newer, or not that of a monitor; says so in one line.
+        OSError
+            If there is no such file, or if it cannot be read.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> import vae_anomaly
+        >>> from vae_anomaly.monitoring import Monitor
+        >>> rng = np.random.RandomState(0)
+        >>> X, stream = rng.normal(size=(600, 3)), rng.normal(size=(200, 3))
+        >>> detector = vae_anomaly.VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(X)
+        >>> monitor = Monitor(detector, random_state=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, state = os.path.join(folder, "model.vae"), os.path.join(folder, "stream.monitor")
+        ...     detector.save(model)
+        ...     _ = monitor.update(stream[:100])
+        ...     monitor.save(state)
+        ...     loaded = Monitor.load(state, vae_anomaly.load(model))
+        >>> loaded.update(stream[100:]) == monitor.update(stream[100:])
+        True
+        """
+        identity = _identity(held_out_scores(detector))
+        with state_file.open_state(path, MONITOR) as state:
+            evidence = Evidence(**state["evidence"])
+            games = [_Game.restore(**state[name]) for name in ("drift", "anomalies")]
+            _check_state(state, evidence, games)
+        _check_same(identity, state["calibration"])
+        monitor = cls(detector, state["false_alarm_rate"], state["random_state"])
+        monitor._known, monitor.evidence = state["scores"], evidence
+        monitor._drift, monitor._anomalies = games
+        return monitor
 
     def _update(self, scores: Floats) -> Evidence:
         for start in range(0, len(scores), _BLOCK):
@@ -312,6 +431,21 @@ class _Game:
         self._log_capital = np.full(len(stakes), -np.inf)
         self._n_played = 0
 
+    @classmethod
+    def restore(cls, stakes: Floats, log_capital: Floats, n_played: int) -> Self:
+        """The game of a `state`."""
+        game = cls(tuple(stakes))
+        game._log_capital, game._n_played = log_capital, n_played
+        return game
+
+    def state(self) -> Values:
+        """What the game goes on from."""
+        return {
+            "stakes": self._stakes,
+            "log_capital": self._log_capital,
+            "n_played": self._n_played,
+        }
+
     def play(self, outcomes: Floats) -> Floats:
         """Logarithm of all capital after each outcome, of mean 0 and at least -1 in a fair game."""
         times = self._n_played + np.arange(len(outcomes))
@@ -338,7 +472,50 @@ def held_out_scores(detector: Detector) -> Floats:
             f"such as calibration=0.2; now calibration={detector.calibration!r}{by_folds} and "
             f"threshold={detector.threshold!r}."
         )
-    return np.asarray(scores)
+    return np.asarray(scores, dtype=float)
+
+
+def _identity(calibration: Floats) -> Values:
+    """What calibration scores are known by again."""
+    checksum = hashlib.sha256(calibration.astype("<f8").tobytes())
+    return {"n_scores": len(calibration), "sha256": checksum.hexdigest()}
+
+
+def _check_same(found: Values, expected: Values) -> None:
+    if found == expected:
+        return
+    n_found, n_expected = found["n_scores"], expected["n_scores"]
+    difference = (
+        f"as many calibration scores ({n_found}), but others: it is of another fit or another score"
+        if n_found == n_expected
+        else f"{n_found} calibration scores in the place of {n_expected}"
+    )
+    raise ValueError(
+        "new scores can only be compared with calibration scores of the same fitted detector, and the one "
+        f"here is not the one that the monitor was made with: it has {difference}. Load that one "
+        "(VAEDetector.save keeps it); or begin anew with Monitor(detector)."
+    )
+
+
+def _check_state(state: Values, evidence: Evidence, games: list[_Game]) -> None:
+    """Refuse what no monitor has saved; checksums hold, so that it was forged."""
+    _check_rate(state["false_alarm_rate"])
+    *others, first_drifted, first_anomalies = asdict(evidence).values()
+    n_scores = state["calibration"]["n_scores"] + evidence.n_rows
+    vectors = [
+        (state["scores"], n_scores),
+        *((vector, len(game._stakes)) for game in games for vector in (game._stakes, game._log_capital)),
+    ]
+    if not (
+        isinstance(state["random_state"], np.random.RandomState)
+        and [type(value) for value in others] == [bool, bool, float, float, int]
+        and all(first is None or type(first) is int for first in (first_drifted, first_anomalies))
+        and all(isinstance(vector, np.ndarray) for vector, _ in vectors)
+        and all(vector.dtype == float and vector.shape == (n,) for vector, n in vectors)
+        and all(game._n_played == evidence.n_rows >= 0 for game in games)
+        and all(len(game._stakes) > 0 and (np.abs(game._stakes) < 1).all() for game in games)
+    ):
+        raise ModelFileError("is refused: its state cannot be that of a monitor.")
 
 
 def _check_rate(rate: object) -> None:

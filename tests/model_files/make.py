@@ -1,10 +1,12 @@
-"""Writes the model files of this release, with what they must score for ever after.
+"""Writes the model files of this release and a monitor, with what they must find for ever after.
 
 Run once for a release, from the project's root, and never again for a release that is out::
 
     python tests/model_files/make.py
 """
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ import pandas as pd
 from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import RobustScaler
 
-from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, Member, VAEDetector, __version__
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, Member, VAEDetector, __version__, load
 from vae_anomaly.core.backend import keras
 from vae_anomaly.likelihoods import Count
+from vae_anomaly.monitoring import Monitor
 from vae_anomaly.thresholds import Conformal
 
 FOLDER = Path(__file__).parent / __version__
@@ -84,6 +87,16 @@ def main() -> None:
         detector.save(FOLDER / f"{name}.vae")
         scores[name] = detector.decision_function(rows())
     np.savez_compressed(FOLDER / "decision_functions.npz", **scores)
+    write_monitor()
+
+
+def write_monitor() -> None:
+    """A monitor that has seen every other row, and the evidence once it has seen the others too."""
+    monitor = Monitor(load(FOLDER / "ensemble.vae"), random_state=0)
+    monitor.update(table()[::2])
+    monitor.save(FOLDER / "ensemble.monitor")
+    evidence = asdict(monitor.update(table()[1::2]))
+    (FOLDER / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n")
 
 
 if __name__ == "__main__":

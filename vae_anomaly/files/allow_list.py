@@ -171,6 +171,8 @@ def refusal(where: str, what: str, value: object = None) -> ModelFileError:
         advice = "Name an activation of Keras, such as activation='relu', or save with joblib.dump"
     elif where.endswith("func"):
         advice = f"Of functions it can hold numpy's {', '.join(FUNCTIONS)}; save others with joblib.dump"
+    elif where.endswith("random_state"):
+        advice = "Of generators it can hold RandomState(seed); save others with joblib.dump"
     elif hasattr(value, "transform"):
         names = ", ".join(name for name, module in ESTIMATORS.items() if module.startswith("sklearn"))
         advice = f"Of transformers it can hold {names}; save others with joblib.dump or skops.io.dump"
