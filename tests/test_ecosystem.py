@@ -1,6 +1,7 @@
 """VAEDetector where scikit-learn's users use outlier detectors."""
 
 import contextlib
+import io
 import pickle
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from vae_anomaly.data.tables import table_of
 from vae_anomaly.datasets import load_tumors
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.model.states import ModelState
+from vae_anomaly.monitoring import Monitor
 from vae_anomaly.persistence import SKOPS_TRUSTED
 from vae_anomaly.thresholds import Conformal
 
@@ -245,6 +247,16 @@ def test_joblib_stores_whole_pipelines_that_score_from_mapped_memory(stored, fol
     assert_same_scores(stored, folder, "mapped")
 
 
+def test_a_detector_in_mapped_memory_is_saved_as_any_other(stored, folder):
+    for name, (fitted, _) in stored.items():
+        mapped = joblib.load(folder / f"{name}.joblib", mmap_mode="r")
+        here, there = (getattr(each, "steps", [(None, each)])[-1][1] for each in (fitted, mapped))
+        files = io.BytesIO(), io.BytesIO()
+        here.save(files[0])
+        there.save(files[1])
+        assert files[0].getvalue() == files[1].getvalue()
+
+
 def test_skops_stores_whole_pipelines_with_nothing_to_trust_but_this_librarys_classes(stored, folder):
     for name in stored:
         untrusted = skops.io.get_untrusted_types(file=folder / f"{name}.skops")
@@ -269,6 +281,46 @@ def test_skops_is_not_told_to_trust_what_can_run_code(table):
     }
     loaded = skops.io.loads(data, trusted=[*SKOPS_TRUSTED, *beyond])
     np.testing.assert_array_equal(loaded.score_samples(table[0]), fitted.score_samples(table[0]))
+
+
+@pytest.fixture(scope="module")
+def monitor_of(table):
+    """A monitor that has seen 200 rows, with a generator of this kind."""
+    detector = VAEDetector(
+        DenseNetwork((4,)), epochs=1, n_draws=1, members=1, calibration=0.5, random_state=0
+    )
+    detector.fit(table[0][:200])
+
+    def watched(random_state):
+        monitor = Monitor(detector, random_state=random_state)
+        monitor.update(table[0][200:300])
+        monitor.update(2 * table[0][200:300])
+        return monitor
+
+    return watched
+
+
+@pytest.mark.parametrize("random_state", [0, None], ids=repr)
+def test_skops_stores_monitors_with_nothing_to_trust_but_this_librarys_classes(
+    random_state, monitor_of, table, tmp_path
+):
+    monitor = monitor_of(random_state)
+    skops.io.dump(monitor, tmp_path / "stream.skops")
+    assert set(skops.io.get_untrusted_types(file=tmp_path / "stream.skops")) <= set(SKOPS_TRUSTED)
+    loaded = skops.io.load(tmp_path / "stream.skops", trusted=SKOPS_TRUSTED)
+    assert loaded.evidence == monitor.evidence
+    assert loaded.update(table[0][300:]) == monitor.update(table[0][300:])
+
+
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+def test_joblib_stores_monitors_that_can_be_saved_again(mmap_mode, monitor_of, table, tmp_path):
+    monitor = monitor_of(0)
+    joblib.dump(monitor, tmp_path / "stream.joblib")
+    loaded = joblib.load(tmp_path / "stream.joblib", mmap_mode=mmap_mode)
+    loaded.save(tmp_path / "stream.monitor")
+    again = Monitor.load(tmp_path / "stream.monitor", loaded.detector)
+    expected = monitor.update(table[0][300:])
+    assert loaded.update(table[0][300:]) == again.update(table[0][300:]) == expected
 
 
 def test_every_class_of_a_table_comes_back_from_a_pickle():

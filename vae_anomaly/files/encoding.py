@@ -115,7 +115,7 @@ class _Encoder:
             return {"items": [self._list(list(pair), where) for pair in value.items()]}
         if kind is slice:
             return {"slice": [self.node(part, where) for part in (value.start, value.stop, value.step)]}
-        if kind is np.ndarray:
+        if kind in (np.ndarray, np.memmap):
             return self._array(value, where)
         if isinstance(value, np.generic) and kind.__name__.rstrip("_") in NUMBERS:
             return {"number": [value.dtype.name, self.node(value.item(), where)]}
