@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from sklearn.base import BaseEstimator, OutlierMixin, clone
-from sklearn.utils import estimator_html_repr
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -1219,13 +1218,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         )
 
     def _html_repr(self) -> str:
-        page: str = estimator_html_repr(self)
-        return page + model_card.columns_html(self)
+        return model_card.html(self)
 
     @property
     def _shape_of_images(self) -> Shape | None:
-        own = getattr(self.members_[0].specification.network, "image_shape", None)
-        return self.image_shape_ or own
+        return self.image_shape_ or getattr(self.members_[0].specification.network, "image_shape", None)
 
     def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.utils import estimator_html_repr
 
 from vae_anomaly.core.spec import state_of
 from vae_anomaly.core.types import Detector, Json, Values
@@ -169,13 +170,15 @@ def describe_columns(detector: Detector) -> pd.DataFrame:
     )
 
 
-def columns_html(detector: Detector) -> str:
-    """What the columns of a table were taken for, as a part of a page to be opened; "" of no table."""
+def html(detector: Detector) -> str:
+    """scikit-learn's page of an estimator; behind it, to be opened, what a table's columns were taken for."""
+    page: str = estimator_html_repr(detector)
     if getattr(detector, "table_", None) is None:
-        return ""
+        return page
     left_out = f", {len(detector.table_.ignored)} of them ignored" if detector.table_.ignored else ""
     lines = describe_columns(detector).to_html(max_rows=_MOST_COLUMNS, na_rep="", border=0)
-    return f"<details><summary>{len(detector.table_.columns)} columns{left_out}</summary>{lines}</details>"
+    title = f"{len(detector.table_.columns)} columns{left_out}"
+    return f"{page}<details><summary>{title}</summary>{lines}</details>"
 
 
 def _columns(detector: Detector) -> list[Values]:
