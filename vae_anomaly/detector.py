@@ -54,7 +54,7 @@ from vae_anomaly.ensemble import fitting
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
 from vae_anomaly.ensemble.members import Member
-from vae_anomaly.export import onnx_model
+from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
 from vae_anomaly.model.states import ModelState
@@ -1190,6 +1190,62 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         onnx_model.write(path, self)
+
+    def onnx_parser(self) -> Callable[..., list[Any]]:
+        r"""What skl2onnx asks a step for: with it, whole pipelines that end in a detector become ONNX graphs.
+
+        ``skl2onnx.to_onnx(pipeline, X[:1])`` and ``skl2onnx.convert_sklearn`` call it; nothing has to be
+        registered. Outputs are those of skl2onnx's outlier detectors, each of shape (n_rows, 1): ``label``,
+        int64, -1 for anomalies and +1 for the others; ``scores``, the `decision_function`; and with
+        ``options={id(detector): {"score_samples": True}}`` also ``score_samples``. Scores are float64 if an
+        input of the detector is, else float32.
+
+        The detector itself computes what `to_onnx` writes, in the same precision: its inputs become float64,
+        its scores differ by at most :math:`10^{-4} (1 + |s|)` from those of the same inputs, and a label is
+        -1 from that far below the threshold. The steps before it are skl2onnx's; they compute in the type of
+        the pipeline's input. Rows that one of them refuses in Python, such as infinite values, come out of
+        the graph as ONNX's operators compute them.
+
+        A detector alone takes one input, or one for each column, which are found by the columns' names or
+        else by their order: texts where a column's categories are texts, any numbers for the others. Images
+        of uint8 are divided by 255 in the graph. A `ColumnTransformer` passes one table of one type, so that
+        a detector of a mixed table with texts cannot follow it: encode the texts there.
+
+        Returns
+        -------
+        callable
+            A function of skl2onnx's ``scope`` and ``inputs`` to a list of its variables.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+
+        See Also
+        --------
+        to_onnx : A detector alone; says which errors a conversion raises, as this one does too.
+
+        Notes
+        -----
+        ``target_opset`` is 18 to 22, or what skl2onnx's release takes at most; a ValueError refuses less. The
+        graph has no metadata of the detector.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import onnxruntime, skl2onnx
+        >>> from sklearn.decomposition import PCA
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(200, 3))
+        >>> pipeline = make_pipeline(PCA(2), VAEDetector(epochs=5, random_state=0)).fit(X)
+        >>> graph = skl2onnx.to_onnx(pipeline, X[:1])
+        >>> session = onnxruntime.InferenceSession(graph.SerializeToString())
+        >>> rows = np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
+        >>> session.run(["label"], {"X": rows})[0].ravel().tolist()
+        [1, -1]
+        """
+        return sklearn_onnx.parser(self)
 
     # -- the door -------------------------------------------------------------------------------------
     @property

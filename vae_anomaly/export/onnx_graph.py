@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,15 +16,26 @@ from vae_anomaly.core.backend import open_tensorflow, tf
 from vae_anomaly.core.log_lines import silence_log_lines
 from vae_anomaly.core.types import Array, Estimator, Tensor
 
-__all__ = ["Graph", "Onnx", "library", "session_of"]
+__all__ = [
+    "DOMAIN",
+    "ML_OPERATORS",
+    "OPERATORS",
+    "Graph",
+    "Onnx",
+    "library",
+    "nodes_of",
+    "session_of",
+    "with_operators",
+]
 
 #: An object of onnx, which ships no types, or a library that converts to it.
 Onnx: TypeAlias = Any
-_DOMAIN = "vae_anomaly"
+#: Of the functions that a graph has of its own.
+DOMAIN = "vae_anomaly"
 # How the names of what is neither input nor output begin.
 _OWN = "detector/"
-# Of early 2023, with the file format of its day: older runtimes read it too.
-_OPERATORS, _ML_OPERATORS, _FILE_FORMAT = 18, 3, 8
+#: Versions of ONNX's operators: of early 2023, with the file format of its day. Older runtimes read it too.
+OPERATORS, ML_OPERATORS, _FILE_FORMAT = 18, 3, 8
 # What tf2onnx does not know, or computes in float32 alone (Log); the first two exact for small arguments too
 # (Higham 2002, "Accuracy and stability of numerical algorithms", section 1.14).
 _MISSING_OPERATORS = {
@@ -155,8 +167,8 @@ class Graph:
             model, _ = library("tf2onnx").convert.from_function(
                 tf.function(run, autograph=False),
                 signature,
-                opset=_OPERATORS,
-                custom_ops=dict.fromkeys(_MISSING_OPERATORS, _DOMAIN),
+                opset=OPERATORS,
+                custom_ops=dict.fromkeys(_MISSING_OPERATORS, DOMAIN),
             )
         self._add(name, model, [f"tensors_{position}" for position in range(len(inputs))], outputs)
 
@@ -168,7 +180,7 @@ class Graph:
             model = skl2onnx.to_onnx(
                 transformer,
                 initial_types=[("X", types.DoubleTensorType([None, n_columns]))],
-                target_opset={"": _OPERATORS, "ai.onnx.ml": _ML_OPERATORS},
+                target_opset={"": OPERATORS, "ai.onnx.ml": ML_OPERATORS},
             )
             # Of some, it makes graphs that no runtime takes.
             session_of(model.SerializeToString())
@@ -194,7 +206,7 @@ class Graph:
 
     def _add(self, name: str, model: Onnx, inputs: list[str], outputs: list[str]) -> None:
         graph, helper = model.graph, self._onnx.helper
-        strangers = {node.op_type for node in _nodes(graph) if not self._knows(node)}
+        strangers = {node.op_type for node in nodes_of(graph) if not self._knows(node)}
         strangers |= {value.name for value in graph.input} - set(inputs)
         if strangers:
             raise NotImplementedError(
@@ -204,7 +216,7 @@ class Graph:
             )
         constants = [helper.make_node("Constant", [], [c.name], value=c) for c in graph.initializer]
         self._functions[name] = helper.make_function(
-            _DOMAIN,
+            DOMAIN,
             name,
             inputs,
             outputs,
@@ -213,14 +225,14 @@ class Graph:
         )
 
     def _knows(self, node: Onnx) -> bool:
-        if node.domain == _DOMAIN:
+        if node.domain == DOMAIN:
             return node.op_type in _MISSING_OPERATORS
         return bool(self._onnx.defs.has(node.op_type, node.domain))
 
     def uses(self, function: str, position: int) -> bool:
         """Whether a function does anything with this input."""
         definition = self._functions[function]
-        return any(definition.input[position] in node.input for node in _nodes(definition))
+        return any(definition.input[position] in node.input for node in nodes_of(definition))
 
     def call(self, function: str, inputs: Sequence[str], outputs: Sequence[str] = ()) -> list[str]:
         """What a function makes of tensors; its results get names of their own if there are none."""
@@ -230,18 +242,18 @@ class Graph:
         return outputs
 
     def _call(self, function: str, inputs: Sequence[str], outputs: Sequence[str]) -> Onnx:
-        return self._onnx.helper.make_node(function, inputs, outputs, domain=_DOMAIN)
+        return self._onnx.helper.make_node(function, inputs, outputs, domain=DOMAIN)
 
     # -- the whole ------------------------------------------------------------------------------------
     def _operators(self) -> list[Onnx]:
-        versions = {"": _OPERATORS, "ai.onnx.ml": _ML_OPERATORS, _DOMAIN: 1}
+        versions = {"": OPERATORS, "ai.onnx.ml": ML_OPERATORS, DOMAIN: 1}
         return [self._onnx.helper.make_opsetid(*item) for item in versions.items()]
 
     def model(self, about: Mapping[str, str]) -> Onnx:
         """The graph as an ONNX model, with its metadata."""
         own = [
             self._onnx.parser.parse_function(
-                f'<domain: "{_DOMAIN}", opset_import: ["": {_OPERATORS}]> {name} (x) => (y) {{{text}}}'
+                f'<domain: "{DOMAIN}", opset_import: ["": {OPERATORS}]> {name} (x) => (y) {{{text}}}'
             )
             for name, text in _MISSING_OPERATORS.items()
         ]
@@ -260,13 +272,40 @@ class Graph:
         return model
 
 
-def _nodes(graph: Onnx) -> Iterator[Onnx]:
+def nodes_of(graph: Onnx) -> Iterator[Onnx]:
     """The nodes of a graph or a function, and of the graphs inside."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+                yield from nodes_of(attribute.g)
+
+
+def with_operators(model: Onnx, version: int) -> Onnx:
+    """The model, said to be of a later version of ONNX's operators: what it computes is still to be checked.
+
+    Raises
+    ------
+    NotImplementedError
+        If onnx or onnxruntime refuses the model then.
+    """
+    if version == OPERATORS:
+        return model
+    onnx, later = library("onnx"), copy.deepcopy(model)
+    for part in (later, *later.functions):
+        for opset in part.opset_import:
+            if opset.domain == "":
+                opset.version = version
+    try:
+        later.ir_version = max(_FILE_FORMAT, onnx.helper.find_min_ir_version_for(later.opset_import, True))
+        onnx.checker.check_model(later)
+        session_of(later.SerializeToString())
+    except Exception as error:
+        raise NotImplementedError(
+            f"the detector's graph cannot be written in version {version} of ONNX's operators "
+            f"({_first_line(error)}). Ask for another: target_opset={OPERATORS} is the surest."
+        ) from error
+    return later
 
 
 def session_of(data: bytes) -> Onnx:

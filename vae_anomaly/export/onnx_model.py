@@ -26,12 +26,12 @@ from vae_anomaly.data.tables import Column
 from vae_anomaly.engine.programs import Architecture, architecture_of
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.export import scalers
-from vae_anomaly.export.onnx_graph import Graph, Onnx, library, session_of
+from vae_anomaly.export.onnx_graph import OPERATORS, Graph, Onnx, library, session_of, with_operators
 from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.scoring import passes
 
-__all__ = ["write"]
+__all__ = ["convert", "kind_of", "write"]
 
 # Of 1 + |score|.
 _TOLERANCE = 1e-4
@@ -43,12 +43,25 @@ _exporting = threading.Lock()
 
 def write(path: PathOrFile, detector: Detector) -> None:
     """Write a fitted detector as an ONNX graph; see `VAEDetector.to_onnx`."""
+    data = convert(detector).SerializeToString()
+    archive.replace_file(path, lambda file: file.write(data))
+
+
+def convert(detector: Detector, operators: int = OPERATORS) -> Onnx:
+    """A fitted detector as an ONNX model whose scores have been compared with its own.
+
+    Parameters
+    ----------
+    detector : fitted VAEDetector
+    operators : int
+        The version of ONNX's operators, at least `onnx_graph.OPERATORS`.
+    """
     for needed in ("onnx", "onnxruntime", "skl2onnx", "tf2onnx"):
         library(needed)
     with _exporting:
-        data = _model_of(detector).SerializeToString()
-        _check(detector, data)
-    archive.replace_file(path, lambda file: file.write(data))
+        model = with_operators(_model_of(detector), operators)
+        _check(detector, model.SerializeToString())
+    return model
 
 
 def _model_of(detector: Detector) -> Onnx:
@@ -181,7 +194,7 @@ def _cells(graph: Graph, detector: Detector, n_features: int) -> str:
 def _column(graph: Graph, column: Column) -> str:
     """The numbers, (n_rows, 1), of a mixed table's column, as `Column.numbers` makes them."""
     name = str(column.name)
-    kind = _kind_of(column)
+    kind = kind_of(column)
     values = graph.input(name, np.str_ if kind is str else np.float64, ("n_rows",))
     if column.likelihood is None:
         zero = graph.constant(np.array([0.0]))
@@ -214,7 +227,7 @@ def _codes(categories: Floats, values: Tensor) -> tuple[Tensor]:
     return (tf.where(tf.math.is_nan(values), np.float64(np.nan), codes),)
 
 
-def _kind_of(column: Column) -> type[Any]:
+def kind_of(column: Column) -> type[Any]:
     """What a column's values are in the graph: texts or numbers."""
     if column.likelihood is None:
         return float if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf" else str
@@ -338,7 +351,7 @@ def _inputs(detector: Detector, X: Floats) -> dict[str, Array]:
         return {"X": X.reshape(-1, *(detector.image_shape_ or (detector.n_features_in_,)))}
     inputs = {}
     for column, numbers in zip(detector.table_.columns, X.T, strict=True):
-        kind = _kind_of(column)
+        kind = kind_of(column)
         if column.categories is not None:
             known = [kind(category) for category in column.categories]
             missing, unseen = (np.nan, max(known) + 1) if kind is float else ("", "".join(known) + "?")
