@@ -26,6 +26,7 @@ from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.ensemble.members import DEFAULT_MEMBERS
 from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.scoring import SCORES
 from vae_anomaly.scoring.score import Score
 
 
@@ -66,7 +67,7 @@ def test_a_far_row_is_always_flagged(table, of_a_likelihood, distance):
             assert detector.predict(row) == -1
 
 
-@pytest.mark.parametrize("score", ["elbo", "iwae", "reconstruction_probability", "reconstruction_error"])
+@pytest.mark.parametrize("score", SCORES)
 def test_farther_is_more_anomalous(table, score):
     X, _ = table
     detector = VAEDetector(score=score, epochs=20, random_state=0).fit(X)
@@ -486,7 +487,6 @@ def test_a_fitted_model_shares_nothing_with_the_users_parameters(table):
 
 
 QUICK_AS_DEFAULT = {"network": DenseNetwork((16,)), "members": DEFAULT_MEMBERS[:2], "epochs": 60}
-ALL_SCORES = ("elbo", "iwae", "reconstruction_probability", "reconstruction_error")
 
 
 @pytest.mark.parametrize(
@@ -495,9 +495,10 @@ ALL_SCORES = ("elbo", "iwae", "reconstruction_probability", "reconstruction_erro
         ("elbo", QUICK_AS_DEFAULT, 0),
         wide("iwae", QUICK_AS_DEFAULT, 0),
         wide("reconstruction_probability", QUICK_AS_DEFAULT, 0),
+        wide("beta_elbo", QUICK_AS_DEFAULT, 0),
         ("reconstruction_error", QUICK_AS_DEFAULT, 0),
     ]
-    + [wide(score, {}, seed) for score in ALL_SCORES for seed in range(3)],
+    + [wide(score, {}, seed) for score in SCORES for seed in range(3)],
 )
 def test_a_far_row_among_the_training_rows_is_flagged(score, settings, seed):
     X = np.random.RandomState(seed).normal(size=(300, 5))

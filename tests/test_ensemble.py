@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import stars
+from scipy import stats
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
@@ -273,3 +274,24 @@ def test_samples_come_from_every_member():
     drawn = detector.sample(400, random_state=0)[:, 0]
     share = (drawn > 50).mean()
     assert share == pytest.approx(detector.member_weights_[1], abs=0.1)
+
+
+# -- agreement ------------------------------------------------------------------------------------------
+@pytest.mark.wide
+@pytest.mark.parametrize("n_rows", [300, 1000])
+def test_ensembles_of_other_seeds_agree_on_independent_columns_and_with_the_density(n_rows):
+    rng = np.random.RandomState(0)
+    X, rows = rng.normal(size=(n_rows, 4)), rng.normal(size=(3000, 4))
+    scores = [-VAEDetector(random_state=seed).fit(X).score_samples(rows) for seed in range(3)]
+    agreement = stats.spearmanr(np.c_[np.transpose(scores), (rows**2).sum(axis=1)])[0]
+    assert agreement.mean(where=~np.eye(4, dtype=bool)) > 0.9
+
+
+@pytest.mark.wide
+def test_scores_rise_with_the_distance_from_the_center_of_independent_columns():
+    rng = np.random.RandomState(0)
+    detector = VAEDetector(random_state=0).fit(rng.normal(size=(1000, 5)))
+    directions = rng.normal(size=(200, 5))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    scores = [-detector.score_samples(distance * directions).mean() for distance in np.arange(0, 4, 0.25)]
+    assert (np.diff(scores) > 0).all()

@@ -142,6 +142,7 @@ def test_every_score_is_its_formula_in_numpy(exact):
     expected = {
         "elbo": kl - log_prob.mean(axis=0),
         "reconstruction_probability": -log_prob.mean(axis=0),
+        "beta_elbo": 0.1 * kl - log_prob.mean(axis=0),
         "reconstruction_error": square.mean(axis=0),
         "iwae": -np.log(np.exp(log_prob + log_ratio).mean(axis=0)),
     }

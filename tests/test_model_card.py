@@ -95,7 +95,7 @@ def test_the_model_is_the_fitted_one(table):
     model = detector.model_card()["model"]
     assert (model["members"], model["latent_dim"], model["draws"]) == (2, 3, 4)
     assert model["weights_of_a_member"] == detector.members_[0].trainable.size
-    assert (model["scaler"], model["score"]) == ("StandardScaler()", "reconstruction_probability")
+    assert (model["scaler"], model["score"]) == ("StandardScaler()", "beta_elbo")
     assert model["network"].startswith("DenseNetwork(")
 
 

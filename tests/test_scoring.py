@@ -87,7 +87,7 @@ def test_more_draws_settle_the_score(state, rows):
 
 def test_names_are_looked_up_and_unknown_ones_refused():
     assert scoring.resolve_name("auto", 1, None) == "elbo"
-    assert scoring.resolve_name("auto", 2, None) == "reconstruction_probability"
+    assert scoring.resolve_name("auto", 2, None) == "beta_elbo"
     assert scoring.resolve_name("auto", 2, (8, 8, 1)) == "unexplained_variance"
     assert scoring.resolve("iwae", None) is SCORES["iwae"]
     own = Score(SCORES["elbo"].per_draw, SCORES["elbo"].combine)

@@ -98,12 +98,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
-        "reconstruction_probability": -E_q log p(x|z) (An & Cho 2015). "reconstruction_error": E_q of
-        the squared error, or of the cross-entropy for data in [0, 1]. "unexplained_variance": of images, the
-        share of their variance that is not reproduced; see `scoring.unexplained_variance`. All but the last
-        two in nats. "auto" is "elbo" for one model and "reconstruction_probability" for an ensemble, whose
-        score is the members' weighted mean, and "unexplained_variance" for images. A `scoring.Score` of your
-        own works too.
+        "reconstruction_probability": -E_q log p(x|z) (An & Cho 2015). "beta_elbo": that and a tenth of the
+        KL. "reconstruction_error": E_q of the squared error, or of the cross-entropy for data in [0, 1].
+        "unexplained_variance": of images, the share of their variance that is not reproduced; see
+        `scoring.unexplained_variance`. All but the last two in nats. "auto" is "elbo" for one model and
+        "beta_elbo" for an ensemble, whose score is the members' weighted mean, and "unexplained_variance"
+        for images. A `scoring.Score` of your own works too.
     n_draws : int, default=10
         Draws of z that a score averages over. They are made once in `fit` and shared by all rows.
     objective : {"elbo", "iwae"}, default="elbo"
