@@ -9,7 +9,6 @@ import threading
 import types
 
 import pytest
-from conftest import stars
 
 from vae_anomaly.core import backend, log_lines
 
@@ -295,10 +294,12 @@ while not forks._imports:
 }
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.parametrize(
     ("before", "outcome"),
-    stars(FORKED_AFTER, {"an import in another thread"}),
+    FORKED_AFTER.values(),
+    ids=FORKED_AFTER,
 )
 def test_tensorflow_is_refused_in_a_forked_process_exactly_if_it_would_hang(before, outcome):
     ran = run(IN_A_FORK.format(before=before))

@@ -191,6 +191,7 @@ def test_automatic_settings(fitted, table):
     assert binary.scaler_ is None
 
 
+@pytest.mark.wide
 def test_automatic_epochs_make_about_a_thousand_steps_or_two_thousand_that_may_stop(table, default_detector):
     one = {"network": DenseNetwork((8,)), "n_draws": 1, "members": 1, "random_state": 0}
     assert len(VAEDetector(early_stopping=False, **one).fit(table[0]).history_["loss"]) == 250
@@ -695,6 +696,7 @@ def test_the_unit_of_a_constant_changes_no_score():
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+@pytest.mark.wide
 def test_training_stops_where_nothing_is_left_to_learn():
     detector = VAEDetector(DenseNetwork((8,)), members=2, random_state=0).fit(np.full((100, 3), 5.0))
     assert len(detector.history_["loss"]) < 1500  # of at most 2,000

@@ -41,6 +41,7 @@ def test_a_file_scores_as_on_the_day_it_was_written(made, path):
     np.testing.assert_array_equal(detector.predict(rows())[clear], np.where(expected < 0, -1, 1)[clear])
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_loaded_detector_can_be_fitted_again(made, path):
     rows, _ = made.DETECTORS[path.stem]

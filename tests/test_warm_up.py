@@ -67,7 +67,7 @@ CASES = {
 SIZES = (1, 2, 4, 16, 100, 300)
 
 
-@pytest.mark.parametrize(("X", "settings"), stars(CASES, {"members"}))
+@pytest.mark.parametrize(("X", "settings"), stars(CASES, {"one model"}))
 def test_after_a_warm_up_no_request_of_these_sizes_compiles_anything(
     X, settings, compiled, soon, forget_programs
 ):
