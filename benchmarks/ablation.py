@@ -39,15 +39,16 @@ SMALL_BETA = [position for position, member in enumerate(POOL) if member.beta_fa
 DEFAULT = "default"
 #: Members of the pool, and the score.
 CHOICES: dict[str, tuple[list[int], str]] = {
-    DEFAULT: (list(range(N_DEFAULT)), "reconstruction_probability"),
-    "no trimmed members": (SMALL_BETA[:N_DEFAULT], "reconstruction_probability"),
-    "only trimmed members": (TRIMMED[:N_DEFAULT], "reconstruction_probability"),
-    "beta 1 instead of small betas": ([*TRIMMED[: N_DEFAULT // 2], *PLAIN], "reconstruction_probability"),
-    "neither trimmed nor small beta (4 members)": (PLAIN, "reconstruction_probability"),
+    DEFAULT: (list(range(N_DEFAULT)), "beta_elbo"),
+    "no trimmed members": (SMALL_BETA[:N_DEFAULT], "beta_elbo"),
+    "only trimmed members": (TRIMMED[:N_DEFAULT], "beta_elbo"),
+    "beta 1 instead of small betas": ([*TRIMMED[: N_DEFAULT // 2], *PLAIN], "beta_elbo"),
+    "neither trimmed nor small beta (4 members)": (PLAIN, "beta_elbo"),
+    "scored by the reconstruction probability": (list(range(N_DEFAULT)), "reconstruction_probability"),
     "scored by the ELBO": (list(range(N_DEFAULT)), "elbo"),
     "scored by the squared error": (list(range(N_DEFAULT)), "reconstruction_error"),
-    "4 members, one of each kind": (list(range(N_DEFAULT // 2)), "reconstruction_probability"),
-    "16 members": (list(range(2 * N_DEFAULT)), "reconstruction_probability"),
+    "4 members, one of each kind": (list(range(N_DEFAULT // 2)), "beta_elbo"),
+    "16 members": (list(range(2 * N_DEFAULT)), "beta_elbo"),
     "1 plain member, scored by the ELBO": (PLAIN[:1], "elbo"),
 }
 EQUAL_WEIGHTS = "equal weights"
