@@ -172,6 +172,7 @@ def test_the_false_alarm_rate_of_new_rows_is_the_promised_one(normal, seed):
     assert low - 0.02 < (detector.predict(new) == -1).mean() < high + 0.02
 
 
+@pytest.mark.wide
 def test_a_model_that_knows_its_rows_by_heart_promises_too_much_from_their_own_scores(normal):
     X, new = normal
     trained = VAEDetector(epochs=1500, contamination=0.1, random_state=0).fit(X[:60])

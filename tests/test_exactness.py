@@ -105,6 +105,7 @@ def test_training_reaches_the_maximum_likelihood_of_probabilistic_pca():
     assert best - 0.01 < _closed_form_elbo(detector.members_[0], X, sigma=0.5).mean() <= best
 
 
+@pytest.mark.wide
 def test_an_ensembles_elbo_is_a_bound_of_its_mixtures_evidence():
     rng = np.random.RandomState(1)
     X = (rng.normal(size=(500, L)) @ rng.normal(size=(L, D)) + 0.5 * rng.normal(size=(500, D))).astype("f4")
@@ -164,6 +165,7 @@ def gaps(exact):
     return rows
 
 
+@pytest.mark.wide
 def test_the_elbo_of_the_values_that_are_there_is_below_their_evidence(exact, gaps):
     state, *_ = exact
     elbo = -elbo_terms([state], gaps, noise(1250), None)[0].sum(axis=1)

@@ -68,6 +68,7 @@ def test_the_least_recently_used_architecture_is_dropped(few_kept):
     assert architecture(specification(units=(101,))) is not first
 
 
+@pytest.mark.wide
 def test_a_detector_whose_architecture_was_dropped_still_scores(table, forget_programs):
     X, _ = table
     detector = VAEDetector(network=DenseNetwork((17,)), epochs=2, random_state=0).fit(X)
