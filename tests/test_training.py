@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import wide
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.core.backend import keras
@@ -253,6 +254,12 @@ def test_a_warm_start_with_other_data_is_warned_of(goes_on, column):
     other, name = OTHER_DATA[column](rows), {"far away": "size", "unknown categories": "city"}[column]
     with pytest.warns(UserWarning, match=f"goes on with other data.*of the rows anomalies.*column '{name}'"):
         copy.deepcopy(detector).fit(other)
+
+
+def test_a_warm_start_with_other_data_is_warned_of_where_no_column_can_be_named(X):
+    detector = fit(X, warm_start=True, validation_fraction=0.2, scaler=PCA(2))
+    with pytest.warns(UserWarning, match="goes on with other data.*where 0.05 would be expected[.] Scaler"):
+        detector.fit(X + 100)
 
 
 def test_a_warm_start_with_data_like_the_earlier_is_not_warned_of(goes_on):

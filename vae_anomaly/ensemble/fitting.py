@@ -417,17 +417,25 @@ def _warn_of_other_data(X: Matrix, earlier: Fitted, cut: float, rate: float, see
     by_chance = stats.binom.sf(alarms.sum() - 1, len(some), min(2 * rate, 1.0))
     if by_chance > _BY_CHANCE or alarms.mean() < _MANY_ALARMS:
         return
-    shares = earlier.column_shares(rows[np.flatnonzero(alarms)])
-    names = earlier.preparation.names
-    column = np.bincount(shares.argmax(axis=1)).argmax()
+    where = _column_to_blame(earlier, rows[np.flatnonzero(alarms)])
     warnings.warn(
         f"warm_start=True goes on with other data: the earlier fit calls {alarms.mean():.2g} of the rows "
-        f"anomalies, where {rate:.2g} would be expected, most often by column "
-        f"{column if names is None else repr(names[column])}. Scaler, categories and likelihood stay those "
+        f"anomalies, where {rate:.2g} would be expected{where}. Scaler, categories and likelihood stay those "
         "of the earlier fit: set warm_start=False to fit them to these rows.",
         UserWarning,
         stacklevel=4,
     )
+
+
+def _column_to_blame(fitted: Fitted, X: Matrix) -> str:
+    if fitted.preparation.image_shape is not None:
+        return ""
+    try:
+        shares = fitted.column_shares(X)
+    except ValueError:  # of a score or a scaler that has no shares of columns
+        return ""
+    column, names = np.bincount(shares.argmax(axis=1)).argmax(), fitted.preparation.names
+    return f", most often by column {column if names is None else repr(names[column])}"
 
 
 def _warn_of_more_alarms(of_training_rows: float, of_new_rows: float) -> None:
