@@ -1,4 +1,4 @@
-"""What a fit warns of: a decoder that cannot reach the rows, other data, a threshold that means more alarms."""
+"""What a fit warns of: a decoder that cannot reach the rows, other data, more alarms than a threshold says."""
 
 from __future__ import annotations
 
