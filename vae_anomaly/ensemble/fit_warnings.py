@@ -1,4 +1,4 @@
-"""What a fit warns of: a decoder that cannot reach the rows, other data, more alarms than a threshold says."""
+"""What a fit warns of: decoders that cannot reach the rows, other data, more alarms than thresholds say."""
 
 from __future__ import annotations
 
