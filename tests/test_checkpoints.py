@@ -203,9 +203,10 @@ def test_trained_members_are_kept_while_folds_are_calibrated(X, path, monkeypatc
         with pytest.raises(KilledError):
             detector(path, **settings).fit(X)
     steps = []
+    one_epoch_at_a_time(monkeypatch)
     monkeypatch.setattr(epochs, "train_block", counted(epochs.train_block, steps))
     resumed = detector(path, **settings).fit(X, resume=True)
-    assert len(steps) == 2 * 2 * 4  # of the folds alone: an epoch is one block here
+    assert len(steps) == 2 * 2 * 4  # of the folds alone
     assert_same(resumed, detector(**settings).fit(X), X)
 
 
@@ -499,8 +500,14 @@ class Interrupting:
         return self.function(*arguments, **keywords)
 
 
+def one_epoch_at_a_time(monkeypatch):
+    """So that calls of `train_block` can be counted: an epoch is one block here."""
+    monkeypatch.setattr(epochs, "_EPOCHS_AT_ONCE", 1)
+
+
 def interrupted(monkeypatch, fitting, X, calls, name="train_block", **keywords):
     with monkeypatch.context() as patch:
+        one_epoch_at_a_time(patch)
         patch.setattr(epochs, name, Interrupting(getattr(epochs, name), calls))
         with pytest.warns(ConvergenceWarning, match="Ctrl-C has ended the training"):
             return fitting.fit(X, **keywords)
@@ -533,6 +540,7 @@ class Stopping:
 
 def stopped_from_another_thread(monkeypatch, fitted, X, call):
     with monkeypatch.context() as patch:
+        one_epoch_at_a_time(patch)
         patch.setattr(epochs, "train_block", Stopping(epochs.train_block, fitted, call))
         with pytest.warns(ConvergenceWarning, match="stop_fit has ended the training"):
             return fitted.fit(X)
@@ -583,6 +591,7 @@ def test_a_detector_that_is_being_fitted_can_be_pickled_and_cloned(X, monkeypatc
 
 def test_ctrl_c_between_two_epochs_ends_with_the_last(X, monkeypatch):
     end_epoch = Interrupting(epochs.Observers.end_epoch, {5})
+    one_epoch_at_a_time(monkeypatch)
     monkeypatch.setattr(epochs.Observers, "end_epoch", lambda self, *given: end_epoch(self, *given))
     with pytest.warns(ConvergenceWarning, match="ended the training after 5 epochs"):
         stopped = detector(learning_rate_schedule=None).fit(X)
@@ -598,6 +607,7 @@ def test_after_ctrl_c_early_stopping_restores_the_best_weights(X, monkeypatch):
 def test_a_second_ctrl_c_leaves_the_earlier_fit(X, monkeypatch):
     earlier = detector(random_state=1).fit(X)
     before = earlier.score_samples(X)
+    one_epoch_at_a_time(monkeypatch)
     monkeypatch.setattr(epochs, "train_block", Interrupting(epochs.train_block, {5, 6}))
     with pytest.raises(KeyboardInterrupt):
         earlier.set_params(random_state=0).fit(X)
@@ -608,6 +618,7 @@ def test_a_second_ctrl_c_leaves_the_earlier_fit(X, monkeypatch):
 def test_ctrl_c_before_the_end_of_the_first_epoch_leaves_the_earlier_fit(X, monkeypatch):
     earlier = detector(random_state=1).fit(X)
     before = earlier.score_samples(X)
+    one_epoch_at_a_time(monkeypatch)
     monkeypatch.setattr(epochs, "train_block", Interrupting(epochs.train_block, {1}))
     with pytest.raises(KeyboardInterrupt):
         earlier.set_params(random_state=0).fit(X)
@@ -633,6 +644,7 @@ def test_members_that_had_not_begun_are_left_out(X, monkeypatch):
 def test_a_member_that_has_finished_no_epoch_is_left_out(X, monkeypatch):
     monkeypatch.setattr("joblib.cpu_count", lambda: 1)
     divergence = Interrupting(epochs._Epochs._divergence, {12 + 1})
+    one_epoch_at_a_time(monkeypatch)
     monkeypatch.setattr(epochs._Epochs, "_divergence", lambda self, *given: divergence(self, *given))
     with pytest.warns(ConvergenceWarning, match="ended the training of 1 of 2 members after 12 epochs"):
         stopped = detector(members=2).fit(X)
@@ -696,6 +708,7 @@ def test_ctrl_c_where_folds_would_have_to_be_trained(X, monkeypatch):
     conformal = detector(calibration=KFold(3), threshold="conformal")
     with pytest.raises(KeyboardInterrupt, match="calibration in folds"):
         interrupted(monkeypatch, conformal, X, calls={5})
+    one_epoch_at_a_time(monkeypatch)
     monkeypatch.setattr(epochs, "train_block", Interrupting(epochs.train_block, {12 + 5}))
     with pytest.warns(ConvergenceWarning), pytest.raises(KeyboardInterrupt):
         conformal.fit(X)
@@ -811,18 +824,19 @@ class Spoiling:
     def __init__(self, monkeypatch, epochs, loss=np.nan, weight=None):
         self.original, self.epochs, self.loss, self.weight = train_block, epochs, loss, weight
         self.calls = []
+        one_epoch_at_a_time(monkeypatch)
         monkeypatch.setattr("vae_anomaly.training.epochs.train_block", self)
 
     def __call__(self, architecture, state, rows, order, rates, *others, first_step, **keywords):
         self.calls.append((first_step // 8, rates, state))
-        after, sums = self.original(
+        after, figures, best = self.original(
             architecture, state, rows, order, rates, *others, first_step=first_step, **keywords
         )
         if len(self.calls) in self.epochs and self.weight is not None:
             after = after._replace(trainable=after.trainable * self.weight)
         elif len(self.calls) in self.epochs:
-            sums = sums * 0 + self.loss
-        return after, sums
+            figures = figures._replace(terms=figures.terms * 0 + self.loss)
+        return after, figures, best
 
 
 @pytest.mark.parametrize(

@@ -1,42 +1,59 @@
-"""Training steps, compiled in blocks: noise, gradient, Adam.
+"""Training steps, compiled in blocks: noise, gradient, Adam; and the loss of held-out rows after an epoch.
 
 A block is one call: up to ``block_steps`` batches, gathered from the rows at once, and a loop over them
-inside TensorFlow. What a step is does not depend on how many a block holds.
+inside TensorFlow. It holds a part of an epoch, or several. What a step is does not depend on how many a
+block holds.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import tf
-from vae_anomaly.core.objective import loss_terms
+from vae_anomaly.core.objective import kl_divergence, loss_terms
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Tensor
+from vae_anomaly.core.types import Flags, Tensor
 from vae_anomaly.engine.programs import Architecture, Program, on_device
+from vae_anomaly.engine.tiles import wide_tile
 from vae_anomaly.model.states import ModelState
 
 __all__ = [
+    "HELD_OUT_ROWS",
+    "Best",
+    "BlockFigures",
     "BlockOptions",
+    "HeldOut",
     "Limits",
     "TrainingState",
+    "best_of",
     "block_steps",
+    "held_out_tiles",
     "model_state",
     "train_block",
     "training_state",
 ]
 
 _ADAM = Adam()
-_PHILOX = 1
-# Where the second stream of random numbers begins, for the same seed and step.
+# Philox makes four numbers of each count.
+_PHILOX, _PHILOX_NUMBERS = 1, 4
+# Where the second stream of random numbers begins, for the same seed.
 _SECOND_STREAM = 2**63
 # Large enough to hide the call, small enough for the cache.
 _BLOCK_NUMBERS = 2**20
 _BLOCK_STEPS = 64
+# More rows to a batch are sorted: to compare each loss with each takes longer then.
+_RANKED_ROWS = 512
+_HELD_OUT_TILE = 64
+#: Held-out rows whose loss is measured after an epoch, at most: the mean of more says little more.
+HELD_OUT_ROWS = 2048
+# Rows times draws that make a mean loss which tells epochs apart; every epoch takes the same draws.
+_HELD_OUT_DRAWS = 1000
 
 
 class TrainingState(NamedTuple):
@@ -46,6 +63,48 @@ class TrainingState(NamedTuple):
     first_moment: Tensor
     second_moment: Tensor
     non_trainable: list[Tensor]
+
+
+class Best(NamedTuple):
+    """The model after the epoch whose held-out rows had the smallest loss, as tensors; NaN: there is none."""
+
+    loss: Tensor
+    trainable: Tensor
+    non_trainable: list[Tensor]
+
+
+class HeldOut(NamedTuple):
+    """Rows that are not trained on, and the draws that their loss is averaged over.
+
+    Attributes
+    ----------
+    tiles : tensor of shape (n_tiles, tile, n_features)
+    n_rows : scalar tensor
+        How many rows of the tiles count: the first ones.
+    draws : tensor of shape (n_draws, latent_dim)
+    beta : scalar tensor
+        Weight of the KL.
+    """
+
+    tiles: Tensor
+    n_rows: Tensor
+    draws: Tensor
+    beta: Tensor
+
+
+class BlockFigures(NamedTuple):
+    """What happened in a block.
+
+    Attributes
+    ----------
+    terms : float64 array of shape (n_steps, 3)
+        Mean loss, reconstruction and KL of each batch.
+    held_out : float64 array of shape (n_steps, 2)
+        Mean reconstruction and KL of the held-out rows after steps that end an epoch; 0 elsewhere.
+    """
+
+    terms: npt.NDArray[np.float64]
+    held_out: npt.NDArray[np.float64]
 
 
 class BlockOptions(NamedTuple):
@@ -59,8 +118,8 @@ class BlockOptions(NamedTuple):
     n_training_draws: int = 1
     has_free_bits: bool = False
     clips_gradient: bool = False
-    is_trimmed: bool = False
     is_incomplete: bool = False
+    n_held_out_draws: int = 0
     jit_compile: bool = False
     device: str | None = None
 
@@ -93,6 +152,34 @@ def model_state(architecture: Architecture, training: TrainingState) -> ModelSta
     return ModelState(architecture.specification, training.trainable.numpy(), non_trainable)
 
 
+def best_of(training: TrainingState, best: tuple[float, ModelState] | None) -> Best:
+    """A loss and its model as tensors; of None, something of the same shapes."""
+    if best is None:
+        return Best(tf.constant(math.nan, tf.float64), training.trainable, training.non_trainable)
+    loss, state = best
+    non_trainable = [tf.convert_to_tensor(np.asarray(value)) for value in state.non_trainable]
+    return Best(
+        tf.constant(loss, tf.float64), tf.convert_to_tensor(np.asarray(state.trainable)), non_trainable
+    )
+
+
+def held_out_tiles(
+    architecture: Architecture, rows: Rows, draws: Rows, beta: float, jit_compile: bool
+) -> HeldOut:
+    """Held-out rows for `train_block`, with as many of the draws as are needed."""
+    n_draws = min(len(draws), -(-_HELD_OUT_DRAWS // len(rows)))
+    if jit_compile:  # XLA compiles for one shape
+        tile, n_filled = _HELD_OUT_TILE, HELD_OUT_ROWS
+    else:
+        tile, n_filled = min(wide_tile(architecture, n_draws), len(rows)), len(rows)
+    return HeldOut(
+        tf.convert_to_tensor(np.resize(rows, (-(-n_filled // tile), tile, architecture.n_features))),
+        tf.constant(len(rows)),
+        tf.convert_to_tensor(np.asarray(draws[:n_draws], dtype=np.float32)),
+        tf.constant(beta, tf.float64),
+    )
+
+
 def train_block(
     architecture: Architecture,
     state: TrainingState,
@@ -106,7 +193,10 @@ def train_block(
     noise_seed: int,
     first_step: int,
     only: int | None = None,
-) -> tuple[TrainingState, Tensor]:
+    ends: Flags | None = None,
+    held_out: HeldOut | None = None,
+    best: Best | None = None,
+) -> tuple[TrainingState, BlockFigures, Best | None]:
     """Take a step with each batch of rows, by a program that is compiled once for these options.
 
     Parameters
@@ -121,47 +211,49 @@ def train_block(
     options : BlockOptions
     limits : Limits
     noise_seed : int
-        With ``first_step``, decides the noise.
+        With the number of a step, decides its noise.
     first_step : int
         How many steps have been taken before this block.
     only : int or None, default=None
         The position of a batch: the one step of the block to take.
+    ends : bool array of shape (n_steps,) or None, default=None
+        Which steps end an epoch: the loss of the held-out rows is measured after them.
+    held_out : HeldOut or None, default=None
+    best : Best or None, default=None
+        Of the epochs before, where there are held-out rows.
 
     Returns
     -------
     state : TrainingState
-    sums : tensor of shape (3,)
-        Mean loss, reconstruction and KL of each batch, summed over the steps.
+    figures : BlockFigures
+    best : Best or None
+        Where there are held-out rows.
     """
+    if only is not None:
+        chosen = slice(only, only + 1)
+        order, rates, betas, first_step = order[chosen], rates[chosen], betas[chosen], first_step + only
+        ends = None if ends is None else ends[chosen]
     n_steps = len(order)
+    shape = (options.n_training_draws, options.batch_size, architecture.latent_dim)
     # One operation; tf.random.stateless_normal is thirty, which mix the seed that Philox takes as it is.
-    noise = tf.raw_ops.StatelessRandomNormalV2(
-        shape=(n_steps, options.n_training_draws, options.batch_size, architecture.latent_dim),
-        key=np.array([noise_seed], dtype=np.uint64),
-        counter=np.array([0, first_step], dtype=np.uint64),
-        alg=_PHILOX,
-    )
+    noise = _numbers_of_steps(tf.raw_ops.StatelessRandomNormalV2, noise_seed, 0, first_step, n_steps, shape)
     uniform = None
     if options.is_incomplete:
-        uniform = tf.raw_ops.StatelessRandomUniformV2(
-            shape=(n_steps, options.batch_size, architecture.n_features),
-            key=np.array([noise_seed], dtype=np.uint64),
-            counter=np.array([_SECOND_STREAM, first_step], dtype=np.uint64),
-            alg=_PHILOX,
+        of_batch = (options.batch_size, architecture.n_features)
+        uniform = _numbers_of_steps(
+            tf.raw_ops.StatelessRandomUniformV2, noise_seed, _SECOND_STREAM, first_step, n_steps, of_batch
         )
     rates = _ADAM.rates(rates, first_step)
-    if only is not None:
-        chosen, n_steps = slice(only, only + 1), 1
-        order, rates, betas, noise = order[chosen], rates[chosen], betas[chosen], noise[chosen]
-        uniform = None if uniform is None else uniform[chosen]
-    if options.jit_compile:  # XLA compiles for one shape
+    if ends is None:
+        ends = np.zeros(n_steps, dtype=bool)
+    if options.jit_compile:
         n_filled = block_steps(architecture, options.batch_size)
         noise = tf.pad(noise, [[0, n_filled - n_steps], [0, 0], [0, 0], [0, 0]])
         uniform = None if uniform is None else tf.pad(uniform, [[0, n_filled - n_steps], [0, 0], [0, 0]])
         order = np.resize(order, (n_filled, options.batch_size))
-        rates, betas = np.resize(rates, n_filled), np.resize(betas, n_filled)
+        rates, betas, ends = (np.resize(v, n_filled) for v in (rates, betas, ends))  # type: ignore[assignment]
     program = architecture.program(options, lambda: _compile(architecture, options))
-    taken: tuple[TrainingState, Tensor] = program(
+    state, terms, held_out_terms, best = program(
         state,
         tf.convert_to_tensor(rows[order]),
         uniform,
@@ -170,19 +262,47 @@ def train_block(
         tf.constant(rates),
         tf.constant(betas),
         limits,
+        tf.constant(ends),
+        held_out,
+        best,
     )
-    return taken
+    figures = BlockFigures(*(values.numpy()[:n_steps].astype(float) for values in (terms, held_out_terms)))
+    return state, figures, best
+
+
+def _numbers_of_steps(
+    draw: Callable[..., Tensor], seed: int, stream: int, first_step: int, n_steps: int, shape: tuple[int, ...]
+) -> Tensor:
+    """Random numbers of so many steps, (n_steps, *shape): a step's own, in whatever block it stands."""
+    n_numbers = math.prod(shape)
+    n_counted = -(-n_numbers // _PHILOX_NUMBERS)
+    numbers = draw(
+        shape=(n_steps, n_counted * _PHILOX_NUMBERS),
+        key=np.array([seed], dtype=np.uint64),
+        counter=np.array([first_step * n_counted, stream], dtype=np.uint64),
+        alg=_PHILOX,
+    )
+    return tf.reshape(numbers[:, :n_numbers], (n_steps, *shape))
 
 
 def _compile(architecture: Architecture, options: BlockOptions) -> Program:
-    """``(state, batches, uniform, noise, n_steps, rates, betas, limits) -> (state, sums)``."""
+    """``(state, batches, ..., held_out, best) -> (state, terms, held_out_terms, best)``."""
     n_blocked = block_steps(architecture, options.batch_size) if options.jit_compile else None
     vector = tf.TensorSpec((architecture.n_weights,), tf.float32)
     number, count = tf.TensorSpec((), tf.float32), tf.TensorSpec((), tf.int32)
+    precise = tf.TensorSpec((), tf.float64)
     by_step = tf.TensorSpec((n_blocked,), tf.float32)
     non_trainable = [tf.TensorSpec(v.shape, v.dtype) for v in architecture.template.non_trainable_variables]
     batch = (n_blocked, options.batch_size, architecture.n_features)
     noise = (n_blocked, options.n_training_draws, options.batch_size, architecture.latent_dim)
+    held_out = best = None
+    if options.n_held_out_draws:
+        tiles: tuple[int | None, ...] = (None, None, architecture.n_features)
+        if options.jit_compile:
+            tiles = (HELD_OUT_ROWS // _HELD_OUT_TILE, _HELD_OUT_TILE, architecture.n_features)
+        draws = (options.n_held_out_draws, architecture.latent_dim)
+        held_out = HeldOut(tf.TensorSpec(tiles, tf.float32), count, tf.TensorSpec(draws, tf.float32), precise)
+        best = Best(precise, vector, non_trainable)
     function = tf.function(_block(architecture, options), autograph=False, jit_compile=options.jit_compile)
     with on_device(options.device):
         compiled: Program = function.get_concrete_function(
@@ -194,6 +314,9 @@ def _compile(architecture: Architecture, options: BlockOptions) -> Program:
             by_step,
             by_step,
             Limits(number, number, count, number),
+            tf.TensorSpec((n_blocked,), tf.bool),
+            held_out,
+            best,
         )
     return compiled
 
@@ -208,28 +331,76 @@ def _block(architecture: Architecture, options: BlockOptions) -> Program:
         rates: Tensor,
         betas: Tensor,
         limits: Limits,
-    ) -> tuple[TrainingState, Tensor]:
+        ends: Tensor,
+        held_out: HeldOut | None,
+        best: Best | None,
+    ) -> tuple[TrainingState, Tensor, Tensor, Best | None]:
         def step(
-            position: Tensor, state: TrainingState, sums: Tensor
-        ) -> tuple[Tensor, TrainingState, Tensor]:
+            position: Tensor, state: TrainingState, terms: Any, held_out_terms: Any, best: Any
+        ) -> tuple[Any, ...]:
             x, step_noise, rate, beta = (values[position] for values in (batches, noise, rates, betas))
             # The objective keeps the masked values: the bound holds for any encoder.
             seen = x if uniform is None else tf.where(uniform[position] < limits.masked_fraction, math.nan, x)
-            gradient, non_trainable, terms = _gradient(
+            gradient, non_trainable, of_batch = _gradient(
                 architecture, state, x, seen, step_noise, beta, limits, options
             )
             if options.clips_gradient:
                 gradient = _clip(gradient, limits.gradient_clip_norm)
             moved = _ADAM.step(state.trainable, state.first_moment, state.second_moment, gradient, rate)
-            return position + 1, TrainingState(*moved, non_trainable), sums + terms
+            state = TrainingState(*moved, non_trainable)
+            terms = terms.write(position, of_batch)
+            if held_out is not None:
+                of_held_out, best = tf.cond(
+                    ends[position],
+                    lambda: _measure(architecture, state, held_out, best, options),
+                    lambda: (tf.zeros(2, tf.float64), best),
+                )
+                held_out_terms = held_out_terms.write(position, of_held_out)
+            return position + 1, state, terms, held_out_terms, best
 
-        loop = (tf.constant(0), state, tf.zeros(3))
-        _, state, sums = tf.while_loop(
-            lambda position, *_: position < n_steps, step, loop, parallel_iterations=1
+        size = tf.shape(rates)[0] if rates.shape[0] is None else rates.shape[0]
+        nothing = (
+            tf.TensorArray(tf.float32, size, element_shape=(3,)),
+            tf.TensorArray(tf.float64, size, element_shape=(2,)),
         )
-        return state, sums
+        _, state, terms, held_out_terms, best = tf.while_loop(
+            lambda position, *_: position < n_steps,
+            step,
+            (tf.constant(0), state, *nothing, () if best is None else best),
+            parallel_iterations=1,
+        )
+        return state, terms.stack(), held_out_terms.stack(), best or None
 
     return block
+
+
+def _measure(
+    architecture: Architecture, state: TrainingState, held_out: HeldOut, best: Best, options: BlockOptions
+) -> tuple[Tensor, Best]:
+    """Mean reconstruction and KL of the held-out rows, and the best model so far with this one."""
+    template, tile = architecture.template, tf.shape(held_out.tiles)[1]
+    vae = template.incomplete(missing_counts=False) if options.is_incomplete else template
+
+    def add(position: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        x = held_out.tiles[position]
+        with architecture.holding(state.trainable, state.non_trainable):
+            inferred = vae.infer(x, held_out.draws[:, None])
+            log_prob = tf.reduce_sum(vae.likelihood.log_prob(x, inferred.parameters), axis=-1)
+        kl = tf.reduce_sum(kl_divergence(inferred.z_mean, inferred.z_log_var), axis=-1)
+        terms = tf.cast(tf.stack([-tf.reduce_mean(log_prob, axis=0), kl]), tf.float64)
+        counts = position * tile + tf.range(tile) < held_out.n_rows
+        return position + 1, sums + tf.reduce_sum(tf.where(counts, terms, 0.0), axis=1)
+
+    _, sums = tf.while_loop(
+        lambda position, _: position * tile < held_out.n_rows,
+        add,
+        (tf.constant(0), tf.zeros(2, tf.float64)),
+        parallel_iterations=1,
+    )
+    terms = sums / tf.cast(held_out.n_rows, tf.float64)
+    present = Best(terms[0] + held_out.beta * terms[1], state.trainable, state.non_trainable)
+    is_better = (present.loss < best.loss) | tf.math.is_nan(best.loss)
+    return terms, tf.nest.map_structure(lambda new, old: tf.where(is_better, new, old), present, best)
 
 
 def _gradient(
@@ -267,16 +438,20 @@ def _gradient(
             # What layers of a user's own add: weight penalties and the like.
             added = sum(template.losses, tf.zeros(()))
         means = [tf.reduce_mean(term) for term in terms]
-        if options.is_trimmed:
-            means[0] = _trimmed_mean(terms.loss, limits.n_kept)
-        means[0] += added
+        means[0] = _trimmed_mean(terms.loss, limits.n_kept) + added
     return tape.gradient(means[0], state.trainable), non_trainable, tf.stack(means)
 
 
 def _trimmed_mean(losses: Tensor, n_kept: Tensor) -> Tensor:
     """Mean of the ``n_kept`` smallest losses."""
-    counts = tf.range(losses.shape[0]) < n_kept
-    return tf.reduce_sum(tf.where(counts, tf.sort(losses), 0.0)) / tf.cast(n_kept, tf.float32)
+    positions = tf.range(losses.shape[0])
+    if losses.shape[0] <= _RANKED_ROWS:
+        smaller = losses[None] < losses[:, None]
+        before = (losses[None] == losses[:, None]) & (positions[None] < positions[:, None])
+        counts = tf.reduce_sum(tf.cast(smaller | before, tf.int32), axis=1) < n_kept
+    else:
+        losses, counts = tf.sort(losses), positions < n_kept
+    return tf.reduce_sum(tf.where(counts, losses, 0.0)) / tf.cast(n_kept, tf.float32)
 
 
 def _clip(gradient: Tensor, norm: Tensor) -> Tensor:

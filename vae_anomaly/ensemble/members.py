@@ -269,6 +269,7 @@ def train_members(
                     beta=job.plan.beta * member.beta_factor,
                     trimmed_fraction=member.trimmed_fraction,
                     early_stopping=job.recipe.early_stopping,
+                    n_trainings=n_members,
                 ),
                 shuffle_seed=seed.shuffle,
                 noise_seed=seed.noise,

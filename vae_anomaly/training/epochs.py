@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,19 +20,22 @@ from sklearn.exceptions import ConvergenceWarning
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Callback
-from vae_anomaly.data.sparse import blocks, has_gaps, representative
+from vae_anomaly.data.sparse import has_gaps, representative
 from vae_anomaly.engine.programs import Architecture, architecture_of, on_device
 from vae_anomaly.engine.steps import (
+    HELD_OUT_ROWS,
+    Best,
     BlockOptions,
     Limits,
     TrainingState,
+    best_of,
     block_steps,
+    held_out_tiles,
     model_state,
     train_block,
     training_state,
 )
 from vae_anomaly.model.states import ModelState
-from vae_anomaly.scoring.passes import elbo_terms
 from vae_anomaly.training.interruption import Interruption
 from vae_anomaly.training.observers import Observers
 from vae_anomaly.training.plan import Plan
@@ -46,10 +49,11 @@ _LOWER_RATE = 0.1
 # Nats of a row, in as many epochs as the patience is. Columns that do not vary are learned ever better by
 # ever less: without it, a constant table is trained to the last epoch.
 _LEAST_IMPROVEMENT = 1e-3
+_EPOCHS_AT_ONCE = 64
 
 
 class Validation(NamedTuple):
-    """Rows that are not trained on, and the draws their ELBO is averaged over."""
+    """Rows that are not trained on, and the draws to average their ELBO over; of many, some are used."""
 
     rows: Rows
     draws: Rows
@@ -88,14 +92,8 @@ class Progress(NamedTuple):
 
     def is_last(self, plan: Plan, n_epochs: int) -> bool:
         """Whether no epoch follows."""
-        return self.n_epochs >= n_epochs or (plan.early_stopping and not self._improves(plan.patience))
-
-    def _improves(self, patience: int) -> bool:
-        """Whether the last so many epochs have made ``val_loss`` better by `_LEAST_IMPROVEMENT`."""
-        losses = np.nan_to_num(self.history.get("val_loss", [])[: self.n_epochs], nan=np.inf, posinf=np.inf)
-        if len(losses) <= patience:
-            return True
-        return bool(losses[-patience:].min() < losses[:-patience].min() - _LEAST_IMPROVEMENT)
+        losses = self.history.get("val_loss", [])[: self.n_epochs]
+        return self.n_epochs >= n_epochs or (plan.early_stopping and not _improves(losses, plan.patience))
 
 
 def train(
@@ -147,12 +145,14 @@ def train(
             progress = progress._replace(training=tensors)
             epochs.skip(progress.n_epochs)
             interruption.finish_epoch()
+        # Who watches epochs, or keeps them, gets each of them.
+        n_at_once = 1 if observers.watch_epochs or keep is not None else _EPOCHS_AT_ONCE
         observers.begin()
         last = progress.is_last(plan, n_epochs)
         while not last and not interruption.stop_requested:
             try:
                 observers.begin_epoch(progress.n_epochs)
-                progress, figures = epochs.next(progress)
+                progress, figures = epochs.next(progress, n_at_once)
                 interruption.finish_epoch()
                 if keep is not None:
                     keep(progress)
@@ -168,7 +168,7 @@ def train(
 
 
 class _Epochs:
-    """The epochs of one training: a `Progress` in, the next one out."""
+    """The epochs of one training: a `Progress` in, a later one out."""
 
     def __init__(
         self,
@@ -182,20 +182,26 @@ class _Epochs:
         observers: Observers,
     ) -> None:
         self._architecture, self._rows, self._plan = architecture, rows, plan
-        self._noise_seed, self._validation = noise_seed, validation
+        self._noise_seed = noise_seed
         self._interruption, self._observers = interruption, observers
         self._steps_per_epoch = plan.steps_per_epoch(len(rows))
-        self._n_steps = self._steps_per_epoch * plan.n_epochs(len(rows))
+        self._n_epochs = plan.n_epochs(len(rows))
+        self._n_steps = self._steps_per_epoch * self._n_epochs
         fraction_to_mask = plan.fraction_to_mask(rows)
+        jit_compile = plan.uses_xla(len(rows), architecture.n_weights)
+        self._held_out = None
+        if validation is not None:
+            some = validation.rows[:HELD_OUT_ROWS]
+            self._held_out = held_out_tiles(architecture, some, validation.draws, plan.beta, jit_compile)
         self._options = BlockOptions(
             plan.batch_size,
             plan.objective,
             plan.n_training_draws,
             plan.free_bits > 0,
             plan.gradient_clip_norm is not None,
-            plan.trimmed_fraction > 0,
             architecture.specification.marks_missing or fraction_to_mask > 0 or has_gaps(rows),
-            plan.uses_xla(self._n_steps, architecture.n_weights),
+            0 if self._held_out is None else self._held_out.draws.shape[0],
+            jit_compile,
             plan.device,
         )
         self._limits = Limits(
@@ -204,21 +210,62 @@ class _Epochs:
             tf.constant(plan.n_kept()),
             tf.constant(fraction_to_mask, tf.float32),
         )
-        self._shuffler = _Shuffler(len(rows), plan, block_steps(architecture, plan.batch_size), shuffle_seed)
+        self._block_steps = block_steps(architecture, plan.batch_size)
+        self._shuffler = _Shuffler(len(rows), plan, shuffle_seed)
 
     def skip(self, n_epochs: int) -> None:
         """Draw what epochs that are finished have drawn: the generator's state need not be kept."""
         for _ in range(n_epochs):
-            self._shuffler.order()
+            self._shuffler.orders(1)
+            self._shuffler.drop(1)
 
-    def next(self, progress: Progress) -> tuple[Progress, dict[str, float]]:
-        """One epoch, repeated at a lower rate if it diverges and none has been repeated."""
-        order, lowered = self._shuffler.order(), progress.rate_factor
-        training, figures = self._attempt(progress, order, np.float32(lowered))
+    def next(self, progress: Progress, n_at_most: int) -> tuple[Progress, dict[str, float]]:
+        """What one call can hold of the next epochs, and the figures of the last one.
+
+        An epoch is repeated at a lower rate if it diverges and none has been repeated. What an epoch leaves
+        does not depend on how many are taken at once.
+        """
+        n_left = self._n_epochs - progress.n_epochs
+        n_taken = max(1, min(n_at_most, self._block_steps // self._steps_per_epoch, n_left))
+        following = None
+        if n_taken > 1:
+            following = self._several(progress, n_taken)
+        return following or self._one(progress)
+
+    def _several(self, progress: Progress, n_taken: int) -> tuple[Progress, dict[str, float]] | None:
+        """These epochs, up to one that diverges or is the last; None if the first one diverges."""
+        orders, rate_factor = self._shuffler.orders(n_taken), np.float32(progress.rate_factor)
+        training, best, figures = self._attempt(progress, orders, rate_factor)
+        n_good = self._n_good(progress, figures)
+        if 0 < n_good < n_taken:  # what later epochs made of the model and the best one is not wanted
+            training, best, figures = self._attempt(progress, orders[:n_good], rate_factor)
+        if not n_good or not _is_finite(training):
+            return None
+        self._shuffler.drop(n_good)
+        return self._following(progress, training, best, figures, progress.rate_factor), figures[-1]
+
+    def _n_good(self, progress: Progress, figures: list[dict[str, float]]) -> int:
+        """How many of the epochs come before one that diverges, or end with the last one."""
+        largest = progress.largest
+        losses = [*progress.history.get("val_loss", [])[: progress.n_epochs]]
+        for n_before, of_epoch in enumerate(figures):
+            usual = max(largest, self._architecture.n_features)
+            # Whether the first epoch explodes takes a measurement of its own.
+            if not np.isfinite(of_epoch["loss"]) or of_epoch["loss"] > _EXPLODES_FROM * usual:
+                return n_before
+            largest = max(largest, self._size(of_epoch))
+            losses.append(of_epoch.get("val_loss", math.nan))
+            if self._plan.early_stopping and not _improves(losses, self._plan.patience):
+                return n_before + 1
+        return len(figures)
+
+    def _one(self, progress: Progress) -> tuple[Progress, dict[str, float]]:
+        order, lowered = self._shuffler.orders(1), progress.rate_factor
+        training, best, (figures,) = self._attempt(progress, order, np.float32(lowered))
         reason = self._divergence(progress, order, training, figures)
         if reason and lowered == 1:
             diverged, lowered = reason, _LOWER_RATE
-            training, figures = self._attempt(progress, order, np.float32(lowered))
+            training, best, (figures,) = self._attempt(progress, order, np.float32(lowered))
             reason = self._divergence(progress, order, training, figures)
             if not reason:
                 warnings.warn(
@@ -230,36 +277,50 @@ class _Epochs:
                 )
         if reason:
             raise self._error(reason)
-        best = progress.best
-        if self._validation is not None:
-            present = model_state(self._architecture, training)
-            figures |= self._interruption.complete(_validate, present, self._validation, self._plan)
-            loss = float(figures["val_loss"])
-            if best is None or loss < best[0] or np.isnan(best[0]):
-                best = (loss, present)
-        for name, value in figures.items():
-            progress.history.setdefault(name, []).append(float(value))
-        largest = max(progress.largest, self._size(figures))
-        following = Progress(
-            progress.n_epochs + 1, training, progress.history, best, largest, rate_factor=lowered
+        self._shuffler.drop(1)
+        return self._following(progress, training, best, [figures], lowered), figures
+
+    def _following(
+        self,
+        progress: Progress,
+        training: TrainingState,
+        best: Best | None,
+        figures: list[dict[str, float]],
+        rate_factor: float,
+    ) -> Progress:
+        kept = progress.best
+        if best is not None and (kept is None or float(best.loss) != kept[0]):
+            state = training._replace(trainable=best.trainable, non_trainable=best.non_trainable)
+            kept = float(best.loss), model_state(self._architecture, state)
+        for of_epoch in figures:
+            for name, value in of_epoch.items():
+                progress.history.setdefault(name, []).append(value)
+        largest = max(progress.largest, *map(self._size, figures))
+        return Progress(
+            progress.n_epochs + len(figures), training, progress.history, kept, largest, rate_factor
         )
-        return following, figures
 
     def _attempt(
-        self, progress: Progress, order: npt.NDArray[np.integer], rate_factor: np.float32
-    ) -> tuple[TrainingState, dict[str, float]]:
-        """The state after the epoch and its mean loss, reconstruction and KL."""
-        training, sums, n_taken = progress.training, np.zeros(3), 0
+        self, progress: Progress, orders: list[npt.NDArray[np.integer]], rate_factor: np.float32
+    ) -> tuple[TrainingState, Best | None, list[dict[str, float]]]:
+        """The state after these epochs, the best one, and each epoch's figures."""
+        training, best = progress.training, None
+        if self._held_out is not None:
+            best = best_of(training, progress.best)
         # At a rate of 0 it only measures.
         watched = self._observers.watch_batches and rate_factor > 0
-        figures: dict[str, float] = {}
-        for block, first_step in self._shuffler.blocks(order, progress.n_epochs):
+        order = np.concatenate([self._shuffler.batches(of_epoch) for of_epoch in orders])
+        ends = np.arange(1, len(order) + 1) % self._steps_per_epoch == 0
+        terms, held_out_terms = np.zeros((0, 3)), np.zeros((0, 2))
+        for start in range(0, len(order), self._block_steps):
+            chosen = slice(start, start + self._block_steps)
+            block, first_step = order[chosen], progress.n_epochs * self._steps_per_epoch + start
             elapsed = (first_step + np.arange(len(block))) / self._n_steps
             rates, betas = self._plan.rates(elapsed), self._plan.betas(elapsed)
             for only in range(len(block)) if watched else (None,):
                 if watched:
-                    self._observers.begin_batch(progress.n_epochs, n_taken)
-                training, its_sums = self._interruption.complete(
+                    self._observers.begin_batch(progress.n_epochs, len(terms))
+                training, its_figures, best = self._interruption.complete(
                     train_block,
                     self._architecture,
                     training,
@@ -272,13 +333,24 @@ class _Epochs:
                     noise_seed=self._noise_seed,
                     first_step=first_step,
                     only=only,
+                    ends=ends[chosen],
+                    held_out=self._held_out,
+                    best=best,
                 )
-                sums += its_sums.numpy()
-                n_taken += len(block) if only is None else 1
-                figures = dict(zip(("loss", "reconstruction", "kl"), sums / n_taken, strict=True))
+                terms = np.concatenate([terms, its_figures.terms])
+                held_out_terms = np.concatenate([held_out_terms, its_figures.held_out])
                 if watched:
-                    self._observers.end_batch(n_taken - 1, figures, training)
-        return training, figures
+                    self._observers.end_batch(len(terms) - 1, _figures(terms), training)
+        figures = [_figures(of_epoch) for of_epoch in np.split(terms, len(orders))]
+        if self._held_out is not None:
+            for of_epoch, (reconstruction, kl) in zip(figures, held_out_terms[ends], strict=True):
+                loss = reconstruction + self._plan.beta * kl
+                of_epoch |= {
+                    "val_loss": float(loss),
+                    "val_reconstruction": float(reconstruction),
+                    "val_kl": float(kl),
+                }
+        return training, best, figures
 
     def _size(self, figures: dict[str, float]) -> float:
         """How large the loss is; with the whole KL, which a warm-up may not count yet."""
@@ -287,7 +359,7 @@ class _Epochs:
     def _divergence(
         self,
         before: Progress,
-        order: npt.NDArray[np.integer],
+        order: list[npt.NDArray[np.integer]],
         after: TrainingState,
         figures: dict[str, float],
     ) -> str:
@@ -295,12 +367,12 @@ class _Epochs:
         loss, number = figures["loss"], f"epoch {before.n_epochs + 1}"
         if not np.isfinite(loss):
             return f"the loss of {number} is {loss}"
-        if not np.isfinite(after.trainable.numpy().sum()):
+        if not _is_finite(after):
             return f"weights after {number} are not finite"
         usual = max(before.largest, self._architecture.n_features)
         if loss > _EXPLODES_FROM * usual and not before.n_epochs:
             # Far rows or an explosion? Only now it is worth an epoch to know what nothing learned would lose.
-            _, untrained = self._attempt(before, order, np.float32(0.0))
+            _, _, (untrained,) = self._attempt(before, order, np.float32(0.0))
             usual = max(usual, self._size(untrained))
         if loss > _EXPLODES_FROM * usual:
             return f"the loss of {number} is {loss:g}, more than {_EXPLODES_FROM:g} times any before"
@@ -317,26 +389,28 @@ class _Epochs:
 
 
 class _Shuffler:
-    """The shuffled order of the rows, in blocks of batches."""
+    """The shuffled orders of the rows, epoch by epoch."""
 
-    def __init__(self, n_rows: int, plan: Plan, block_steps: int, seed: int) -> None:
-        self._batch_size, self._block_steps = plan.batch_size, block_steps
-        self._steps_per_epoch = plan.steps_per_epoch(n_rows)
+    def __init__(self, n_rows: int, plan: Plan, seed: int) -> None:
+        self._shape = (plan.steps_per_epoch(n_rows), plan.batch_size)
         self._n_rows = n_rows
         self._rng = np.random.RandomState(seed)
+        self._drawn: list[npt.NDArray[np.integer]] = []
 
-    def order(self) -> npt.NDArray[np.integer]:
-        """All rows' positions in the order of the next epoch."""
-        return self._rng.permutation(self._n_rows)
+    def orders(self, n_epochs: int) -> list[npt.NDArray[np.integer]]:
+        """All rows' positions in the orders of the next epochs, until they are dropped."""
+        while len(self._drawn) < n_epochs:
+            self._drawn.append(self._rng.permutation(self._n_rows))
+        return self._drawn[:n_epochs]
 
-    def blocks(
-        self, order: npt.NDArray[np.integer], epoch: int
-    ) -> Iterator[tuple[npt.NDArray[np.integer], int]]:
-        """Positions of the rows of each batch, and how many steps come before."""
+    def drop(self, n_epochs: int) -> None:
+        """Go on to the orders after these."""
+        del self._drawn[:n_epochs]
+
+    def batches(self, order: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """Positions of the rows of each batch of an epoch."""
         # np.resize repeats the order from its beginning until the last batch is full.
-        order = np.resize(order, (self._steps_per_epoch, self._batch_size)).astype(np.int32)
-        for start in range(0, self._steps_per_epoch, self._block_steps):
-            yield order[start : start + self._block_steps], epoch * self._steps_per_epoch + start
+        return np.resize(order, self._shape).astype(np.int32)
 
 
 def append_history(history: dict[str, list[float]], new: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -348,9 +422,18 @@ def append_history(history: dict[str, list[float]], new: dict[str, list[float]])
     }
 
 
-def _validate(state: ModelState, validation: Validation, plan: Plan) -> dict[str, float]:
-    terms = [
-        elbo_terms([state], block, validation.draws, plan.device)[0] for block in blocks(validation.rows)
-    ]
-    reconstruction, kl = np.concatenate(terms).mean(axis=0)
-    return {"val_loss": reconstruction + plan.beta * kl, "val_reconstruction": reconstruction, "val_kl": kl}
+def _figures(terms: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Means over the steps, by name."""
+    return dict(zip(("loss", "reconstruction", "kl"), map(float, terms.mean(axis=0)), strict=True))
+
+
+def _improves(losses: Sequence[float], patience: int) -> bool:
+    """Whether the last so many epochs have made the loss better by `_LEAST_IMPROVEMENT`."""
+    known = np.nan_to_num(losses, nan=np.inf, posinf=np.inf)
+    if len(known) <= patience:
+        return True
+    return bool(known[-patience:].min() < known[:-patience].min() - _LEAST_IMPROVEMENT)
+
+
+def _is_finite(training: TrainingState) -> bool:
+    return bool(np.isfinite(training.trainable.numpy().sum()))

@@ -35,6 +35,8 @@ class Observers:
     ----------
     watch_batches : bool
         Whether callbacks want to be called at each batch.
+    watch_epochs : bool
+        Whether anybody wants to be told of each epoch.
     rate_factor : np.float32
         What callbacks have made of the learning rate: multiplies the one that is planned.
     """
@@ -50,6 +52,7 @@ class Observers:
         self._architecture, self._plan = architecture, plan
         self._given = callbacks
         self.watch_batches = any(map(_watches_batches, callbacks))
+        self.watch_epochs = bool(callbacks or verbose)
         self.rate_factor = np.float32(1.0)
         n_epochs, self._steps_per_epoch = plan.n_epochs(n_rows), plan.steps_per_epoch(n_rows)
         self._n_steps = n_epochs * self._steps_per_epoch

@@ -15,10 +15,12 @@ from vae_anomaly.data.sparse import has_gaps
 __all__ = ["PARAMETERS", "SCHEDULES", "Plan"]
 
 # XLA compiles the training loop in about 1.3 s and then saves about 0.1 ms a step, which is most of a small
-# network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights). One
-# training of 13,000 steps pays that back, or the fourth of 3,000: compiled programs are kept, and trainings
-# of that length come in cross-validations and searches.
-_XLA_PAYS_FROM_STEPS = 3_000
+# network's step and little of a large one's (measured on two x86 cores, 6,000 to 550,000 weights). The first
+# fit of eight members on 1,000 rows, some 11,000 steps, takes as long with it as without; later ones, as in
+# cross-validations and searches, take half as long: compiled programs are kept.
+_XLA_PAYS_FROM_STEPS = 8_000
+# After which early stopping mostly ends a training on a small table.
+_USUAL_EPOCHS = 200
 
 _XLA_PAYS_TO_WEIGHTS = 20_000
 
@@ -33,7 +35,10 @@ Schedule = str | Callable[[Floats], npt.ArrayLike] | None
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: the detector's parameters of the same names, and what a member has of its own."""
+    """How to train: the detector's parameters of the same names, and what a member has of its own.
+
+    ``n_trainings`` is how many trainings the compiled program serves.
+    """
 
     epochs: int | str
     batch_size: int
@@ -51,6 +56,7 @@ class Plan:
     masked_fraction: float | str = "auto"
     early_stopping: bool = False
     trimmed_fraction: float = 0.0
+    n_trainings: int = 1
 
     def __post_init__(self) -> None:
         if self.objective == "iwae" and self.free_bits:
@@ -110,14 +116,18 @@ class Plan:
         rise = np.minimum(1.0, progress / self.kl_warm_up) if self.kl_warm_up else np.ones_like(progress)
         return np.asarray(self.beta * rise, dtype=np.float32)
 
-    def uses_xla(self, n_steps: int, n_weights: int) -> bool:
+    def uses_xla(self, n_rows: int, n_weights: int) -> bool:
         """Whether compiling with XLA is expected to save more time than it costs."""
-        if self.jit_compile == "auto":
-            return n_steps >= _XLA_PAYS_FROM_STEPS and n_weights <= _XLA_PAYS_TO_WEIGHTS
-        return bool(self.jit_compile)
+        if self.jit_compile != "auto":
+            return bool(self.jit_compile)
+        n_epochs = self.n_epochs(n_rows)
+        if self.early_stopping:
+            n_epochs = min(n_epochs, _USUAL_EPOCHS)
+        n_steps = self.n_trainings * n_epochs * self.steps_per_epoch(n_rows)
+        return n_steps >= _XLA_PAYS_FROM_STEPS and n_weights <= _XLA_PAYS_TO_WEIGHTS
 
 
-_DECIDED_ELSEWHERE = {"early_stopping", "trimmed_fraction"}
+_DECIDED_ELSEWHERE = {"early_stopping", "trimmed_fraction", "n_trainings"}
 
 #: The detector's parameters that go into a plan as they are.
 PARAMETERS = tuple(name for name in Plan.__dataclass_fields__ if name not in _DECIDED_ELSEWHERE)
