@@ -1,13 +1,15 @@
-"""Detection quality: any detectors × a folder of data sets × two settings × seeds, one CSV row a run.
+"""Detection quality: any detectors × folders of data sets × two settings × seeds, one CSV row a run.
 
 A data set is an ``.npz`` file with ``X`` and ``y`` (1 = anomaly). Protocol, after Livernoche et al. 2024,
 "On diffusion modeling for anomaly detection": tables with more than 10,000 rows are subsampled; in the
 setting "clean" a detector is trained on a random half of the normal rows and tested on the other half and
 all anomalies; in "contaminated" it is trained and tested on all rows. Peers get standardized columns,
 VAEDetector the rows as they are; no detector is told the setting or the share of anomalies. The run goes on
-where an interrupted one stopped::
+where an interrupted one stopped. Each folder is a suite; the tables of ``set_aside.txt`` are looked at once,
+at the end of a search for better defaults::
 
-    python benchmarks/quality.py run DATASETS --out results.csv --methods VAEDetector
+    python benchmarks/quality.py run DATASETS MORE_DATASETS --out results.csv --part chosen_on
+    python benchmarks/quality.py run DATASETS --out results.csv --parameters '{"members": 16}'
     python benchmarks/quality.py summary results.csv peers.csv --picture quality.png
 """
 
@@ -17,9 +19,11 @@ import argparse
 import csv
 import importlib
 import importlib.metadata
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 SETTINGS = ("clean", "contaminated")
-COLUMNS = ("dataset", "setting", "seed", "method", "auroc", "ap", "fit", "score", "versions")
+KEY = ("dataset", "setting", "seed", "method", "parameters")
+COLUMNS = ("suite", *KEY, "auroc", "ap", "fit", "score", "versions")
+SET_ASIDE = Path(__file__).with_name("set_aside.txt")
+PARTS = ("all", "chosen_on", "set_aside")
 MOST_ROWS = 10_000
 TIE = 0.005
 
@@ -132,39 +139,50 @@ def figures_of(detector: Any, train: Any, test: Any, labels: np.ndarray) -> dict
 
 
 def run(
-    folder: Path,
+    folders: list[Path],
     out: Path,
     methods: dict[str, Callable[[int], Any]],
     seeds: list[int],
     settings: tuple[str, ...] = SETTINGS,
+    parameters: str = "{}",
+    part: str = "all",
 ) -> None:
     """Add the missing rows to ``out``."""
     done = set()
     if out.exists():
-        done = set(
-            pd.read_csv(out)[["dataset", "setting", "seed", "method"]].itertuples(index=False, name=None)
-        )
+        done = set(read(out)[list(KEY)].itertuples(index=False, name=None))
     versions = versions_of("vae-anomaly", "scikit-learn", "tensorflow", "pyod", "torch")
     with out.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if not done:
             writer.writeheader()
-        for path, setting, seed, method in _runs(folder, methods, seeds, settings):
-            key = (path.stem, setting, seed, method)
+        for path, setting, seed, method in _runs(folders, methods, seeds, settings, part):
+            key = (path.stem, setting, seed, method, parameters)
             if key in done:
                 continue
             figures = evaluate(methods[method], not method.startswith("VAEDetector"), path, setting, seed)
-            row = dict(zip(COLUMNS, key, strict=False)) | figures | {"versions": versions}
-            writer.writerow(row)
+            row = {"suite": path.parent.name, **dict(zip(KEY, key, strict=True))}
+            writer.writerow(row | figures | {"versions": versions})
             file.flush()
             print(*key, figures["auroc"], f"{figures['fit']:.1f}s", flush=True)
 
 
+def read(path: Path) -> pd.DataFrame:
+    """Figures of runs; of peers' files, without a column of parameters."""
+    results = pd.read_csv(path)
+    return results.assign(parameters=results.get("parameters", pd.Series("{}", results.index)).fillna("{}"))
+
+
+def is_in(part: str, name: str) -> bool:
+    """Whether the table belongs to "all", to those "chosen_on", or to those "set_aside"."""
+    return part == "all" or (name in SET_ASIDE.read_text().split()) == (part == "set_aside")
+
+
 def _runs(
-    folder: Path, methods: dict[str, Any], seeds: list[int], settings: tuple[str, ...]
+    folders: list[Path], methods: dict[str, Any], seeds: list[int], settings: tuple[str, ...], part: str
 ) -> Iterator[tuple[Path, str, int, str]]:
-    for path in sorted(folder.glob("*.npz")):
-        for setting in settings:
+    for path in (path for folder in folders for path in sorted(folder.glob("*.npz"))):
+        for setting in settings if is_in(part, path.stem) else ():
             for seed in seeds:
                 for method in methods:
                     yield path, setting, seed, method
@@ -184,13 +202,18 @@ def _version(package: str) -> str | None:
 
 # -- summary ------------------------------------------------------------------------------------------
 def summarize(results: pd.DataFrame, ours: str = "VAEDetector", metric: str = "auroc") -> pd.DataFrame:
-    """Mean, mean rank, wins / ties / losses of ``ours`` and Wilcoxon's p, for each setting and method."""
+    """Mean, mean rank, wins / ties / losses of ``ours`` and Wilcoxon's p, for each setting and method.
+
+    The mean is that of the suites' means, if there are several.
+    """
     table = results.groupby(["setting", "dataset", "method"])[metric].mean().unstack()
+    suites = suites_of(results)
     tables = []
     for setting in results["setting"].unique():
         figures = table.loc[setting].dropna(axis=1)
         ranks = figures.rank(axis=1, ascending=False).mean()
-        summary = pd.DataFrame({"setting": setting, "mean": figures.mean(), "mean rank": ranks})
+        mean = figures.groupby(figures.index.map(suites)).mean().mean()
+        summary = pd.DataFrame({"setting": setting, "mean": mean, "mean rank": ranks})
         for method in figures.columns.drop(ours):
             gain = figures[ours] - figures[method]
             wins, losses = (gain > TIE).sum(), (gain < -TIE).sum()
@@ -198,6 +221,14 @@ def summarize(results: pd.DataFrame, ours: str = "VAEDetector", metric: str = "a
             summary.loc[method, "p"] = wilcoxon(gain).pvalue if gain.any() else 1.0
         tables.append(summary.sort_values("mean", ascending=False))
     return pd.concat(tables).reset_index()
+
+
+def suites_of(results: pd.DataFrame) -> dict[str, str]:
+    """The suite of each data set; peers' files need not say it."""
+    if "suite" not in results:
+        return dict.fromkeys(results["dataset"], "")
+    known = results.dropna(subset=["suite"])
+    return dict.fromkeys(results["dataset"], "") | dict(zip(known["dataset"], known["suite"], strict=True))
 
 
 def markdown(summary: pd.DataFrame) -> str:
@@ -243,21 +274,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("datasets", type=Path)
+    running.add_argument("datasets", type=Path, nargs="+", help="folders")
     running.add_argument("--out", type=Path, required=True)
     running.add_argument("--methods", nargs="+", choices=METHODS, default=["VAEDetector"])
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    running.add_argument("--parameters", default="{}", help="of VAEDetector, as JSON")
+    running.add_argument("--part", choices=PARTS, default="all")
     summing = commands.add_parser("summary")
     summing.add_argument("results", nargs="+", type=Path)
     summing.add_argument("--metric", choices=("auroc", "ap"), default="auroc")
+    summing.add_argument("--parameters", default="{}", help="which VAEDetector, as JSON")
+    summing.add_argument("--part", choices=PARTS, default="all")
     summing.add_argument("--picture", type=Path)
     options = parser.parse_args()
     if options.command == "run":
         warnings.simplefilter("ignore")
-        run(options.datasets, options.out, {name: METHODS[name] for name in options.methods}, options.seeds)
+        methods = {name: METHODS[name] for name in options.methods}
+        if "VAEDetector" in methods:
+            methods["VAEDetector"] = partial(vae_detector, **json.loads(options.parameters))
+        run(
+            options.datasets,
+            options.out,
+            methods,
+            options.seeds,
+            parameters=options.parameters,
+            part=options.part,
+        )
         return
-    results = pd.concat([pd.read_csv(path) for path in options.results])
-    results = results[results["dataset"].isin(results.loc[results["method"] == "VAEDetector", "dataset"])]
+    results = pd.concat([read(path) for path in options.results])
+    results = results[(results["parameters"] == options.parameters) | (results["method"] != "VAEDetector")]
+    ours = results.loc[results["method"] == "VAEDetector", "dataset"]
+    results = results[results["dataset"].isin([name for name in ours.unique() if is_in(options.part, name)])]
+    suites = suites_of(results)
+    for suite in sorted(set(suites.values())) if len(set(suites.values())) > 1 else []:
+        print(f"\n{suite}\n")
+        print(markdown(summarize(results[results["dataset"].map(suites) == suite], metric=options.metric)))
+    print("\nall tables; the mean is that of the suites' means\n")
     print(markdown(summarize(results, metric=options.metric)))
     if options.picture:
         draw(results, options.picture)
