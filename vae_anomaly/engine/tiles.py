@@ -167,9 +167,8 @@ def _through_wide_tiles(
         part = rows[start : start + block]
         tiles = np.zeros((-(-len(part) // tile), tile, n_features), dtype=np.float32)
         tiles.reshape(-1, n_features)[: len(part)] = part
-        by_tile = program(models, tf.convert_to_tensor(tiles), draws).numpy()
-        by_model = np.moveaxis(by_tile, 1, 0)
-        results.append(by_model.reshape(len(models), -1, *by_tile.shape[3:])[:, : len(part)])
+        by_model = program(models, tf.convert_to_tensor(tiles), draws).numpy()
+        results.append(by_model.reshape(len(models), -1, *by_model.shape[3:])[:, : len(part)])
     return results[0] if len(results) == 1 else np.concatenate(results, axis=1)
 
 
@@ -215,12 +214,31 @@ def _compile(
     models: Sequence[_Weights],
     draws: Tensor,
 ) -> Program:
-    """``(models, x, draws) -> results``: one tile, (n_models, tile, ...), or many, each so."""
+    """``(models, x, draws) -> results``: one tile, (n_models, tile, ...), or many, (n_models, n_tiles, ...).
+
+    One tile, which is wanted soon, has the operations of all models side by side. Many are worth a loop over
+    the models: whatever their number, the function is traced once.
+    """
 
     def run(models: Sequence[_Weights], x: Tensor, draws: Tensor) -> Tensor:
-        # Unpacked before the loop over tiles, not in it.
-        of_tile = _results_of_tile(architecture, function, models, draws)
-        return of_tile(x) if len(shape) == 1 else tf.map_fn(of_tile, x, fn_output_signature=tf.float64)
+        if len(shape) == 1:
+            return _results_of_tile(architecture, function, models, draws)(x)
+
+        def of_model(weights: _Weights) -> Tensor:
+            trainable, others = weights
+            pieces = architecture.pieces(trainable)  # before the loop over tiles, not in it
+
+            def of_tile(tile: Tensor) -> Tensor:
+                with architecture.holding(pieces, others):
+                    return tf.cast(function(architecture.template, tile, draws[:, None]), tf.float64)
+
+            return tf.map_fn(of_tile, x, fn_output_signature=tf.float64)
+
+        if len(models) == 1:
+            return of_model(models[0])[None]
+        trainable, others = zip(*models, strict=True)
+        stacked = tf.stack(trainable), [tf.stack(values) for values in zip(*others, strict=True)]
+        return tf.map_fn(of_model, stacked, fn_output_signature=tf.float64)
 
     def spec(value: Tensor) -> Tensor:
         return tf.TensorSpec(value.shape, value.dtype)
