@@ -321,3 +321,38 @@ with tf.Graph().as_default(), tf.compat.v1.Session() as session:
     session.run(tf.ones((3, 3)) @ tf.ones((3, 3)))
 """
     assert run(IN_A_FORK.format(before=before)).stdout.splitlines()[-1] == "refused"
+
+
+def test_warm_up_imports_tensorflow_in_the_background():
+    code = """
+        import sys, threading, time
+        import vae_anomaly
+        start = time.perf_counter()
+        vae_anomaly.warm_up()
+        seconds = time.perf_counter() - start
+        print(seconds, "keras" in sys.modules)
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "vae_anomaly.warm_up"]
+        thread.join()
+        print("tensorflow" in sys.modules and "keras" in sys.modules)
+        vae_anomaly.warm_up()
+        detector = vae_anomaly.VAEDetector(epochs=1).fit([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]])
+        print(detector.score_samples([[0.0, 1.0]]).shape)
+    """
+    outcome = run(code)
+    first, second, third = outcome.stdout.splitlines()
+    seconds, was_imported = first.split()
+    assert float(seconds) < 0.5
+    assert was_imported == "False"
+    assert (second, third) == ("True", "(1,)")
+    assert outcome.stderr == ""
+
+
+def test_an_import_that_fails_in_the_background_is_told_of_by_the_fit(monkeypatch):
+    monkeypatch.setattr(backend, "_is_open", False)
+    monkeypatch.setattr(backend, "_open", lambda: 1 / 0)
+    backend.warm_up()
+    for thread in threading.enumerate():
+        if thread.name == "vae_anomaly.warm_up":
+            thread.join()
+    with pytest.raises(ZeroDivisionError):
+        backend.open_tensorflow()

@@ -17,6 +17,7 @@ _ADDRESS: dict[str, str | None] = {
     "ModelFileError": "files.archive",
     "VAEDetector": "detector",
     "load": "persistence",
+    "warm_up": "core.backend",
     "calibration": None,
     "checkpoints": None,
     "datasets": None,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from vae_anomaly import scorers as scorers
     from vae_anomaly import scoring as scoring
     from vae_anomaly import thresholds as thresholds
+    from vae_anomaly.core.backend import warm_up as warm_up
     from vae_anomaly.detector import VAEDetector as VAEDetector
     from vae_anomaly.ensemble.members import Member as Member
     from vae_anomaly.files.archive import ModelFileError as ModelFileError

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vae_anomaly.core import forks
 from vae_anomaly.core.log_lines import load_silently, silence_log_lines
 
-__all__ = ["in_float32", "keras", "open_tensorflow", "tf", "without_weights"]
+__all__ = ["in_float32", "keras", "open_tensorflow", "tf", "warm_up", "without_weights"]
 
 # Eigen's matrix products, TensorFlow's choice on processors without AVX-512, round a row by its place among
 # the others; oneDNN's do not. TensorFlow reads the choice when it is imported.
@@ -54,6 +54,29 @@ def open_tensorflow() -> None:
             if not _is_open:
                 _open()
                 _is_open = True
+
+
+def warm_up() -> None:
+    """Start to import TensorFlow in another thread, so that the first fit or score need not wait for it.
+
+    Importing `vae_anomaly` does not import TensorFlow, which takes some seconds. Call this at the top of a
+    script or notebook, and the import runs while data are read and prepared. The call returns at once;
+    whatever needs TensorFlow waits for the rest of the import. An import that fails is tried again then, and
+    says why. A process should not be forked meanwhile: TensorFlow would hang in the child, and refuses to
+    work there.
+
+    Examples
+    --------
+    >>> import vae_anomaly
+    >>> vae_anomaly.warm_up()
+    """
+
+    def open_quietly() -> None:
+        with contextlib.suppress(Exception):
+            open_tensorflow()
+
+    # No daemon: Python waits for the end of an import before it ends itself.
+    threading.Thread(target=open_quietly, name="vae_anomaly.warm_up").start()
 
 
 def _load(name: str) -> ModuleType:
