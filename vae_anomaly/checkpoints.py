@@ -147,7 +147,8 @@ class CheckpointFile:
                 **{name: getattr(job.plan, name) for name in PARAMETERS},
                 "learning_rate_schedule": replace(job.plan, learning_rate=1.0).rates(_PROGRESS).tolist(),
                 "members": tuple(
-                    (member.trimmed_fraction, member.beta_factor) for member in job.recipe.members
+                    (member.trimmed_fraction, member.beta_factor, member.column_transform)
+                    for member in job.recipe.members
                 ),
                 "validation_fraction": job.recipe.validation_fraction,
                 "early_stopping": job.recipe.early_stopping,

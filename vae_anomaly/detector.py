@@ -139,7 +139,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         detection. "auto" is 0.05 if values are missing among the training rows, else 0.
     validation_fraction : "auto" or float, default="auto"
         Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each
-        member holds out others. "auto" is 0.2 with early stopping and 0 without.
+        member holds out others. "auto" is 0.2 with early stopping and 0 without. Of many held-out rows, 2,048
+        are followed, with as many of the draws as make 1,000 rows times draws.
     early_stopping : "auto" or bool, default="auto"
         Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
         "auto" does for tables of at least 10 rows if ``epochs="auto"``: an int trains as long as it says.
@@ -190,9 +191,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         when the fit has been finished. Each fit needs a path of its own: clones that are fitted at the same
         time, as in a parallel search, must not share it.
     jit_compile : "auto" or bool, default="auto"
-        Whether XLA compiles the training. "auto" does from 3,000 steps on for networks of up to
-        20,000 weights, where the faster steps soon pay for the compilation. XLA draws other noise
-        from the same seed.
+        Whether XLA compiles the training. "auto" does for networks of up to 20,000 weights if all members
+        together are expected to take 8,000 steps, such as the default on 650 rows: the faster steps pay for
+        the compilation, at the latest in the second fit. Its sums are rounded otherwise in their last bits.
     device : str or None, default=None
         Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
         the CPU. A fitted detector is tied to no device.
@@ -1015,6 +1016,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         - ``dtype`` in the training rows, None for rows without names
         - ``likelihood`` : the name of its likelihood, or "ignored"
         - ``categories`` : how many, of a categorical column, else missing
+        - ``power`` : by which members that transform columns do so, see `Member`; missing if none does
         - ``missing_fraction`` : of its cells in the training rows
 
         Raises

@@ -9,7 +9,7 @@ import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from vae_anomaly.core.spec import state_of
 from vae_anomaly.core.types import Detector, Json, Values
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.tables import Table
+from vae_anomaly.model.states import ModelState
 
 __all__ = ["ModelCard"]
 
@@ -123,6 +124,7 @@ def summary(detector: Detector) -> dict[str, Values]:
         "model": {
             "network": _shorten(network),
             "members": len(detector.members_),
+            "members_that_transform_columns": sum(map(_transforms, detector.members_)),
             "weights_of_a_member": int(state.trainable.size),
             "latent_dim": int(detector.latent_dim_),
             "likelihood": _shorten(likelihood) if detector.table_ is None else likelihood.name,
@@ -138,6 +140,11 @@ def summary(detector: Detector) -> dict[str, Values]:
         },
         "threshold": _threshold(detector),
     }
+
+
+def _transforms(state: ModelState) -> bool:
+    numbers = state.column_transform
+    return numbers is not None and bool((numbers[0] > 0).any())
 
 
 def _threshold(detector: Detector) -> Values:
@@ -183,6 +190,7 @@ def html(detector: Detector) -> str:
 
 def _columns(detector: Detector) -> list[Values]:
     table, names = detector.table_, getattr(detector, "feature_names_in_", None)
+    powers = _powers(detector.members_, detector.n_features_in_)
     missing = getattr(detector, "missing_fraction_", None)
     lines = []
     for position in range(detector.n_features_in_):
@@ -197,10 +205,22 @@ def _columns(detector: Detector) -> list[Values]:
                 "dtype": None if column is None else str(column.dtype),
                 "likelihood": str(likelihood),
                 "categories": None if categories is None else len(categories),
+                "power": powers[position],
                 "missing_fraction": None if missing is None else float(missing[position]),
             }
         )
     return lines
+
+
+def _powers(members: Sequence[ModelState], n_columns: int) -> list[float | None]:
+    """By which each column is transformed inside of members that do so; None for one that stays as it is."""
+    for state in members:
+        numbers = state.column_transform
+        if numbers is not None and numbers.shape[1] == n_columns and (numbers[0] > 0).any():
+            return [
+                round(float(power), 3) if flag else None for flag, power in zip(*numbers[:2], strict=True)
+            ]
+    return [None] * n_columns
 
 
 def _notes(detector: Detector) -> list[str]:

@@ -27,6 +27,7 @@ __all__ = [
     "fit_scaler",
     "missing_fractions",
     "scale",
+    "scaled_zero",
     "scaler_for",
     "unscale",
 ]
@@ -199,6 +200,19 @@ def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -
     constant = (least <= greatest) & (greatest - least <= _ROUNDING * size)
     scaler.mean_[constant] = least[constant]
     scaler.scale_[constant] = np.where(size > _SMALLEST_CONSTANT, size / 3, 1.0)[constant]
+
+
+def scaled_zero(scaler: Estimator, n_columns: int) -> Floats:
+    """Where the zero of each column lies among the scaled values; NaN where the scaler does not tell."""
+    if scaler is None:
+        return np.zeros(n_columns)
+    zero = np.full(n_columns, np.nan)
+    if isinstance(scaler, ScalerOfColumns):
+        if _standardizes(scaler.scaler_):
+            zero[scaler.columns] = -scaler.scaler_.mean_ / scaler.scaler_.scale_
+    elif _standardizes(scaler):
+        zero[:] = -scaler.mean_ / scaler.scale_
+    return zero
 
 
 def scale(X: Matrix, scaler: Estimator, names: Array | None = None) -> Rows:

@@ -33,6 +33,8 @@ __all__ = [
     "architecture_of",
     "model_of",
     "on_device",
+    "with_column_transform",
+    "without_column_transform",
 ]
 
 _CACHED_ARCHITECTURES, _CACHED_PROGRAMS, _COUNTED_KEYS = 16, 24, 96
@@ -110,7 +112,7 @@ class Architecture:
         """A new `VAE` of this architecture."""
         from vae_anomaly.model.vae import VAE
 
-        network, likelihood, n_features, latent_dim, marks_missing = self.specification
+        network, likelihood, n_features, latent_dim, marks_missing, transforms_columns = self.specification
         n_inputs = likelihood.n_inputs(n_features) + (n_features if marks_missing else 0)
         n_outputs = likelihood.n_outputs(n_features)
         with in_float32():
@@ -118,7 +120,9 @@ class Architecture:
                 models = network.build(n_features, latent_dim, likelihood.n_params)
             else:
                 models = network.build_apart(n_inputs, n_outputs, latent_dim)
-            return VAE(*models, likelihood, n_features, latent_dim, marks_missing, name="vae")
+            return VAE(
+                *models, likelihood, n_features, latent_dim, marks_missing, transforms_columns, name="vae"
+            )
 
     def initial_state(self, seed: int, rows: Rows) -> ModelState:
         """New weights drawn from ``seed``, for a model that is to be trained on these rows."""
@@ -144,16 +148,17 @@ class Architecture:
         """The same weights, for a model that is to be trained on these rows as well."""
         input_range = self.specification.likelihood.input_range(rows)
         non_trainable = list(state.non_trainable)
-        (position,) = (
-            position
-            for position, variable in enumerate(self.template.non_trainable_variables)
-            if variable is self.template.input_range
-        )
+        position = self._position(self.template.input_range)
         low, high = non_trainable[position]
         non_trainable[position] = np.stack(
             [np.minimum(low, input_range[0]), np.maximum(high, input_range[1])]
         )
         return replace(state, non_trainable=tuple(non_trainable))
+
+    def _position(self, wanted: Any) -> int:
+        """The place of a variable among those that are not trained."""
+        variables = self.template.non_trainable_variables
+        return next(position for position, variable in enumerate(variables) if variable is wanted)
 
     def load_into(self, model: KerasModel, state: ModelState) -> None:
         """Assign a state's arrays to a model's variables."""
@@ -212,6 +217,26 @@ def architecture_of(state: ModelState) -> Architecture:
     if found is None:
         found = _architectures.setdefault(state, architecture(state.specification))
     return found
+
+
+def with_column_transform(state: ModelState, numbers: Rows) -> ModelState:
+    """A model that was trained on transformed columns as one of columns as they were before."""
+    specification = state.specification._replace(transforms_columns=True)
+    its_architecture = architecture(specification)
+    non_trainable = list(state.non_trainable)
+    non_trainable.insert(its_architecture._position(its_architecture.template.column_transform), numbers)
+    return ModelState(specification, state.trainable, tuple(non_trainable))
+
+
+def without_column_transform(state: ModelState) -> tuple[ModelState, Rows | None]:
+    """The model of transformed columns, and their transform, if they are."""
+    if not state.specification.transforms_columns:
+        return state, None
+    its_architecture = architecture_of(state)
+    non_trainable = list(state.non_trainable)
+    numbers = non_trainable.pop(its_architecture._position(its_architecture.template.column_transform))
+    specification = state.specification._replace(transforms_columns=False)
+    return ModelState(specification, state.trainable, tuple(non_trainable)), numbers
 
 
 def _check_eager() -> None:

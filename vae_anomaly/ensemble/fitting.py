@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from vae_anomaly import calibration, likelihoods, networks, scoring, thresholds
-from vae_anomaly.core.rows import with_channels
+from vae_anomaly.core.rows import Rows, with_channels
 from vae_anomaly.core.types import (
     Array,
     DtypeOrNone,
@@ -28,7 +28,8 @@ from vae_anomaly.core.types import (
 )
 from vae_anomaly.data.images import pixels
 from vae_anomaly.data.preparation import Preparation
-from vae_anomaly.data.sparse import concatenate, has_gaps, subset
+from vae_anomaly.data.scaling import scaled_zero
+from vae_anomaly.data.sparse import SparseRows, concatenate, has_gaps, subset
 from vae_anomaly.data.tables import Table
 from vae_anomaly.ensemble import averaging, fit_warnings
 from vae_anomaly.ensemble.fitted import Fitted
@@ -43,6 +44,7 @@ from vae_anomaly.ensemble.members import (
     train_members,
 )
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model.column_transform import fit_column_transform
 from vae_anomaly.model.states import Specification
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring import Score
@@ -286,7 +288,7 @@ def fit(
             scaler=parameters["scaler"],
         )
     rows = preparation.training_rows(kept, likelihood)
-    job = _job(decisions, rows, draws_seed, seeds, earlier)
+    job = _job(decisions, rows, preparation, draws_seed, seeds, earlier)
     if earlier is None:
         fit_warnings.warn_of_limited_decoder(job, names)
     elif earlier.false_alarm_rate is not None:
@@ -349,7 +351,12 @@ def fit(
 
 
 def _job(
-    decisions: Decisions, rows: Matrix, draws_seed: int, seeds: Sequence[Seeds], earlier: Earlier | None
+    decisions: Decisions,
+    rows: Matrix,
+    preparation: Preparation,
+    draws_seed: int,
+    seeds: Sequence[Seeds],
+    earlier: Earlier | None,
 ) -> Job:
     network, parameters = decisions.network, decisions.parameters
     latent_dim = parameters["latent_dim"]
@@ -372,7 +379,20 @@ def _job(
         check_continues(earlier.fitted.members, specification, len(seeds), len(draws), parameters["n_draws"])
         seeds = [own._replace(split=split) for own, split in zip(seeds, earlier.split_seeds, strict=True)]
     members = None if earlier is None else earlier.fitted.members
-    return Job(specification, rows, decisions.plan, decisions.recipe, seeds, draws, members)
+    transform = None if earlier is not None else _column_transform(decisions, rows, preparation)
+    return Job(specification, rows, decisions.plan, decisions.recipe, seeds, draws, members, transform)
+
+
+def _column_transform(decisions: Decisions, rows: Matrix, preparation: Preparation) -> Rows | None:
+    """How members transform columns of real values, None if none does. Those of sparse tables stay sparse."""
+    asks = any(member.column_transform is not None for member in decisions.recipe.members)
+    likelihood, n_columns = decisions.likelihood, rows.shape[1]
+    if not asks or not likelihood.standardized or isinstance(rows, SparseRows):
+        return None
+    columns = likelihood.columns_to_scale()
+    zero = scaled_zero(preparation.scaler, n_columns)
+    numbers = fit_column_transform(rows, range(n_columns) if columns is None else columns, zero)
+    return numbers if (numbers[0] > 0).any() else None
 
 
 def _left_out(job: Job, n_members: int, n_rows: int) -> Flags:

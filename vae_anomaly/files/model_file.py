@@ -21,6 +21,7 @@ from vae_anomaly.files.decoding import decode_estimator
 from vae_anomaly.files.encoding import encode_estimator
 from vae_anomaly.files.kinds import MODEL, check_kind
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model.column_transform import N_NUMBERS
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
 from vae_anomaly.thresholds import THRESHOLDS
@@ -105,12 +106,12 @@ def _check_scaler(detector: Detector, versions: object) -> None:
 
 def _check_state(state: Any) -> None:
     _expect(isinstance(state, ModelState) and isinstance(state.specification, Specification), "a member")
-    network, likelihood, n_features, latent_dim, marks_missing = state.specification
+    network, likelihood, n_features, latent_dim, marks_missing, transforms_columns = state.specification
     _expect(
         isinstance(network, Network)
         and isinstance(likelihood, Likelihood)
         and type(n_features) is type(latent_dim) is int
-        and type(marks_missing) is bool
+        and type(marks_missing) is type(transforms_columns) is bool
         and min(n_features, latent_dim) > 0,
         "the specification of a member",
     )
@@ -124,6 +125,11 @@ def _check_state(state: Any) -> None:
         # Of these, one is the range of values that the encoder has seen.
         and any(_is_array(values, np.float32, (2, n_inputs)) for values in state.non_trainable),
         "a member's ranges",
+    )
+    _expect(
+        not transforms_columns
+        or any(_is_array(values, np.float32, (N_NUMBERS, n_features)) for values in state.non_trainable),
+        "a member's transform of the columns",
     )
     arrays = (state.trainable, *state.non_trainable)
     _expect(all(isinstance(values, (np.ndarray, np.generic)) for values in arrays), "a member's arrays")

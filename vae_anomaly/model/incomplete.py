@@ -69,6 +69,11 @@ class Incomplete:
             z_mean = ops.where(has_gaps, self._most_probable(x, z_mean), z_mean)
         return z_mean, z_log_var
 
+    def log_derivative(self, x: Tensor) -> Tensor:
+        """As `VAE.log_derivative`; 0 for a missing cell."""
+        missing = keras.ops.isnan(x)
+        return keras.ops.where(missing, 0.0, self._vae.log_derivative(keras.ops.where(missing, 0.0, x)))
+
     def infer(self, x: Tensor, noise: Tensor, training: bool = False) -> Tensor:
         """As `VAE.infer`."""
         return self.draw(*self.encode(x, training), noise, training)

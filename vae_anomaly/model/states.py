@@ -6,9 +6,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.model.column_transform import N_NUMBERS
 from vae_anomaly.networks import Network
 
 __all__ = ["ModelState", "Specification"]
@@ -22,6 +25,7 @@ class Specification(NamedTuple):
     n_features: int
     latent_dim: int
     marks_missing: bool = False
+    transforms_columns: bool = False
 
     @property
     def key(self) -> Hashable:
@@ -44,6 +48,14 @@ class ModelState:
     specification: Specification
     trainable: Rows
     non_trainable: tuple[Array, ...]
+
+    @property
+    def column_transform(self) -> Rows | None:
+        """The numbers by which columns are transformed, see `column_transform`; None if they are not."""
+        if not self.specification.transforms_columns:
+            return None
+        shape = (N_NUMBERS, self.specification.n_features)
+        return next(array for array in self.non_trainable if np.shape(array) == shape)
 
     def __repr__(self) -> str:
         return f"ModelState({self.specification}, {self.trainable.size} weights)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,12 @@ from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Initializer, KerasModel, LayerShape, Shape, Tensor, Values
 from vae_anomaly.layers import Sampling
 from vae_anomaly.likelihoods import Likelihood, Parameters
+from vae_anomaly.model.column_transform import (
+    N_NUMBERS,
+    TransformedColumns,
+    log_derivative,
+    no_transform,
+)
 from vae_anomaly.model.incomplete import Incomplete
 from vae_anomaly.networks import initializer_of
 from vae_anomaly.networks.base import last_activation
@@ -75,6 +81,9 @@ class VAE(keras.Model):  # type: ignore[misc]
     latent_dim : int
     marks_missing : bool, default=False
         Whether the encoder is told which features are missing. See `incomplete`.
+    transforms_columns : bool, default=False
+        Whether columns are transformed before all else, and back after it, by the numbers in the weight
+        ``column_transform``; see `Member`. Then ``likelihood`` gives densities of the transformed values.
     **kwargs
         Passed to `keras.Model`.
 
@@ -98,12 +107,13 @@ class VAE(keras.Model):  # type: ignore[misc]
         n_features: int,
         latent_dim: int,
         marks_missing: bool = False,
+        transforms_columns: bool = False,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         self.encoder = encoder
         self.decoder = decoder
-        self.likelihood = likelihood
+        self.likelihood: Any = likelihood
         self.n_features = n_features
         self.latent_dim = latent_dim
         self.marks_missing = marks_missing
@@ -115,6 +125,15 @@ class VAE(keras.Model):  # type: ignore[misc]
             trainable=False,
             name="input_range",
         )
+        self.transforms_columns = transforms_columns
+        if transforms_columns:
+            self.column_transform = self.add_weight(
+                shape=(N_NUMBERS, n_features),
+                initializer=_untransformed,
+                trainable=False,
+                name="column_transform",
+            )
+            self.likelihood = TransformedColumns(likelihood, n_features, self._column_transform)
         # A variable without elements would be one that never gets a gradient.
         self.shared = (
             self.add_weight(shape=(likelihood.n_shared, n_features), initializer="zeros", name="shared")
@@ -158,11 +177,13 @@ class VAE(keras.Model):  # type: ignore[misc]
         leading = keras.ops.shape(z)[:-1]
         outputs = self.decoder(keras.ops.reshape(z, (-1, self.latent_dim)), training=training)
         outputs = keras.ops.reshape(outputs, (*leading, outputs.shape[-1]))
-        return self.likelihood.parameters(outputs, self._shared())
+        parameters: Parameters = self.likelihood.parameters(outputs, self._shared())
+        return parameters
 
     def initial_shared(self, rows: Rows) -> Rows:
         """Where the weights of the parameters that all rows share start, shape (n_shared, n_features)."""
-        return self.likelihood.initial_shared(rows) / np.float32(_SHARED_STRIDE)
+        shared: Rows = self.likelihood.initial_shared(rows) / np.float32(_SHARED_STRIDE)
+        return shared
 
     def reachable(self) -> tuple[str, Rows] | None:
         """The decoder's last activation, if its values are limited, and what x it can expect then.
@@ -188,6 +209,15 @@ class VAE(keras.Model):  # type: ignore[misc]
         )
         name = getattr(activation, "name", None) or getattr(activation, "__name__", None)
         return str(name or activation), _array(self.likelihood.mean(parameters))
+
+    def log_derivative(self, x: Tensor) -> Tensor:
+        """Log dt/dx of each cell, in nats; 0 where columns stay as they are: shape (n_rows, n_features)."""
+        if not self.transforms_columns:
+            return keras.ops.zeros_like(x)
+        return log_derivative(x, self._column_transform())
+
+    def _column_transform(self) -> Tensor:
+        return keras.ops.convert_to_tensor(self.column_transform)
 
     def _shared(self) -> list[Tensor]:
         return [_SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared)]
@@ -293,6 +323,7 @@ class VAE(keras.Model):  # type: ignore[misc]
             "n_features": self.n_features,
             "latent_dim": self.latent_dim,
             "marks_missing": self.marks_missing,
+            "transforms_columns": self.transforms_columns,
         }
 
     @classmethod
@@ -306,6 +337,10 @@ class VAE(keras.Model):  # type: ignore[misc]
 
 def _unbounded(shape: Shape, dtype: npt.DTypeLike | None = None) -> Array:
     return np.broadcast_to(np.array([[-_UNBOUNDED], [_UNBOUNDED]], dtype=dtype or np.float32), shape)
+
+
+def _untransformed(shape: Shape, dtype: npt.DTypeLike | None = None) -> Array:
+    return no_transform(shape[1]).astype(dtype or np.float32)
 
 
 def _array(value: Tensor) -> Array:

@@ -24,6 +24,8 @@ from vae_anomaly.scoring.score import (
     feature_log_likelihood,
     log_likelihood,
     log_weight_of_draw,
+    transformed_feature_log_likelihood,
+    transformed_log_likelihood,
 )
 
 __all__ = ["IMAGE_SCORES", "SCORES", "ImageShape", "Score", "unexplained_variance"]
@@ -35,7 +37,8 @@ _SCORE_BETA = 0.1
 #: Every score by name. "elbo": the negative evidence lower bound, KL - E_q log p(x|z). "iwae": the
 #: negative importance-weighted bound, closer to -log p(x). "reconstruction_probability": -E_q log p(x|z)
 #: (An & Cho 2015). "beta_elbo": 0.1 KL - E_q log p(x|z), with a β as in Higgins et al. (2017): some of the KL
-#: tells rows apart where columns are independent, and each network reconstructs others of them.
+#: tells rows apart where columns are independent, and each network reconstructs others of them. It is of the
+#: columns as each member transforms them; the others are of the scaled columns.
 #: "reconstruction_error": E_q of the squared error, or of the binary cross-entropy.
 SCORES: dict[str, Score] = {
     "elbo": Score(
@@ -48,9 +51,9 @@ SCORES: dict[str, Score] = {
         log_likelihood, lambda values, _: -keras.ops.mean(values, axis=0), feature_log_likelihood
     ),
     "beta_elbo": Score(
-        log_likelihood,
+        transformed_log_likelihood,
         lambda values, kl: _SCORE_BETA * kl - keras.ops.mean(values, axis=0),
-        feature_log_likelihood,
+        transformed_feature_log_likelihood,
     ),
     "reconstruction_error": Score(error, lambda values, _: keras.ops.mean(values, axis=0), feature_error),
 }

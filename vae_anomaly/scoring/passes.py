@@ -18,7 +18,7 @@ from vae_anomaly.core.types import Floats, KerasModel, Tensor
 from vae_anomaly.engine.tiles import map_rows
 from vae_anomaly.model.incomplete import DOUBTED_FROM
 from vae_anomaly.model.states import ModelState
-from vae_anomaly.scoring.score import Score, feature_log_likelihood, log_likelihood
+from vae_anomaly.scoring.score import Score, log_likelihood, transformed_feature_log_likelihood
 
 __all__ = [
     "draw_errors",
@@ -181,8 +181,8 @@ def _tile_expectations(
         inferred = vae.draw(*posterior, chunk)
         expectations = vae.likelihood.expectations(inferred.parameters)
         least = vae.likelihood.expected_log_prob(inferred.parameters) - DOUBTED_FROM
-        log_prob = tf.maximum(feature_log_likelihood(vae, x, inferred), least)
-        log_prob = tf.reduce_mean(log_prob, axis=-1, keepdims=True)
+        log_prob = tf.maximum(transformed_feature_log_likelihood(vae, x, inferred), least)
+        log_prob = tf.reduce_mean(log_prob + vae.log_derivative(x), axis=-1, keepdims=True)
         return tf.tensordot(weights, tf.concat([expectations, log_prob], axis=-1), 1)
 
     return tf.reduce_sum(_map_chunks(weighted_sum, draws), axis=0) / draws.shape[0]

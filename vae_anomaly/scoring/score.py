@@ -52,12 +52,22 @@ class Score(NamedTuple):
 
 def feature_log_likelihood(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
     """Log p(x|z) of each feature: shape (n_draws, n_rows, n_features)."""
-    return vae.likelihood.log_prob(x, inferred.parameters)
+    return transformed_feature_log_likelihood(vae, x, inferred) + vae.log_derivative(x)
 
 
 def log_likelihood(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
     """Log p(x|z) of each row: shape (n_draws, n_rows)."""
     return keras.ops.sum(feature_log_likelihood(vae, x, inferred), axis=-1)
+
+
+def transformed_feature_log_likelihood(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
+    """Log p(t(x)|z) of each feature as the model transforms it, see `model.column_transform`."""
+    return vae.likelihood.log_prob(x, inferred.parameters)
+
+
+def transformed_log_likelihood(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
+    """Log p(t(x)|z) of each row."""
+    return keras.ops.sum(transformed_feature_log_likelihood(vae, x, inferred), axis=-1)
 
 
 def log_weight_of_draw(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:

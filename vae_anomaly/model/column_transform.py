@@ -1,0 +1,208 @@
+r"""Columns transformed inside a model, so that skewed ones are near normal to it: Yeo & Johnson (2000).
+
+A model whose columns are transformed sees, and explains, in the place of a cell x
+
+.. math:: t(x) = \frac{y_\lambda\left(\frac{x - a}{b}\right) - c}{s}, \qquad
+    y_\lambda(u) = \begin{cases}
+        ((1 + u)^\lambda - 1) / \lambda & u \ge 0 \\ -((1 - u)^{2 - \lambda} - 1) / (2 - \lambda) & u < 0
+    \end{cases}
+
+(logarithms where an exponent is 0) and answers in the units of x. The numbers are found once, before the
+training. I.-K. Yeo & R. A. Johnson, "A new family of power transformations to improve normality or symmetry",
+Biometrika 87.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, stats
+
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.types import Floats, Tensor
+from vae_anomaly.likelihoods import Likelihood, Parameters
+
+__all__ = [
+    "N_NUMBERS",
+    "TransformedColumns",
+    "fit_column_transform",
+    "inverse_transform",
+    "log_derivative",
+    "no_transform",
+    "transform",
+]
+
+#: Numbers of a column: whether it is transformed, lambda, a, b, c, s.
+N_NUMBERS = 6
+# Beyond, a power of float32 soon overflows; of right-skewed columns, few want less than -1.
+_POWERS = (-1.0, 3.0)
+# Of the median: a small unit makes a power a logarithm, but for values near zero.
+_UNITS = (1.0, 0.1, 0.01)
+_LEAST_GAIN = 0.01
+# A power is as good of some rows as of many.
+_NUMBERS_TO_FIT, _ROWS_TO_FIT = 400_000, (500, 2_000)
+# So far a transformed value may lie out: squares stay finite.
+_FARTHEST = 1e15
+
+
+def no_transform(n_features: int) -> npt.NDArray[np.float32]:
+    """The transform that leaves all columns as they are: shape (6, n_features)."""
+    return np.repeat(np.array([[0.0], [1.0], [0.0], [1.0], [0.0], [1.0]], dtype=np.float32), n_features, 1)
+
+
+def fit_column_transform(
+    rows: Rows, columns: npt.ArrayLike, zero: npt.ArrayLike | None = None
+) -> npt.NDArray[np.float32]:
+    """The transform that makes columns most like a normal distribution: shape (6, n_features).
+
+    Power and unit b are by maximum likelihood, of at most 2,000 rows: the power in [-1, 3], b the median
+    above a, or a tenth or a hundredth of it if that is better by a hundredth of a nat. A column is measured
+    from its zero if no value is below, as of amounts and durations, else from its smallest value a. Then c
+    and s are mean and standard deviation. So the outcome does not depend on the column's unit.
+
+    Parameters
+    ----------
+    rows : float32 array of shape (n_rows, n_features)
+        NaN is a missing value.
+    columns : array of int
+        Those to transform; columns with fewer than three values stay as they are.
+    zero : array of shape (n_features,) or None, default=None
+        Where the zero of each column lies among the scaled values; NaN if that is not known.
+    """
+    found = no_transform(rows.shape[1])
+    n_rows = int(np.clip(_NUMBERS_TO_FIT // max(1, rows.shape[1]), *_ROWS_TO_FIT))
+    some = rows[np.linspace(0, len(rows) - 1, min(n_rows, len(rows))).astype(int)].astype(float)
+    for column in np.asarray(columns, dtype=int):
+        values = some[np.isfinite(some[:, column]), column]
+        if len(np.unique(values)) > 2:
+            of_column = _fit_column(values, np.nan if zero is None else float(np.asarray(zero)[column]))
+            if of_column is not None:
+                found[:, column] = of_column
+    return found
+
+
+def _fit_column(values: Floats, zero: float) -> Floats | None:
+    """The numbers of a column's transform, None if it has none that can be computed with."""
+    least = values.min()
+    a = zero if zero <= least else least
+    largest_unit = np.median(values) - a
+    if not largest_unit > 0:
+        largest_unit = values.std()
+    best, greatest = None, -np.inf
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        for b in largest_unit * np.array(_UNITS):
+            units = (values - a) / b
+
+            def loss(power: float, units: Floats = units) -> float:
+                return -float(stats.yeojohnson_llf(power, units)) / len(units)
+
+            power = optimize.minimize_scalar(loss, bounds=_POWERS, method="bounded").x
+            transformed = stats.yeojohnson(units, power)
+            numbers = np.array([1.0, power, a, b, transformed.mean(), transformed.std()])
+            log_likelihood = -loss(power) - np.log(b)
+            if np.isfinite(numbers).all() and numbers[-1] > 0 and log_likelihood > greatest + _LEAST_GAIN:
+                best, greatest = numbers, log_likelihood
+    return best
+
+
+def transform(x: Any, numbers: Any) -> Any:
+    """What a model sees of rows: any array or tensor of shape (..., n_features), NaN stays NaN."""
+    is_transformed, power, a, b, c, s = (numbers[position] for position in range(N_NUMBERS))
+    ops = keras.ops
+    u = (x - a) / b
+    above, below = _power(ops.maximum(u, 0.0), power), _power(ops.maximum(-u, 0.0), 2.0 - power)
+    seen = ops.clip((ops.where(u < 0, -below, above) - c) / s, -_FARTHEST, _FARTHEST)
+    return ops.where(is_transformed > 0, ops.where(ops.isnan(x), x, seen), x)
+
+
+def inverse_transform(seen: Any, numbers: Any) -> Any:
+    """The rows of which a model sees this; what no row can be seen as becomes the farthest one."""
+    is_transformed, power, a, b, c, s = (numbers[position] for position in range(N_NUMBERS))
+    ops = keras.ops
+    y = seen * s + c
+    above = _inverse_power(ops.maximum(y, 0.0), power)
+    below = _inverse_power(ops.maximum(-y, 0.0), 2.0 - power)
+    return ops.where(is_transformed > 0, ops.where(y < 0, -below, above) * b + a, seen)
+
+
+def log_derivative(x: Any, numbers: Any) -> Any:
+    """Log dt/dx of each cell, in nats: what a log-density of t(x) lacks to be one of x."""
+    is_transformed, power, a, b, _, s = (numbers[position] for position in range(N_NUMBERS))
+    ops = keras.ops
+    u = (x - a) / b
+    slope = ops.where(u < 0, 1.0 - power, power - 1.0) * ops.log1p(ops.abs(u)) - ops.log(b * s)
+    return ops.where(is_transformed > 0, slope, ops.zeros_like(slope))
+
+
+def _power(u: Any, power: Any) -> Any:
+    """((1 + u)^power - 1) / power for u >= 0, with its limit at 0."""
+    ops = keras.ops
+    safe = ops.where(ops.abs(power) < _NO_POWER, 1.0, power)
+    exponent = ops.minimum(safe * ops.log1p(u), _LARGEST_EXPONENT)
+    return ops.where(ops.abs(power) < _NO_POWER, ops.log1p(u), ops.expm1(exponent) / safe)
+
+
+def _inverse_power(y: Any, power: Any) -> Any:
+    ops = keras.ops
+    safe = ops.where(ops.abs(power) < _NO_POWER, 1.0, power)
+    logarithm = ops.log1p(ops.maximum(safe * y, _LEAST_FACTOR - 1.0)) / safe
+    logarithm = ops.where(ops.abs(power) < _NO_POWER, y, logarithm)
+    return ops.expm1(ops.minimum(logarithm, _LARGEST_EXPONENT))
+
+
+# Below, a power and a logarithm are the same in float32.
+_NO_POWER = 1e-4
+# e to it is below the largest float32; squares of it are beyond.
+_LARGEST_EXPONENT = 40.0
+_LEAST_FACTOR = 1e-6
+
+
+class TransformedColumns:
+    """A likelihood of transformed columns that takes and gives values as they were before.
+
+    Densities are of t(x); `log_derivative` makes them densities of x.
+    """
+
+    def __init__(self, likelihood: Likelihood, n_features: int, numbers: Any) -> None:
+        self._likelihood = likelihood
+        self._numbers = numbers
+        self._origins = np.array(likelihood.origins(n_features))
+
+    def __getattr__(self, name: str) -> Any:
+        # A copy that is being made has no attributes yet.
+        if name.startswith("__") or name == "_likelihood":
+            raise AttributeError(name)
+        return getattr(self._likelihood, name)
+
+    def inputs(self, x: Tensor, shared: Any = ()) -> Tensor:
+        return self._likelihood.inputs(self._transform(x), shared)
+
+    def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
+        return self._likelihood.log_prob(self._transform(x), parameters)
+
+    def error(self, x: Tensor, parameters: Parameters) -> Tensor:
+        return self._likelihood.error(self._transform(x), parameters)
+
+    def mean(self, parameters: Parameters) -> Tensor:
+        return self._back(self._likelihood.mean(parameters))
+
+    def sample(self, parameters: Parameters, seed: int) -> Tensor:
+        return self._back(self._likelihood.sample(parameters, seed))
+
+    def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
+        return self._back(self._likelihood.quantile(probability, parameters))
+
+    def expectations(self, parameters: Parameters) -> Tensor:
+        numbers = keras.ops.take(self._numbers(), self._origins, axis=-1)
+        return inverse_transform(self._likelihood.expectations(parameters), numbers)
+
+    def _transform(self, x: Tensor) -> Tensor:
+        return transform(x, self._numbers())
+
+    def _back(self, seen: Tensor) -> Tensor:
+        return inverse_transform(seen, self._numbers())
