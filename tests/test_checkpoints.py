@@ -102,7 +102,7 @@ def a_keras_network():
 STOPPING = {"epochs": 60, "early_stopping": True, "patience": 3, "learning_rate": 0.05}
 FITS = {
     "one model": {},
-    "an ensemble": {"members": [Member(), Member(trimmed_fraction=0.2), Member(beta_factor=0.3)]},
+    "an ensemble": {"members": [Member(), Member(trimmed_fraction=0.2), Member(0.0, 0.3, "yeo-johnson")]},
     "early stopping": {"members": 3, **STOPPING},
     "validation rows": {"validation_fraction": 0.2},
     "dropout and batch normalization": {

@@ -47,7 +47,7 @@ SETTINGS = {
     "iwae": {"score": "iwae", "objective": "iwae", "n_training_draws": 3},
     "reconstruction_error": {"score": "reconstruction_error"},
     "xla": {"jit_compile": True},
-    "ensemble": {"members": [Member(), Member(trimmed_fraction=0.2), Member(beta_factor=0.3)]},
+    "ensemble": {"members": [Member(), Member(trimmed_fraction=0.2), Member(0.0, 0.3, "yeo-johnson")]},
 }
 # Those whose compiled programs differ in kind.
 BY_DEFAULT = {

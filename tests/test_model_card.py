@@ -50,6 +50,7 @@ def test_every_column_has_its_name_kind_and_gaps(detector):
         "dtype": "float64",
         "likelihood": "gaussian",
         "categories": None,
+        "power": None,
         "missing_fraction": 0.15,
     }
 
