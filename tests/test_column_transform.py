@@ -1,6 +1,7 @@
 """Columns transformed inside a model: exact powers, the way back, densities of x, what members make of it."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -105,9 +106,9 @@ def test_skewed_columns_become_normal():
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_the_unit_of_a_column_does_not_matter(unit):
-    x = amounts(1000)
+    x = amounts(1000)[:, :2]
     seen = [
-        np.asarray(transform(rows, fit_column_transform(rows, range(3), np.zeros(3))))
+        np.asarray(transform(rows, fit_column_transform(rows, range(2), np.zeros(2))))
         for rows in (x.astype("f4"), (unit * x).astype("f4"))
     ]
     np.testing.assert_allclose(seen[0], seen[1], atol=1e-3)
@@ -116,10 +117,29 @@ def test_the_unit_of_a_column_does_not_matter(unit):
 def test_amounts_are_measured_from_zero_and_other_columns_from_their_least_value():
     x = amounts(1000).astype("f4")
     x[:, 0] += 1.0
+    x[:, 2] = np.exp(x[:, 2]) - 5
     a = fit_column_transform(x, range(3), np.zeros(3))[2]
     np.testing.assert_allclose(a, [0, 0, x[:, 2].min()])
     unknown = fit_column_transform(x, range(3), np.full(3, np.nan))[2]
     np.testing.assert_allclose(unknown, x.min(axis=0))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [RNG.standard_normal, partial(RNG.standard_t, 4), RNG.uniform, partial(RNG.binomial, 20, 0.5)],
+    ids=["normal", "heavy tails", "uniform", "whole numbers"],
+)
+def test_columns_that_are_not_skewed_stay_as_they_are(draw):
+    x = np.asarray(draw(size=(1500, 1))).astype("f4")
+    np.testing.assert_array_equal(fit_column_transform(x, [0]), no_transform(1))
+
+
+def test_powers_leave_what_is_far_far():
+    x = np.random.default_rng(0).exponential(size=(1000, 1)).astype("f4") ** 6
+    numbers = fit_column_transform(x, [0], np.zeros(1))
+    assert 0 <= numbers[1, 0] <= 2
+    near, far = np.asarray(transform(np.array([[1e8], [1e12]], dtype="f4"), numbers))[:, 0]
+    assert far - near > 0.5
 
 
 def test_columns_with_few_values_and_those_that_are_not_chosen_stay_as_they_are():
@@ -248,7 +268,7 @@ def test_a_member_is_trained_on_the_columns_as_it_transforms_them():
     for state, transforms in zip(detector.members_, (False, True), strict=True):
         assert state.specification.transforms_columns
         (numbers,) = [array for array in state.non_trainable if array.shape == (6, 3)]
-        assert (numbers[0] > 0).all() == transforms
+        np.testing.assert_array_equal(numbers[0], [transforms, transforms, False])
     alone = fit(X, members=[Member()])
     assert not alone.members_[0].specification.transforms_columns
     np.testing.assert_array_equal(alone.members_[0].trainable, detector.members_[0].trainable)

@@ -119,7 +119,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     members : "auto", int or list of Member, default="auto"
         The models to train and average: so many that differ by their seeds only, or one for each
         `vae_anomaly.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
-        models, half of them robust against anomalies among the training rows. Otherwise it is one model.
+        models, half of them robust against anomalies among the training rows, and half of each kind with
+        skewed columns transformed. Otherwise it is one model.
     epochs : "auto" or int, default="auto"
         Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
         stopping, and at least 5 passes.

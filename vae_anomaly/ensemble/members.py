@@ -66,9 +66,9 @@ class Member(BaseEstimator):  # type: ignore[misc]
     column_transform : {"yeo-johnson"} or None, default=None
         How the columns of real values are transformed inside this model. "yeo-johnson" makes skewed ones near
         normal, each by a power of its own (Yeo & Johnson 2000, "A new family of power transformations to
-        improve normality or symmetry"). To a model of standardized columns, what is too small in a column
-        with a long right tail lies in the middle; to this one, far out. It costs a little where columns are
-        not skewed, and what is too large looks nearer: one half of the default members have it.
+        improve normality or symmetry"); the others stay as they are. To a model of standardized columns, what
+        is too small in a column with a long right tail lies in the middle; to this one, far out. What is too
+        large looks nearer: one half of the default members have it.
 
     Examples
     --------

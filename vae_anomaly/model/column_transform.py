@@ -38,11 +38,12 @@ __all__ = [
 
 #: Numbers of a column: whether it is transformed, lambda, a, b, c, s.
 N_NUMBERS = 6
-# Beyond, a power of float32 soon overflows; of right-skewed columns, few want less than -1.
-_POWERS = (-1.0, 3.0)
+# Beyond, one side has a limit, and the farthest value is as near as others.
+_POWERS = (0.0, 2.0)
 # Of the median: a small unit makes a power a logarithm, but for values near zero.
 _UNITS = (1.0, 0.1, 0.01)
-_LEAST_GAIN = 0.01
+# Nats a row.
+_WORTH_A_TRANSFORM, _WORTH_ANOTHER_UNIT = 0.1, 0.01
 # A power is as good of some rows as of many.
 _NUMBERS_TO_FIT, _ROWS_TO_FIT = 400_000, (500, 2_000)
 # So far a transformed value may lie out: squares stay finite.
@@ -57,19 +58,21 @@ def no_transform(n_features: int) -> npt.NDArray[np.float32]:
 def fit_column_transform(
     rows: Rows, columns: npt.ArrayLike, zero: npt.ArrayLike | None = None
 ) -> npt.NDArray[np.float32]:
-    """The transform that makes columns most like a normal distribution: shape (6, n_features).
+    """The transform that makes skewed columns most like a normal distribution: shape (6, n_features).
 
-    Power and unit b are by maximum likelihood, of at most 2,000 rows: the power in [-1, 3], b the median
-    above a, or a tenth or a hundredth of it if that is better by a hundredth of a nat. A column is measured
-    from its zero if no value is below, as of amounts and durations, else from its smallest value a. Then c
-    and s are mean and standard deviation. So the outcome does not depend on the column's unit.
+    Power and unit b are by maximum likelihood, of at most 2,000 rows: the power in [0, 2], so that no side is
+    more than a logarithm and what is far stays far; b the median above a, or a tenth or a hundredth of it if
+    that is better by a hundredth of a nat a row. A column is measured from its zero if no value is below, as
+    of amounts and durations, else from its smallest value a. Then c and s are mean and standard deviation. So
+    the outcome does not depend on the column's unit. A column that the best power makes less than a tenth of
+    a nat a row more like a normal one stays as it is.
 
     Parameters
     ----------
     rows : float32 array of shape (n_rows, n_features)
         NaN is a missing value.
     columns : array of int
-        Those to transform; columns with fewer than three values stay as they are.
+        Those to transform, if it is worth it; columns with fewer than three values stay as they are.
     zero : array of shape (n_features,) or None, default=None
         Where the zero of each column lies among the scaled values; NaN if that is not known.
     """
@@ -92,7 +95,7 @@ def _fit_column(values: Floats, zero: float) -> Floats | None:
     largest_unit = np.median(values) - a
     if not largest_unit > 0:
         largest_unit = values.std()
-    best, greatest = None, -np.inf
+    best, greatest = None, _WORTH_A_TRANSFORM - np.log(values.std())
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         for b in largest_unit * np.array(_UNITS):
@@ -105,8 +108,8 @@ def _fit_column(values: Floats, zero: float) -> Floats | None:
             transformed = stats.yeojohnson(units, power)
             numbers = np.array([1.0, power, a, b, transformed.mean(), transformed.std()])
             log_likelihood = -loss(power) - np.log(b)
-            if np.isfinite(numbers).all() and numbers[-1] > 0 and log_likelihood > greatest + _LEAST_GAIN:
-                best, greatest = numbers, log_likelihood
+            if np.isfinite(numbers).all() and numbers[-1] > 0 and log_likelihood > greatest:
+                best, greatest = numbers, log_likelihood + _WORTH_ANOTHER_UNIT
     return best
 
 
