@@ -5,8 +5,16 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 
+from vae_anomaly import VAEDetector
 from vae_anomaly.core.rows import usual_range
-from vae_anomaly.data.scaling import check_magnitude, column_names, fit_scaler, scale, unscale
+from vae_anomaly.data.scaling import (
+    ScalerOfColumns,
+    check_magnitude,
+    column_names,
+    fit_scaler,
+    scale,
+    unscale,
+)
 
 
 def test_a_value_whose_square_overflows_is_named():
@@ -116,3 +124,50 @@ def test_a_new_column_that_is_not_finite_is_refused_by_its_place():
     widening = FunctionTransformer(lambda X: np.c_[X, np.full(len(X), np.nan)])
     with pytest.raises(ValueError, match="turns column 2 in row 0 into nan"):
         scale(np.ones((3, 2)), widening)
+
+
+# -- gross errors -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("errors", [[1e9], [-1e6], [1e4] * 5], ids=["one", "one below", "five"])
+def test_gross_errors_leave_the_other_values_their_spread(errors):
+    X = np.random.RandomState(0).normal(10, 2, size=(400, 2))
+    X[: len(errors), 0] = errors
+    scaler = fit_scaler(StandardScaler(), X)
+    scaled = scale(X, scaler)
+    np.testing.assert_allclose(np.median(scaled, axis=0), 0, atol=0.1)
+    np.testing.assert_allclose(scaled[len(errors) :].std(axis=0), 1, atol=0.15)
+    np.testing.assert_allclose(unscale(scaled.astype(float), scaler)[10:], X[10:], rtol=1e-5)
+    np.testing.assert_allclose(scaler.mean_[1], StandardScaler().fit(X).mean_[1])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.random.RandomState(0).lognormal(0, 2, 2000),
+        np.random.RandomState(0).standard_t(2, 2000),
+        np.r_[np.zeros(1960), np.full(40, 1e6)],  # rare, but all that varies
+        np.r_[np.zeros(900), np.full(100, 1e3)],
+    ],
+    ids=["skewed", "heavy tails", "rare values", "two values"],
+)
+def test_what_is_merely_skewed_or_rare_is_no_gross_error(column):
+    X = column[:, None]
+    scaler, plain = fit_scaler(StandardScaler(), X), StandardScaler().fit(X)
+    np.testing.assert_allclose(scaler.scale_, plain.scale_)
+    np.testing.assert_allclose(scaler.mean_, plain.mean_)
+
+
+def test_the_scaler_of_some_columns_treats_them_alike():
+    X = np.random.RandomState(0).normal(10, 2, size=(400, 3))
+    X[0, 2] = 1e9
+    X[:, 1] = 7.0
+    some, alone = fit_scaler(ScalerOfColumns(StandardScaler(), [1, 2]), X), fit_scaler(StandardScaler(), X)
+    np.testing.assert_allclose(scale(X, some)[:, 1:], scale(X, alone)[:, 1:])
+
+
+def test_an_anomaly_of_usual_size_is_found_beside_a_gross_error():
+    rng = np.random.RandomState(0)
+    X, new = rng.normal(size=(500, 4)), rng.normal(size=(300, 4))
+    X[0, 0] = 1e9
+    new[150:, 0] = 8.0
+    scores = -VAEDetector(random_state=0).fit(X).score_samples(new)
+    assert scores[150:].min() > np.quantile(scores[:150], 0.95)

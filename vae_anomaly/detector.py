@@ -169,8 +169,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
-        likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A scaler that clips
-        (``MinMaxScaler(clip=True)``, `QuantileTransformer`) hides how far away a far row is.
+        likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A column whose standard
+        deviation is of a few values, 50 times that of its central 95 %, is scaled by those: gross errors do
+        not hide what the others hold. A scaler that clips (``MinMaxScaler(clip=True)``,
+        `QuantileTransformer`) hides how far away a far row is.
     invalid : {"score", "raise"}, default="score"
         What becomes of a new row with a value that no row can have: an infinite one, or one outside the
         likelihood's support, such as a count of -1. "score" makes each such value count 1e30 nats, which

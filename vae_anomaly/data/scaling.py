@@ -5,6 +5,7 @@ A scaler is any scikit-learn transformer, or None.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +38,11 @@ FARTHEST = 1e14
 
 _LARGEST = 1e150
 # Of the largest value: what sums and means of equal numbers may be off by.
+# Beyond, nearly all rows are a fiftieth of a unit.
+_GROSS = 50
+_ROWS_FOR_QUANTILES = 10_000
+# Standard deviations of a normal distribution between its 2.5th and its 97.5th percentile.
+_CENTRAL_DEVIATIONS = 3.92
 _ROUNDING = 32 * np.finfo(np.float64).eps
 # A third of a smaller one may be no normal number any more.
 _SMALLEST_CONSTANT = 1e-300
@@ -60,7 +66,7 @@ class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Array, y: object = None) -> ScalerOfColumns:
         """Fit a clone of the scaler on its columns."""
-        self.scaler_ = clone(self.scaler).fit(X[:, self.columns])
+        self.scaler_ = fit_scaler(self.scaler, X[:, self.columns])
         self.n_features_in_ = X.shape[1]
         return self
 
@@ -179,6 +185,7 @@ def fit_scaler(scaler: Estimator, X: Matrix) -> Estimator:
             least, greatest = np.fmin(least, np.fmin.reduce(rows)), np.fmax(greatest, np.fmax.reduce(rows))
         if _standardizes(scaler):
             _give_constants_a_unit(scaler, least, greatest)
+            _give_gross_errors_no_say(scaler, X)
         return scaler
     # A transformer of the user's may write into its argument.
     return None if scaler is None else clone(scaler).fit(X.copy())
@@ -200,6 +207,23 @@ def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -
     constant = (least <= greatest) & (greatest - least <= _ROUNDING * size)
     scaler.mean_[constant] = least[constant]
     scaler.scale_[constant] = np.where(size > _SMALLEST_CONSTANT, size / 3, 1.0)[constant]
+
+
+def _give_gross_errors_no_say(scaler: Estimator, X: Matrix) -> None:
+    """Scale a column by its central values if a few others are so far out that those would become one point.
+
+    A single 1e9 among a thousand values near 1 would leave them all within 1e-7 of each other: nothing of
+    that column could be told apart any more, or be an anomaly. The center of such a column is its median, the
+    unit a standard deviation that its central 95 % would have in a normal distribution.
+    """
+    n_rows = X.shape[0]
+    some = dense(X[np.linspace(0, n_rows - 1, min(n_rows, _ROWS_FOR_QUANTILES)).astype(int)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a column without a value
+        low, middle, high = np.nanpercentile(some, [2.5, 50, 97.5], axis=0)
+    spread = (high - low) / _CENTRAL_DEVIATIONS
+    drowned = (spread > 0) & (scaler.scale_ > _GROSS * spread)
+    scaler.mean_[drowned], scaler.scale_[drowned] = middle[drowned], spread[drowned]
 
 
 def scaled_zero(scaler: Estimator, n_columns: int) -> Floats:
