@@ -100,7 +100,7 @@ def test_skewed_columns_become_normal():
     seen = np.asarray(transform(x, fit_column_transform(x, range(3), np.zeros(3))))
     np.testing.assert_allclose(seen.mean(axis=0), 0, atol=0.1)
     np.testing.assert_allclose(seen.std(axis=0), 1, atol=0.1)
-    assert (np.abs(stats.skew(seen)) < 0.2).all()
+    assert (np.abs(stats.skew(seen)) < 0.3).all()
     assert stats.skew(x[:, 1]) > 10
 
 

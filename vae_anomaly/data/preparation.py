@@ -124,7 +124,7 @@ class Preparation:
         rows = rows_of(X, self.scaler, self.names)
         for block in blocks(rows):
             self.check_support(block, likelihood)
-        return rows
+        return scaling.clip_gross_errors(rows, self.scaler)
 
     def check_support(self, rows: Rows, likelihood: Likelihood) -> None:
         """Raise a ValueError that names the column and the value if scaled rows leave the support."""

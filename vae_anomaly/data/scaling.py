@@ -24,6 +24,7 @@ __all__ = [
     "any_infinite",
     "check_finite",
     "check_magnitude",
+    "clip_gross_errors",
     "column_names",
     "fit_scaler",
     "missing_fractions",
@@ -40,6 +41,7 @@ _LARGEST = 1e150
 # Of the largest value: what sums and means of equal numbers may be off by.
 # Beyond, nearly all rows are a fiftieth of a unit.
 _GROSS = 50
+_FARTHEST_TRAINED = 1e6
 _ROWS_FOR_QUANTILES = 10_000
 # Standard deviations of a normal distribution between its 2.5th and its 97.5th percentile.
 _CENTRAL_DEVIATIONS = 3.92
@@ -185,7 +187,8 @@ def fit_scaler(scaler: Estimator, X: Matrix) -> Estimator:
             least, greatest = np.fmin(least, np.fmin.reduce(rows)), np.fmax(greatest, np.fmax.reduce(rows))
         if _standardizes(scaler):
             _give_constants_a_unit(scaler, least, greatest)
-            _give_gross_errors_no_say(scaler, X)
+            if not sparse.issparse(X):
+                _give_gross_errors_no_say(scaler, X)
         return scaler
     # A transformer of the user's may write into its argument.
     return None if scaler is None else clone(scaler).fit(X.copy())
@@ -224,6 +227,14 @@ def _give_gross_errors_no_say(scaler: Estimator, X: Matrix) -> None:
     spread = (high - low) / _CENTRAL_DEVIATIONS
     drowned = (spread > 0) & (scaler.scale_ > _GROSS * spread)
     scaler.mean_[drowned], scaler.scale_[drowned] = middle[drowned], spread[drowned]
+
+
+def clip_gross_errors(rows: Matrix, scaler: Estimator) -> Matrix:
+    """Standardized training rows, far values nearer: gradients stay finite, and far is far all the same."""
+    own = scaler.scaler_ if isinstance(scaler, ScalerOfColumns) else scaler
+    if isinstance(rows, np.ndarray) and _standardizes(own):
+        np.clip(rows, -_FARTHEST_TRAINED, _FARTHEST_TRAINED, out=rows)
+    return rows
 
 
 def scaled_zero(scaler: Estimator, n_columns: int) -> Floats:

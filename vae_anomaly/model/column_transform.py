@@ -104,7 +104,9 @@ def _fit_column(values: Floats, zero: float) -> Floats | None:
             def loss(power: float, units: Floats = units) -> float:
                 return -float(stats.yeojohnson_llf(power, units)) / len(units)
 
-            power = optimize.minimize_scalar(loss, bounds=_POWERS, method="bounded").x
+            power = optimize.minimize_scalar(
+                loss, bounds=_POWERS, method="bounded", options={"xatol": 0.01}
+            ).x
             transformed = stats.yeojohnson(units, power)
             numbers = np.array([1.0, power, a, b, transformed.mean(), transformed.std()])
             log_likelihood = -loss(power) - np.log(b)
