@@ -64,7 +64,7 @@ def test_kl_warm_up_rises_linearly_to_beta():
     ("settings", "n_weights", "expected"),
     [
         ({"epochs": 1_000}, 5_000, False),
-        ({"epochs": 8_000}, 5_000, True),
+        ({"epochs": 3_000}, 5_000, True),
         ({"epochs": 1_000, "n_trainings": 8}, 5_000, True),
         ({"epochs": 8_000}, 50_000, False),
         # Early stopping ends them long before.

@@ -15,12 +15,12 @@ from vae_anomaly.data.sparse import has_gaps
 __all__ = ["PARAMETERS", "SCHEDULES", "Plan"]
 
 # XLA compiles the training loop in about 1.3 s and then saves about 0.1 ms a step, which is most of a small
-# network's step and little of a large one's (measured on two x86 cores, 6,000 to 550,000 weights). The first
-# fit of eight members on 1,000 rows, some 11,000 steps, takes as long with it as without; later ones, as in
-# cross-validations and searches, take half as long: compiled programs are kept.
-_XLA_PAYS_FROM_STEPS = 8_000
-# After which early stopping mostly ends a training on a small table.
-_USUAL_EPOCHS = 200
+# network's step and little of a large one's (measured on two x86 cores, 6,000 to 550,000 weights). One
+# training of 13,000 steps pays that back, or the fourth of 3,000: compiled programs are kept, and trainings
+# of that length come in cross-validations and searches.
+_XLA_PAYS_FROM_STEPS = 3_000
+# As many, at least, until early stopping ends most trainings on small tables.
+_EPOCHS_TO_EXPECT = 75
 
 _XLA_PAYS_TO_WEIGHTS = 20_000
 
@@ -122,7 +122,7 @@ class Plan:
             return bool(self.jit_compile)
         n_epochs = self.n_epochs(n_rows)
         if self.early_stopping:
-            n_epochs = min(n_epochs, _USUAL_EPOCHS)
+            n_epochs = min(n_epochs, _EPOCHS_TO_EXPECT)
         n_steps = self.n_trainings * n_epochs * self.steps_per_epoch(n_rows)
         return n_steps >= _XLA_PAYS_FROM_STEPS and n_weights <= _XLA_PAYS_TO_WEIGHTS
 
