@@ -91,7 +91,7 @@ PRODUCT = {
     ("grid", "n_jobs", "scoring"),
     [
         pytest.param(STAR, 2, None, id="star-elbo-2"),
-        pytest.param(STAR, 2, scorers.roc_auc, id="star-auroc-2"),
+        wide(STAR, 2, scorers.roc_auc, name="star-auroc-2"),
         wide(PRODUCT, 2, None, name="product-elbo-2"),
         wide(PRODUCT, -1, None, name="product-elbo--1"),
         wide(PRODUCT, 2, scorers.roc_auc, name="product-auroc-2"),

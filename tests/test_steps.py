@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import wide
 
 from vae_anomaly import DenseNetwork
 from vae_anomaly.core.adam import Adam
@@ -123,8 +124,8 @@ def measured(shared, rows, draws, best=None, jit_compile=False, beta=0.5):
     return figures, found, [model_state(shared, state) for state in (once, twice)]
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 63, 65, 700])
+@pytest.mark.parametrize("jit_compile", [False, wide(True)])
 def test_the_loss_of_held_out_rows_is_their_mean_elbo(small, n_rows, jit_compile):
     rows = np.random.RandomState(2).normal(size=(n_rows, 3)).astype("f4")
     draws = np.random.RandomState(3).normal(size=(4, 2)).astype("f4")
@@ -136,6 +137,7 @@ def test_the_loss_of_held_out_rows_is_their_mean_elbo(small, n_rows, jit_compile
     np.testing.assert_array_equal(figures.held_out[[0, 2]], 0)
 
 
+@pytest.mark.wide
 def test_many_held_out_rows_fill_the_program_that_xla_compiled_for_them(small):
     rows = np.random.RandomState(2).normal(size=(HELD_OUT_ROWS, 3)).astype("f4")
     figures, _, states = measured(small, rows, np.zeros((1, 2), "f4"), jit_compile=True)
@@ -143,7 +145,7 @@ def test_many_held_out_rows_fill_the_program_that_xla_compiled_for_them(small):
     np.testing.assert_allclose(figures.held_out[3], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, wide(True)])
 @pytest.mark.parametrize("before", [None, -1e9, 1e9, np.nan])
 def test_the_best_model_is_the_one_with_the_smallest_loss_so_far(small, before, jit_compile):
     """An unknown loss is the best only until one is known."""

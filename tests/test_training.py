@@ -187,7 +187,7 @@ def test_early_stopping_stops_and_restores_the_best_weights():
     "settings",
     [
         {"epochs": 40},
-        {"epochs": 40, "jit_compile": True},
+        pytest.param({"epochs": 40, "jit_compile": True}, marks=pytest.mark.wide),
         {"epochs": 300, "early_stopping": True, "patience": 5, "learning_rate": 0.05},
         {"epochs": 300, "early_stopping": True, "patience": 5, "learning_rate": 0.05, "jit_compile": True},
         {"epochs": 30, "network": DenseNetwork((8,), dropout=0.1, batch_normalization=True)},
