@@ -5,7 +5,6 @@ A scaler is any scikit-learn transformer, or None.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -221,9 +220,8 @@ def _give_gross_errors_no_say(scaler: Estimator, X: Matrix) -> None:
     """
     n_rows = X.shape[0]
     some = dense(X[np.linspace(0, n_rows - 1, min(n_rows, _ROWS_FOR_QUANTILES)).astype(int)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a column without a value
-        low, middle, high = np.nanpercentile(some, [2.5, 50, 97.5], axis=0)
+    some[:, np.isnan(some).all(axis=0)] = 0.0  # a column without a value has no percentile
+    low, middle, high = np.nanpercentile(some, [2.5, 50, 97.5], axis=0)
     spread = (high - low) / _CENTRAL_DEVIATIONS
     drowned = (spread > 0) & (scaler.scale_ > _GROSS * spread)
     scaler.mean_[drowned], scaler.scale_[drowned] = middle[drowned], spread[drowned]

@@ -14,7 +14,6 @@ Biometrika 87.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -48,6 +47,11 @@ _WORTH_A_TRANSFORM, _WORTH_ANOTHER_UNIT = 0.1, 0.01
 _NUMBERS_TO_FIT, _ROWS_TO_FIT = 400_000, (500, 2_000)
 # So far a transformed value may lie out: squares stay finite.
 _FARTHEST = 1e15
+# Below, a power and a logarithm are the same in float32.
+_NO_POWER = 1e-4
+# e to it is a float32, and so is its product with the units of far columns.
+_LARGEST_EXPONENT = 40.0
+_LEAST_FACTOR = 1e-6
 
 
 def no_transform(n_features: int) -> npt.NDArray[np.float32]:
@@ -96,8 +100,7 @@ def _fit_column(values: Floats, zero: float) -> Floats | None:
     if not largest_unit > 0:
         largest_unit = values.std()
     best, greatest = None, _WORTH_A_TRANSFORM - np.log(values.std())
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
+    with np.errstate(all="ignore"):  # of numbers far apart, a likelihood need not be finite
         for b in largest_unit * np.array(_UNITS):
             units = (values - a) / b
 
@@ -158,13 +161,6 @@ def _inverse_power(y: Any, power: Any) -> Any:
     logarithm = ops.log1p(ops.maximum(safe * y, _LEAST_FACTOR - 1.0)) / safe
     logarithm = ops.where(ops.abs(power) < _NO_POWER, y, logarithm)
     return ops.expm1(ops.minimum(logarithm, _LARGEST_EXPONENT))
-
-
-# Below, a power and a logarithm are the same in float32.
-_NO_POWER = 1e-4
-# e to it is below the largest float32; squares of it are beyond.
-_LARGEST_EXPONENT = 40.0
-_LEAST_FACTOR = 1e-6
 
 
 class TransformedColumns:
