@@ -323,6 +323,7 @@ with tf.Graph().as_default(), tf.compat.v1.Session() as session:
     assert run(IN_A_FORK.format(before=before)).stdout.splitlines()[-1] == "refused"
 
 
+@pytest.mark.wide
 def test_warm_up_imports_tensorflow_in_the_background():
     code = """
         import sys, threading, time
