@@ -118,7 +118,6 @@ class BlockOptions(NamedTuple):
     n_training_draws: int = 1
     has_free_bits: bool = False
     clips_gradient: bool = False
-    is_trimmed: bool = False
     is_incomplete: bool = False
     n_held_out_draws: int = 0
     jit_compile: bool = False
@@ -439,9 +438,7 @@ def _gradient(
             # What layers of a user's own add: weight penalties and the like.
             added = sum(template.losses, tf.zeros(()))
         means = [tf.reduce_mean(term) for term in terms]
-        if options.is_trimmed:
-            means[0] = _trimmed_mean(terms.loss, limits.n_kept)
-        means[0] += added
+        means[0] = _trimmed_mean(terms.loss, limits.n_kept) + added
     return tape.gradient(means[0], state.trainable), non_trainable, tf.stack(means)
 
 

@@ -294,7 +294,6 @@ def train_members(
                     trimmed_fraction=member.trimmed_fraction,
                     early_stopping=job.recipe.early_stopping,
                     n_trainings=n_members,
-                    any_trimmed=any(other.trimmed_fraction > 0 for other in job.recipe.members),
                 ),
                 shuffle_seed=seed.shuffle,
                 noise_seed=seed.noise,

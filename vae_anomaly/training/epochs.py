@@ -199,7 +199,6 @@ class _Epochs:
             plan.n_training_draws,
             plan.free_bits > 0,
             plan.gradient_clip_norm is not None,
-            plan.any_trimmed,
             architecture.specification.marks_missing or fraction_to_mask > 0 or has_gaps(rows),
             0 if self._held_out is None else self._held_out.draws.shape[0],
             jit_compile,

@@ -37,8 +37,7 @@ Schedule = str | Callable[[Floats], npt.ArrayLike] | None
 class Plan:
     """How to train: the detector's parameters of the same names, and what a member has of its own.
 
-    ``n_trainings`` is how many trainings the compiled program serves, and ``any_trimmed`` whether one of them
-    is trimmed.
+    ``n_trainings`` is how many trainings the compiled program serves.
     """
 
     epochs: int | str
@@ -58,7 +57,6 @@ class Plan:
     early_stopping: bool = False
     trimmed_fraction: float = 0.0
     n_trainings: int = 1
-    any_trimmed: bool = False
 
     def __post_init__(self) -> None:
         if self.objective == "iwae" and self.free_bits:
@@ -129,7 +127,7 @@ class Plan:
         return n_steps >= _XLA_PAYS_FROM_STEPS and n_weights <= _XLA_PAYS_TO_WEIGHTS
 
 
-_DECIDED_ELSEWHERE = {"early_stopping", "trimmed_fraction", "n_trainings", "any_trimmed"}
+_DECIDED_ELSEWHERE = {"early_stopping", "trimmed_fraction", "n_trainings"}
 
 #: The detector's parameters that go into a plan as they are.
 PARAMETERS = tuple(name for name in Plan.__dataclass_fields__ if name not in _DECIDED_ELSEWHERE)
