@@ -10,6 +10,7 @@ from vae_anomaly.core.rows import usual_range
 from vae_anomaly.data.scaling import (
     ScalerOfColumns,
     check_magnitude,
+    clip_gross_errors,
     column_names,
     fit_scaler,
     scale,
@@ -162,6 +163,17 @@ def test_the_scaler_of_some_columns_treats_them_alike():
     X[:, 1] = 7.0
     some, alone = fit_scaler(ScalerOfColumns(StandardScaler(), [1, 2]), X), fit_scaler(StandardScaler(), X)
     np.testing.assert_allclose(scale(X, some)[:, 1:], scale(X, alone)[:, 1:])
+
+
+def test_of_some_columns_only_those_are_trained_on_as_if_they_were_nearer():
+    X = np.full((4, 2), 5e7)
+    X[:, 1] = [0.0, 1.0, 2.0, 1e9]
+    scaler = fit_scaler(
+        ScalerOfColumns(StandardScaler(), [1]), np.r_[X, np.random.RandomState(0).rand(400, 2)]
+    )
+    rows = clip_gross_errors(scale(X, scaler), scaler)
+    np.testing.assert_array_equal(rows[:, 0], np.float32(5e7))
+    assert rows[3, 1] == 1e6
 
 
 def test_an_anomaly_of_usual_size_is_found_beside_a_gross_error():

@@ -37,13 +37,13 @@ __all__ = [
 FARTHEST = 1e14
 
 _LARGEST = 1e150
-# Of the largest value: what sums and means of equal numbers may be off by.
 # Beyond, nearly all rows are a fiftieth of a unit.
 _GROSS = 50
 _FARTHEST_TRAINED = 1e6
 _ROWS_FOR_QUANTILES = 10_000
 # Standard deviations of a normal distribution between its 2.5th and its 97.5th percentile.
 _CENTRAL_DEVIATIONS = 3.92
+# Of the largest value: what sums and means of equal numbers may be off by.
 _ROUNDING = 32 * np.finfo(np.float64).eps
 # A third of a smaller one may be no normal number any more.
 _SMALLEST_CONSTANT = 1e-300
@@ -229,9 +229,10 @@ def _give_gross_errors_no_say(scaler: Estimator, X: Matrix) -> None:
 
 def clip_gross_errors(rows: Matrix, scaler: Estimator) -> Matrix:
     """Standardized training rows, far values nearer: gradients stay finite, and far is far all the same."""
-    own = scaler.scaler_ if isinstance(scaler, ScalerOfColumns) else scaler
-    if isinstance(rows, np.ndarray) and _standardizes(own):
-        np.clip(rows, -_FARTHEST_TRAINED, _FARTHEST_TRAINED, out=rows)
+    some = isinstance(scaler, ScalerOfColumns)  # the others, such as counts, have units of their own
+    if isinstance(rows, np.ndarray) and _standardizes(scaler.scaler_ if some else scaler):
+        for column in scaler.columns if some else range(rows.shape[1]):  # no second copy of the table
+            np.clip(rows[:, column], -_FARTHEST_TRAINED, _FARTHEST_TRAINED, out=rows[:, column])
     return rows
 
 
