@@ -274,7 +274,9 @@ def train_members(
             numbers = no_transform(job.rows.shape[1])
             if member.column_transform is not None:
                 numbers = job.column_transform
-        rows = job.rows if numbers is None else np.asarray(transform(job.rows, numbers))
+        rows = job.rows
+        if numbers is not None and numbers[0].any():
+            rows = np.asarray(transform(rows[:], numbers))
         kept, validation = _split(rows, job.recipe.validation_fraction, seed.split, job.draws)
         if verbose and n_members > 1:
             print(f"Member {position + 1} of {n_members}")
