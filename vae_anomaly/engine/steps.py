@@ -282,7 +282,9 @@ def _numbers_of_steps(
         counter=np.array([first_step * n_counted, stream], dtype=np.uint64),
         alg=_PHILOX,
     )
-    return tf.reshape(numbers[:, :n_numbers], (n_steps, *shape))
+    if n_numbers % _PHILOX_NUMBERS:  # to slice a tensor costs more than to draw it
+        numbers = numbers[:, :n_numbers]
+    return tf.reshape(numbers, (n_steps, *shape))
 
 
 def _compile(architecture: Architecture, options: BlockOptions) -> Program:
