@@ -15,7 +15,7 @@ from vae_anomaly.data.sparse import has_gaps
 __all__ = ["PARAMETERS", "SCHEDULES", "Plan"]
 
 # XLA compiles the training loop in about 1.3 s and then saves about 0.1 ms a step, which is most of a small
-# network's step and little of a large one's (measured on two x86 cores, 6,000 to 550,000 weights). One
+# network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights). One
 # training of 13,000 steps pays that back, or the fourth of 3,000: compiled programs are kept, and trainings
 # of that length come in cross-validations and searches.
 _XLA_PAYS_FROM_STEPS = 3_000
