@@ -8,17 +8,15 @@ from conftest import wide
 from vae_anomaly import DenseNetwork
 from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import tf
+from vae_anomaly.engine.held_out import HELD_OUT_ROWS, best_of, held_out_tiles
 from vae_anomaly.engine.programs import architecture
 from vae_anomaly.engine.steps import (
-    HELD_OUT_ROWS,
     BlockOptions,
     Limits,
     _clip,
     _gradient,
     _trimmed_mean,
-    best_of,
     block_steps,
-    held_out_tiles,
     model_state,
     train_block,
     training_state,
@@ -112,11 +110,13 @@ def measured(shared, rows, draws, best=None, jit_compile=False, beta=0.5):
     options = BlockOptions(4, n_held_out_draws=n_draws, jit_compile=jit_compile)
     start = training_state(shared.initial_state(0, np.array([[-9.0] * 3, [9.0] * 3], dtype="f4")))
 
+    before = best_of(start.trainable, start.non_trainable, best)
+
     def taken(n_steps):
         ones = np.ones(n_steps, "f4")
         return train_block(
             shared, start, TABLE, ORDER[:n_steps], 0.01 * ones, ones, options, NO_LIMITS, noise_seed=1,
-            first_step=0, ends=np.arange(n_steps) % 2 == 1, held_out=held_out, best=best_of(start, best),
+            first_step=0, ends=np.arange(n_steps) % 2 == 1, held_out=held_out, best=before,
         )  # fmt: skip
 
     once, _, _ = taken(2)

@@ -1,4 +1,4 @@
-"""Training steps, compiled in blocks: noise, gradient, Adam; and the loss of held-out rows after an epoch.
+"""Training steps, compiled in blocks: noise, gradient, Adam; after an epoch, `held_out` measures.
 
 A block is one call: up to ``block_steps`` batches, gathered from the rows at once, and a loop over them
 inside TensorFlow. It holds a part of an epoch, or several. What a step is does not depend on how many a
@@ -16,24 +16,19 @@ import numpy.typing as npt
 
 from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import tf
-from vae_anomaly.core.objective import kl_divergence, loss_terms
+from vae_anomaly.core.objective import loss_terms
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Flags, Tensor
+from vae_anomaly.engine.held_out import HELD_OUT_ROWS, HELD_OUT_TILE, Best, HeldOut, measure
 from vae_anomaly.engine.programs import Architecture, Program, on_device
-from vae_anomaly.engine.tiles import wide_tile
 from vae_anomaly.model.states import ModelState
 
 __all__ = [
-    "HELD_OUT_ROWS",
-    "Best",
     "BlockFigures",
     "BlockOptions",
-    "HeldOut",
     "Limits",
     "TrainingState",
-    "best_of",
     "block_steps",
-    "held_out_tiles",
     "model_state",
     "train_block",
     "training_state",
@@ -49,11 +44,6 @@ _BLOCK_NUMBERS = 2**20
 _BLOCK_STEPS = 64
 # More rows to a batch are sorted: to compare each loss with each takes longer then.
 _RANKED_ROWS = 512
-_HELD_OUT_TILE = 64
-#: Held-out rows whose loss is measured after an epoch, at most: the mean of more says little more.
-HELD_OUT_ROWS = 2048
-# Rows times draws that make a mean loss which tells epochs apart; every epoch takes the same draws.
-_HELD_OUT_DRAWS = 1000
 
 
 class TrainingState(NamedTuple):
@@ -63,33 +53,6 @@ class TrainingState(NamedTuple):
     first_moment: Tensor
     second_moment: Tensor
     non_trainable: list[Tensor]
-
-
-class Best(NamedTuple):
-    """The model after the epoch whose held-out rows had the smallest loss, as tensors; NaN: there is none."""
-
-    loss: Tensor
-    trainable: Tensor
-    non_trainable: list[Tensor]
-
-
-class HeldOut(NamedTuple):
-    """Rows that are not trained on, and the draws that their loss is averaged over.
-
-    Attributes
-    ----------
-    tiles : tensor of shape (n_tiles, tile, n_features)
-    n_rows : scalar tensor
-        How many rows of the tiles count: the first ones.
-    draws : tensor of shape (n_draws, latent_dim)
-    beta : scalar tensor
-        Weight of the KL.
-    """
-
-    tiles: Tensor
-    n_rows: Tensor
-    draws: Tensor
-    beta: Tensor
 
 
 class BlockFigures(NamedTuple):
@@ -150,34 +113,6 @@ def model_state(architecture: Architecture, training: TrainingState) -> ModelSta
     """The model of a training state as arrays."""
     non_trainable = tuple(value.numpy() for value in training.non_trainable)
     return ModelState(architecture.specification, training.trainable.numpy(), non_trainable)
-
-
-def best_of(training: TrainingState, best: tuple[float, ModelState] | None) -> Best:
-    """A loss and its model as tensors; of None, something of the same shapes."""
-    if best is None:
-        return Best(tf.constant(math.nan, tf.float64), training.trainable, training.non_trainable)
-    loss, state = best
-    non_trainable = [tf.convert_to_tensor(np.asarray(value)) for value in state.non_trainable]
-    return Best(
-        tf.constant(loss, tf.float64), tf.convert_to_tensor(np.asarray(state.trainable)), non_trainable
-    )
-
-
-def held_out_tiles(
-    architecture: Architecture, rows: Rows, draws: Rows, beta: float, jit_compile: bool
-) -> HeldOut:
-    """Held-out rows for `train_block`, with as many of the draws as are needed."""
-    n_draws = min(len(draws), -(-_HELD_OUT_DRAWS // len(rows)))
-    if jit_compile:  # XLA compiles for one shape
-        tile, n_filled = _HELD_OUT_TILE, HELD_OUT_ROWS
-    else:
-        tile, n_filled = min(wide_tile(architecture, n_draws), len(rows)), len(rows)
-    return HeldOut(
-        tf.convert_to_tensor(np.resize(rows, (-(-n_filled // tile), tile, architecture.n_features))),
-        tf.constant(len(rows)),
-        tf.convert_to_tensor(np.asarray(draws[:n_draws], dtype=np.float32)),
-        tf.constant(beta, tf.float64),
-    )
 
 
 def train_block(
@@ -301,7 +236,7 @@ def _compile(architecture: Architecture, options: BlockOptions) -> Program:
     if options.n_held_out_draws:
         tiles: tuple[int | None, ...] = (None, None, architecture.n_features)
         if options.jit_compile:
-            tiles = (HELD_OUT_ROWS // _HELD_OUT_TILE, _HELD_OUT_TILE, architecture.n_features)
+            tiles = (HELD_OUT_ROWS // HELD_OUT_TILE, HELD_OUT_TILE, architecture.n_features)
         draws = (options.n_held_out_draws, architecture.latent_dim)
         held_out = HeldOut(tf.TensorSpec(tiles, tf.float32), count, tf.TensorSpec(draws, tf.float32), precise)
         best = Best(precise, vector, non_trainable)
@@ -354,7 +289,14 @@ def _block(architecture: Architecture, options: BlockOptions) -> Program:
             if held_out is not None:
                 of_held_out, best = tf.cond(
                     ends[position],
-                    lambda: _measure(architecture, state, held_out, best, options),
+                    lambda: measure(
+                        architecture,
+                        state.trainable,
+                        state.non_trainable,
+                        held_out,
+                        best,
+                        options.is_incomplete,
+                    ),
                     lambda: (tf.zeros(2, tf.float64), best),
                 )
                 held_out_terms = held_out_terms.write(position, of_held_out)
@@ -374,35 +316,6 @@ def _block(architecture: Architecture, options: BlockOptions) -> Program:
         return state, terms.stack(), held_out_terms.stack(), best or None
 
     return block
-
-
-def _measure(
-    architecture: Architecture, state: TrainingState, held_out: HeldOut, best: Best, options: BlockOptions
-) -> tuple[Tensor, Best]:
-    """Mean reconstruction and KL of the held-out rows, and the best model so far with this one."""
-    template, tile = architecture.template, tf.shape(held_out.tiles)[1]
-    vae = template.incomplete(missing_counts=False) if options.is_incomplete else template
-
-    def add(position: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        x = held_out.tiles[position]
-        with architecture.holding(state.trainable, state.non_trainable):
-            inferred = vae.infer(x, held_out.draws[:, None])
-            log_prob = tf.reduce_sum(vae.likelihood.log_prob(x, inferred.parameters), axis=-1)
-        kl = tf.reduce_sum(kl_divergence(inferred.z_mean, inferred.z_log_var), axis=-1)
-        terms = tf.cast(tf.stack([-tf.reduce_mean(log_prob, axis=0), kl]), tf.float64)
-        counts = position * tile + tf.range(tile) < held_out.n_rows
-        return position + 1, sums + tf.reduce_sum(tf.where(counts, terms, 0.0), axis=1)
-
-    _, sums = tf.while_loop(
-        lambda position, _: position * tile < held_out.n_rows,
-        add,
-        (tf.constant(0), tf.zeros(2, tf.float64)),
-        parallel_iterations=1,
-    )
-    terms = sums / tf.cast(held_out.n_rows, tf.float64)
-    present = Best(terms[0] + held_out.beta * terms[1], state.trainable, state.non_trainable)
-    is_better = (present.loss < best.loss) | tf.math.is_nan(best.loss)
-    return terms, tf.nest.map_structure(lambda new, old: tf.where(is_better, new, old), present, best)
 
 
 def _gradient(

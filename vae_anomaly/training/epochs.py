@@ -21,16 +21,13 @@ from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Callback
 from vae_anomaly.data.sparse import has_gaps, representative
+from vae_anomaly.engine.held_out import HELD_OUT_ROWS, Best, best_of, held_out_tiles
 from vae_anomaly.engine.programs import Architecture, architecture_of, on_device
 from vae_anomaly.engine.steps import (
-    HELD_OUT_ROWS,
-    Best,
     BlockOptions,
     Limits,
     TrainingState,
-    best_of,
     block_steps,
-    held_out_tiles,
     model_state,
     train_block,
     training_state,
@@ -306,7 +303,7 @@ class _Epochs:
         """The state after these epochs, the best one, and each epoch's figures."""
         training, best = progress.training, None
         if self._held_out is not None:
-            best = best_of(training, progress.best)
+            best = best_of(training.trainable, training.non_trainable, progress.best)
         # At a rate of 0 it only measures.
         watched = self._observers.watch_batches and rate_factor > 0
         order = np.concatenate([self._shuffler.batches(of_epoch) for of_epoch in orders])
