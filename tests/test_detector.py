@@ -266,8 +266,8 @@ def quick_of_digits(digits):
 
 def test_images_and_flat_rows_give_the_identical_model(digits):
     settings = {"epochs": 3, "random_state": 0}
-    images = VAEDetector(**settings).fit(digits)
-    with_channel = VAEDetector(**settings).fit(digits[..., None])
+    images = VAEDetector("conv", **settings).fit(digits)
+    with_channel = VAEDetector("conv", **settings).fit(digits[..., None])
     flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), **settings)
     flat.fit(digits.reshape(-1, 64))
     expected = images.score_samples(digits)
@@ -286,12 +286,12 @@ def test_images_come_back_in_the_form_they_had(digits, quick_of_digits):
     assert of_channels.sample(2, random_state=0).shape == (2, 8, 8, 1)
 
 
-def test_images_have_a_likelihood_and_a_score_of_their_own_and_no_scaler_flat_or_not(digits):
+def test_images_have_a_likelihood_a_score_and_a_scaler_of_their_own_flat_or_not(digits):
     flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), epochs=1).fit(digits.reshape(-1, 64))
     for detector in (flat, VAEDetector(epochs=1).fit(digits), VAEDetector("dense", epochs=1).fit(digits)):
-        assert repr(detector.members_[0].specification.likelihood) == "UnitGaussian()"
+        assert repr(detector.members_[0].specification.likelihood) == "PixelGaussian()"
         assert detector.score_ == "unexplained_variance"
-        assert detector.scaler_ is None
+        assert repr(detector.scaler_) == "PixelScaler()"
     table = VAEDetector("dense", epochs=1).fit(digits.reshape(-1, 64))
     assert repr(table.members_[0].specification.likelihood) == "Gaussian()"
     assert table.score_ == "elbo"
@@ -307,15 +307,24 @@ def test_an_image_that_is_in_part_missing_is_scored_by_the_rest(digits, of_digit
     assert abs(np.median(complete) - np.median(incomplete)) < np.ptp(complete) / 4
 
 
-def test_samples_without_noise_are_expectations(quick_of_digits):
+def test_samples_of_images_have_no_noise_unless_it_is_asked_for(quick_of_digits, fitted):
     detector = quick_of_digits
-    rows = detector.sample(500, random_state=0)
-    means = detector.sample(500, random_state=0, noise=False)
-    assert (rows - means).std() == pytest.approx(0.3 * np.sqrt(64 / 784), rel=0.1)
+    rows, means = (detector.sample(500, random_state=0, noise=noise) for noise in (True, False))
+    noise = (rows - means)[(means > 0) & (means < 1)]
+    assert noise.std() == pytest.approx(detector.scaler_.scale_[0] * np.sqrt(64 / 784), rel=0.1)
+    np.testing.assert_array_equal(detector.sample(500, random_state=0), means)
+    np.testing.assert_array_equal(fitted.sample(9, 0), fitted.sample(9, 0, noise=True))
+    with pytest.raises(ValueError, match="noise must be 'auto', True or False; received 'some'"):
+        detector.sample(noise="some")
+
+
+def test_samples_without_noise_are_expectations(digits):
+    detector = VAEDetector(epochs=3, members=1, random_state=0).fit(digits)
+    means = detector.sample(500, random_state=0)
     vae = detector.model_
     prior = np.random.RandomState(0).normal(size=(2000, 16)).astype("f4")
     decoded = np.asarray(vae.likelihood.mean(vae.decode(prior)))
-    assert means.mean() == pytest.approx(decoded.mean(), rel=0.05)
+    assert means.mean() == pytest.approx(detector.scaler_.inverse_transform(decoded).mean(), rel=0.05)
 
 
 def test_other_digits_score_lower(digits, of_digits):
@@ -514,6 +523,7 @@ WRONG = {
     "likelihood": ("normal", "likelihood must be one of .*'gaussian'.*'student_t'.*'normal'"),
     "score": ("entropy", "score must be one of .*'elbo', 'iwae', 'reconstruction_probability'.*'entropy'"),
     "latent_dim": (0, "latent_dim.*Got 0"),
+    "patches": (0, "patches.*Got 0"),
     "n_draws": (0, r"n_draws.*\[1, inf\).*Got 0"),
     "objective": ("mse", "objective.*(?=.*'elbo')(?=.*'iwae').*Got 'mse'"),
     "n_training_draws": (0, "n_training_draws"),

@@ -13,8 +13,15 @@ from vae_anomaly.datasets import make_anomalies
 from vae_anomaly.engine.programs import architecture_of, model_of
 from vae_anomaly.ensemble.averaging import average, weights_by_row, weights_for
 from vae_anomaly.ensemble.fitting import decide
-from vae_anomaly.ensemble.members import DEFAULT_MEMBERS, Member, resolve_recipe
+from vae_anomaly.ensemble.members import (
+    DEFAULT_MEMBERS,
+    IMAGE_MEMBERS,
+    PATCH_MEMBERS,
+    Member,
+    resolve_recipe,
+)
 from vae_anomaly.scoring import SCORES, passes
+from vae_anomaly.thresholds import OutOfBag
 
 SMALL = {"network": DenseNetwork((16,)), "latent_dim": 2, "epochs": 8, "batch_size": 64, "random_state": 0}
 
@@ -25,7 +32,6 @@ def fit(X, **settings):
 
 # -- what "auto" means ----------------------------------------------------------------------------------
 def test_automatic_epochs_of_a_table_train_the_ensemble_that_detects_best():
-    assert resolve_recipe("auto", "auto", "auto", decide=True, n_rows=500) == (DEFAULT_MEMBERS, 0.2, True)
     decided = decide(VAEDetector().get_params(deep=False), None, None, n_rows=500)
     assert decided.recipe == (DEFAULT_MEMBERS, 0.2, True)
 
@@ -40,9 +46,18 @@ def test_given_epochs_train_one_model_on_all_rows_for_so_long(table):
 @pytest.mark.parametrize(
     ("shape", "image_shape"), [(None, (4, 4)), ((4, 4, 1), None)], ids=["images", "flat"]
 )
-def test_images_get_one_model(shape, image_shape):
-    parameters = VAEDetector(ConvNetwork(shape)).get_params(deep=False)
-    assert len(decide(parameters, None, image_shape, n_rows=500).recipe.members) == 1
+@pytest.mark.parametrize("epochs", ["auto", 3])
+def test_images_get_four_members_that_hold_images_out_however_long_they_train(shape, image_shape, epochs):
+    parameters = VAEDetector(ConvNetwork(shape), epochs=epochs).get_params(deep=False)
+    decided = decide(parameters, None, image_shape, n_rows=500)
+    assert decided.recipe == (IMAGE_MEMBERS, 0.2, epochs == "auto")
+    assert isinstance(decided.rule, OutOfBag)
+
+
+def test_patches_get_members_whose_latents_carry_a_texture():
+    decided = decide(VAEDetector().get_params(deep=False), None, (40, 40), n_rows=500)
+    assert decided.recipe == (PATCH_MEMBERS, 0.2, True)
+    assert [member.beta_factor for member in PATCH_MEMBERS] == [0.3, 0.1, 0.3, 0.1]
 
 
 @pytest.mark.parametrize(
@@ -55,18 +70,27 @@ def test_images_get_one_model(shape, image_shape):
         ({"decide": False}, (0.0, False)),
         ({"decide": False, "validation_fraction": 0.3}, (0.3, False)),
         ({"decide": False, "early_stopping": True}, (0.2, True)),
+        ({"decide": False, "of_images": True}, (0.2, False)),
+        ({"decide": False, "of_images": True, "n_rows": 9}, (0.0, False)),
+        ({"of_images": True, "validation_fraction": 0.0}, (0.0, False)),
     ],
     ids=str,
 )
 def test_a_given_parameter_wins_over_what_auto_would_choose(given, expected):
-    parameters = {"validation_fraction": "auto", "early_stopping": "auto", "decide": True, "n_rows": 10}
+    parameters = {
+        "validation_fraction": "auto",
+        "early_stopping": "auto",
+        "default_members": DEFAULT_MEMBERS,
+        "decide": True,
+        "of_images": False,
+        "n_rows": 10,
+    }
     assert resolve_recipe(1, **{**parameters, **given})[1:] == expected
 
 
 def test_a_number_of_members_differ_by_their_seeds_only():
-    assert [vars(member) for member in resolve_recipe(3, 0.0, False, decide=False, n_rows=9).members] == [
-        vars(Member())
-    ] * 3
+    decided = decide(VAEDetector(members=3).get_params(deep=False), None, None, n_rows=9)
+    assert [vars(member) for member in decided.recipe.members] == [vars(Member())] * 3
 
 
 def test_members_that_are_none_are_named(table):

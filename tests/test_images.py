@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import wide
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
@@ -14,8 +15,9 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardSca
 
 import vae_anomaly
 from vae_anomaly import ConvNetwork, VAEDetector
-from vae_anomaly.data.images import flatten, pixel_range
-from vae_anomaly.likelihoods import Count, Gaussian, UnitGaussian
+from vae_anomaly.data.images import flatten
+from vae_anomaly.data.pixels import pixel_range
+from vae_anomaly.likelihoods import Count, Gaussian, PixelGaussian
 
 NETWORK = ConvNetwork((8, 8, 1), filters=(4,), dense_units=(8,))
 QUICK = {"latent_dim": 2, "epochs": 2, "random_state": 0}
@@ -31,6 +33,11 @@ def digits():
 @pytest.fixture(scope="module")
 def of_bytes(digits):
     return VAEDetector(NETWORK, **QUICK).fit(digits)
+
+
+@pytest.fixture(scope="module")
+def in_unit_interval(digits):
+    return VAEDetector(NETWORK, likelihood="unit_gaussian", **QUICK).fit(digits)
 
 
 # -- shapes -------------------------------------------------------------------------------------------
@@ -72,7 +79,7 @@ def test_arrays_of_five_axes_are_refused():
 
 @pytest.mark.parametrize("image_shape", [(1, 1), wide((5, 7)), (9, 4, 2), wide((3, 3, 4))])
 def test_images_of_any_shape_are_fitted_and_come_back(image_shape):
-    images = np.random.RandomState(0).uniform(size=(12, *image_shape))
+    images = np.random.RandomState(0).uniform(size=(20, *image_shape))
     detector = VAEDetector(ConvNetwork(filters=(3, 2), dense_units=(4,)), **QUICK).fit(images)
     assert np.isfinite(detector.score_samples(images)).all()
     assert detector.reconstruct(images).shape == images.shape
@@ -81,7 +88,7 @@ def test_images_of_any_shape_are_fitted_and_come_back(image_shape):
 
 def test_a_signal_is_an_image_of_width_1():
     signals = np.random.RandomState(0).normal(size=(20, 30, 1, 2)) * 5
-    detector = VAEDetector(likelihood="gaussian", **QUICK).fit(signals)
+    detector = VAEDetector("conv", likelihood="gaussian", **QUICK).fit(signals)
     assert detector.members_[0].specification.network.strides == ((2, 1), (2, 1))
     assert detector.reconstruct(signals).shape == signals.shape
 
@@ -172,11 +179,18 @@ def test_behind_scikit_learns_steps_flat_rows_give_the_identical_model(digits):
     assert flat[-1].offset_ == direct.offset_
 
 
-def test_images_take_a_convolutional_network_and_a_likelihood_of_pixels(digits):
-    network, likelihood, *_ = VAEDetector(epochs=1).fit(digits).members_[0].specification
-    assert isinstance(network, ConvNetwork)
+def test_small_images_take_a_dense_network_and_a_likelihood_of_pixels(digits):
+    detector = VAEDetector(epochs=1).fit(digits)
+    network, likelihood, *_ = detector.members_[0].specification
+    assert repr(network) == "DenseNetwork(hidden_units=(128, 64))"
+    assert isinstance(likelihood, PixelGaussian)
+    assert (detector.patches_, detector.latent_dim_, len(detector.members_)) == (None, 16, 4)
+
+
+def test_convolutions_follow_the_size_of_the_images(digits):
+    network, likelihood, *_ = VAEDetector("conv", epochs=1, members=1).fit(digits).members_[0].specification
     assert (network.image_shape, network.filters, network.strides) == ((8, 8, 1), (16, 32), (2, 2))
-    assert isinstance(likelihood, UnitGaussian)
+    assert isinstance(likelihood, PixelGaussian)
 
 
 @pytest.mark.parametrize(
@@ -239,14 +253,25 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize(("given", "received"), TOO_LARGE.values(), ids=TOO_LARGE)
-def test_other_pixel_ranges_are_named_in_fit_and_afterwards(of_bytes, digits, given, received):
+def test_a_likelihood_of_values_up_to_1_refuses_other_pixels_in_fit_and_afterwards(
+    in_unit_interval, digits, given, received
+):
     message = f"pixel values in \\[0, 1\\]; received values {received}: (divide by|hand in) .*, or choose "
-    for refuse in (VAEDetector(NETWORK, **QUICK).fit, of_bytes.score_samples):
+    for refuse in (clone(in_unit_interval).fit, in_unit_interval.score_samples):
         with pytest.raises(ValueError, match=message):
             refuse(given(digits))
 
 
+@pytest.mark.parametrize("kind", [name for name in TOO_LARGE if name != "around zero"])
+def test_pixels_in_other_units_than_those_of_the_training_are_named(of_bytes, digits, kind):
+    given, received = TOO_LARGE[kind]
+    received = received.split(" of dtype")[0]
+    with pytest.raises(ValueError, match=f"fitted on .* from 0 to 1; received values {received}: convert"):
+        of_bytes.score_samples(given(digits))
+
+
 ANY_RANGE = {
+    "auto": {},
     "gaussian": {"likelihood": Gaussian()},
     "a scaler to [0, 1]": {"scaler": MinMaxScaler()},
     "another scaler": {"likelihood": "student_t", "scaler": StandardScaler()},
@@ -263,13 +288,13 @@ def test_any_range_is_right_for_real_values_or_behind_a_scaler(digits, settings)
         detector.score_samples(digits)
 
 
-def test_a_rounding_error_beyond_1_is_none(of_bytes, digits):
+def test_a_rounding_error_beyond_1_is_none(in_unit_interval, digits):
     images = digits / 255
     images[0, 0, 0] = 1 + 1e-7
-    assert np.isfinite(of_bytes.score_samples(images)).all()
+    assert np.isfinite(in_unit_interval.score_samples(images)).all()
     images[0, 0, 0] = 1 + 1e-5
     with pytest.raises(ValueError, match="from 0 to 1.00001"):
-        of_bytes.score_samples(images)
+        in_unit_interval.score_samples(images)
 
 
 def test_booleans_and_whole_numbers_up_to_1_are_taken_as_they_are(digits):
@@ -390,6 +415,7 @@ def test_other_images_are_not_warned_of(shape):
 
 def test_pixels_between_minus_one_and_one_are_told_the_way_to_the_unit_interval():
     X = np.random.RandomState(0).uniform(-1, 1, (20, 4, 4))
+    detector = VAEDetector(likelihood="bernoulli", **QUICK)
     with pytest.raises(ValueError, match=r"received values from -0\.99.*hand in \(X \+ 1\) / 2"):
-        VAEDetector(**QUICK).fit(X)
-    VAEDetector(**QUICK).fit((X + 1) / 2)
+        detector.fit(X)
+    detector.fit((X + 1) / 2)

@@ -30,6 +30,7 @@ from vae_anomaly.likelihoods import (
     Laplace,
     Likelihood,
     LocationScale,
+    PixelGaussian,
     StudentT,
     UnitGaussian,
     base,
@@ -40,6 +41,7 @@ FLOAT32_EPS = float(np.finfo(np.float32).eps)
 LOCATION_SCALE = {
     "gaussian": Gaussian,
     "laplace": Laplace,
+    "pixel_gaussian": PixelGaussian,
     "student_t": StudentT,
     "unit_gaussian": UnitGaussian,
 }
@@ -88,6 +90,7 @@ class Reference(NamedTuple):
 
 REFERENCES = {
     "gaussian": Reference(stats.norm.logpdf, (-40.0, -1.5, 0.0, 0.25, 3.0, 1e3)),
+    "pixel_gaussian": Reference(stats.norm.logpdf, (-40.0, -1.5, 0.0, 0.25, 3.0, 1e3)),
     # The Laplace distribution by its other name: far out, scipy.stats.laplace.logpdf underflows to -inf.
     "laplace": Reference(
         lambda x, location, scale: stats.gennorm.logpdf(x, 1.0, location, scale),
@@ -456,7 +459,9 @@ def test_every_location_scale_quantile_equals_scipy(name: str, scale: Any) -> No
     location = np.repeat(FIRST[None], 4, axis=0)
     raw_scale = np.random.RandomState(0).uniform(-6, 3, location.shape)
     parameters = as_parameters(likelihood, location, raw_scale)
-    distribution = SCIPY[name.removeprefix("unit_")](location, expected_scale(likelihood, raw_scale))
+    distribution = SCIPY[name.removeprefix("unit_").removeprefix("pixel_")](
+        location, expected_scale(likelihood, raw_scale)
+    )
     for probability in PROBABILITIES:
         quantile = likelihood.quantile(probability, parameters).numpy()
         np.testing.assert_allclose(quantile, distribution.ppf(probability), rtol=1e-12, atol=1e-12)
@@ -500,7 +505,7 @@ def test_expectations_of_real_values_are_minus_the_entropy_and_the_variance(name
     raw_scale = np.random.RandomState(0).uniform(-6, 3, location.shape)
     parameters = as_parameters(likelihood, location, raw_scale)
     scales = np.broadcast_to(expected_scale(likelihood, raw_scale), location.shape)
-    distribution = SCIPY[name.removeprefix("unit_")]
+    distribution = SCIPY[name.removeprefix("unit_").removeprefix("pixel_")]
     entropy = math.log(0.5) + distribution(0.0, 2.0).entropy() - np.log(1 / scales)
     log_prob, error = likelihood.expected_log_prob(parameters), likelihood.expected_error(parameters)
     np.testing.assert_allclose(log_prob.numpy(), -entropy, rtol=1e-9, atol=1e-9)
@@ -652,13 +657,16 @@ def test_real_values_are_standardized_and_the_unit_interval_is_left_alone() -> N
 
 
 @pytest.mark.parametrize("n_pixels", [1, 64, 784, 3072])
-def test_pixels_of_an_image_count_together_as_784_of_scale_0_3(n_pixels: int) -> None:
+@pytest.mark.parametrize(("likelihood", "of_784"), [(UnitGaussian(), 0.3), (PixelGaussian(), 1.0)], ids=str)
+def test_pixels_of_an_image_count_together_as_784_of_one_scale(
+    likelihood: Likelihood, of_784: float, n_pixels: int
+) -> None:
     location = np.random.RandomState(0).uniform(size=(3, n_pixels))
-    x, scale = location + 0.1, 0.3 * math.sqrt(n_pixels / 784)
-    log_prob = UnitGaussian().log_prob(tensor(x), (tensor(location),))
+    x, scale = location + 0.1, of_784 * math.sqrt(n_pixels / 784)
+    log_prob = likelihood.log_prob(tensor(x), (tensor(location),))
     np.testing.assert_allclose(log_prob, stats.norm.logpdf(x, location, scale), rtol=1e-6, atol=1e-6)
     share = n_pixels / 784 * (x - location) ** 2 / (2 * scale**2)
-    np.testing.assert_allclose(share, 0.1**2 / (2 * 0.3**2))
+    np.testing.assert_allclose(share, 0.1**2 / (2 * of_784**2))
 
 
 def test_the_gaussian_of_the_unit_interval_differs_in_its_scale_its_support_and_its_values() -> None:

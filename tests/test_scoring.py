@@ -102,8 +102,9 @@ def test_names_are_looked_up_and_unknown_ones_refused():
 class Copying:
     """What a score sees of a VAE, one that expects ``expected`` whatever it is shown."""
 
-    def __init__(self, expected):
+    def __init__(self, expected, standardized=False):
         self.likelihood = self
+        self.standardized = standardized
         self._expected = expected
 
     def mean(self, parameters):

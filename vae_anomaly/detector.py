@@ -21,7 +21,6 @@ from vae_anomaly import (
     explanations,
     model_card,
     monitoring,
-    scoring,
 )
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
@@ -46,13 +45,13 @@ from vae_anomaly.core.types import (
     Values,
 )
 from vae_anomaly.data import frames
-from vae_anomaly.data.images import check_image_shape, dtype_of, flatten, warn_of_channels_first
-from vae_anomaly.data.preparation import Preparation, in_form_of
+from vae_anomaly.data.images import check_image_shape, flatten, warn_of_channels_first
+from vae_anomaly.data.pixels import dtype_of
+from vae_anomaly.data.preparation import in_form_of
 from vae_anomaly.data.scaling import check_finite
 from vae_anomaly.data.tables import table_of
-from vae_anomaly.ensemble import fitting
+from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
@@ -306,6 +305,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     draws_: Rows
     history_: dict[str, list[float]]
     pixel_range_: tuple[float, float] | None
+    offset_: float
 
     # ``resume`` is for whoever calls `fit`, not for what routes metadata of rows.
     __metadata_request__fit: ClassVar[dict[str, str]] = {"resume": UNUSED}
@@ -313,6 +313,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     _parameter_constraints: ClassVar[Constraints] = {
         # Names are checked where they are looked up, so that ones registered later are known too.
         "network": [str, Network],
+        "patches": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), None],
         "latent_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "likelihood": [str, Likelihood, dict, list, tuple],
         "score": [str, Score],
@@ -356,6 +357,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         network: str | Network = "auto",
         *,
+        patches: str | int | None = "auto",
         latent_dim: str | int = "auto",
         likelihood: LikelihoodLike = "auto",
         score: str | Score = "auto",
@@ -389,6 +391,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         verbose: int = 0,
     ) -> None:
         self.network = network
+        self.patches = patches
         self.latent_dim = latent_dim
         self.likelihood = likelihood
         self.score = score
@@ -494,12 +497,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
-                earlier=self._earlier() if continues else None,
+                earlier=attributes.earlier_of(self) if continues else None,
                 store=checkpoint,
                 score_fold=self._score_fold,
                 interruption=interruption,
             )
-            self._take_over(outcome, decisions, rows.shape[0])
+            attributes.take_over(self, outcome, decisions, rows.shape[0])
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -527,36 +530,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         True
         """
         stop(self)
-
-    def _take_over(self, outcome: Outcome, decisions: Decisions, n_rows: int) -> None:
-        """Make what a fit leaves the fitted attributes, which files hold and users read."""
-        fitted = outcome.fitted
-        self.n_samples_fit_, self.do_early_stopping_ = n_rows, decisions.recipe.early_stopping
-        self.image_shape_ = fitted.preparation.image_shape
-        self.pixel_range_ = fitted.preparation.pixel_range
-        self.scaler_ = fitted.preparation.scaler
-        self.missing_fraction_ = fitted.preparation.missing_fractions
-        self.members_, self.draws_ = tuple(fitted.members), fitted.draws
-        self.latent_dim_ = fitted.members[0].specification.latent_dim
-        self.member_weights_, self._member_levels = fitted.weights, fitted.levels
-        self.score_, self.threshold_ = decisions.score, decisions.rule
-        self.history_, self.interrupted_ = outcome.history, outcome.interrupted
-        self._split_seeds, self._calibration_seed = outcome.split_seeds, outcome.calibration_seed
-        self.calibration_scores_ = outcome.unseen_scores
-        self.false_alarm_rate_ = outcome.false_alarm_rate
-        self.offset_ = -outcome.cut
-
-    def _earlier(self) -> Earlier:
-        """What a warm start goes on from."""
-        return Earlier(
-            fitted=self._fitted,
-            cut=-self.offset_,
-            false_alarm_rate=getattr(self, "false_alarm_rate_", None),
-            history=self.history_,
-            split_seeds=self._split_seeds,
-            calibration_seed=self._calibration_seed,
-            n_rows=getattr(self, "n_samples_fit_", 0),
-        )
 
     def _score_fold(self, likelihood: Likelihood, seed: int) -> fitting.ScoreFold:
         """How a fold's rows are scored by a detector like this one that is trained on the others."""
@@ -769,8 +742,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         True
         """
         given, X = X, self._validate(X)
+        fitted = self._fitted
         results = [
-            self._preparation.in_form_of(given, values) for values in self._fitted.expected_cells(X, coverage)
+            fitted.preparation.in_form_of(given, cells) for cells in fitted.expected_cells(X, coverage)
         ]
         return results[0] if coverage is None else tuple(results)
 
@@ -965,9 +939,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             If ``scaler_`` has no ``inverse_transform``.
         """
         given, X = X, self._validate(X)
-        return self._preparation.in_form_of(given, self._fitted.reconstructions(X))
+        return self._fitted.preparation.in_form_of(given, self._fitted.reconstructions(X))
 
-    def sample(self, n_samples: int = 1, random_state: RandomStateLike = None, *, noise: bool = True) -> Any:
+    def sample(
+        self, n_samples: int = 1, random_state: RandomStateLike = None, *, noise: str | bool = "auto"
+    ) -> Any:
         """New rows: a member by chance, z from the prior, x from its p(x|z), in the units of X.
 
         Parameters
@@ -975,14 +951,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         n_samples : int, default=1
             At least 1.
         random_state : int, RandomState instance or None, default=None
-        noise : bool, default=True
-            False gives what is expected of x given z: images without the grain of their pixels' likelihood.
+        noise : "auto" or bool, default="auto"
+            Whether x is drawn from p(x|z), or is what is expected of it. "auto" draws rows of a table, not
+            images: the scale of a pixel's likelihood is a weight there, larger than the grain of images.
 
         Returns
         -------
         float64 array of shape (n_samples, n_features), or (n_samples, *image_shape_), or a DataFrame of a
         mixed table
-            Of uint8 images, pixels in units of 1/255; with noise, some lie outside [0, 1].
+            A detector of patches makes patches, of shape (n_samples, side, side) or (n_samples, side, side,
+            channels). Of uint8 images, pixels in units of 1/255; with noise, some lie outside [0, 1].
 
         Raises
         ------
@@ -990,7 +968,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             If ``scaler_`` has no ``inverse_transform``.
         """
         check_is_fitted(self)
-        return self._preparation.in_form_of_training(self._fitted.sample(n_samples, random_state, noise))
+        return self._fitted.preparation.in_form_of_training(
+            self._fitted.sample(n_samples, random_state, noise)
+        )
 
     @property
     def model_(self) -> KerasModel:
@@ -1254,29 +1234,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     # -- the door -------------------------------------------------------------------------------------
     @property
-    def _preparation(self) -> Preparation:
-        return Preparation(
-            table=self.table_,
-            names=getattr(self, "feature_names_in_", None),
-            image_shape=self.image_shape_,
-            pixel_range=self.pixel_range_,
-            scaler=self.scaler_,
-            missing_fractions=getattr(self, "missing_fraction_", None),
-        )
-
-    @property
     def _fitted(self) -> Fitted:
-        network = self.members_[0].specification.network
-        return Fitted(
-            preparation=self._preparation,
-            members=self.members_,
-            draws=self.draws_,
-            score=scoring.resolve(self.score_, network.shape_of_images(self.image_shape_)),
-            device=self.device,
-            weights=self.member_weights_,
-            levels=self._member_levels,
-            invalid=self.invalid,
-        )
+        return attributes.fitted_of(self)
 
     def _html_repr(self) -> str:
         return model_card.html(self)
@@ -1288,7 +1247,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)
         X, _, dtype = self._checked(X, reset=False)
-        return self._preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
+        return self._fitted.preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
 
     def _checked(self, X: MatrixLike, reset: bool) -> tuple[Matrix, Shape | None, DtypeOrNone]:
         """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""

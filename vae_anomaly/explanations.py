@@ -46,6 +46,15 @@ def spread_rest(terms: Floats, scores: Floats, ignored: Sequence[int] = ()) -> F
     return np.where(seen, terms + rest[:, None], 0.0)
 
 
+def shift_to_maximum(maps: Floats, scores: Floats, n_channels: int) -> Floats:
+    """Maps of local scores, (n_images, n_pixels), whose largest pixel is the score of the image.
+
+    A pixel is the sum of its channels. Every pixel of an image moves by the same number.
+    """
+    largest = maps.reshape(len(maps), -1, n_channels).sum(axis=-1).max(axis=-1)
+    return np.asarray(maps + ((scores - largest) / n_channels)[:, None])
+
+
 def explain(pipeline: Pipeline, X: MatrixLike) -> Any:
     """Shares of the columns that a fitted pipeline receives in the scores of its last step, a detector.
 

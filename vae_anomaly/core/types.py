@@ -140,11 +140,18 @@ class Detector(Protocol):
     """What others read of a fitted `VAEDetector`, whose class stands above them."""
 
     n_features_in_: int
+    n_samples_fit_: int
     latent_dim_: int
     offset_: float
     history_: dict[str, list[float]]
     image_shape_: Shape | None
     pixel_range_: tuple[float, float] | None
+    #: A `data.patches.Patches` or None.
+    patches_: Any
+    missing_fraction_: Floats | None
+    do_early_stopping_: bool
+    interrupted_: bool
+    false_alarm_rate_: float | None
     calibration_scores_: Floats | None
     draws_: npt.NDArray[np.float32]
     member_weights_: Floats
@@ -155,7 +162,12 @@ class Detector(Protocol):
     scaler_: Estimator
     score_: Any
     threshold_: Any
+    _member_levels: Floats
+    _split_seeds: list[int]
+    _calibration_seed: int
     #: Parameters.
+    device: str | None
+    invalid: str
     calibration: Any
     threshold: Any
     random_state: Any
@@ -174,7 +186,9 @@ class Detector(Protocol):
 
     def expected(self, X: Any, /, coverage: float | None = None) -> Any: ...
 
-    def sample(self, n_samples: int, random_state: RandomStateLike, /, *, noise: bool = True) -> Any: ...
+    def sample(
+        self, n_samples: int, random_state: RandomStateLike, /, *, noise: str | bool = "auto"
+    ) -> Any: ...
 
 
 #: What can be saved to and loaded from: a path, or a file that is open for bytes.

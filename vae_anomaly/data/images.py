@@ -1,8 +1,4 @@
-"""Images: what users hand in -> flat rows of numbers; their own shape comes back on the way out.
-
-Pixels of dtype uint8 are shares of 255. All other numbers are taken as they are, and a likelihood of values
-in [0, 1] refuses what lies outside. That holds for flat rows too, if the network takes them for images.
-"""
+"""Images: what users hand in -> flat rows of numbers; their own shape comes back on the way out."""
 
 from __future__ import annotations
 
@@ -10,23 +6,12 @@ import math
 import warnings
 
 import numpy as np
-from scipy import sparse
 
 from vae_anomaly.core.rows import with_channels
-from vae_anomaly.core.types import DtypeOrNone, Matrix, Shape, Unchecked
-from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.core.types import Matrix, Shape, Unchecked
 
-__all__ = [
-    "check_image_shape",
-    "dtype_of",
-    "flatten",
-    "pixel_range",
-    "pixels",
-    "warn_of_channels_first",
-]
+__all__ = ["check_image_shape", "flatten", "warn_of_channels_first"]
 
-# A scaler or a resize may leave [0, 1] by a rounding error.
-_ROUNDING = 1e-6
 _MOST_CHANNELS = 4
 
 
@@ -118,75 +103,3 @@ def check_image_shape(received: Shape | None, image_shape: Shape | None, expecte
         raise ValueError(
             f"the detector was fitted on images of shape {expected}; received images of shape {image_shape}."
         )
-
-
-# -- pixels ---------------------------------------------------------------------------------------------
-def dtype_of(X: Unchecked) -> DtypeOrNone:
-    """The dtype of an array, or the one that all columns or all rows of a list have; otherwise None."""
-    if isinstance(X, (list, tuple)):
-        found = [getattr(row, "dtype", None) for row in X]
-    else:
-        found = list(getattr(X, "dtypes", ())) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
-    dtypes = {getattr(dtype, "numpy_dtype", dtype) for dtype in found}  # of pandas' nullable ones too
-    return dtypes.pop() if len(dtypes) == 1 else None
-
-
-def pixel_range(X: Matrix) -> tuple[float, float]:
-    """Lowest and highest of the pixels that are not missing; NaN if all are."""
-    values = X.data if sparse.issparse(X) else X
-    low, high = (float(end.reduce(values, axis=None, initial=np.nan)) for end in (np.fmin, np.fmax))
-    if sparse.issparse(X) and values.size < math.prod(X.shape):
-        low, high = min(0.0, low), max(0.0, high)
-    return low, high
-
-
-def pixels(
-    X: Matrix,
-    dtype: DtypeOrNone,
-    likelihood: Likelihood,
-    scaled: bool,
-    fitted_range: tuple[float, float] | None = None,
-) -> Matrix:
-    """Rows of pixels in the units that the model works in: shares of 255 if they were of dtype uint8.
-
-    Parameters
-    ----------
-    X : float array of shape (n_rows, n_pixels), or a CSR matrix
-        Written into if the dtype is uint8.
-    dtype : what X was handed in as
-    likelihood : Likelihood
-        One of whole numbers takes uint8 for the numbers that it holds.
-    scaled : bool
-        Whether a scaler will change the pixels, so that any range is right.
-    fitted_range : `pixel_range` of the training images, or None if these are they
-
-    Raises
-    ------
-    ValueError
-        If uint8 cannot mean shares of 255, or if pixels lie outside the likelihood's range.
-    """
-    if dtype == np.uint8 and not likelihood.whole_numbers:
-        if fitted_range is None:
-            _check_not_binary(X)
-        elif not _in_unit_interval(fitted_range):
-            low, high = fitted_range
-            raise ValueError(
-                f"the detector was fitted on images with pixel values from {low:g} to {high:g}; received "
-                "uint8, which stands for values in [0, 1]: convert the images as those of the training were."
-            )
-        X /= 255
-    if not scaled:
-        likelihood.check_pixels(*pixel_range(X), dtype)
-    return X
-
-
-def _check_not_binary(X: Matrix) -> None:
-    if pixel_range(X)[1] == 1:
-        raise ValueError(
-            "uint8 images are divided by 255, and these hold only 0 and 1: hand in booleans, X.astype(bool)."
-        )
-
-
-def _in_unit_interval(pixel_range: tuple[float, float]) -> bool:
-    low, high = pixel_range
-    return not (low < -_ROUNDING or high > 1 + _ROUNDING)

@@ -20,7 +20,8 @@ from vae_anomaly.core.types import (
     Unchecked,
 )
 from vae_anomaly.data import frames, scaling
-from vae_anomaly.data.images import pixel_range, pixels
+from vae_anomaly.data.patches import Patches
+from vae_anomaly.data.pixels import pixel_range, pixels
 from vae_anomaly.data.sparse import blocks, rows_of
 from vae_anomaly.data.tables import Table
 from vae_anomaly.likelihoods import Likelihood
@@ -43,6 +44,8 @@ class Preparation:
         Lowest and highest pixel of the training rows, if they are images, also flat ones.
     scaler : fitted transformer or None
     missing_fractions : float64 array of shape (n_features,), or None if it is not known
+    patches : Patches or None
+        The squares of an image that the models see; None if they see whole rows.
     """
 
     table: Table | None
@@ -51,6 +54,7 @@ class Preparation:
     pixel_range: tuple[float, float] | None
     scaler: Estimator
     missing_fractions: Floats | None
+    patches: Patches | None = None
 
     @classmethod
     def fit(
@@ -60,11 +64,15 @@ class Preparation:
         table: Table | None,
         names: Array | None,
         image_shape: Shape | None,
-        holds_images: bool,
+        of_images: Shape | None,
+        patches: Patches | None,
         likelihood: Likelihood,
         scaler: str | Transformer | None,
     ) -> Self:
-        """Learn from the rows that are trained on; ``scaler`` is the detector's parameter.
+        """Learn from the rows that are trained on.
+
+        ``image_shape`` is that of images that were handed in, ``of_images`` that of what the network takes
+        rows for, ``scaler`` the detector's parameter.
 
         Raises
         ------
@@ -74,9 +82,9 @@ class Preparation:
         scaling.check_magnitude(X, names)
         missing_fractions = scaling.missing_fractions(X, names)
         likelihood.check_columns(X.shape[1])
-        of_pixels = pixel_range(X) if holds_images else None
-        fitted = scaling.fit_scaler(scaling.scaler_for(likelihood, scaler), X)
-        return cls(table, names, image_shape, of_pixels, fitted, missing_fractions)
+        of_pixels = None if of_images is None else pixel_range(X)
+        fitted = scaling.fit_scaler(scaling.scaler_for(likelihood, scaler, of_images), X)
+        return cls(table, names, image_shape, of_pixels, fitted, missing_fractions, patches)
 
     def in_units(self, X: Matrix, dtype: DtypeOrNone, likelihood: Likelihood) -> Matrix:
         """New rows in the units of the training rows: bytes become shares of 255 if they were such."""
@@ -134,6 +142,11 @@ class Preparation:
         """Scaled rows in the units of X."""
         return scaling.unscale(rows, self.scaler)
 
+    def expected_back(self, rows: Floats) -> Floats:
+        """What is expected of scaled rows, in the units of X: pixels within the range of the training's."""
+        expected = self.back(rows)
+        return expected if self.pixel_range is None else np.clip(expected, *self.pixel_range)
+
     def in_form_of(self, given: Unchecked, values: Floats) -> Any:
         """Values of cells, in the units of X, in the form of the rows that were given."""
         if self.table is None:
@@ -143,10 +156,15 @@ class Preparation:
         return frames.like(given, self.table.frame(values, getattr(given, "index", None)))
 
     def in_form_of_training(self, values: Floats) -> Any:
-        """New rows, in the units of X: images if the training rows were, or a mixed table's DataFrame."""
+        """New rows, in the units of X: images or patches if models see such, or a mixed table's DataFrame."""
         if self.table is not None:
             return self.table.frame(values)
-        return values if self.image_shape is None else values.reshape(len(values), *self.image_shape)
+        if self.image_shape is None:
+            return values
+        shape = self.image_shape
+        if self.patches is not None:
+            shape = (self.patches.side, self.patches.side, *shape[2:])
+        return values.reshape(len(values), *shape)
 
 
 def in_form_of(given: Unchecked, values: Floats) -> Any:

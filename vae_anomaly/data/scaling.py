@@ -14,7 +14,8 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
 from vae_anomaly.core.rows import Rows, dense
-from vae_anomaly.core.types import Array, Estimator, Floats, Matrix, Transformer
+from vae_anomaly.core.types import Array, Estimator, Floats, Matrix, Shape, Transformer
+from vae_anomaly.data.pixels import PixelScaler
 from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
@@ -94,14 +95,18 @@ class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return result
 
 
-def scaler_for(likelihood: Likelihood, scaler: str | Transformer | None) -> Transformer | None:
+def scaler_for(
+    likelihood: Likelihood, scaler: str | Transformer | None, of_images: Shape | None = None
+) -> Transformer | None:
     """The unfitted transformer that a detector's ``scaler`` means for rows of this likelihood, or None.
 
-    "auto" is a `StandardScaler` where the likelihood is one of real values. Of a mixed table, a scaler acts
-    on the columns of real values.
+    "auto" is a `StandardScaler` where the likelihood is one of real values, and a `PixelScaler` for images
+    of this (height, width, channels). Of a mixed table, a scaler acts on the columns of real values.
     """
     if isinstance(scaler, str):
-        scaler = StandardScaler() if likelihood.standardized else None
+        scaler = None
+        if likelihood.standardized:
+            scaler = StandardScaler() if of_images is None else PixelScaler(of_images[-1])
     columns = likelihood.columns_to_scale()
     if columns is None or scaler is None:
         return scaler

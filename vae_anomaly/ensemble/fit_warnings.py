@@ -18,6 +18,7 @@ __all__ = ["warn_of_limited_decoder", "warn_of_more_alarms", "warn_of_other_data
 
 # Of a column's range: a sigmoid comes near 0 and 1.
 _NEARLY = 1e-3
+_PATCHES_TO_SEE = 2_048
 # A warm start tells of other data where at least so many rows are anomalies, and chance makes that so rarely.
 _MANY_ALARMS, _BY_CHANCE = 0.25, 1e-4
 
@@ -30,6 +31,8 @@ def warn_of_limited_decoder(job: Job, names: Array | None) -> None:
         return
     activation, (low, high) = reach
     rows = representative(job.rows)
+    if job.patches is not None:
+        rows = job.patches.draw(rows, _PATCHES_TO_SEE, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # columns without a value
         least, most = np.nanmin(rows, axis=0), np.nanmax(rows, axis=0)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.utils import check_random_state
@@ -23,6 +23,7 @@ from vae_anomaly.ensemble import averaging
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring import passes
+from vae_anomaly.scoring.patches import PatchPasses
 from vae_anomaly.scoring.score import Score
 
 __all__ = ["Fitted"]
@@ -118,7 +119,7 @@ class Fitted:
         if isinstance(rows, SparseRows):
             return np.concatenate([self.raw_scores(block) for block in blocks(rows)], axis=1)
         self.preparation.check_support(rows, self.likelihood)
-        return passes.score_rows(self.members, rows, self.draws, self.score, self.device)
+        return np.asarray(self._passes.score_rows(self.members, rows, self.draws, self.score, self.device))
 
     def member_scores(self, rows: Matrix) -> Floats:
         r"""Scores by each member, larger = more anomalous: shape (n_members, n_rows).
@@ -129,7 +130,7 @@ class Fitted:
         """
         if isinstance(rows, SparseRows):
             return np.concatenate([self.member_scores(block) for block in blocks(rows)], axis=1)
-        if not any_missing(rows):
+        if self.preparation.patches is not None or not any_missing(rows):
             return self.raw_scores(rows)
         n_missing = np.isnan(rows).sum(axis=1)
         nothing = np.full((1, rows.shape[1]), np.nan, dtype=np.float32)
@@ -182,41 +183,45 @@ class Fitted:
                     self._compile_for(rows)
 
     def _compile_for(self, rows: Rows) -> None:
-        passes.score_rows(self.members, rows, self.draws, self.score, self.device, warm_up=True)
+        self._passes.score_rows(self.members, rows, self.draws, self.score, self.device, warm_up=True)
 
     def evidence_lower_bound(self, X: Matrix) -> float:
         """Mean over the rows, in nats."""
 
         def of_block(rows: Rows, impossible: Flags) -> Floats:
-            terms = self._average(passes.elbo_terms(self.members, rows, self.draws, self.device))
+            terms = self._average(self._passes.elbo_terms(self.members, rows, self.draws, self.device))
             return np.asarray(terms.sum(axis=1) + IMPOSSIBLE * impossible.sum(axis=1))
 
         return -float(self._map_blocks(X, of_block).mean())
 
     def _expectations(self, rows: Rows) -> Floats:
         """What may be averaged to tell x, see `Likelihood.expectations`: shape (n_rows, n_inputs)."""
-        return self._average_by_row(*passes.reconstruct(self.members, rows, self.draws, self.device))
+        return self._average_by_row(*self._passes.reconstruct(self.members, rows, self.draws, self.device))
 
     def _average_by_row(self, by_member: Floats, log_likelihood: Floats) -> Floats:
         return averaging.average(by_member, averaging.weights_by_row(self.weights, log_likelihood))
 
     def posterior_means(self, X: Matrix) -> Floats:
-        """Of the first member: shape (n_rows, latent_dim)."""
-        first = self.members[:1]
-        return self._map_blocks(X, lambda rows, _: passes.encode(first, rows, self.draws, self.device)[0])
+        """Of the first member: shape (n_rows, latent_dim), or those of all patches one after another."""
+        first, encode = self.members[:1], self._passes.encode
+        return self._map_blocks(X, lambda rows, _: encode(first, rows, self.draws, self.device)[0])
 
     def model(self) -> KerasModel:
         """The first member as a new `VAE`."""
         return programs.model_of(self.members[0])
 
-    def sample(self, n_samples: int, random_state: RandomStateLike, noise: bool) -> Floats:
+    def sample(self, n_samples: int, random_state: RandomStateLike, noise: str | bool) -> Floats:
         """New rows in the units of X, see `averaging.sample`: shape (n_samples, n_features)."""
+        if noise == "auto":
+            noise = self.preparation.pixel_range is None
+        if not isinstance(noise, (bool, np.bool_)):
+            raise ValueError(f"noise must be 'auto', True or False; received {noise!r}.")
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
         with programs.on_device(self.device):
             rng = check_random_state(random_state)
-            rows = averaging.sample(self.members, self.weights, int(n_samples), rng, noise)
-        return self.preparation.back(rows)
+            rows = averaging.sample(self.members, self.weights, int(n_samples), rng, bool(noise))
+        return self.preparation.back(rows) if noise else self.preparation.expected_back(rows)
 
     def column_shares(self, X: Matrix) -> Floats:
         """Each column's share of the score: shape (n_rows, n_features)."""
@@ -229,9 +234,12 @@ class Fitted:
         """Each scaled column's share of the score: shape (n_rows, n_scaled_columns)."""
 
         def of_block(rows: Rows, impossible: Flags) -> Floats:
-            by_member = passes.shares(self.members, rows, self.draws, self.score, self.device)
-            scores = self._average(self.member_scores(rows))
-            shares = explanations.spread_rest(self._average(by_member), scores, self.likelihood.ignored)
+            by_member = self._passes.shares(self.members, rows, self.draws, self.score, self.device)
+            terms, scores = self._average(by_member), self._average(self.member_scores(rows))
+            if self.preparation.patches is None:
+                shares = explanations.spread_rest(terms, scores, self.likelihood.ignored)
+            else:
+                shares = explanations.shift_to_maximum(terms, scores, self.preparation.patches.image_shape[2])
             return np.where(impossible, IMPOSSIBLE, shares)
 
         return self._map_blocks(X, of_block)
@@ -246,7 +254,7 @@ class Fitted:
             return averaging.confidence(
                 self._average(by_member) + IMPOSSIBLE * impossible.sum(axis=1) + offset,
                 by_member - self.levels[:, None],
-                passes.draw_errors(self.members, rows, self.draws, self.score, self.device),
+                self._passes.draw_errors(self.members, rows, self.draws, self.score, self.device),
                 self.weights,
             )
 
@@ -257,6 +265,11 @@ class Fitted:
 
         Every cell is masked in turn. Of each result, arrays of shape (n_rows, n_features), in the units of X.
         """
+        if self.preparation.patches is not None:
+            raise ValueError(
+                "what is expected in each cell given the others is of rows of a table, and the members see "
+                "patches of images: see reconstruct."
+            )
         if coverage is not None and not 0 < coverage < 1:
             raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
         n_features = X.shape[1]
@@ -296,9 +309,15 @@ class Fitted:
 
     def reconstructions(self, X: Matrix) -> Floats:
         """Expected x given z, averaged, in the units of X."""
-        return self.preparation.back(
+        return self.preparation.expected_back(
             self.likelihood.values(self._map_blocks(X, lambda rows, _: self._expectations(rows)))
         )
+
+    @property
+    def _passes(self) -> Any:
+        """What asks the members: of rows that they see as they are, or of images whose patches they see."""
+        patches = self.preparation.patches
+        return passes if patches is None else PatchPasses(patches)
 
     def _average(self, by_member: Floats) -> Floats:
         return averaging.average(by_member, self.weights)

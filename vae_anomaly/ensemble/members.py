@@ -24,6 +24,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Callback, Constraints, Floats, RandomStateLike
+from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.sparse import representative, subset
 from vae_anomaly.engine import programs
 from vae_anomaly.model.column_transform import no_transform, transform
@@ -47,6 +48,8 @@ __all__ = [
 ]
 
 _FEWEST_ROWS_TO_SPLIT = 10
+# Twice as many found no more on five surfaces.
+_N_TRAINING_PATCHES, _N_HELD_OUT_PATCHES = 20_000, 2_048
 _HELD_OUT = 0.2
 
 
@@ -103,6 +106,14 @@ DEFAULT_MEMBERS = tuple(
 )
 
 
+#: The same for whole images.
+IMAGE_MEMBERS = (Member(),) * 4
+
+#: The same for patches of images. Their latents have to carry a texture's grain and not its defects: with a
+#: beta of 1 a patch without any texture is more probable than one with it (`benchmarks/results/trials.md`).
+PATCH_MEMBERS = (Member(beta_factor=0.3), Member(beta_factor=0.1)) * 2
+
+
 class Recipe(NamedTuple):
     """How a detector is to be trained, with every "auto" decided."""
 
@@ -116,7 +127,9 @@ def resolve_recipe(
     validation_fraction: str | float,
     early_stopping: str | bool,
     *,
+    default_members: Sequence[Member],
     decide: bool,
+    of_images: bool,
     n_rows: int,
 ) -> Recipe:
     """The recipe that the detector's parameters ask for.
@@ -125,8 +138,13 @@ def resolve_recipe(
     ----------
     members, validation_fraction, early_stopping
         The detector's parameters.
+    default_members : sequence of Member
+        What ``members="auto"`` means.
     decide : bool
-        Whether "auto" chooses what detects best; otherwise it chooses one model trained on all rows.
+        Whether the fit decides how long to train: "auto" then stops early.
+    of_images : bool
+        Of images, "auto" holds some out whether it stops early or not: models of images score those that they
+        were trained on far lower than new ones, and a threshold has to be for new ones.
     n_rows : int
         Of fewer than 10 rows, "auto" holds out none.
 
@@ -137,7 +155,7 @@ def resolve_recipe(
         watch.
     """
     if isinstance(members, str):
-        members = DEFAULT_MEMBERS if decide else 1
+        members = default_members
     members = (Member(),) * int(members) if isinstance(members, (int, np.integer)) else tuple(members)
     if not members:
         raise ValueError("members must hold at least one Member; received none.")
@@ -154,7 +172,8 @@ def resolve_recipe(
     if isinstance(early_stopping, str):
         early_stopping = decide and validation_fraction != 0 and enough
     if isinstance(validation_fraction, str):
-        validation_fraction = _HELD_OUT if early_stopping else 0.0
+        holds_out = early_stopping or (of_images and enough)
+        validation_fraction = _HELD_OUT if holds_out else 0.0
     return Recipe(members, validation_fraction, bool(early_stopping))
 
 
@@ -183,6 +202,8 @@ class Job:
     earlier : the members' states to go on from, or None
     column_transform : float32 array or None
         How members that transform columns do; see `model.column_transform`. None if none does.
+    patches : Patches or None
+        The squares that members see of rows that are images; None if they see whole rows.
     """
 
     specification: Specification
@@ -193,6 +214,7 @@ class Job:
     draws: Rows
     earlier: Sequence[ModelState] | None = None
     column_transform: Rows | None = None
+    patches: Patches | None = None
 
     @property
     def n_members(self) -> int:
@@ -278,6 +300,8 @@ def train_members(
         if numbers is not None and numbers[0].any():
             rows = np.asarray(transform(rows[:], numbers))
         kept, validation = _split(rows, job.recipe.validation_fraction, seed.split, job.draws)
+        if job.patches is not None:
+            kept, validation = _cut(kept, validation, job.patches, seed.split)
         if verbose and n_members > 1:
             print(f"Member {position + 1} of {n_members}")
         with programs.on_device(job.plan.device):
@@ -421,6 +445,16 @@ def _split(rows: Rows, fraction: float, seed: int, draws: Rows) -> tuple[Rows, V
         return rows, None
     kept, held_out = split_positions(len(rows), fraction, seed)
     return subset(rows, kept), Validation(subset(rows, held_out), draws)
+
+
+def _cut(
+    images: Rows, validation: Validation | None, patches: Patches, seed: int
+) -> tuple[Rows, Validation | None]:
+    """Squares at random places of images to train on, and of those that are held out."""
+    if validation is not None:
+        squares = patches.draw(validation.rows, _N_HELD_OUT_PATCHES, seed)
+        validation = validation._replace(rows=squares)
+    return patches.draw(images, _N_TRAINING_PATCHES, seed), validation
 
 
 def _mean_history(histories: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:

@@ -21,6 +21,7 @@ from vae_anomaly.core.backend import tf
 from vae_anomaly.core.objective import IMPOSSIBLE
 from vae_anomaly.core.types import Array, Detector, Floats, Json, PathOrFile, Tensor
 from vae_anomaly.core.versions import versions
+from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.scaling import FARTHEST
 from vae_anomaly.data.tables import Column
 from vae_anomaly.engine.programs import Architecture, architecture_of
@@ -30,6 +31,7 @@ from vae_anomaly.export.onnx_graph import OPERATORS, Graph, Onnx, library, sessi
 from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.scoring import passes
+from vae_anomaly.scoring.patches import largest_mean_of_tensor
 
 __all__ = ["convert", "kind_of", "write"]
 
@@ -78,7 +80,8 @@ def _model_of(detector: Detector) -> Onnx:
     X = _cells(graph, detector, n_features)
     finite = graph.computed("finite values", _without_infinity, [(X, n_features)])
     rows = scalers.scaled(graph, finite, detector.scaler_, n_features)
-    n_columns = fitted.members[0].specification.n_features
+    patches = fitted.preparation.patches
+    n_columns = n_features if patches is not None else fitted.members[0].specification.n_features
     prepared = ["x", "n_impossible", "missing_fraction", "any_missing"]
     graph.define(
         "prepared",
@@ -87,9 +90,13 @@ def _model_of(detector: Detector) -> Onnx:
         prepared,
     )
     x, n_impossible, missing_fraction, any_missing = graph.call("prepared", [X, rows])
-    by_member = _member_scores(graph, fitted, x, any_missing)
-    nothing = np.full((_ROWS_TO_CHECK, n_columns), np.nan, dtype=np.float32)
-    excess = fitted.raw_scores(nothing)[:, 0] - fitted.levels
+    if patches is None:
+        by_member = _member_scores(graph, fitted, x, any_missing)
+        nothing = np.full((_ROWS_TO_CHECK, n_columns), np.nan, dtype=np.float32)
+        excess = fitted.raw_scores(nothing)[:, 0] - fitted.levels
+    else:
+        by_member = _scores_of_patches(graph, fitted, patches, x, any_missing)
+        excess = np.zeros(len(by_member))
     graph.define(
         "outcome",
         partial(_outcome, fitted.weights, excess, detector.offset_),
@@ -276,6 +283,20 @@ def _member_scores(graph: Graph, fitted: Fitted, x: str, any_missing: str) -> li
     return graph.chosen(any_missing, [[(name, inputs) for inputs in given] for name in functions])
 
 
+def _scores_of_patches(graph: Graph, fitted: Fitted, patches: Patches, x: str, any_missing: str) -> list[str]:
+    """Names of the members' scores of images, see `scoring.patches`."""
+    positions = patches.positions()
+    squares = graph.node("Gather", [x, graph.constant(positions.ravel(), "squares")], axis=1)
+    squares = graph.node("Reshape", [squares, graph.constant(np.array([-1, patches.n_features]))])
+
+    def pool(scores: Tensor) -> tuple[Tensor]:
+        return (largest_mean_of_tensor(tf.reshape(scores, (-1, len(positions)))),)
+
+    graph.define("score of image", pool, [((None,), np.float64)], ["score"])
+    of_squares = _member_scores(graph, fitted, squares, any_missing)
+    return [graph.call("score of image", [scores])[0] for scores in of_squares]
+
+
 def _about(detector: Detector) -> dict[str, str]:
     about: dict[str, Json] = {"versions": versions("skl2onnx", "tf2onnx"), "offset": detector.offset_}
     if detector.pixel_range_ is not None:
@@ -333,15 +354,17 @@ def _check(detector: Detector, data: bytes) -> None:
 
 def _sample_rows(detector: Detector, rng: np.random.RandomState) -> Floats:
     """Rows as they come through the detector's door."""
+    patches = detector._fitted.preparation.patches
     for noise in (True, False):  # pixels with noise may lie outside the support, expected ones do not
         try:
             rows = detector.sample(_ROWS_TO_CHECK, 0, noise=noise)
             rows = rows if detector.table_ is None else detector.table_.numbers(rows)
             rows = np.asarray(rows, dtype=np.float64).reshape(_ROWS_TO_CHECK, -1)
+            rows = rows if patches is None else patches.tile(rows)
             replace(detector._fitted, invalid="raise").scores(rows)
         except (IndexError, TypeError, ValueError):  # a scaler without a way back, or that errs on it
             continue
-        return rows
+        return np.asarray(rows)
     return scalers.accepted_rows(detector.scaler_, detector.n_features_in_, _ROWS_TO_CHECK, rng)
 
 

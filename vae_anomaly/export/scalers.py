@@ -265,6 +265,12 @@ def _normalize(normalizer: Estimator) -> _Function:
     return function
 
 
+def _scale_pixels(scaler: Estimator) -> _Function:
+    n_pixels = scaler.n_features_in_ // scaler.n_channels
+    mean, scale = (np.tile(channels, n_pixels) for channels in (scaler.mean_, scaler.scale_))
+    return lambda x: (tf.cast(tf.cast(x, tf.float32), tf.float64) - mean) / scale
+
+
 def _bin(discretizer: Estimator) -> _Function:
     borders = [np.asarray(edges[1:-1], dtype=np.float64) for edges in discretizer.bin_edges_]
     values = [np.array([*(inner[:1] - 1), *inner]) if len(inner) else np.zeros(1) for inner in borders]
@@ -393,6 +399,7 @@ _FUNCTIONS: Mapping[str, Callable[[Estimator], _Function]] = {
     "Normalizer": _normalize,
     "OneHotEncoder": _encode,
     "OrdinalEncoder": _encode,
+    "PixelScaler": _scale_pixels,
     "PowerTransformer": _power,
     "QuantileTransformer": _quantile,
     "SimpleImputer": _impute,

@@ -54,6 +54,7 @@ ESTIMATORS: dict[str, str] = {
     "OneHotEncoder": "sklearn.preprocessing",
     "OrdinalEncoder": "sklearn.preprocessing",
     "PCA": "sklearn.decomposition",
+    "PixelScaler": "vae_anomaly.data.pixels",
     "Pipeline": "sklearn.pipeline",
     "PowerTransformer": "sklearn.preprocessing",
     "QuantileTransformer": "sklearn.preprocessing",
@@ -75,6 +76,7 @@ RECORDS: dict[str, str] = {
     "Column": "vae_anomaly.data.tables",
     "KFold": "sklearn.model_selection",
     "ModelState": "vae_anomaly.model.states",
+    "Patches": "vae_anomaly.data.patches",
     "Specification": "vae_anomaly.model.states",
     "Table": "vae_anomaly.data.tables",
 }

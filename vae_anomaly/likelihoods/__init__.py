@@ -15,7 +15,13 @@ from vae_anomaly.likelihoods.base import LikelihoodLike as LikelihoodLike
 from vae_anomaly.likelihoods.base import from_config as from_config
 from vae_anomaly.likelihoods.base import resolve as resolve
 from vae_anomaly.likelihoods.discrete import Categorical, Count
-from vae_anomaly.likelihoods.location_scale import Gaussian, Laplace, LocationScale, StudentT
+from vae_anomaly.likelihoods.location_scale import (
+    Gaussian,
+    Laplace,
+    LocationScale,
+    PixelGaussian,
+    StudentT,
+)
 from vae_anomaly.likelihoods.mixed import Mixed
 from vae_anomaly.likelihoods.unit_interval import (
     Bernoulli,
@@ -36,6 +42,7 @@ __all__ = [
     "LocationScale",
     "Mixed",
     "Parameters",
+    "PixelGaussian",
     "StudentT",
     "UnitGaussian",
     "UnitInterval",

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.types import Array, Constraints, DtypeOrNone, Tensor
+from vae_anomaly.core.types import Array, DtypeOrNone, Tensor
 from vae_anomaly.likelihoods.base import Likelihood, Parameters, check_all_inside
-from vae_anomaly.likelihoods.location_scale import Gaussian
+from vae_anomaly.likelihoods.location_scale import PixelGaussian
 
 __all__ = ["Bernoulli", "ContinuousBernoulli", "UnitGaussian", "UnitInterval"]
 
 # Scalers that map to [0, 1] overshoot by a rounding error.
 _ROUNDING = 1e-6
-# The standard deviation of a pixel, in images of so many.
-_SCALE, _PIXELS = 0.3, 784
 
 
 class UnitInterval(Likelihood):
@@ -168,17 +164,16 @@ class ContinuousBernoulli(UnitInterval):
         return keras.ops.sign(logits) * (inverse_sinh - 1 / size)
 
 
-class UnitGaussian(UnitInterval, Gaussian):
-    r"""Normal likelihood for values in [0, 1], the default for images.
+class UnitGaussian(UnitInterval, PixelGaussian):
+    r"""Normal likelihood for pixels in [0, 1] that no scaler has changed.
 
     .. math:: \log p(x|z) = -\tfrac12\left(\frac{x - m(z)}{s}\right)^2 - \log s - \tfrac12\log 2\pi
 
-    One scale for all pixels, and no scaler before: all count alike. By default it grows with their number d,
-    :math:`s = 0.3 \sqrt{d / 784}`, so that an image at twice the resolution is not four times the evidence;
-    0.3 was found on images of 28 x 28 pixels, and a third of it is better on 8 x 8. The likelihoods above, or
-    a scale for each pixel, let those that are nearly always black or nearly always gray decide over an
-    image. It is a density on the real line, of which nothing is cut off: samples may lie outside of [0, 1].
-    Expected values are brought back into it.
+    `PixelGaussian` in the units of the pixels: by default :math:`s = 0.3 \sqrt{d / 784}` for d pixels, which
+    was found on images of bright strokes on black. The likelihoods above, or a scale for each pixel, let
+    those that are nearly always black or nearly always gray decide over an image. It is a density on the
+    real line, of which nothing is cut off: samples may lie outside of [0, 1]. Expected values are brought
+    back into it.
 
     Parameters
     ----------
@@ -196,24 +191,7 @@ class UnitGaussian(UnitInterval, Gaussian):
 
     name = "unit_gaussian"
     standardized = False
-
-    _parameter_constraints: ClassVar[Constraints] = {
-        **Gaussian._parameter_constraints,
-        "scale": [
-            StrOptions({"auto", "per_feature", "per_row"}),
-            Interval(Real, 0, None, closed="neither"),
-        ],
-    }
-
-    def __init__(self, scale: str | float = "auto", minimum_scale: float = 0.1) -> None:
-        super().__init__(scale, minimum_scale)
-
-    def log_scale(self, parameters: Parameters) -> Tensor:
-        if self.scale != "auto":
-            return super().log_scale(parameters)
-        n_pixels = parameters[0].shape[-1]
-        log_scale = math.log(_SCALE) + 0.5 * math.log(n_pixels / _PIXELS)
-        return keras.ops.convert_to_tensor(log_scale, dtype=parameters[0].dtype)
+    scale_of_784: ClassVar[float] = 0.3
 
     def values(self, expectations: Array) -> Array:
         return np.asarray(np.clip(expectations, 0.0, 1.0))

@@ -49,9 +49,9 @@ class Network(Spec):
         """The network to use for images of this shape, or for rows of a table (None)."""
         return self
 
-    def default_latent_dim(self, n_features: int) -> int:
-        """What ``latent_dim="auto"`` means: as many latents as features, at most 8."""
-        return min(n_features, 8)
+    def default_latent_dim(self, n_features: int, of_pixels: bool = False) -> int:
+        """What ``latent_dim="auto"`` means: as many latents as features, at most 8, of pixels 16."""
+        return min(n_features, 16 if of_pixels else 8)
 
     def shape_of_images(self, image_shape: Shape | None) -> Shape | None:
         """(height, width, channels) of the images that its rows are, or None for rows of a table.
@@ -62,7 +62,7 @@ class Network(Spec):
 
     def default_likelihood(self, image_shape: Shape | None) -> str:
         """What ``likelihood="auto"`` means: Gaussian, for images with one scale for all pixels."""
-        return "gaussian" if self.shape_of_images(image_shape) is None else "unit_gaussian"
+        return "gaussian" if self.shape_of_images(image_shape) is None else "pixel_gaussian"
 
     def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
         """A bound from below for the number of weights in what `build` returns, known without building it."""

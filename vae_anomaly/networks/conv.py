@@ -172,9 +172,9 @@ class ConvNetwork(Network):
             )
         return network
 
-    def default_latent_dim(self, n_features: int) -> int:
+    def default_latent_dim(self, n_features: int, of_pixels: bool = True) -> int:
         """What ``latent_dim="auto"`` means: as many latents as pixels, at most 16."""
-        return min(n_features, 16)
+        return super().default_latent_dim(n_features, of_pixels=True)
 
     def shape_of_images(self, image_shape: Shape | None) -> tuple[int, int, int] | None:
         return self.image_shape

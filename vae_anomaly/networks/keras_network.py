@@ -72,7 +72,7 @@ class KerasNetwork(Network):
         self.decoder = decoder
         self.pretrained = pretrained
 
-    def default_latent_dim(self, n_features: int) -> int:
+    def default_latent_dim(self, n_features: int, of_pixels: bool = False) -> int:
         """What ``latent_dim="auto"`` means: the width of the decoder's input."""
         _, decoder = self._blueprints()
         return int(decoder.input_shape[-1])

@@ -38,6 +38,7 @@ __all__ = [
     "grid_of",
     "image_shape_of",
     "legend_beside",
+    "made_shape_of",
     "new_axes",
     "show",
     "tile_images",
@@ -144,6 +145,14 @@ def _pyplot() -> Any:
 def legend_beside(ax: Axes, **options: Any) -> None:
     """A legend to the right of the axes, where no data are."""
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, **options)
+
+
+def made_shape_of(detector: Estimator, given: Shape | None) -> Shape:
+    """The shape of the images that a detector's model makes: `image_shape_of`, or that of its patches."""
+    patches = detector._fitted.preparation.patches
+    if patches is None:
+        return image_shape_of(detector, given)
+    return (patches.side, patches.side, patches.image_shape[2])
 
 
 def as_images(rows: npt.ArrayLike, image_shape: Shape) -> Array:

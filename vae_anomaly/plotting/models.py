@@ -13,7 +13,6 @@ from sklearn.decomposition import PCA
 
 from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.types import Array, Estimator, KerasModel, MatrixLike, RandomStateLike, Shape
-from vae_anomaly.data.scaling import unscale
 from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,
@@ -30,6 +29,7 @@ from vae_anomaly.plotting.canvas import (
     grid_of,
     image_shape_of,
     legend_beside,
+    made_shape_of,
     new_axes,
     show,
     tile_images,
@@ -177,7 +177,7 @@ def latent_manifold(
     """
     check_count("n", n)
     detector, _ = unwrap(detector)
-    shape = image_shape_of(detector, image_shape)
+    shape = made_shape_of(detector, image_shape)
     if detector.latent_dim_ != 2:
         raise ValueError(
             f"a manifold is drawn of two latent dimensions; the detector has {detector.latent_dim_}: fit it "
@@ -188,7 +188,7 @@ def latent_manifold(
     model = detector.model_
     expected = np.asarray(model.likelihood.expectations(model.decode(z.astype(np.float32))))
     rows = np.asarray(model.likelihood.values(expected), dtype=np.float64)
-    images = as_images(unscale(rows, detector.scaler_), shape)
+    images = as_images(detector._fitted.preparation.expected_back(rows), shape)
     ax = new_axes(ax, (6, 6))
     show(ax, tile_images(images, n), find_limits(images))
     ticks = np.unique(np.linspace(0, n - 1, min(n, 5)).round())
@@ -263,7 +263,9 @@ def reconstructions(
         top.set_title(f"score {scores[column]:.4g}", fontsize="medium")
     for panel, name in zip(panels[:, 0], ("image", "expected", "anomaly"), strict=True):
         panel.set_ylabel(name)
-    label = "share of the score" + unit_of(detector)
+    label = (
+        "share of the score" if detector._fitted.preparation.patches is None else "local score"
+    ) + unit_of(detector)
     panels[0, 0].figure.colorbar(
         drawn, ax=list(panels.flat), label=label, extend=find_open_ends(maps, low, high)
     )
@@ -278,7 +280,7 @@ def samples(
     image_shape: Shape | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """New images from the model, by `VAEDetector.sample` without noise, as tiles of a square.
+    """New images or patches from the model, by `VAEDetector.sample` without noise, as tiles of a square.
 
     Parameters
     ----------
@@ -309,7 +311,7 @@ def samples(
     (17, 17)
     """
     detector, _ = unwrap(detector)
-    shape = image_shape_of(detector, image_shape)
+    shape = made_shape_of(detector, image_shape)
     images = as_images(detector.sample(n, random_state, noise=False), shape)
     ax = new_axes(ax, (5, 5))
     show(ax, tile_images(images, math.ceil(math.sqrt(n))), find_limits(images))

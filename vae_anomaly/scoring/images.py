@@ -14,8 +14,9 @@ from vae_anomaly.scoring.score import Score
 
 __all__ = ["ImageShape", "unexplained_variance"]
 
-# Contrast, as a standard deviation of the pixels, below which an image counts as empty.
-_FAINTEST_CONTRAST = 0.1
+# Contrast, as a standard deviation of pixels, below which an image counts as empty: of scaled pixels (that
+# of all training images is 1), and of pixels in [0, 1].
+_FAINTEST_SCALED, _FAINTEST = 0.3, 0.1
 
 ImageShape = tuple[int, int, int]
 
@@ -23,15 +24,17 @@ ImageShape = tuple[int, int, int]
 def unexplained_variance(image_shape: Shape, smoothing: float = 1.0) -> Score:
     r"""The share of an image's variance that the model does not reproduce: a score of images.
 
-    .. math:: \mathrm{E}_q \frac{\|G * (x - \hat x(z))\|^2}{0.01\, d + \|G * (x - \bar x)\|^2}
+    .. math:: \mathrm{E}_q \frac{\|G * (x - \hat x(z))\|^2}{c^2 d + \|G * (x - \bar x)\|^2}
 
-    with the d pixels x, the image's mean :math:`\bar x` in each channel, and a Gaussian filter G. A
-    likelihood calls simple images probable whatever they show (Nalisnick et al. 2019, "Do deep generative
-    models know what they don't know?"), because there is little in them to get wrong. The denominator
-    corrects for that, as the length of the compressed image does in Serrà et al. 2020, "Input complexity and
-    out-of-distribution detection with likelihood-based generative models". The filter forgives strokes and
-    edges that lie a pixel off. A pixel's share is that of its surroundings: what it adds to the sum goes
-    through the filter once more, which keeps the sum and finds planted defects better.
+    with the d pixels x, the image's mean :math:`\bar x` in each channel, a Gaussian filter G, and the
+    contrast c of an image that counts as empty: 0.3 standard deviations of the training pixels where those
+    are scaled, 0.1 of pixels in [0, 1]. A likelihood calls simple images probable whatever they show
+    (Nalisnick et al. 2019, "Do deep generative models know what they don't know?"), because there is little
+    in them to get wrong. The denominator corrects for that, as the length of the compressed image does in
+    Serrà et al. 2020, "Input complexity and out-of-distribution detection with likelihood-based generative
+    models". The filter forgives strokes and edges that lie a pixel off. A pixel's share is that of its
+    surroundings: what it adds to the sum goes through the filter once more, which keeps the sum and finds
+    planted defects better.
 
     Parameters
     ----------
@@ -93,7 +96,8 @@ def _unexplained_variance(image_shape: ImageShape, smoothing: float) -> Score:
         own, missed = (keras.ops.reshape(v, (-1, *image_shape)) for v in (x, x - expected))
         own = keras.ops.square(smoothed(own - keras.ops.mean(own, axis=(1, 2), keepdims=True)))
         variance = keras.ops.sum(own, axis=(1, 2, 3), keepdims=True)
-        return keras.ops.square(smoothed(missed)) / (n_features * _FAINTEST_CONTRAST**2 + variance)
+        faintest = _FAINTEST_SCALED if vae.likelihood.standardized else _FAINTEST
+        return keras.ops.square(smoothed(missed)) / (n_features * faintest**2 + variance)
 
     def per_draw(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
         total = keras.ops.sum(of_pixels(vae, x, inferred), axis=(1, 2, 3))

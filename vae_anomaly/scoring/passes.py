@@ -33,6 +33,9 @@ __all__ = [
 
 _DRAWS_AT_ONCE = 64
 
+#: What models say of rows of shape (n_rows, n_features): an array of shape (n_states, n_rows, ...).
+OfRows = Callable[[Rows], Floats]
+
 
 def score_rows(
     states: Sequence[ModelState],

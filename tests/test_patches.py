@@ -1,0 +1,296 @@
+"""Patches: large images as many small squares."""
+
+import numpy as np
+import pytest
+from conftest import wide
+from scipy.ndimage import gaussian_filter
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+
+import vae_anomaly
+from vae_anomaly import Member, VAEDetector
+from vae_anomaly.data.patches import Patches
+from vae_anomaly.scoring import passes
+from vae_anomaly.scoring.patches import PatchPasses, largest_mean, largest_mean_of_tensor
+
+QUICK = {"epochs": 1, "random_state": 0}
+
+
+def numbered(image_shape, n_images=3):
+    """Flat images in which every number is another one."""
+    return np.arange(n_images * np.prod(image_shape), dtype=np.float32).reshape(n_images, -1)
+
+
+# -- squares --------------------------------------------------------------------------------------------
+SHAPES = [(13, 11, 2), (8, 8, 1), wide((8, 9, 3)), wide((31, 16, 1))]
+
+
+def squares_of(images, patches):
+    return np.concatenate(list(patches.blocks(images)))
+
+
+@pytest.mark.parametrize("image_shape", SHAPES)
+@pytest.mark.parametrize("side", [1, 4, wide(7), 8])
+def test_squares_stand_half_a_side_apart_up_to_the_edges(image_shape, side):
+    patches, images = Patches.of(image_shape, side), numbered(image_shape)
+    squares = squares_of(images, patches).reshape(3, patches.n_patches, side, side, image_shape[2])
+    expected = set()
+    for extent in image_shape[:2]:
+        steps = {*range(0, extent - side + 1, max(1, side // 2)), extent - side}
+        expected = {(*e, s) for e in expected for s in sorted(steps)} if expected else {(s,) for s in steps}
+    for image, of_image in zip(images.reshape(3, *image_shape), squares, strict=True):
+        found = {
+            tuple(int(i) for i in np.argwhere(image[..., 0] == square[0, 0, 0])[0]): square
+            for square in of_image
+        }
+        assert set(found) == expected
+        for (top, left), square in found.items():
+            np.testing.assert_array_equal(square, image[top : top + side, left : left + side])
+
+
+@pytest.mark.parametrize("image_shape", SHAPES)
+def test_squares_laid_over_each_other_are_the_image_again(image_shape):
+    patches, images = Patches.of(image_shape, 4), numbered(image_shape)
+    np.testing.assert_allclose(patches.overlay(squares_of(images, patches)), images, rtol=1e-12)
+
+
+def test_squares_come_in_blocks_whatever_their_number(monkeypatch):
+    patches, images = Patches.of((13, 11, 2), 4), numbered((13, 11, 2))
+    whole = squares_of(images, patches)
+    for numbers in (1, 200, 32 * patches.n_patches):
+        monkeypatch.setattr("vae_anomaly.data.patches._NUMBERS_AT_ONCE", numbers)
+        blocks = list(patches.blocks(images))
+        assert max(map(len, blocks)) <= max(1, numbers // patches.n_features)
+        np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+def test_positions_say_where_the_numbers_of_squares_stand():
+    patches, images = Patches.of((13, 11, 2), 4), numbered((13, 11, 2))
+    np.testing.assert_array_equal(images[:, patches.positions()].reshape(-1, 32), squares_of(images, patches))
+
+
+def test_training_squares_lie_anywhere_in_any_image(monkeypatch):
+    patches, images = Patches.of((6, 5, 1), 4), numbered((6, 5, 1))
+    drawn = patches.draw(images, 500, seed=0)
+    corners = {(i, top, left) for i in range(3) for top in range(3) for left in range(2)}
+    found = set()
+    for square in drawn.reshape(-1, 4, 4):
+        image, top, left = np.argwhere(images.reshape(3, 6, 5) == square[0, 0])[0]
+        np.testing.assert_array_equal(square, images.reshape(3, 6, 5)[image, top : top + 4, left : left + 4])
+        found.add((image, top, left))
+    assert found == corners
+    monkeypatch.setattr("vae_anomaly.data.patches._NUMBERS_AT_ONCE", 1)  # image by image
+    np.testing.assert_array_equal(patches.draw(images, 500, seed=0), drawn)
+
+
+def test_images_smaller_than_a_square_are_refused():
+    images = np.random.RandomState(0).uniform(size=(20, 40, 7))
+    with pytest.raises(ValueError, match="patches=8 is the side .* 40 pixels high and 7 wide: set a smaller"):
+        VAEDetector(patches=8, **QUICK).fit(images)
+
+
+# -- scores -----------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def grain():
+    """Noise of 40 x 36 pixels."""
+    return np.random.RandomState(0).normal(0.5, 0.1, size=(60, 40, 36))
+
+
+@pytest.fixture(scope="module")
+def detector(grain):
+    return VAEDetector(epochs=2, random_state=0).fit(grain)
+
+
+@pytest.fixture(scope="module")
+def colored(grain):
+    images = np.stack([grain, 1 - grain, grain[::-1]], axis=-1)[:30]
+    return VAEDetector(patches=6, members=2, **QUICK).fit(images), images
+
+
+def test_larger_images_are_seen_in_patches_and_small_ones_or_those_of_a_chosen_network_whole(grain):
+    def patches_of(images, *network):
+        return VAEDetector(*network, members=1, **QUICK).fit(images).patches_
+
+    assert patches_of(grain) == Patches((40, 36, 1), 8)
+    assert patches_of(grain[..., np.newaxis]) == Patches((40, 36, 1), 8)
+    for images, network in ((grain[:, :32], []), (grain, ["dense"]), (grain[:, :, 0], [])):
+        assert patches_of(images, *network) is None
+
+
+def test_a_model_of_patches_is_one_of_a_tables_rows(detector):
+    network, likelihood, n_features, latent_dim, *_ = detector.members_[0].specification
+    assert (repr(network), repr(likelihood)) == ("DenseNetwork()", "Gaussian()")
+    assert (n_features, latent_dim, detector.score_) == (64, 16, "beta_elbo")
+    assert [member.specification for member in detector.members_] == [detector.members_[0].specification] * 4
+
+
+def test_the_score_is_the_mean_of_the_six_largest_of_squares(detector, grain):
+    fitted = detector._fitted
+    rows = fitted.rows(grain[:5].reshape(5, -1))
+    by_member = [
+        np.sort(
+            passes.score_rows(
+                [member], squares_of(rows, detector.patches_), detector.draws_, fitted.score, None
+            ).reshape(5, -1)
+        )[:, -6:].mean(axis=1)
+        for member in detector.members_
+    ]
+    expected = -np.average(by_member, axis=0, weights=detector.member_weights_)
+    np.testing.assert_allclose(detector.score_samples(grain[:5]), expected, rtol=1e-12)
+
+
+def test_the_largest_mean_is_of_all_values_if_they_are_few():
+    values = np.random.RandomState(0).normal(size=(4, 9))
+    np.testing.assert_allclose(largest_mean(values), np.sort(values)[:, 3:].mean(axis=1))
+    np.testing.assert_allclose(largest_mean(values[:, :2]), values[:, :2].mean(axis=1))
+    for some in (values, values[:, :2]):
+        np.testing.assert_allclose(largest_mean_of_tensor(some), largest_mean(some))
+
+
+def test_images_score_the_same_bits_alone_and_together_and_in_blocks(detector, grain, monkeypatch):
+    together = detector.score_samples(grain)
+    np.testing.assert_array_equal(detector.score_samples(grain[7:8]), together[7:8])
+    monkeypatch.setattr("vae_anomaly.data.patches._NUMBERS_AT_ONCE", 64 * 100)
+    monkeypatch.setattr("vae_anomaly.ensemble.fitted._NUMBERS_AT_ONCE", 3 * 40 * 36)
+    np.testing.assert_array_equal(detector.score_samples(grain[::-1]), together[::-1])
+
+
+def test_the_same_seed_gives_the_same_scores(detector, grain):
+    again = clone(detector).fit(grain)
+    np.testing.assert_array_equal(again.score_samples(grain), detector.score_samples(grain))
+
+
+def test_bytes_score_as_the_same_images_in_the_unit_interval(grain):
+    of_bytes = (grain * 255).round().astype(np.uint8)
+    one, other = (VAEDetector(members=1, **QUICK).fit(X) for X in (of_bytes, of_bytes / 255))
+    np.testing.assert_array_equal(one.score_samples(of_bytes), other.score_samples(of_bytes / 255))
+    np.testing.assert_array_equal(one.score_samples(of_bytes / 255), other.score_samples(of_bytes))
+
+
+@pytest.mark.parametrize("of_colors", [False, True])
+def test_the_largest_pixel_of_the_map_is_the_score(detector, colored, grain, of_colors):
+    detector, images = colored if of_colors else (detector, grain)
+    maps = detector.explain(images[:9])
+    assert maps.shape == images[:9].shape
+    largest = maps.reshape(9, 40 * 36, -1).sum(axis=-1).max(axis=-1)
+    np.testing.assert_allclose(largest, -detector.score_samples(images[:9]), rtol=1e-12)
+
+
+def test_maps_are_overlaid_shares_of_squares_smoothed_and_shifted_as_a_whole(detector, grain):
+    fitted, patches = detector._fitted, detector.patches_
+    squares = squares_of(fitted.rows(grain[:2].reshape(2, -1)), patches)
+    shares = passes.shares(detector.members_, squares, detector.draws_, fitted.score, None)
+    scores = passes.score_rows(detector.members_, squares, detector.draws_, fitted.score, None)
+    shares += ((scores - shares.sum(axis=-1)) / 64)[..., np.newaxis]
+    overlaid = [64 * patches.overlay(of_member).reshape(2, 40, 36) for of_member in shares]
+    local = gaussian_filter(np.average(overlaid, axis=0, weights=detector.member_weights_), (0, 2, 2))
+    shift = detector.explain(grain[:2]) - local
+    np.testing.assert_allclose(shift, shift[:, :1, :1] * np.ones((1, 40, 36)), atol=1e-8)
+
+
+def test_the_bound_of_an_image_is_that_of_the_squares_that_fill_it(detector, grain):
+    fitted = detector._fitted
+    squares = squares_of(fitted.rows(grain[:4].reshape(4, -1)), detector.patches_)
+    terms = passes.elbo_terms(detector.members_, squares, detector.draws_, None).sum(axis=-1)
+    of_squares = np.average(terms, axis=0, weights=detector.member_weights_)
+    assert detector.score(grain[:4]) == pytest.approx(-of_squares.mean() * 40 * 36 / 64)
+
+
+def test_reconstructions_are_images_and_samples_are_patches(detector, colored, grain):
+    assert detector.reconstruct(grain[:3]).shape == (3, 40, 36)
+    assert detector.sample(2, random_state=0).shape == (2, 8, 8)
+    assert detector.encode(grain[:3]).shape == (3, 16 * detector.patches_.n_patches)
+    colored, images = colored
+    assert colored.reconstruct(images[:3]).shape == (3, 40, 36, 3)
+    assert colored.sample(2, random_state=0).shape == (2, 6, 6, 3)
+    with pytest.raises(ValueError, match="is of rows of a table, and the members see patches"):
+        detector.expected(grain[:1])
+
+
+def test_confidence_is_that_of_the_largest_squares(detector, grain):
+    confidence = detector.confidence(grain[:9])
+    assert ((confidence >= 0.5) & (confidence <= 1)).all()
+    asking = PatchPasses(detector.patches_)
+    fitted = detector._fitted
+    rows = fitted.rows(grain[:1].reshape(1, -1))
+    errors = asking.draw_errors(detector.members_[:1], rows, detector.draws_, fitted.score, None)
+    squares = squares_of(rows, detector.patches_)
+    of_squares = passes.draw_errors(detector.members_[:1], squares, detector.draws_, fitted.score, None)[0]
+    scores = passes.score_rows(detector.members_[:1], squares, detector.draws_, fitted.score, None)[0]
+    np.testing.assert_allclose(errors[0, 0], of_squares[np.argsort(scores)[-6:]].mean())
+
+
+def test_a_missing_pixel_is_left_out_of_the_squares_around_it(detector, grain):
+    images = grain[:6].copy()
+    images[:, 4:7, 10:13] = np.nan
+    images[3] = np.nan
+    assert np.isfinite(detector.score_samples(images)).all()
+    filled = detector.reconstruct(images)
+    assert np.isfinite(filled).all()
+
+
+# -- around it -----------------------------------------------------------------------------------------
+def test_a_loaded_detector_sees_the_same_patches(colored, tmp_path):
+    detector, images = colored
+    detector.save(tmp_path / "patches.vae")
+    loaded = vae_anomaly.load(tmp_path / "patches.vae")
+    assert loaded.patches_ == Patches((40, 36, 3), 6)
+    np.testing.assert_array_equal(loaded.score_samples(images), detector.score_samples(images))
+    np.testing.assert_array_equal(loaded.explain(images[:2]), detector.explain(images[:2]))
+
+
+def test_an_exported_graph_scores_images_as_the_detector_does(colored, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    detector, images = colored
+    images = images.copy()
+    images[0, 3:5, 4] = np.nan
+    detector.to_onnx(tmp_path / "patches.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "patches.onnx")
+    scores, labels = session.run(["score_samples", "label"], {"X": images})
+    expected = detector.score_samples(images)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+    apart = np.abs(expected - detector.offset_) > 1e-3 * (1 + np.abs(detector.offset_))
+    np.testing.assert_array_equal(labels[apart], detector.predict(images)[apart])
+    assert session.run(["label"], {"X": images[:0]})[0].shape == (0,)
+
+
+def test_a_warm_start_goes_on_with_the_patches(grain):
+    detector = VAEDetector(warm_start=True, members=2, **QUICK).fit(grain)
+    before = detector.members_[0].trainable
+    detector.fit(grain)
+    assert detector.patches_ == Patches((40, 36, 1), 8)
+    assert not np.array_equal(detector.members_[0].trainable, before)
+
+
+def test_what_is_of_columns_is_refused_of_patches(grain):
+    with pytest.raises(ValueError, match="column_transform is of a table's columns"):
+        VAEDetector(members=[Member(column_transform="yeo-johnson")], **QUICK).fit(grain)
+    with pytest.raises(ValueError, match="patches=4 is of images: hand them in as an array of shape"):
+        VAEDetector(patches=4, **QUICK).fit(grain[:, 0])
+    with pytest.raises(ValueError, match="'unexplained_variance' is one of images"):
+        VAEDetector(score="unexplained_variance", **QUICK).fit(grain)
+
+
+def test_a_network_of_images_takes_patches_too(grain):
+    detector = VAEDetector("conv", patches=12, members=1, **QUICK).fit(grain)
+    assert detector.members_[0].specification.network.image_shape == (12, 12, 1)
+    assert np.isfinite(detector.score_samples(grain)).all()
+
+
+@pytest.mark.parametrize("defect", ["scratch", "spot"])
+def test_small_defects_of_a_texture_are_found_and_shown(defect):
+    rng = np.random.RandomState(0)
+    across = np.arange(48)
+    phases = rng.uniform(0, 2 * np.pi, size=(120, 1, 1))
+    stripes = 0.5 + 0.2 * np.sin(2 * np.pi * across / 8 + phases) + 0.04 * rng.normal(size=(120, 48, 48))
+    changed = np.zeros((48, 48), dtype=bool)
+    changed[20:22, 12:30] = True
+    if defect == "spot":
+        changed[:] = np.hypot(across - 30, across[:, np.newaxis] - 18) < 4
+    damaged = np.where(changed, stripes[80:] + 0.25, stripes[80:])
+    detector = VAEDetector(epochs=4, random_state=0).fit(stripes[:80])
+    scores = -detector.score_samples(np.concatenate([stripes[80:], damaged]))
+    assert roc_auc_score(np.repeat([0, 1], 40), scores) > 0.99
+    maps = detector.explain(damaged)
+    assert roc_auc_score(np.broadcast_to(changed, maps.shape).ravel(), maps.ravel()) > 0.95

@@ -1,0 +1,149 @@
+"""Patches: images as many small squares, and what is told of the squares as images again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vae_anomaly.core.rows import Rows, with_channels
+from vae_anomaly.core.types import Array, Floats, Matrix, Shape
+
+__all__ = ["Patches"]
+
+# Squares that overlap by a half see every small defect whole, or nearly.
+_STRIDES_PER_SIDE = 2
+_NUMBERS_AT_ONCE = 2**22
+
+
+class Patches(NamedTuple):
+    """The squares that cover an image, a half of their side apart; at the far edges, nearer.
+
+    Attributes
+    ----------
+    image_shape : (height, width, channels)
+    side : int
+        Of a square, in pixels.
+    """
+
+    image_shape: tuple[int, int, int]
+    side: int
+
+    @classmethod
+    def of(cls, image_shape: Shape, side: int) -> Patches:
+        """The squares of this side in images of this shape.
+
+        Raises
+        ------
+        ValueError
+            If an image is smaller than a square.
+        """
+        height, width, channels = with_channels(image_shape)
+        if side > min(height, width):
+            raise ValueError(
+                f"patches={side} is the side of squares within the images, which are {height} pixels high "
+                f"and {width} wide: set a smaller one, or None for whole images."
+            )
+        return cls((height, width, channels), int(side))
+
+    @property
+    def n_features(self) -> int:
+        """Numbers in a patch."""
+        return self.side**2 * self.image_shape[2]
+
+    @property
+    def grid(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """The upper rows and the left columns of the squares."""
+        step = max(1, self.side // _STRIDES_PER_SIDE)
+        upper, left = (
+            np.unique(np.append(np.arange(0, extent - self.side + 1, step), extent - self.side))
+            for extent in self.image_shape[:2]
+        )
+        return upper, left
+
+    @property
+    def n_patches(self) -> int:
+        """Squares in an image."""
+        upper, left = self.grid
+        return len(upper) * len(left)
+
+    def blocks(self, images: Matrix) -> Iterator[Rows]:
+        """All squares of flat images, image by image, as rows in blocks: (n_squares, n_features)."""
+        size = max(1, _NUMBERS_AT_ONCE // self.n_features)
+        n_images = max(1, size // self.n_patches)
+        for start in range(0, len(images), n_images):
+            windows = self._windows(images[start : start + n_images])
+            upper, left = self.grid
+            places = np.stack(np.meshgrid(np.arange(len(windows)), upper, left, indexing="ij"), axis=-1)
+            places = places.reshape(-1, 3)
+            for first in range(0, len(places), size):
+                yield self._at(windows, places[first : first + size])
+
+    def draw(self, images: Matrix, n_patches: int, seed: int) -> Rows:
+        """Squares at random places of random images: (n_patches, n_features)."""
+        rng = np.random.RandomState(seed)
+        height, width, _ = self.image_shape
+        chosen = np.sort(rng.randint(len(images), size=n_patches))
+        upper = rng.randint(height - self.side + 1, size=n_patches)
+        left = rng.randint(width - self.side + 1, size=n_patches)
+        rows = np.empty((n_patches, self.n_features), dtype=np.float32)
+        n_images = max(1, _NUMBERS_AT_ONCE // int(np.prod(self.image_shape)))
+        for start in range(0, len(images), n_images):
+            mine = slice(*np.searchsorted(chosen, [start, start + n_images]))
+            if mine.start < mine.stop:
+                windows = self._windows(images[start : start + n_images])
+                places = np.stack([chosen[mine] - start, upper[mine], left[mine]], axis=-1)
+                rows[mine] = self._at(windows, places)
+        return rows
+
+    def _windows(self, images: Array) -> Array:
+        """A view of every square: (n_images, height, width, channels, side, side)."""
+        stacked = images.reshape(len(images), *self.image_shape)
+        return np.lib.stride_tricks.sliding_window_view(stacked, (self.side, self.side), axis=(1, 2))
+
+    def _at(self, windows: Array, places: npt.NDArray[np.intp]) -> Array:
+        squares = windows[places[:, 0], places[:, 1], places[:, 2]]
+        return np.ascontiguousarray(np.moveaxis(squares, 1, -1)).reshape(len(places), self.n_features)
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Where each number of each square stands in a flat image: shape (n_patches, n_features)."""
+        flat = np.arange(int(np.prod(self.image_shape)), dtype=np.int64)[None]
+        windows = self._windows(flat)
+        upper, left = self.grid
+        places = np.stack(np.meshgrid([0], upper, left, indexing="ij"), axis=-1).reshape(-1, 3)
+        return self._at(windows, places)
+
+    def tile(self, squares: Array) -> Array:
+        """Flat images that are filled by one square each, again and again: (n_squares, n_pixels)."""
+        height, width, channels = self.image_shape
+        across = squares.reshape(-1, self.side, self.side, channels)
+        tiled = np.tile(across, (1, -(-height // self.side), -(-width // self.side), 1))
+        return tiled[:, :height, :width].reshape(len(tiled), -1)
+
+    # -- back -------------------------------------------------------------------------------------
+    def by_image(self, values: Floats) -> Floats:
+        """What is told of each square, (..., n_squares), by images: (..., n_images, n_rows, n_columns)."""
+        upper, left = self.grid
+        return values.reshape(*values.shape[:-1], -1, len(upper), len(left))
+
+    def overlay(self, values: Floats) -> Floats:
+        """Numbers of the squares' pixels, (n_squares, n_features), averaged where squares overlap.
+
+        Returns
+        -------
+        float64 array of shape (n_images, n_pixels)
+        """
+        upper, left = self.grid
+        height, width, channels = self.image_shape
+        side = self.side
+        squares = values.reshape(-1, len(upper), len(left), side, side, channels)
+        total = np.zeros((len(squares), height, width, channels))
+        times = np.zeros((height, width, 1))
+        for down in range(side):
+            for across in range(side):
+                rows, columns = np.ix_(upper + down, left + across)
+                total[:, rows, columns] += squares[:, :, :, down, across]
+                times[rows, columns] += 1
+        return (total / times).reshape(len(squares), -1)
