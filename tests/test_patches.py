@@ -11,7 +11,7 @@ import vae_anomaly
 from vae_anomaly import Member, VAEDetector
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.scoring import passes
-from vae_anomaly.scoring.patches import PatchPasses, largest_mean, largest_mean_of_tensor
+from vae_anomaly.scoring.patches import PatchPasses, largest_mean, mirror, pool_tensor, usual_scores
 
 QUICK = {"epochs": 1, "random_state": 0}
 
@@ -124,17 +124,20 @@ def test_a_model_of_patches_is_one_of_a_tables_rows(detector):
     assert [member.specification for member in detector.members_] == [detector.members_[0].specification] * 4
 
 
-def test_the_score_is_the_mean_of_the_six_largest_of_squares(detector, grain):
+def of_squares(detector, images, ask=passes.score_rows):
+    """What all members say of all squares of images, (n_members, n_images, n_squares), and what is usual."""
     fitted = detector._fitted
-    rows = fitted.rows(grain[:5].reshape(5, -1))
-    by_member = [
-        np.sort(
-            passes.score_rows(
-                [member], squares_of(rows, detector.patches_), detector.draws_, fitted.score, None
-            ).reshape(5, -1)
-        )[:, -6:].mean(axis=1)
-        for member in detector.members_
-    ]
+    squares = squares_of(fitted.rows(images.reshape(len(images), -1)), detector.patches_)
+    said = ask(detector.members_, squares, detector.draws_, fitted.score, None)
+    return said.reshape(len(said), len(images), -1, *said.shape[2:]), fitted.usual_scores
+
+
+def test_the_score_is_the_mean_of_the_six_most_unusual_squares(detector, grain):
+    scores, usual = of_squares(detector, grain[:5])
+    by_member = []
+    for of_member, (median, ratio) in zip(scores, usual, strict=True):
+        unusual = np.where(of_member > median, of_member, median + ratio * (median - of_member))
+        by_member.append(np.sort(unusual)[:, -6:].mean(axis=1))
     expected = -np.average(by_member, axis=0, weights=detector.member_weights_)
     np.testing.assert_allclose(detector.score_samples(grain[:5]), expected, rtol=1e-12)
 
@@ -143,8 +146,19 @@ def test_the_largest_mean_is_of_all_values_if_they_are_few():
     values = np.random.RandomState(0).normal(size=(4, 9))
     np.testing.assert_allclose(largest_mean(values), np.sort(values)[:, 3:].mean(axis=1))
     np.testing.assert_allclose(largest_mean(values[:, :2]), values[:, :2].mean(axis=1))
+    usual = np.array([[0.3, 1.7]])
     for some in (values, values[:, :2]):
-        np.testing.assert_allclose(largest_mean_of_tensor(some), largest_mean(some))
+        np.testing.assert_allclose(pool_tensor(some, usual[0]), largest_mean(mirror(some[None], usual)[0]))
+
+
+def test_too_probable_a_square_is_as_unusual_as_one_as_far_out_on_the_other_side():
+    scores = np.concatenate([np.linspace(-4, 0, 5001), np.linspace(0, 2, 5001)])[None]
+    ((median, ratio),) = usual = usual_scores(scores)
+    np.testing.assert_allclose((median, ratio), (0, 0.5), atol=2e-3)
+    mirrored = mirror(np.array([[-4.0, -2.0, 0.0, 1.0, 2.0]]), usual)
+    np.testing.assert_allclose(mirrored, [[2, 1, 0, 1, 2]], atol=0.02)
+    assert usual_scores(np.ones((1, 9))).tolist() == [[1, 1]]  # alike: either side counts
+    np.testing.assert_allclose(mirror(2 - scores, usual_scores(2 - scores)).max(), 6, atol=0.02)
 
 
 def test_images_score_the_same_bits_alone_and_together_and_in_blocks(detector, grain, monkeypatch):
@@ -177,14 +191,16 @@ def test_the_largest_pixel_of_the_map_is_the_score(detector, colored, grain, of_
 
 
 def test_maps_are_overlaid_shares_of_squares_smoothed_and_shifted_as_a_whole(detector, grain):
-    fitted, patches = detector._fitted, detector.patches_
-    squares = squares_of(fitted.rows(grain[:2].reshape(2, -1)), patches)
-    shares = passes.shares(detector.members_, squares, detector.draws_, fitted.score, None)
-    scores = passes.score_rows(detector.members_, squares, detector.draws_, fitted.score, None)
-    shares += ((scores - shares.sum(axis=-1)) / 64)[..., np.newaxis]
-    overlaid = [64 * patches.overlay(of_member).reshape(2, 40, 36) for of_member in shares]
-    local = gaussian_filter(np.average(overlaid, axis=0, weights=detector.member_weights_), (0, 2, 2))
-    shift = detector.explain(grain[:2]) - local
+    patches = detector.patches_
+    shares, usual = of_squares(detector, grain[:2], passes.shares)
+    scores, _ = of_squares(detector, grain[:2])
+    local = []
+    for terms, of_member, (median, ratio) in zip(shares, scores, usual, strict=True):
+        terms = np.where(of_member >= median, 1, -ratio)[..., np.newaxis] * terms
+        unusual = np.where(of_member >= median, of_member, median + ratio * (median - of_member))
+        terms += ((unusual - terms.sum(axis=-1)) / 64)[..., np.newaxis]
+        local.append(gaussian_filter(64 * patches.overlay(terms).reshape(2, 40, 36), (0, 2, 2)))
+    shift = detector.explain(grain[:2]) - np.average(local, axis=0, weights=detector.member_weights_)
     np.testing.assert_allclose(shift, shift[:, :1, :1] * np.ones((1, 40, 36)), atol=1e-8)
 
 
@@ -207,17 +223,17 @@ def test_reconstructions_are_images_and_samples_are_patches(detector, colored, g
         detector.expected(grain[:1])
 
 
-def test_confidence_is_that_of_the_largest_squares(detector, grain):
+def test_confidence_is_that_of_the_most_unusual_squares(detector, grain):
     confidence = detector.confidence(grain[:9])
     assert ((confidence >= 0.5) & (confidence <= 1)).all()
-    asking = PatchPasses(detector.patches_)
     fitted = detector._fitted
-    rows = fitted.rows(grain[:1].reshape(1, -1))
-    errors = asking.draw_errors(detector.members_[:1], rows, detector.draws_, fitted.score, None)
-    squares = squares_of(rows, detector.patches_)
-    of_squares = passes.draw_errors(detector.members_[:1], squares, detector.draws_, fitted.score, None)[0]
-    scores = passes.score_rows(detector.members_[:1], squares, detector.draws_, fitted.score, None)[0]
-    np.testing.assert_allclose(errors[0, 0], of_squares[np.argsort(scores)[-6:]].mean())
+    rows, asking = fitted.rows(grain[:3].reshape(3, -1)), PatchPasses(detector.patches_, fitted.usual_scores)
+    found = asking.draw_errors(detector.members_, rows, detector.draws_, fitted.score, None)
+    errors, usual = of_squares(detector, grain[:3], passes.draw_errors)
+    scores, _ = of_squares(detector, grain[:3])
+    errors *= np.where(scores < usual[:, :1, None], usual[:, 1:, None], 1)
+    largest = np.argsort(mirror(scores, usual))[..., -6:]
+    np.testing.assert_allclose(found, np.take_along_axis(errors, largest, axis=-1).mean(axis=-1))
 
 
 def test_a_missing_pixel_is_left_out_of_the_squares_around_it(detector, grain):
@@ -278,7 +294,7 @@ def test_a_network_of_images_takes_patches_too(grain):
     assert np.isfinite(detector.score_samples(grain)).all()
 
 
-@pytest.mark.parametrize("defect", ["scratch", "spot"])
+@pytest.mark.parametrize("defect", ["scratch", "spot", "no texture"])
 def test_small_defects_of_a_texture_are_found_and_shown(defect):
     rng = np.random.RandomState(0)
     across = np.arange(48)
@@ -288,7 +304,9 @@ def test_small_defects_of_a_texture_are_found_and_shown(defect):
     changed[20:22, 12:30] = True
     if defect == "spot":
         changed[:] = np.hypot(across - 30, across[:, np.newaxis] - 18) < 4
-    damaged = np.where(changed, stripes[80:] + 0.25, stripes[80:])
+    if defect == "no texture":
+        changed[14:26, 20:32] = True
+    damaged = np.where(changed, 0.5 if defect == "no texture" else stripes[80:] + 0.25, stripes[80:])
     detector = VAEDetector(epochs=4, random_state=0).fit(stripes[:80])
     scores = -detector.score_samples(np.concatenate([stripes[80:], damaged]))
     assert roc_auc_score(np.repeat([0, 1], 40), scores) > 0.99

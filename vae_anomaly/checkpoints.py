@@ -24,7 +24,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Callback, Constraints, Matrix, RandomStateLike, Values
 from vae_anomaly.core.versions import versions
-from vae_anomaly.data.sparse import blocks
+from vae_anomaly.data.lazy import blocks
 from vae_anomaly.engine.steps import TrainingState
 from vae_anomaly.ensemble.members import Job
 from vae_anomaly.files import state_file

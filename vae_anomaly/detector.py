@@ -1250,7 +1250,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted.preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
 
     def _checked(self, X: MatrixLike, reset: bool) -> tuple[Matrix, Shape | None, DtypeOrNone]:
-        """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""
+        """X as a 2-D array, the shape of an image if it held images, and the dtype that it had.
+
+        Of floating-point numbers; images of bytes stay such.
+        """
         X = frames.to_pandas(X)
         received = getattr(X, "shape", None)
         if reset:
@@ -1266,12 +1269,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             X = self.table_.numbers(X)
         if not reset:
             check_image_shape(received, image_shape, self._shape_of_images)
+        bytes_stay = [] if image_shape is None else [np.uint8]  # a copy in float64 is eight times as large
         X = validate_data(
             self,
             X,
             accept_sparse="csr",
             reset=reset,
-            dtype=[np.float64, np.float32],
+            dtype=[np.float64, np.float32, *bytes_stay],
             ensure_all_finite=False,  # NaN is a missing value, and an infinite one is named by its column
             ensure_min_samples=2 if reset else 1,
         )

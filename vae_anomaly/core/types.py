@@ -163,6 +163,7 @@ class Detector(Protocol):
     score_: Any
     threshold_: Any
     _member_levels: Floats
+    _usual_scores: Floats | None
     _split_seeds: list[int]
     _calibration_seed: int
     #: Parameters.

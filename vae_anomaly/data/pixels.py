@@ -149,6 +149,8 @@ def dtype_of(X: Unchecked) -> DtypeOrNone:
 def pixel_range(X: Matrix) -> tuple[float, float]:
     """Lowest and highest of the pixels that are not missing; NaN if all are."""
     values = X.data if sparse.issparse(X) else X
+    if values.dtype == np.uint8 and values.size:
+        return float(values.min()) / 255, float(values.max()) / 255
     low, high = (float(end.reduce(values, axis=None, initial=np.nan)) for end in (np.fmin, np.fmax))
     if sparse.issparse(X) and values.size < math.prod(X.shape):
         low, high = min(0.0, low), max(0.0, high)
@@ -164,10 +166,12 @@ def pixels(
 ) -> Matrix:
     """Rows of pixels in the units that the model works in: shares of 255 if they were of dtype uint8.
 
+    Bytes may stay bytes, which `scaling.as_numbers` divides when a block of them is wanted.
+
     Parameters
     ----------
-    X : float array of shape (n_rows, n_pixels), or a CSR matrix
-        Written into if the dtype is uint8.
+    X : float or uint8 array of shape (n_rows, n_pixels), or a CSR matrix
+        Numbers that were of dtype uint8 are written into.
     dtype : what X was handed in as
     likelihood : Likelihood
         One of whole numbers takes uint8 for the numbers that it holds.
@@ -189,7 +193,10 @@ def pixels(
                 f"the detector was fitted on images with pixel values from {low:g} to {high:g}; received "
                 "uint8, which stands for values in [0, 1]: convert the images as those of the training were."
             )
-        X /= 255
+        if X.dtype != np.uint8:
+            X /= 255
+    elif X.dtype == np.uint8:
+        X = X.astype(np.float64)
     if not scaled:
         likelihood.check_pixels(*pixel_range(X), dtype)
     if fitted_range is not None and _in_unit_interval(fitted_range):
@@ -208,7 +215,7 @@ def _check_not_in_other_units(low: float, high: float, fitted_range: tuple[float
 
 
 def _check_not_binary(X: Matrix) -> None:
-    if pixel_range(X)[1] == 1:
+    if pixel_range(X)[1] == (1 / 255 if X.dtype == np.uint8 else 1):
         raise ValueError(
             "uint8 images are divided by 255, and these hold only 0 and 1: hand in booleans, X.astype(bool)."
         )

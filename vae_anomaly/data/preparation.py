@@ -20,9 +20,9 @@ from vae_anomaly.core.types import (
     Unchecked,
 )
 from vae_anomaly.data import frames, scaling
+from vae_anomaly.data.lazy import blocks, rows_of
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.pixels import pixel_range, pixels
-from vae_anomaly.data.sparse import blocks, rows_of
 from vae_anomaly.data.tables import Table
 from vae_anomaly.likelihoods import Likelihood
 
@@ -128,8 +128,11 @@ class Preparation:
         scaling.check_finite(X, self.names)
 
     def training_rows(self, X: Matrix, likelihood: Likelihood) -> Matrix:
-        """What a model is trained on, all within the likelihood's support; `SparseRows` of a sparse table."""
-        rows = rows_of(X, self.scaler, self.names)
+        """What a model is trained on, all within the likelihood's support: an array, or `LazyRows`.
+
+        Those are a sparse table's, and those of large images of bytes, of which only patches are wanted.
+        """
+        rows = rows_of(X, self.scaler, self.names, lazy=self.patches is not None)
         for block in blocks(rows):
             self.check_support(block, likelihood)
         return scaling.clip_gross_errors(rows, self.scaler)

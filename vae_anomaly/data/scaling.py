@@ -22,6 +22,7 @@ __all__ = [
     "FARTHEST",
     "ScalerOfColumns",
     "any_infinite",
+    "as_numbers",
     "check_finite",
     "check_magnitude",
     "clip_gross_errors",
@@ -113,8 +114,15 @@ def scaler_for(
     return ScalerOfColumns(scaler, columns) if columns else None
 
 
+def as_numbers(X: Matrix) -> Matrix:
+    """X as floating-point numbers: bytes, which are pixels, as shares of 255."""
+    return X / 255 if X.dtype == np.uint8 else X
+
+
 def any_infinite(X: Matrix) -> bool:
     """Whether a value is infinite."""
+    if X.dtype.kind != "f":
+        return False
     return bool(np.isinf(X.data if sparse.issparse(X) else X).any())
 
 
@@ -133,7 +141,7 @@ def check_finite(X: Matrix, names: Array | None) -> None:
 def check_magnitude(X: Matrix, names: Array | None) -> None:
     """Refuse values whose variance overflows: a scaler would turn their column into zeros, silently."""
     values = X.data if sparse.issparse(X) else X
-    if values.dtype == np.float32:  # holds none so large
+    if values.dtype != np.float64:  # holds none so large
         return
     # NaN, a missing value, is neither above nor below.
     if (values > _LARGEST).any() or (values < -_LARGEST).any():
@@ -156,7 +164,7 @@ def missing_fractions(X: Matrix, names: Array | None) -> Floats:
     if sparse.issparse(X):
         n_missing = np.bincount(X.indices[np.isnan(X.data)], minlength=X.shape[1])
     else:
-        n_missing = np.isnan(X).sum(axis=0)
+        n_missing = np.isnan(X).sum(axis=0) if X.dtype.kind == "f" else np.zeros(X.shape[1])
     (empty,) = (n_missing == X.shape[0]).nonzero()
     if len(empty):
         raise ValueError(
@@ -181,12 +189,13 @@ def column_names(scaler: Estimator, names: Array | None, n_columns: int) -> Arra
 
 def fit_scaler(scaler: Estimator, X: Matrix) -> Estimator:
     """A clone of the scaler, fitted on X; None stays None."""
-    if type(scaler) is StandardScaler or (sparse.issparse(X) and hasattr(scaler, "partial_fit")):
+    in_blocks = type(scaler) in (PixelScaler, StandardScaler)
+    if in_blocks or (sparse.issparse(X) and hasattr(scaler, "partial_fit")):
         # In blocks: a variance makes copies of what it gets at once, and a sparse table is never dense.
         scaler = clone(scaler)
         least, greatest = np.full(X.shape[1], np.inf), np.full(X.shape[1], -np.inf)
         for start in range(0, X.shape[0], block := _block_of(X)):
-            rows = dense(X[start : start + block])
+            rows = dense(as_numbers(X[start : start + block]))
             scaler.partial_fit(rows)
             least, greatest = np.fmin(least, np.fmin.reduce(rows)), np.fmax(greatest, np.fmax.reduce(rows))
         if _standardizes(scaler):
@@ -195,7 +204,7 @@ def fit_scaler(scaler: Estimator, X: Matrix) -> Estimator:
                 _give_gross_errors_no_say(scaler, X)
         return scaler
     # A transformer of the user's may write into its argument.
-    return None if scaler is None else clone(scaler).fit(X.copy())
+    return None if scaler is None else clone(scaler).fit(as_numbers(X).copy())
 
 
 def _standardizes(scaler: Estimator) -> bool:
@@ -276,7 +285,7 @@ def scale(X: Matrix, scaler: Estimator, names: Array | None = None) -> Rows:
 
 
 def _scale_block(X: Matrix, start: int, size: int, scaler: Estimator, names: Array | None) -> Rows:
-    given = X[start : start + size]
+    given = as_numbers(X[start : start + size])
     block = dense(given)
     rows = block if scaler is None else _transform(given, block, scaler)
     wrong = ~np.isfinite(rows)

@@ -23,6 +23,7 @@ def take_over(detector: Detector, outcome: Outcome, decisions: Decisions, n_rows
     detector.members_, detector.draws_ = tuple(fitted.members), fitted.draws
     detector.latent_dim_ = fitted.members[0].specification.latent_dim
     detector.member_weights_, detector._member_levels = fitted.weights, fitted.levels
+    detector._usual_scores = fitted.usual_scores
     detector.score_, detector.threshold_ = decisions.score, decisions.rule
     detector.history_, detector.interrupted_ = outcome.history, outcome.interrupted
     detector._split_seeds, detector._calibration_seed = outcome.split_seeds, outcome.calibration_seed
@@ -52,6 +53,7 @@ def fitted_of(detector: Detector) -> Fitted:
         device=detector.device,
         weights=detector.member_weights_,
         levels=detector._member_levels,
+        usual_scores=getattr(detector, "_usual_scores", None),
         invalid=detector.invalid,
     )
 

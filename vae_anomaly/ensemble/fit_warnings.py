@@ -9,7 +9,7 @@ from scipy import stats
 
 from vae_anomaly import thresholds
 from vae_anomaly.core.types import Array, Matrix
-from vae_anomaly.data.sparse import representative
+from vae_anomaly.data.lazy import representative
 from vae_anomaly.engine.programs import architecture, on_device
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import Job

@@ -15,20 +15,23 @@ from vae_anomaly import explanations
 from vae_anomaly.core.objective import IMPOSSIBLE
 from vae_anomaly.core.rows import Rows, any_missing, dense
 from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike
+from vae_anomaly.data.lazy import LazyRows, blocks, has_gaps
 from vae_anomaly.data.preparation import Preparation
-from vae_anomaly.data.sparse import SparseRows, blocks, has_gaps
+from vae_anomaly.data.scaling import as_numbers
 from vae_anomaly.engine import programs
 from vae_anomaly.engine.tiles import NARROW_TILES
 from vae_anomaly.ensemble import averaging
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring import passes
-from vae_anomaly.scoring.patches import PatchPasses
+from vae_anomaly.scoring.patches import PatchPasses, usual_scores
 from vae_anomaly.scoring.score import Score
 
 __all__ = ["Fitted"]
 
 _NUMBERS_AT_ONCE = 2**22
+# Of which the thousandth at either end is known well.
+_SQUARES_TO_SEE = 50_000
 # Equally probable values of each cell, over all members and draws, that an interval is read off.
 _VALUES_OF_CELL = 200
 
@@ -50,6 +53,8 @@ class Fitted:
     weights : array of shape (n_members,)
     levels : array of shape (n_members,)
         Median training score of each member.
+    usual_scores : array of shape (n_members, 2), or None
+        Of models of patches, `scoring.patches.usual_scores` of training squares.
     invalid : {"score", "raise"}
         What becomes of a row with a value that none can have: infinite, or outside the likelihood's support.
     """
@@ -61,6 +66,7 @@ class Fitted:
     device: str | None
     weights: Floats
     levels: Floats
+    usual_scores: Floats | None = None
     invalid: str = "raise"
 
     @classmethod
@@ -84,6 +90,10 @@ class Fitted:
         unbalanced = cls(
             preparation, members, draws, score, device, np.full(n_members, 1 / n_members), np.zeros(n_members)
         )
+        if preparation.patches is not None:
+            squares = preparation.patches.draw(rows, _SQUARES_TO_SEE, seed=0)
+            usual = usual_scores(passes.score_rows(members, squares, draws, score, device))
+            unbalanced = replace(unbalanced, usual_scores=usual)
         by_member = unbalanced.raw_scores(rows)
         if not np.isfinite(by_member).all():
             raise FloatingPointError(
@@ -116,7 +126,7 @@ class Fitted:
 
     def raw_scores(self, rows: Matrix) -> Floats:
         """Scores by each member, in which a missing cell counts what the model expects there."""
-        if isinstance(rows, SparseRows):
+        if isinstance(rows, LazyRows):
             return np.concatenate([self.raw_scores(block) for block in blocks(rows)], axis=1)
         self.preparation.check_support(rows, self.likelihood)
         return np.asarray(self._passes.score_rows(self.members, rows, self.draws, self.score, self.device))
@@ -128,7 +138,7 @@ class Fitted:
         row without any value would score above the median training row: with k of d cells missing,
         :math:`\tfrac kd (s_{nothing} - s_{median})`. So a row that says nothing is a median row.
         """
-        if isinstance(rows, SparseRows):
+        if isinstance(rows, LazyRows):
             return np.concatenate([self.member_scores(block) for block in blocks(rows)], axis=1)
         if self.preparation.patches is not None or not any_missing(rows):
             return self.raw_scores(rows)
@@ -275,7 +285,7 @@ class Fitted:
         n_features = X.shape[1]
         block = max(1, _NUMBERS_AT_ONCE // (n_features**2 * (1 if coverage is None else _VALUES_OF_CELL)))
         starts = range(0, X.shape[0], block)
-        parts = [self._expected_cells(dense(X[start : start + block]), coverage) for start in starts]
+        parts = [self._expected_cells(dense(as_numbers(X[s : s + block])), coverage) for s in starts]
         return [np.concatenate(results) for results in zip(*parts, strict=True)]
 
     def _expected_cells(self, X: Array, coverage: float | None) -> list[Floats]:
@@ -316,14 +326,17 @@ class Fitted:
     @property
     def _passes(self) -> Any:
         """What asks the members: of rows that they see as they are, or of images whose patches they see."""
-        patches = self.preparation.patches
-        return passes if patches is None else PatchPasses(patches)
+        if self.preparation.patches is None or self.usual_scores is None:
+            return passes
+        return PatchPasses(self.preparation.patches, self.usual_scores)
 
     def _average(self, by_member: Floats) -> Floats:
         return averaging.average(by_member, self.weights)
 
     def _rows_at_once(self, n_features: int) -> int:
-        return max(1, _NUMBERS_AT_ONCE // n_features)
+        # Squares that overlap hold each pixel four times.
+        numbers = _NUMBERS_AT_ONCE if self.preparation.patches is None else _NUMBERS_AT_ONCE // 4
+        return max(1, numbers // n_features)
 
     def _map_blocks(self, X: Matrix, function: Callable[[Rows, Flags], Floats]) -> Floats:
         """Scale and process X in blocks."""

@@ -26,11 +26,11 @@ from vae_anomaly.core.types import (
     Splitter,
     ThresholdRule,
 )
+from vae_anomaly.data.lazy import LazyRows, concatenate, has_gaps, subset
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.pixels import pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.scaling import scaled_zero
-from vae_anomaly.data.sparse import SparseRows, concatenate, has_gaps, subset
 from vae_anomaly.data.tables import Table
 from vae_anomaly.ensemble import averaging, fit_warnings
 from vae_anomaly.ensemble.fitted import Fitted
@@ -61,6 +61,8 @@ __all__ = ["Decisions", "Earlier", "Outcome", "decide", "draw_seeds", "fit"]
 
 # Pixels of the shorter side of images that are seen whole, and of patches of larger ones.
 _LARGEST_WHOLE, _SIDE_OF_PATCHES = 32, 8
+# Large images take long to score: fewer of them make the cut.
+_FEWEST_IMAGES_TO_SCORE, _PIXELS_TO_SCORE = 200, 2**27
 # On one class of MNIST digits found better than 64-32, 256-64 and convolutions, at a tenth of their cost.
 _UNITS_OF_IMAGES = (128, 64)
 
@@ -369,7 +371,7 @@ def fit(
     takes_unseen = thresholds.takes_held_out(decisions.rule)
     if held_out.shape[0] and not takes_unseen:  # a fraction of anomalies means all of X
         rows = concatenate(rows, preparation.training_rows(held_out, likelihood))
-    chosen = _rows_to_score(decisions.rule, len(rows), draws_seed)
+    chosen = _rows_to_score(decisions, rows, draws_seed)
     fitted, by_member = Fitted.balance(
         preparation,
         states,
@@ -453,7 +455,7 @@ def _column_transform(decisions: Decisions, rows: Matrix, preparation: Preparati
     """How members transform columns of real values, None if none does. Those of sparse tables stay sparse."""
     asks = any(member.column_transform is not None for member in decisions.recipe.members)
     likelihood, n_columns = decisions.likelihood, rows.shape[1]
-    if not asks or not likelihood.standardized or isinstance(rows, SparseRows):
+    if not asks or not likelihood.standardized or isinstance(rows, LazyRows):
         return None
     columns = likelihood.columns_to_scale()
     zero = scaled_zero(preparation.scaler, n_columns)
@@ -470,13 +472,16 @@ def _left_out(job: Job, n_members: int, n_rows: int) -> Flags:
     return left_out
 
 
-def _rows_to_score(rule: ThresholdRule, n_rows: int, seed: int) -> Array | None:
+def _rows_to_score(decisions: Decisions, rows: Matrix, seed: int) -> Array | None:
     """Positions of the rows whose scores balance the members, and make the cut unless it is among others.
 
     None for all of them.
     """
+    rule, (n_rows, n_columns) = decisions.rule, rows.shape
     spread = thresholds.ROWS_TO_SEE_THE_SPREAD if thresholds.takes_held_out(rule) else None
     n_scores = getattr(rule, "n_scores", spread)
+    if n_scores is not None and decisions.patches is not None:
+        n_scores = min(n_scores, max(_FEWEST_IMAGES_TO_SCORE, _PIXELS_TO_SCORE // n_columns))
     if n_scores is None or n_rows <= n_scores:
         return None
     return np.random.RandomState(seed).permutation(n_rows)[:n_scores]

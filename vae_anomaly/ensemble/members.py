@@ -24,8 +24,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Callback, Constraints, Floats, RandomStateLike
+from vae_anomaly.data.lazy import representative, subset
 from vae_anomaly.data.patches import Patches
-from vae_anomaly.data.sparse import representative, subset
 from vae_anomaly.engine import programs
 from vae_anomaly.model.column_transform import no_transform, transform
 from vae_anomaly.model.states import ModelState, Specification

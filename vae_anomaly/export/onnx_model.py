@@ -31,7 +31,7 @@ from vae_anomaly.export.onnx_graph import OPERATORS, Graph, Onnx, library, sessi
 from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.scoring import passes
-from vae_anomaly.scoring.patches import largest_mean_of_tensor
+from vae_anomaly.scoring.patches import pool_tensor
 
 __all__ = ["convert", "kind_of", "write"]
 
@@ -289,12 +289,13 @@ def _scores_of_patches(graph: Graph, fitted: Fitted, patches: Patches, x: str, a
     squares = graph.node("Gather", [x, graph.constant(positions.ravel(), "squares")], axis=1)
     squares = graph.node("Reshape", [squares, graph.constant(np.array([-1, patches.n_features]))])
 
-    def pool(scores: Tensor) -> tuple[Tensor]:
-        return (largest_mean_of_tensor(tf.reshape(scores, (-1, len(positions)))),)
+    def pool(usual: Floats, scores: Tensor) -> tuple[Tensor]:
+        return (pool_tensor(tf.reshape(scores, (-1, len(positions))), usual),)
 
-    graph.define("score of image", pool, [((None,), np.float64)], ["score"])
     of_squares = _member_scores(graph, fitted, squares, any_missing)
-    return [graph.call("score of image", [scores])[0] for scores in of_squares]
+    for member, usual in enumerate(np.asarray(fitted.usual_scores)):
+        graph.define(f"score of image {member}", partial(pool, usual), [((None,), np.float64)], ["score"])
+    return [graph.call(f"score of image {m}", [scores])[0] for m, scores in enumerate(of_squares)]
 
 
 def _about(detector: Detector) -> dict[str, str]:

@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 
 from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.types import Array, Estimator, KerasModel, MatrixLike, RandomStateLike, Shape
+from vae_anomaly.data.scaling import as_numbers
 from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,
@@ -250,7 +251,7 @@ def reconstructions(
     """
     detector, rows = unwrap(detector, images)
     shape = image_shape_of(detector, image_shape)
-    originals = as_images(detector._validate(rows), shape)  # in the units of what is expected
+    originals = as_images(as_numbers(detector._validate(rows)), shape)  # in the units of what is expected
     expected = as_images(detector.reconstruct(rows), shape)
     maps = np.reshape(detector.explain(rows), (len(originals), *with_channels(shape))).sum(axis=-1)
     scores = -detector.score_samples(rows)

@@ -1,16 +1,25 @@
 r"""Passes of images through models of their patches: what `passes` does with rows, for images.
 
-A model of patches judges each square of an image (`data.patches`). The image's score is the mean of its six
-largest: a small defect is in a few squares, and in the sum over all of them it would drown. Its ELBO is the
-mean ELBO of its squares times the number of squares that fill it: for a way to tile the image with squares,
-the sum of their ELBOs bounds its log-density under the model that takes squares for independent, and this is
-about the mean over the ways.
+A model of patches judges each square of an image (`data.patches`). A square in which a texture is missing is
+more probable than one with it, and as unusual as an improbable one (Nalisnick et al. 2019, "Detecting
+out-of-distribution inputs to deep generative models using typicality"). So a square's score s is mirrored at
+the median m of the training squares' scores where it is lower,
+
+.. math:: m + \max\left(s - m,\ r\,(m - s)\right),
+
+with the ratio r of the scores' upper tail to the lower one. The image's score is the mean of its six
+largest: a small defect is in a few squares, and in the sum over all of them it would drown.
+
+The ELBO of an image is the mean ELBO of its squares times the number of squares that fill it: for a way to
+tile the image with squares, the sum of their ELBOs bounds its log-density under the model that takes squares
+for independent, and this is about the mean over the ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -23,12 +32,14 @@ from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.score import Score
 
-__all__ = ["PatchPasses", "largest_mean", "largest_mean_of_tensor"]
+__all__ = ["PatchPasses", "largest_mean", "mirror", "pool_tensor", "usual_scores"]
 
 #: Squares of an image that make its score.
 N_LARGEST = 6
 # Of the smoothing of a map, as a fraction of a square's side: found the best of 0 to 1/4 on three surfaces.
 _SMOOTHING = 0.25
+# Where the tails of the squares' scores are compared.
+_TAIL = 0.001
 
 
 def largest_mean(values: Floats) -> Floats:
@@ -37,9 +48,37 @@ def largest_mean(values: Floats) -> Floats:
     return np.asarray(np.sort(values, axis=-1)[..., -n_largest:].mean(axis=-1))
 
 
-def largest_mean_of_tensor(values: Tensor) -> Tensor:
-    """The same of a tensor of shape (n_rows, n_values)."""
-    return tf.reduce_mean(tf.math.top_k(values, min(N_LARGEST, values.shape[-1])).values, axis=-1)
+def usual_scores(scores: Floats) -> Floats:
+    """What scores of squares are usual: of each model the median, and how much longer the upper tail is.
+
+    Parameters
+    ----------
+    scores : array of shape (n_states, n_squares)
+
+    Returns
+    -------
+    array of shape (n_states, 2)
+    """
+    low, median, high = np.quantile(scores, [_TAIL, 0.5, 1 - _TAIL], axis=1)
+    below = median - low
+    ratio = np.divide(high - median, below, out=np.ones_like(below), where=below > 0)
+    return np.stack([median, ratio], axis=1)
+
+
+def mirror(scores: Floats, usual: Floats) -> Floats:
+    """Scores of squares, in which what is too probable is as unusual as what is too improbable.
+
+    ``scores`` are of shape (n_states, ...), ``usual`` are `usual_scores`.
+    """
+    median, ratio = (numbers.reshape(-1, *[1] * (scores.ndim - 1)) for numbers in usual.T)
+    return np.asarray(median + np.maximum(scores - median, ratio * (median - scores)))
+
+
+def pool_tensor(scores: Tensor, usual: Floats) -> Tensor:
+    """The image's score, `largest_mean` of what `mirror` returns, of one model: (n_rows, n_squares)."""
+    median, ratio = map(float, usual)
+    mirrored = median + tf.maximum(scores - median, ratio * (median - scores))
+    return tf.reduce_mean(tf.math.top_k(mirrored, min(N_LARGEST, scores.shape[-1])).values, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -49,9 +88,12 @@ class PatchPasses:
     Attributes
     ----------
     patches : Patches
+    usual : array of shape (n_states, 2)
+        `usual_scores` of training squares by the models that are asked for scores.
     """
 
     patches: Patches
+    usual: Floats
 
     def score_rows(
         self,
@@ -64,7 +106,8 @@ class PatchPasses:
         warm_up: bool = False,
     ) -> Floats:
         """The score of each image by each model: shape (n_states, n_images)."""
-        return largest_mean(self._of_squares(states, rows, draws, score, device, warm_up=warm_up))
+        scores = self.of_squares(states, rows, draws, score, device, warm_up=warm_up)
+        return largest_mean(mirror(scores, self.usual))
 
     def draw_errors(
         self, states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
@@ -73,11 +116,12 @@ class PatchPasses:
 
         That of its largest squares: draws that are shared err in one direction.
         """
-        scores = self._of_squares(states, rows, draws, score, device)
+        scores = self.of_squares(states, rows, draws, score, device)
         errors = self._map(lambda squares: passes.draw_errors(states, squares, draws, score, device), rows)
+        errors *= self._slopes(scores)
         n_largest = min(N_LARGEST, scores.shape[-1])
-        largest = np.argsort(scores, axis=-1)[..., -n_largest:]
-        return np.asarray(np.take_along_axis(errors, largest, axis=-1).mean(axis=-1))
+        largest = np.argsort(mirror(scores, self.usual), axis=-1)[..., -n_largest:]
+        return np.asarray(np.take_along_axis(np.abs(errors), largest, axis=-1).mean(axis=-1))
 
     def elbo_terms(self, states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None) -> Floats:
         """The terms of `passes.elbo_terms` for each image: shape (n_states, n_images, 2)."""
@@ -98,11 +142,24 @@ class PatchPasses:
         A pixel's value, the sum of its channels, is what a square would score that is everywhere as
         surprising as the pixel is in the squares around it, smoothed over a quarter of a square's side.
         """
-        scores = self._of_squares(states, rows, draws, score, device)
-        terms = self._map(lambda squares: passes.shares(states, squares, draws, score, device), rows)
-        rest = (scores - terms.sum(axis=-1)) / self.patches.n_features
-        local = (terms + rest[..., None]) * self.patches.side**2
-        return np.stack([self._smooth(self.patches.overlay(of_model)) for of_model in local])
+        scores = self.of_squares(states, rows, draws, score, device)
+        slopes, mirrored = self._slopes(scores), mirror(scores, self.usual)
+        maps = np.empty((len(states), *rows.shape))
+        for position, state in enumerate(states):  # one fills the memory
+            (terms,) = self._map(partial(self._shares, state, draws=draws, score=score, device=device), rows)
+            terms *= slopes[position, ..., None]
+            terms += ((mirrored[position] - terms.sum(axis=-1)) / self.patches.n_features)[..., None]
+            maps[position] = self._smooth(self.patches.overlay(terms) * self.patches.side**2)
+        return maps
+
+    def _slopes(self, scores: Floats) -> Floats:
+        """By how much a mirrored score rises with the score: 1, or minus the ratio of the tails."""
+        median, ratio = (numbers[:, None, None] for numbers in self.usual.T)
+        return np.where(scores >= median, 1.0, -ratio)
+
+    @staticmethod
+    def _shares(state: ModelState, squares: Rows, draws: Rows, score: Score, device: str | None) -> Floats:
+        return passes.shares([state], squares, draws, score, device)
 
     def reconstruct(
         self, states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None
@@ -113,7 +170,7 @@ class PatchPasses:
         images = np.stack([self.patches.overlay(of_model) for of_model in expectations])
         return images, log_likelihood.reshape(len(states), len(rows), -1).mean(axis=-1)
 
-    def _of_squares(
+    def of_squares(
         self,
         states: Sequence[ModelState],
         rows: Rows,

@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Callback
-from vae_anomaly.data.sparse import has_gaps, representative
+from vae_anomaly.data.lazy import has_gaps, representative
 from vae_anomaly.engine.held_out import HELD_OUT_ROWS, Best, best_of, held_out_tiles
 from vae_anomaly.engine.programs import Architecture, architecture_of, on_device
 from vae_anomaly.engine.steps import (

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Floats
-from vae_anomaly.data.sparse import has_gaps
+from vae_anomaly.data.lazy import has_gaps
 
 __all__ = ["PARAMETERS", "SCHEDULES", "Plan"]
 

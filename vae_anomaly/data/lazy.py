@@ -1,4 +1,4 @@
-"""Sparse tables: a view of their scaled rows that makes a block of them dense at a time, never all."""
+"""Lazy rows: scaled rows of sparse tables and of bytes, of which one block at a time becomes numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vae_anomaly.core.types import Array, Estimator, Matrix
 from vae_anomaly.data import scaling
 
 __all__ = [
-    "SparseRows",
+    "LazyRows",
     "blocks",
     "concatenate",
     "has_gaps",
@@ -25,12 +25,12 @@ __all__ = [
 _NUMBERS_AT_ONCE = 2**22
 
 
-class SparseRows:
-    """The scaled rows of a CSR table; an index gives some of them as a float32 array.
+class LazyRows:
+    """The scaled rows of a CSR table or of images of bytes; an index gives some of them as a float32 array.
 
     Attributes
     ----------
-    X : CSR array or matrix of shape (n_rows, n_columns)
+    X : CSR array or matrix, or uint8 array, of shape (n_rows, n_columns)
     scaler : fitted transformer or None
     names : array of str or None, the columns' names
     """
@@ -53,30 +53,35 @@ class SparseRows:
         return chosen.reshape(*positions.shape, self.shape[1])
 
 
-def rows_of(X: Matrix, scaler: Estimator, names: Array | None) -> Rows | SparseRows:
-    """The scaled rows of a table: a float32 array, or `SparseRows` if the table is sparse."""
-    if sparse.issparse(X) and X.shape[0]:
-        return SparseRows(X, scaler, names)
+def rows_of(X: Matrix, scaler: Estimator, names: Array | None, lazy: bool = False) -> Rows | LazyRows:
+    """The scaled rows of a table or of images: a float32 array, or `LazyRows`.
+
+    Those of a sparse table are always lazy, those of bytes if it is asked for.
+    """
+    if X.shape[0] and (sparse.issparse(X) or (lazy and X.dtype == np.uint8)):
+        return LazyRows(X, scaler, names)
     return scaling.scale(X, scaler, names)
 
 
 def subset(rows: Matrix, positions: npt.NDArray[np.integer]) -> Matrix:
-    """Some rows, as they are: sparse ones stay sparse."""
-    if isinstance(rows, SparseRows):
-        return SparseRows(rows.X[positions], rows.scaler, rows.names)
+    """Some rows, as they are: lazy ones stay lazy."""
+    if isinstance(rows, LazyRows):
+        return LazyRows(rows.X[positions], rows.scaler, rows.names)
     return rows[positions]
 
 
 def concatenate(rows: Matrix, more: Matrix) -> Matrix:
     """Rows and more rows of the same table."""
-    if isinstance(rows, SparseRows):
-        return SparseRows(sparse.vstack([rows.X, more.X], format="csr"), rows.scaler, rows.names)
+    if isinstance(rows, LazyRows):
+        parts = [rows.X, more.X]
+        joined = sparse.vstack(parts, format="csr") if sparse.issparse(rows.X) else np.concatenate(parts)
+        return LazyRows(joined, rows.scaler, rows.names)
     return np.concatenate([rows, more])
 
 
-def blocks(rows: Rows | SparseRows) -> Iterator[Rows]:
-    """The rows as arrays: an array as it is, sparse rows in blocks."""
-    if not isinstance(rows, SparseRows):
+def blocks(rows: Rows | LazyRows) -> Iterator[Rows]:
+    """The rows as arrays: an array as it is, lazy rows in blocks."""
+    if not isinstance(rows, LazyRows):
         yield rows
         return
     size = max(1, _NUMBERS_AT_ONCE // rows.shape[1])
@@ -84,14 +89,14 @@ def blocks(rows: Rows | SparseRows) -> Iterator[Rows]:
         yield rows[start : start + size]
 
 
-def has_gaps(rows: Rows | SparseRows) -> bool:
+def has_gaps(rows: Rows | LazyRows) -> bool:
     """Whether values are missing."""
     return any(any_missing(block) for block in blocks(rows))
 
 
-def representative(rows: Rows | SparseRows) -> Rows:
-    """Rows that say what values the columns hold: all of an array, evenly spaced ones of sparse rows."""
-    if not isinstance(rows, SparseRows):
+def representative(rows: Rows | LazyRows) -> Rows:
+    """Rows that say what values the columns hold: all of an array, evenly spaced ones of lazy rows."""
+    if not isinstance(rows, LazyRows):
         return rows
     n_rows = min(len(rows), max(1, _NUMBERS_AT_ONCE // rows.shape[1]))
     return rows[np.linspace(0, len(rows) - 1, n_rows).astype(int)]

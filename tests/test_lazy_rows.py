@@ -10,7 +10,7 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import MaxAbsScaler
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.data.sparse import SparseRows, blocks, concatenate, has_gaps, representative, rows_of, subset
+from vae_anomaly.data.lazy import LazyRows, blocks, concatenate, has_gaps, representative, rows_of, subset
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def X():
 
 @pytest.fixture(scope="module")
 def rows(X):
-    return SparseRows(X, None, None)
+    return LazyRows(X, None, None)
 
 
 def test_an_index_of_any_shape_gives_rows_as_an_array(X, rows):
@@ -33,7 +33,7 @@ def test_an_index_of_any_shape_gives_rows_as_an_array(X, rows):
 
 def test_blocks_subsets_and_joined_rows_are_those_of_the_dense_table(X, rows, monkeypatch):
     dense = X.toarray().astype("f4")
-    monkeypatch.setattr("vae_anomaly.data.sparse._NUMBERS_AT_ONCE", 12 * 150)
+    monkeypatch.setattr("vae_anomaly.data.lazy._NUMBERS_AT_ONCE", 12 * 150)
     assert [len(block) for block in blocks(rows)] == [150, 150, 100]
     np.testing.assert_array_equal(np.concatenate(list(blocks(rows))), dense)
     some = np.array([5, 3, 399])
@@ -44,10 +44,10 @@ def test_blocks_subsets_and_joined_rows_are_those_of_the_dense_table(X, rows, mo
 
 
 def test_a_gap_anywhere_is_found(X):
-    assert not has_gaps(SparseRows(X, None, None))
+    assert not has_gaps(LazyRows(X, None, None))
     gappy = X.copy()
     gappy.data[-1] = np.nan
-    assert has_gaps(SparseRows(gappy, None, None))
+    assert has_gaps(LazyRows(gappy, None, None))
     assert isinstance(rows_of(X.toarray(), None, None), np.ndarray)
 
 
