@@ -1283,7 +1283,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def _shape_of_images(self) -> Shape | None:
-        return self.image_shape_ or getattr(self.members_[0].specification.network, "image_shape", None)
+        return self.image_shape_ or self.members_[0].specification.network.shape_of_images(None)
 
     def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)

@@ -290,7 +290,7 @@ def fit(
     rows = preparation.training_rows(kept, likelihood)
     job = _job(decisions, rows, preparation, draws_seed, seeds, earlier)
     if earlier is None:
-        fit_warnings.warn_of_limited_decoder(job, names)
+        fit_warnings.check_last_activation(job, names)
     elif earlier.false_alarm_rate is not None:
         fit_warnings.warn_of_other_data(
             kept, earlier.fitted, earlier.cut, earlier.false_alarm_rate, draws_seed
