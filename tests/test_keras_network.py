@@ -390,6 +390,12 @@ def test_a_decoder_that_applies_the_link_of_the_likelihood_is_refused(
         detector.fit(images())
 
 
+def test_a_last_activation_can_be_taken_out_of_a_model_that_was_trained_with_it() -> None:
+    network = of_images("sigmoid")
+    network.decoder.layers[-1].activation = keras.activations.linear
+    VAEDetector(network=network, likelihood="bernoulli", epochs=1).fit(images())
+
+
 @keras.saving.register_keras_serializable(package="tests")
 def bounded(logits: Any) -> Any:
     return 20 * keras.ops.tanh(logits)
