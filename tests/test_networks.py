@@ -251,6 +251,40 @@ def test_each_convolution_has_its_own_setting_and_the_decoder_mirrors_it() -> No
     assert kernels_of(decoder, "Conv2DTranspose") == transposed
 
 
+def test_a_decoder_of_its_own_filters_is_that_of_the_text_with_one_layer_less() -> None:
+    """ "Variational Autoencoder with TensorFlow": filters 64-32-1, strides 2-2-1, 111,361 weights."""
+    network = ConvNetwork(
+        (28, 28, 1), (32, 64, 128), strides=(1, 2, 2), dense_units=(), decoder_filters=(64, 32)
+    )
+    _, decoder = network.build(784, 2, 1)
+    assert kernels_of(decoder, "Conv2DTranspose") == [(3, 3, 64, 128), (3, 3, 32, 64), (3, 3, 1, 32)]
+    assert decoder.count_params() == 111_361
+    mirrored = clone(network).set_params(decoder_filters="auto")
+    assert mirrored.build(784, 2, 1)[1].count_params() == 258_945
+
+
+@pytest.mark.parametrize("n_params", [1, 2])
+@pytest.mark.parametrize(
+    ("decoder_filters", "channels"), [((3, 5), [3, 5]), ((7,), [7]), ("auto", [6, 4])], ids=str
+)
+def test_a_decoder_of_its_own_filters_makes_images_of_any_size(
+    decoder_filters: Any, channels: list[int], n_params: int
+) -> None:
+    """Also where the last transposed convolution has a stride that does not divide the sides."""
+    network = ConvNetwork((7, 5, 3), (4, 6), strides=(3, 2), dense_units=(), decoder_filters=decoder_filters)
+    decoder = network.build(105, 2, n_params)[1]
+    assert decoder(np.zeros((4, 2))).shape == (4, 105 * n_params)
+    made = [kernel[2] for kernel in kernels_of(decoder, "Conv2DTranspose")]
+    assert made == [*channels, 3 * n_params]
+
+
+@pytest.mark.parametrize("decoder_filters", [(), (1, 2, 3, 4)])
+def test_decoder_filters_of_another_length_are_named(decoder_filters: tuple[int, ...]) -> None:
+    network = ConvNetwork((8, 8, 1), (4, 5, 6), decoder_filters=decoder_filters)
+    with pytest.raises(ValueError, match=r"each of its 3 convolutions, or one less.*received decoder_filter"):
+        network.build(64, 2, 1)
+
+
 AUTOMATIC = {
     (1, 1, 1): ((16, 32), (1, 1)),
     (8, 8, 1): ((16, 32), (2, 2)),
@@ -412,6 +446,7 @@ WRONG_SIZES = {
     "three numbers for a stride": (conv(strides=((1, 1, 1), 1)), "strides=((1, 1, 1), 1)"),
     "zero in a pair": (conv(kernel_sizes=(3, (3, 0))), "kernel_sizes=(3, (3, 0))"),
     "pairs of filters": (conv(filters=((3, 3),)), "filters=((3, 3),)"),
+    "zero decoder filters": (conv(filters=(2, 2), decoder_filters=(0,)), "decoder_filters=(0,)"),
 }
 
 
@@ -567,6 +602,8 @@ NETWORKS_WITH_KNOWN_SIZES = [
     ConvNetwork((9, 6, 2), (4, 3, 5), kernel_sizes=(50, (2, 1), 4), strides=(9, 1, 1), dense_units=(6, 5)),
     ConvNetwork((108, 1, 1), kernel_sizes=4, strides=(2, 2, 2)),
     ConvNetwork((9, 6, 2), (), kernel_sizes=(), dropout=0.1, activation="selu"),
+    ConvNetwork((9, 6, 2), (4, 3, 5), strides=(2, 3, 2), decoder_filters=(7, 8)),
+    ConvNetwork((9, 6, 2), (4, 3), decoder_filters=(7, 8)),
 ]
 
 

@@ -65,7 +65,7 @@ class _Convolution(NamedTuple):
 
 
 class ConvNetwork(Network):
-    """Convolutional encoder and mirrored transposed-convolution decoder, for images.
+    """Convolutional encoder and transposed-convolution decoder, for images.
 
     Rows are flat images of ``image_shape``, so the network works behind any scikit-learn step. Each
     strided convolution with "same" padding maps a side s to ceil(s / stride); the decoder undoes it
@@ -80,9 +80,9 @@ class ConvNetwork(Network):
     image_shape : tuple (height, width, channels) or None, default=None
         None takes the shape of the images that the detector is fitted on.
     filters : "auto" or tuple of int, default="auto"
-        Channels of the encoder's convolutions; the decoder has the same in reverse. "auto" is 16, 32 and
-        so on to 128, for two convolutions, or more that halve the longer side until it is at most 8; or as
-        many as ``kernel_sizes`` or ``strides`` lists.
+        Channels of the encoder's convolutions. "auto" is 16, 32 and so on to 128, for two convolutions, or
+        more that halve the longer side until it is at most 8; or as many as ``kernel_sizes`` or ``strides``
+        lists.
     kernel_sizes : int or tuple, default=3
         Side of the kernels: one for all convolutions, or one for each, where a pair is (height, width). The
         decoder's last layer has the first one.
@@ -98,6 +98,12 @@ class ConvNetwork(Network):
         Normalize before each activation.
     dropout : float, default=0.0
         Share of units dropped after each layer in each training step, in [0, 1).
+    decoder_filters : "auto" or tuple of int, default="auto"
+        Channels of the decoder's transposed convolutions, which undo those of the encoder from the last to
+        the first with their kernels and strides; one more makes the likelihood's parameters. "auto" is
+        ``filters`` in reverse. With one entry less than there are convolutions, the one that undoes the
+        first makes the parameters itself: ``filters=(32, 64, 128), decoder_filters=(64, 32)`` is a decoder
+        of 64, 32 and, for gray images, 1 channels.
 
     Raises
     ------
@@ -124,6 +130,7 @@ class ConvNetwork(Network):
         "activation": [str, callable],
         "batch_normalization": ["boolean"],
         "dropout": [Interval(Real, 0, 1, closed="left")],
+        "decoder_filters": [StrOptions({"auto"}), tuple, list],
     }
 
     def __init__(
@@ -136,6 +143,7 @@ class ConvNetwork(Network):
         activation: str | Callable[[Tensor], Tensor] = "relu",
         batch_normalization: bool = False,
         dropout: float = 0.0,
+        decoder_filters: str | tuple[int, ...] = "auto",
     ) -> None:
         self.image_shape = image_shape
         self.filters = filters
@@ -145,6 +153,7 @@ class ConvNetwork(Network):
         self.activation = activation
         self.batch_normalization = batch_normalization
         self.dropout = dropout
+        self.decoder_filters = decoder_filters
 
     def for_images(self, image_shape: Shape | None) -> ConvNetwork:
         """The network for images of this shape, or of its own one, with every "auto" decided.
@@ -185,16 +194,14 @@ class ConvNetwork(Network):
 
     def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
         check_sizes("dense_units", self.dense_units)
-        convolutions, last = self._convolutions(n_features), self._last(n_features, n_params)
-        sides, channels = (
-            convolutions[-1].made if convolutions else last.sides,
-            self._image_shape(n_features)[2],
-        )
+        convolutions, transposed = self._convolutions(n_features), self._transposed(n_features, n_params)
+        channels = self._image_shape(n_features)[2]
+        sides = convolutions[-1].made if convolutions else transposed[-1].sides
         depth = convolutions[-1].filters if convolutions else channels
         pixels, dense_units = math.prod(sides) * depth, [int(units) for units in self.dense_units]
         chains = [(pixels, *dense_units, 2 * latent_dim), (latent_dim, *reversed(dense_units), pixels)]
         n_weights = sum(a * b for chain in chains for a, b in itertools.pairwise(chain))
-        for layers, n_in in ((convolutions, channels), ([*reversed(convolutions), last], depth)):
+        for layers, n_in in ((convolutions, channels), (transposed, depth)):
             for layer in layers:
                 n_weights += math.prod(layer.kernel) * n_in * layer.filters
                 n_in = layer.filters
@@ -203,7 +210,7 @@ class ConvNetwork(Network):
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
         check_sizes("dense_units", self.dense_units)
         check_activation(self.activation)
-        convolutions, last = self._convolutions(n_features), self._last(n_features, n_params)
+        convolutions, transposed = self._convolutions(n_features), self._transposed(n_features, n_params)
         image_shape = self._image_shape(n_features)
 
         rows = keras.Input((n_features,), name="x")
@@ -221,23 +228,22 @@ class ConvNetwork(Network):
             hidden = self._dense(hidden, units, f"decoder_dense_{position}")
         hidden = self._dense(hidden, math.prod(flat_shape), "decoder_map")
         hidden = keras.layers.Reshape(flat_shape, name="decoder_image")(hidden)
-        for position, convolution in reversed(list(enumerate(convolutions))):
+        *inner, last = transposed
+        for position, convolution in zip(reversed(range(len(convolutions))), inner, strict=False):
             name = f"decoder_conv_{position}"
             hidden = self._convolved(keras.layers.Conv2DTranspose, hidden, convolution, name)
-            if any(convolution.excess):
-                crop = tuple((0, excess) for excess in convolution.excess)
-                hidden = keras.layers.Cropping2D(
-                    crop, data_format="channels_last", name=f"decoder_crop_{position}"
-                )(hidden)
-        layer = _to_parameters(last.filters)(
+            hidden = _cropped(hidden, convolution, f"decoder_crop_{position}")
+        layer = _to_parameters(last)(
             last.filters,
             last.kernel,
+            strides=last.strides,
             padding="same",
             data_format="channels_last",
             kernel_initializer=glorot(),
             name="parameters",
         )
-        outputs = keras.layers.Reshape((n_features * n_params,), name="rows")(layer(hidden))
+        images = _cropped(layer(hidden), last, "parameters_crop")
+        outputs = keras.layers.Reshape((n_features * n_params,), name="rows")(images)
         return encoder, keras.Model(latents, outputs, name="decoder")
 
     def _image_shape(self, n_features: int | None) -> tuple[int, int, int]:
@@ -282,13 +288,31 @@ class ConvNetwork(Network):
             sides = list(convolution.made)
         return convolutions
 
-    def _last(self, n_features: int, n_params: int) -> _Convolution:
-        """The transposed convolution that makes the likelihood's parameters."""
+    def _transposed(self, n_features: int, n_params: int) -> list[_Convolution]:
+        """The decoder's transposed convolutions, of which the last makes the likelihood's parameters."""
         height, width, channels = self._image_shape(n_features)
-        kernel = next(iter(_for_each(self.kernel_sizes, 1)), 1)
-        return _Convolution(
-            channels * n_params, _limit_kernel(kernel, (height, width)), (1, 1), (height, width)
-        )
+        undone = self._convolutions(n_features)[::-1]
+        filters = self.decoder_filters
+        if isinstance(filters, str):
+            filters = tuple(convolution.filters for convolution in undone)
+        check_sizes("decoder_filters", filters)
+        if len(filters) not in {len(undone), max(len(undone) - 1, 0)}:
+            raise ValueError(
+                f"ConvNetwork needs one entry of decoder_filters for each of its {len(undone)} convolutions, "
+                "or one less, so that the last transposed convolution makes the likelihood's parameters; "
+                f"received decoder_filters={self.decoder_filters!r}."
+            )
+        transposed = [
+            convolution._replace(filters=int(number))
+            for convolution, number in zip(undone, filters, strict=False)
+        ]
+        if len(filters) < len(undone):
+            last = undone[-1]
+        else:
+            kernel = next(iter(_for_each(self.kernel_sizes, 1)), 1)
+            sides = height, width
+            last = _Convolution(0, _limit_kernel(kernel, sides), (1, 1), sides)
+        return [*transposed, last._replace(filters=channels * n_params)]
 
     def _n_convolutions(self, longest: int) -> int:
         lists = {
@@ -327,14 +351,23 @@ class ConvNetwork(Network):
         return finish_layer(self, layer(x), name)
 
 
-def _to_parameters(n_outputs: int) -> KerasClass:
+def _cropped(x: Tensor, convolution: _Convolution, name: str) -> Tensor:
+    """What a transposed convolution has made, without what is too much."""
+    if not any(convolution.excess):
+        return x
+    crop = tuple((0, excess) for excess in convolution.excess)
+    return keras.layers.Cropping2D(crop, data_format="channels_last", name=name)(x)
+
+
+def _to_parameters(last: _Convolution) -> KerasClass:
     """The kind of the decoder's last layer."""
     # A Keras class: importing it loads TensorFlow.
     from vae_anomaly.networks.convolution import MOST_OUTPUTS, ShiftedConv2DTranspose
 
     # Transposed although it has no stride: of the two forms of one map, its gradient is the cheaper one
     # where a layer has few outputs.
-    return ShiftedConv2DTranspose if n_outputs <= MOST_OUTPUTS else keras.layers.Conv2DTranspose
+    few = last.filters <= MOST_OUTPUTS and last.strides == (1, 1)
+    return ShiftedConv2DTranspose if few else keras.layers.Conv2DTranspose
 
 
 def _for_each(sizes: str | int | Sequence[int | Pair], n_convolutions: int) -> Sequence[Any]:
