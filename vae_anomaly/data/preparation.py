@@ -63,8 +63,11 @@ class Preparation:
         holds_images: bool,
         likelihood: Likelihood,
         scaler: str | Transformer | None,
+        n_channels: int | None = None,
     ) -> Self:
         """Learn from the rows that are trained on; ``scaler`` is the detector's parameter.
+
+        ``n_channels`` is that of signals: "auto" scales each channel alike at all its positions.
 
         Raises
         ------
@@ -75,7 +78,11 @@ class Preparation:
         missing_fractions = scaling.missing_fractions(X, names)
         likelihood.check_columns(X.shape[1])
         of_pixels = pixel_range(X) if holds_images else None
-        fitted = scaling.fit_scaler(scaling.scaler_for(likelihood, scaler), X)
+        unfitted = scaling.scaler_for(likelihood, scaler)
+        if n_channels is not None and isinstance(scaler, str):
+            fitted = scaling.fit_channel_scaler(unfitted, X, n_channels)
+        else:
+            fitted = scaling.fit_scaler(unfitted, X)
         return cls(table, names, image_shape, of_pixels, fitted, missing_fractions)
 
     def in_units(self, X: Matrix, dtype: DtypeOrNone, likelihood: Likelihood) -> Matrix:

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from vae_anomaly import calibration, likelihoods, networks, scoring, thresholds
-from vae_anomaly.core.rows import Rows, with_channels
+from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
     Array,
     DtypeOrNone,
@@ -173,6 +173,7 @@ def decide(
         parameters["early_stopping"],
         decide=parameters["epochs"] == "auto" and of_images is None,
         n_rows=n_rows,
+        of_signals=network.signal_channels() is not None,
     )
     leaves_rows_out = recipe.validation_fraction > 0
     rule = thresholds.resolve(parameters["threshold"], parameters["contamination"], leaves_rows_out)
@@ -196,7 +197,7 @@ def _resolve_network(network: str | Network, image_shape: Shape | None) -> Netwo
         network = "dense" if image_shape is None else "conv"
     network = networks.resolve(network)
     network._validate_params()
-    return network.for_images(image_shape and with_channels(image_shape)).snapshot()
+    return network.for_images(image_shape).snapshot()
 
 
 def _resolve_likelihood(
@@ -286,6 +287,7 @@ def fit(
             holds_images=decisions.of_images is not None,
             likelihood=likelihood,
             scaler=parameters["scaler"],
+            n_channels=decisions.network.signal_channels(),
         )
     rows = preparation.training_rows(kept, likelihood)
     job = _job(decisions, rows, preparation, draws_seed, seeds, earlier)

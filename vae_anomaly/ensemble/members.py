@@ -102,6 +102,10 @@ DEFAULT_MEMBERS = tuple(
     for trimmed_fraction, beta_factor in ((0.0, 0.3), (0.1, 1.0), (0.0, 0.1), (0.2, 1.0))
 )
 
+# Of signals: convolutions take longer than dense members, and one found nearly all that two found. The second
+# doubles the rows that a member was not trained on, among which the threshold is set.
+SIGNAL_MEMBERS = (Member(),) * 2
+
 
 class Recipe(NamedTuple):
     """How a detector is to be trained, with every "auto" decided."""
@@ -118,6 +122,7 @@ def resolve_recipe(
     *,
     decide: bool,
     n_rows: int,
+    of_signals: bool = False,
 ) -> Recipe:
     """The recipe that the detector's parameters ask for.
 
@@ -129,6 +134,8 @@ def resolve_recipe(
         Whether "auto" chooses what detects best; otherwise it chooses one model trained on all rows.
     n_rows : int
         Of fewer than 10 rows, "auto" holds out none.
+    of_signals : bool, default=False
+        Whether "auto" chooses what detects best among signals.
 
     Raises
     ------
@@ -137,7 +144,8 @@ def resolve_recipe(
         watch.
     """
     if isinstance(members, str):
-        members = DEFAULT_MEMBERS if decide else 1
+        default = SIGNAL_MEMBERS if of_signals else DEFAULT_MEMBERS
+        members = default if decide else 1
     members = (Member(),) * int(members) if isinstance(members, (int, np.integer)) else tuple(members)
     if not members:
         raise ValueError("members must hold at least one Member; received none.")

@@ -18,10 +18,12 @@ __all__ = [
     "Network",
     "check_activation",
     "check_sizes",
+    "check_unambiguous",
     "finish_layer",
     "glorot",
     "hidden_initializer",
     "initializer_of",
+    "is_ambiguous",
     "last_activation",
     "posterior",
 ]
@@ -33,6 +35,10 @@ _MOVING |= {
     f"{kind}{n}D" for kind in ("Cropping", "SpatialDropout", "UpSampling", "ZeroPadding") for n in (1, 2, 3)
 }
 _MOVING |= {"AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity"}
+
+
+# What may be a signal rather than a gray image: narrow, or longer than images are.
+_SHORTEST_SIGNAL, _MOST_CHANNELS, _LONGEST_IMAGE = 8, 4, 8
 
 
 class HiddenLayers(Protocol):
@@ -52,7 +58,11 @@ class Network(Spec):
         return True
 
     def for_images(self, image_shape: Shape | None) -> Network:
-        """The network to use for images of this shape, or for rows of a table (None)."""
+        """The network to use for images or signals of this shape, or for rows of a table (None).
+
+        ``image_shape`` is the shape of one image in X, (height, width) or (height, width, channels), or that
+        of one signal, (length, channels).
+        """
         return self
 
     def default_latent_dim(self, n_features: int) -> int:
@@ -60,11 +70,15 @@ class Network(Spec):
         return min(n_features, 8)
 
     def shape_of_images(self, image_shape: Shape | None) -> Shape | None:
-        """(height, width, channels) of the images that its rows are, or None for rows of a table.
+        """(height, width, channels) of the images that its rows are, or None for tables and signals.
 
         ``image_shape`` is the shape of the images that X held, or None.
         """
         return None if image_shape is None else with_channels(image_shape)
+
+    def signal_channels(self) -> int | None:
+        """The number of channels of the signals that its rows are, or None for images and tables."""
+        return None
 
     def default_likelihood(self, image_shape: Shape | None) -> str:
         """What ``likelihood="auto"`` means: Gaussian, for images with one scale for all pixels."""
@@ -106,6 +120,30 @@ class Network(Spec):
     def marks_missing(self) -> bool:
         """Whether the encoder is to be told which values are missing, by one more input for each feature."""
         return True
+
+
+def is_ambiguous(image_shape: Shape) -> bool:
+    """Whether arrays of this shape may be signals, (length, channels), as well as gray images."""
+    if len(image_shape) != 2:
+        return False
+    height, width = image_shape
+    return height >= _SHORTEST_SIGNAL and (width <= _MOST_CHANNELS or height >= _LONGEST_IMAGE * width)
+
+
+def check_unambiguous(image_shape: Shape | None) -> None:
+    """Refuse arrays that may be signals as well as gray images, and say how to say which.
+
+    Raises
+    ------
+    ValueError
+    """
+    if image_shape is not None and is_ambiguous(image_shape):
+        height, width = image_shape
+        raise ValueError(
+            f"X holds signals of length {height} with {width} channels, or gray images {height} pixels high "
+            f"and {width} wide; its shape (n, {height}, {width}) does not tell. For signals, set "
+            "network=ConvNetwork(dimensions=1); for images, hand in X[..., np.newaxis]."
+        )
 
 
 def glorot() -> Initializer:

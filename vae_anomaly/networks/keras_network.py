@@ -21,6 +21,7 @@ from vae_anomaly.core.spec import config_json
 from vae_anomaly.core.types import Array, Constraints, KerasModel, Layer, LayerShape, Shape, Values
 from vae_anomaly.layers import KLDivergence
 from vae_anomaly.networks import Network, initializer_of
+from vae_anomaly.networks.base import is_ambiguous
 
 __all__ = ["Blueprint", "KerasNetwork"]
 
@@ -86,7 +87,7 @@ class KerasNetwork(Network):
             If a model takes or makes images of another shape.
         """
         encoder, decoder = self._blueprints()
-        images = self.shape_of_images(image_shape)
+        images = self.shape_of_images(None) if image_shape is None else with_channels(image_shape)
         shapes = encoder.input_shape, decoder.output_shape
         if images is None or not all(isinstance(shape, tuple) for shape in shapes):
             return self  # `build` says what is wrong
@@ -104,9 +105,16 @@ class KerasNetwork(Network):
     def shape_of_images(self, image_shape: Shape | None) -> Shape | None:
         """The shape of the images in X, or of those that the encoder takes."""
         if image_shape is not None:
-            return with_channels(image_shape)
+            return None if self.signal_channels() else with_channels(image_shape)
         shape = self._blueprints()[0].input_shape
         return shape[1:] if isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:] else None
+
+    def signal_channels(self) -> int | None:
+        """Those of an encoder that takes (length, channels), if that is not rather the shape of an image."""
+        shape = self._blueprints()[0].input_shape
+        if not isinstance(shape, tuple) or None in shape[1:] or not is_ambiguous(shape[1:]):
+            return None
+        return int(shape[-1])
 
     def _live(self, role: str) -> KerasModel:
         model = getattr(self, role)
