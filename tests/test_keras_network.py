@@ -14,7 +14,7 @@ import pytest
 from conftest import wide
 from sklearn.base import clone
 
-from vae_anomaly import KerasNetwork, VAEDetector, load
+from vae_anomaly import ConvNetwork, KerasNetwork, VAEDetector, load
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.engine.programs import model_of
 from vae_anomaly.layers import KLDivergence
@@ -603,6 +603,26 @@ def test_flat_rows_before_an_encoder_of_images_are_images() -> None:
     expected = detector.fit(X).score_samples(X)
     np.testing.assert_array_equal(detector.fit(X.reshape(-1, 16)).score_samples(X.reshape(-1, 16)), expected)
     np.testing.assert_array_equal(detector.score_samples(X), expected)
+
+
+# -- what a trained model is good for -------------------------------------------------------------------
+def test_models_can_be_made_of_the_layers_of_a_trained_one() -> None:
+    """Also where an input of the user's own has the name that a network gives its own."""
+    X = images(20)
+    for network in (of_images(None), ConvNetwork(filters=(2, 2), dense_units=())):
+        model = VAEDetector(network, epochs=1, members=1, random_state=0).fit(X).model_
+        encoder, rows = model.encoder, X.reshape(20, -1)
+        hidden = keras.Model(encoder.input, encoder.layers[1].output)
+        x = keras.Input((16,), name="x")
+        both = keras.Model(x, [hidden(x), encoder(x)[0], model.decoder(encoder(x)[0])])
+        for made, expected in zip(
+            both(rows), (hidden(rows), encoder(rows)[0], model.decoder(encoder(rows)[0])), strict=True
+        ):
+            np.testing.assert_array_equal(made, expected)
+    taken, X = of_images(None), images(20)
+    inner = VAEDetector(taken, epochs=1, members=1, random_state=0).fit(X).model_.encoder.layers[-1]
+    convolved = keras.Model(inner.input, inner.layers[1].output)
+    assert convolved(X).shape == (20, 4, 4, 2)
 
 
 # -- pretrained parts -----------------------------------------------------------------------------------
