@@ -40,6 +40,9 @@ def a_decoder(latent_dim: int = 2, n_outputs: int = 4) -> Any:
     )
 
 
+layers = keras.layers
+
+
 def weights_of(*models: Any) -> list[Any]:
     return [np.array(weight) for model in models for weight in model.get_weights()]
 
@@ -299,6 +302,50 @@ def test_a_frozen_layer_keeps_the_weights_of_the_given_model_and_others_are_draw
         assert not equal(weights_of(model.encoder.layers[2]), left)
 
 
+def frozen_attention(x: Any) -> tuple[Any, Any]:
+    attention, pairs = layers.MultiHeadAttention(1, 2), layers.Reshape((2, 2))(x)
+    outputs = layers.Flatten()(attention(pairs, pairs))
+    attention.trainable = False
+    return attention, outputs
+
+
+def frozen_class(x: Any) -> tuple[Any, Any]:
+    model = Decoder()
+    outputs = layers.Flatten()(model(x))
+    model.trainable = False
+    return model, outputs
+
+
+def frozen_layer_of_a_class(x: Any) -> tuple[Any, Any]:
+    model = Decoder()
+    outputs = layers.Flatten()(model(x))
+    model.hidden.trainable = False
+    return model.hidden, outputs
+
+
+@pytest.mark.parametrize("pretrained", [False, wide(True)])
+@pytest.mark.parametrize("part", [frozen_attention, frozen_class, frozen_layer_of_a_class])
+def test_layers_within_others_stay_frozen_where_no_configuration_tells(
+    part: Callable[[Any], tuple[Any, Any]], pretrained: bool, tmp_path: Path
+) -> None:
+    x = keras.Input((4,))
+    frozen, outputs = part(x)
+    encoder = keras.Model(x, keras.layers.Dense(4)(outputs))
+    network = KerasNetwork(encoder, a_decoder(), pretrained)
+    detector = fit(network)
+    detector.save(tmp_path / "detector.vae")
+    for copy in (detector, pickle.loads(pickle.dumps(detector)), load(tmp_path / "detector.vae")):
+        trained = copy.model_.encoder
+        kept = weights_of(trained)
+        for expected in weights_of(frozen):
+            assert any(np.array_equal(expected, weight) for weight in kept)
+        n_frozen = len(trained.weights) - len(trained.trainable_weights)
+        assert n_frozen == len(frozen.weights)
+    before = network.architecture_key()
+    frozen.trainable = True
+    assert network.architecture_key() != before
+
+
 def test_a_network_with_other_frozen_weights_is_another() -> None:
     encoder, decoder = an_encoder(), a_decoder()
     encoder.layers[1].trainable = False
@@ -429,7 +476,6 @@ def called(model: Any, n_inputs: int) -> Any:
     return model
 
 
-layers = keras.layers
 ENDS: dict[str, tuple[Callable[[], list[Any]], str | None]] = {
     "a layer": (lambda: [layers.Dense(16), layers.Activation("sigmoid")], "sigmoid"),
     "a layer's own": (lambda: [layers.Dense(16, activation="tanh")], "tanh"),

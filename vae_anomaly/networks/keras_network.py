@@ -156,7 +156,8 @@ class KerasNetwork(Network):
         """Equal for equal models; of their present weights, those count that a fit starts from."""
         encoder, decoder = self._blueprints()
         kept = [joblib.hash(b.weights) if self.pretrained else b.kept for b in (encoder, decoder)]
-        return type(self), encoder.config, decoder.config, self.pretrained, *kept
+        trainable = encoder.trainable, decoder.trainable
+        return type(self), encoder.config, decoder.config, self.pretrained, trainable, *kept
 
     def snapshot(self) -> KerasNetwork:
         """A copy with blueprints in the place of the models."""
@@ -203,6 +204,9 @@ class Blueprint(NamedTuple):
     trusted : bool
         Whether the configuration is the user's own. One from a file may hold no code and build no model of
         other weights than these.
+    trainable : tuple of bool
+        Of each layer, the layers within others included, whether it is trained: configurations tell it of
+        layers that are made by others' classes only at times. Empty if it is not known.
     """
 
     config: str
@@ -212,6 +216,7 @@ class Blueprint(NamedTuple):
     input_shape: LayerShape
     output_shape: LayerShape
     trusted: bool = True
+    trainable: tuple[bool, ...] = ()
 
     def __repr__(self) -> str:
         return f"Blueprint({self.input_shape} -> {self.output_shape})"
@@ -243,6 +248,7 @@ class Blueprint(NamedTuple):
             any(isinstance(layer, KLDivergence) for layer in layers),
             model.input_shape,
             model.output_shape,
+            trainable=tuple(bool(layer.trainable) for layer in layers),
         )
 
     def build(self) -> KerasModel:
@@ -257,8 +263,14 @@ class Blueprint(NamedTuple):
                     f"its configuration describes {shapes}."
                 )
         model = self._model()
+        layers = list(model._flatten_layers())
+        if len(layers) == len(self.trainable):
+            # A layer comes before those within it, which it freezes with itself.
+            for layer, trainable in zip(layers, self.trainable, strict=True):
+                if layer.trainable != trainable:
+                    layer.trainable = trainable
         model.set_weights(self.weights)
-        for layer in model._flatten_layers():
+        for layer in layers:
             if _adapts(layer):
                 layer.finalize_state()
         return model
