@@ -607,7 +607,7 @@ def test_models_of_images_of_the_same_size_in_another_shape_are_refused(
     taken: tuple[int, ...], made: tuple[int, ...], message: str, remedy: str
 ) -> None:
     network = KerasNetwork(an_image_encoder(taken), an_image_decoder(made))
-    with pytest.raises(ValueError, match="those to fit have the shape") as raised:
+    with pytest.raises(ValueError, match="but the images have the shape") as raised:
         network.for_images((4, 6, 3))
     assert message in str(raised.value)
     assert remedy in str(raised.value)

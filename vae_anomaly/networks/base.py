@@ -35,8 +35,6 @@ _MOVING |= {
     f"{kind}{n}D" for kind in ("Cropping", "SpatialDropout", "UpSampling", "ZeroPadding") for n in (1, 2, 3)
 }
 _MOVING |= {"AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity"}
-
-
 # What may be a signal rather than a gray image: narrow, or longer than images are.
 _SHORTEST_SIGNAL, _MOST_CHANNELS, _LONGEST_IMAGE = 8, 4, 8
 

@@ -86,16 +86,15 @@ class KerasNetwork(Network):
         ValueError
             If a model takes or makes images of another shape.
         """
-        encoder, decoder = self._blueprints()
-        images = self.shape_of_images(None) if image_shape is None else with_channels(image_shape)
-        shapes = encoder.input_shape, decoder.output_shape
+        # Blueprints, which are made of live models once here and not again at each question.
+        network = KerasNetwork(*self._blueprints(), self.pretrained)
+        images = network.shape_of_images(None) if image_shape is None else with_channels(image_shape)
+        shapes = network.encoder.input_shape, network.decoder.output_shape
         if images is None or not all(isinstance(shape, tuple) for shape in shapes):
-            return self  # `build` says what is wrong
+            return network  # `build` says what is wrong
         (_, *own), (_, *made) = shapes
-        network = self
         if _fits_open_sides(own, images):
-            fixed = Blueprint.of("encoder", _of_shape(self._live("encoder"), images))
-            network = KerasNetwork(fixed, self.decoder, self.pretrained)
+            network.encoder = Blueprint.of("encoder", _of_shape(network.encoder.build(), images))
         elif not _same_order(own, images):
             raise _other_images("encoder", "takes", tuple(own), images, "Permute((3, 1, 2))", "begin")
         if not any(_same_order(made, [*shape[:-1], made[-1]]) for shape in (images, _long_axes(images))):
@@ -115,10 +114,6 @@ class KerasNetwork(Network):
         if not isinstance(shape, tuple) or None in shape[1:] or not is_ambiguous(shape[1:]):
             return None
         return int(shape[-1])
-
-    def _live(self, role: str) -> KerasModel:
-        model = getattr(self, role)
-        return model.build() if isinstance(model, Blueprint) else model
 
     def default_latent_dim(self, n_features: int) -> int:
         """What ``latent_dim="auto"`` means: the width of the decoder's input."""
@@ -381,8 +376,8 @@ def _other_images(
         else f"Give it that shape, or let it {where} with a layer that resizes, crops or permutes"
     )
     return ValueError(
-        f"KerasNetwork's {role} {verb} images of shape {own}, and those to fit have the shape {shape}, "
-        f"(height, width, channels). {remedy}."
+        f"KerasNetwork's {role} {verb} images of shape {own}, but the images have the shape {shape} (height, "
+        f"width, channels). {remedy}."
     )
 
 
