@@ -324,7 +324,7 @@ def frozen_layer_of_a_class(x: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("pretrained", [False, wide(True)])
-@pytest.mark.parametrize("part", [frozen_attention, frozen_class, frozen_layer_of_a_class])
+@pytest.mark.parametrize("part", [*map(wide, [frozen_attention, frozen_class]), frozen_layer_of_a_class])
 def test_layers_within_others_stay_frozen_where_no_configuration_tells(
     part: Callable[[Any], tuple[Any, Any]], pretrained: bool, tmp_path: Path
 ) -> None:
@@ -654,21 +654,23 @@ def test_flat_rows_before_an_encoder_of_images_are_images() -> None:
 # -- what a trained model is good for -------------------------------------------------------------------
 def test_models_can_be_made_of_the_layers_of_a_trained_one() -> None:
     """Also where an input of the user's own has the name that a network gives its own."""
+    X, network = images(20), ConvNetwork(filters=(2, 2), dense_units=())
+    model = VAEDetector(network, epochs=1, members=1, random_state=0).fit(X).model_
+    encoder, rows = model.encoder, X.reshape(20, -1)
+    hidden = keras.Model(encoder.input, encoder.layers[1].output)
+    x = keras.Input((16,), name="x")
+    joined = keras.Model(x, [hidden(x), encoder(x)[0], model.decoder(encoder(x)[0])])
+    apart = hidden(rows), encoder(rows)[0], model.decoder(encoder(rows)[0])
+    for made, expected in zip(joined(rows), apart, strict=True):
+        np.testing.assert_array_equal(made, expected)
+
+
+def test_the_users_own_encoder_is_the_last_layer_of_the_trained_one() -> None:
     X = images(20)
-    for network in (of_images(None), ConvNetwork(filters=(2, 2), dense_units=())):
-        model = VAEDetector(network, epochs=1, members=1, random_state=0).fit(X).model_
-        encoder, rows = model.encoder, X.reshape(20, -1)
-        hidden = keras.Model(encoder.input, encoder.layers[1].output)
-        x = keras.Input((16,), name="x")
-        both = keras.Model(x, [hidden(x), encoder(x)[0], model.decoder(encoder(x)[0])])
-        for made, expected in zip(
-            both(rows), (hidden(rows), encoder(rows)[0], model.decoder(encoder(rows)[0])), strict=True
-        ):
-            np.testing.assert_array_equal(made, expected)
-    taken, X = of_images(None), images(20)
-    inner = VAEDetector(taken, epochs=1, members=1, random_state=0).fit(X).model_.encoder.layers[-1]
-    convolved = keras.Model(inner.input, inner.layers[1].output)
-    assert convolved(X).shape == (20, 4, 4, 2)
+    detector = VAEDetector(of_images(None), epochs=1, members=1, random_state=0).fit(X)
+    encoder = detector.model_.encoder.layers[-1]
+    assert keras.Model(encoder.input, encoder.layers[1].output)(X).shape == (20, 4, 4, 2)
+    np.testing.assert_array_equal(encoder(X)[0], detector.model_.encoder(X.reshape(20, -1))[0])
 
 
 # -- pretrained parts -----------------------------------------------------------------------------------
