@@ -196,9 +196,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         when the fit has been finished. Each fit needs a path of its own: clones that are fitted at the same
         time, as in a parallel search, must not share it.
     jit_compile : "auto" or bool, default="auto"
-        Whether XLA compiles the training. "auto" does for networks of up to 20,000 weights if all members
-        together are expected to take 3,000 steps, such as the default on 650 rows: the faster steps soon pay
-        for the compilation. Its sums are rounded otherwise in their last bits.
+        Whether XLA compiles the training. "auto" does for networks of up to 20,000 weights without
+        convolutions if all members together are expected to take 3,000 steps, such as the default on 650
+        rows: the faster steps soon pay for the compilation. Its sums are rounded otherwise in their last
+        bits.
     device : str or None, default=None
         Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
         the CPU. A fitted detector is tied to no device.
