@@ -281,7 +281,9 @@ def test_a_decoder_of_its_own_filters_makes_images_of_any_size(
 @pytest.mark.parametrize("decoder_filters", [(), (1, 2, 3, 4)])
 def test_decoder_filters_of_another_length_are_named(decoder_filters: tuple[int, ...]) -> None:
     network = ConvNetwork((8, 8, 1), (4, 5, 6), decoder_filters=decoder_filters)
-    with pytest.raises(ValueError, match=r"each of its 3 convolutions, or one less.*received decoder_filter"):
+    with pytest.raises(
+        ValueError, match=r"each of its 3 convolutions, or one fewer.*received decoder_filter"
+    ):
         network.build(64, 2, 1)
 
 

@@ -81,8 +81,8 @@ class ConvNetwork(Network):
 
     With ``dimensions=1`` rows are signals, arrays of shape (length, channels) such as measurements of a few
     sensors over time, and the convolutions run along their length only. Then the default likelihood is a
-    Gaussian of values in any unit, scaled channel by channel, and the default score the ELBO: nothing is
-    blurred across channels.
+    Gaussian of values in any unit, scaled channel by channel, and the default score is that of tables:
+    nothing is blurred, neither over time nor across channels.
 
     Parameters
     ----------
@@ -91,15 +91,15 @@ class ConvNetwork(Network):
         fitted on; flat rows are then signals of one channel, with ``dimensions=1``.
     filters : "auto" or tuple of int, default="auto"
         Channels of the encoder's convolutions. "auto" is 16, 32 and so on to 128, for two convolutions, or
-        more that halve the longer side until it is at most 8; or as many as ``kernel_sizes`` or ``strides``
-        lists.
+        as many as bring the longer side to at most 8 by the automatic strides; or as many as
+        ``kernel_sizes`` or ``strides`` lists.
     kernel_sizes : "auto", int or tuple, default="auto"
         Side of the kernels: one for all convolutions, or one for each, where a pair is (height, width). The
         decoder's last layer has the first one. Kernels reach no further than a side. "auto" is 3 for images
         and 7 for signals.
     strides : "auto", int or tuple, default="auto"
         One for all convolutions, or one for each, where a pair is (vertical, horizontal). "auto" halves every
-        side of at least 4, and takes a fourth of signals.
+        side of at least 4, and makes signals of at least 4 steps four times shorter.
     dense_units : tuple of int, default=(128,)
         Widths of the dense layers between the convolutions and the latents.
     activation : str or callable, default="relu"
@@ -112,7 +112,7 @@ class ConvNetwork(Network):
     decoder_filters : "auto" or tuple of int, default="auto"
         Channels of the decoder's transposed convolutions, which undo those of the encoder from the last to
         the first with their kernels and strides; one more makes the likelihood's parameters. "auto" is
-        ``filters`` in reverse. With one entry less than there are convolutions, the one that undoes the
+        ``filters`` in reverse. With one entry fewer than there are convolutions, the one that undoes the
         first makes the parameters itself: ``filters=(32, 64, 128), decoder_filters=(64, 32)`` is a decoder
         of 64, 32 and, for gray images, 1 channels.
     dimensions : {"auto", 1, 2}, default="auto"
@@ -367,7 +367,7 @@ class ConvNetwork(Network):
         if len(filters) not in {len(undone), max(len(undone) - 1, 0)}:
             raise ValueError(
                 f"ConvNetwork needs one entry of decoder_filters for each of its {len(undone)} convolutions, "
-                "or one less, so that the last transposed convolution makes the likelihood's parameters; "
+                "or one fewer, so that the last transposed convolution makes the likelihood's parameters; "
                 f"received decoder_filters={self.decoder_filters!r}."
             )
         transposed = [
