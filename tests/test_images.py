@@ -86,13 +86,6 @@ def test_images_of_any_shape_are_fitted_and_come_back(image_shape):
     assert detector.sample(3, random_state=0).shape == (3, *image_shape)
 
 
-def test_a_signal_is_an_image_of_width_1():
-    signals = np.random.RandomState(0).normal(size=(20, 30, 1, 2)) * 5
-    detector = VAEDetector("conv", likelihood="gaussian", **QUICK).fit(signals)
-    assert detector.members_[0].specification.network.strides == ((2, 1), (2, 1))
-    assert detector.reconstruct(signals).shape == signals.shape
-
-
 @pytest.mark.parametrize("shape", [(8, 8, 3), (8, 7), (4, 16), (64, 1)])
 def test_images_of_another_shape_or_number_of_channels_are_refused_with_both(of_bytes, shape):
     with pytest.raises(ValueError) as raised:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import wide
 from scipy import stats
 
 from vae_anomaly.core.backend import keras, tf
@@ -315,6 +316,25 @@ def test_a_weight_that_is_none_is_refused(weight: Any, error: type[Exception]) -
     with pytest.raises(error, match="received"):
         layer.weight = weight
     assert layer.weight == 2.0
+
+
+@pytest.mark.parametrize("floatx", ["float64", wide("float16")])
+def test_the_divergence_is_added_to_losses_of_any_floatx(floatx: str) -> None:
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(floatx)
+    try:
+        model, divergence = a_vae()
+        model.compile(keras.optimizers.Adam(0.01), loss=squared_error)
+        X = rows_around_a_line().astype(floatx)
+        assert np.isfinite(model.fit(X, X, epochs=1, verbose=0).history["loss"]).all()
+        divergence([Z_MEAN, Z_LOG_VAR])
+        (loss,) = divergence.losses
+        precision = float(max(np.finfo(floatx).eps, np.finfo("float32").eps))
+        assert float(loss) == pytest.approx(closed_form_kl(Z_MEAN, Z_LOG_VAR), rel=precision)
+    finally:
+        keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(policy)
 
 
 def test_a_mixed_policy_neither_stops_training_nor_makes_the_divergence_infinite() -> None:

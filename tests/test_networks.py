@@ -251,6 +251,42 @@ def test_each_convolution_has_its_own_setting_and_the_decoder_mirrors_it() -> No
     assert kernels_of(decoder, "Conv2DTranspose") == transposed
 
 
+def test_a_decoder_of_its_own_filters_is_that_of_the_text_with_one_layer_less() -> None:
+    """ "Variational Autoencoder with TensorFlow": filters 64-32-1, strides 2-2-1, 111,361 weights."""
+    network = ConvNetwork(
+        (28, 28, 1), (32, 64, 128), strides=(1, 2, 2), dense_units=(), decoder_filters=(64, 32)
+    )
+    _, decoder = network.build(784, 2, 1)
+    assert kernels_of(decoder, "Conv2DTranspose") == [(3, 3, 64, 128), (3, 3, 32, 64), (3, 3, 1, 32)]
+    assert decoder.count_params() == 111_361
+    mirrored = clone(network).set_params(decoder_filters="auto")
+    assert mirrored.build(784, 2, 1)[1].count_params() == 258_945
+
+
+@pytest.mark.parametrize("n_params", [1, 2])
+@pytest.mark.parametrize(
+    ("decoder_filters", "channels"), [((3, 5), [3, 5]), ((7,), [7]), ("auto", [6, 4])], ids=str
+)
+def test_a_decoder_of_its_own_filters_makes_images_of_any_size(
+    decoder_filters: Any, channels: list[int], n_params: int
+) -> None:
+    """Also where the last transposed convolution has a stride that does not divide the sides."""
+    network = ConvNetwork((7, 5, 3), (4, 6), strides=(3, 2), dense_units=(), decoder_filters=decoder_filters)
+    decoder = network.build(105, 2, n_params)[1]
+    assert decoder(np.zeros((4, 2))).shape == (4, 105 * n_params)
+    made = [kernel[2] for kernel in kernels_of(decoder, "Conv2DTranspose")]
+    assert made == [*channels, 3 * n_params]
+
+
+@pytest.mark.parametrize("decoder_filters", [(), (1, 2, 3, 4)])
+def test_decoder_filters_of_another_length_are_named(decoder_filters: tuple[int, ...]) -> None:
+    network = ConvNetwork((8, 8, 1), (4, 5, 6), decoder_filters=decoder_filters)
+    with pytest.raises(
+        ValueError, match=r"each of its 3 convolutions, or one fewer.*received decoder_filter"
+    ):
+        network.build(64, 2, 1)
+
+
 AUTOMATIC = {
     (1, 1, 1): ((16, 32), (1, 1)),
     (8, 8, 1): ((16, 32), (2, 2)),
@@ -259,7 +295,7 @@ AUTOMATIC = {
     (32, 32, 3): ((16, 32), (2, 2)),
     (64, 64, 3): ((16, 32, 64), (2, 2, 2)),
     (3, 100, 1): ((16, 32, 64, 128), ((1, 2),) * 4),
-    (1000, 1, 2): ((16, 32, 64, *(4 * [128])), ((2, 1),) * 7),
+    (1000, 1, 2): ((16, 32, 64, 128), (4, 4, 4, 4)),
 }
 
 
@@ -278,6 +314,91 @@ def test_automatic_filters_are_as_many_as_there_are_kernels_or_strides() -> None
     assert ConvNetwork(kernel_sizes=(5, 3, 3)).for_images((8, 8, 1)).filters == (16, 32, 64)
     assert ConvNetwork(strides=(2,)).for_images((64, 64, 1)).filters == (16,)
     assert ConvNetwork(filters=(8, 8, 8)).for_images((28, 28, 1)).strides == (2, 2, 2)
+
+
+# -- signals -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("shape", "decided"),
+    {
+        (1000, 2): ((16, 32, 64, 128), (4, 4, 4, 4)),
+        (128, 3): ((16, 32), (4, 4)),
+        (24, 40): ((16, 32), (4, 4)),
+        (3, 1): ((16, 32), (1, 1)),
+    }.items(),
+    ids=str,
+)
+def test_convolutions_of_signals_run_along_their_length(shape: tuple[int, int], decided: Any) -> None:
+    network = ConvNetwork(dimensions=1).for_images(shape)
+    assert (network.image_shape, network.filters, network.strides) == (shape, *decided)
+    n_features = int(np.prod(shape))
+    for one in (ConvNetwork(shape, dimensions=1), network):
+        encoder, decoder = one.build(n_features, 2, 1)
+        kernels = [*kernels_of(encoder, "Conv2D"), *kernels_of(decoder, "Conv2DTranspose")]
+        assert {kernel[1] for kernel in kernels} == {1}
+        assert encoder.count_params() == network.build(n_features, 2, 1)[0].count_params()
+        assert decoder(encoder(np.zeros((3, n_features)))[0]).shape == (3, n_features)
+    assert network.fewest_weights(n_features, 2, 1) > 0
+
+
+@pytest.mark.parametrize("given", [(50, 2), (50, 1, 2), None])
+@pytest.mark.parametrize("own", [(50, 2), (50, 1, 2), None])
+def test_a_signal_may_have_an_axis_of_one(given: Any, own: Any) -> None:
+    network = ConvNetwork(own, dimensions=1).for_images(given)
+    assert network.signal_channels() == (2 if given or own else 1)
+    assert network.shape_of_images(given) is None
+    assert network.default_likelihood(given) == "gaussian"
+    assert given is own is None or network.image_shape == (50, 2)
+
+
+def test_flat_rows_are_signals_of_one_channel() -> None:
+    encoder, _ = ConvNetwork(dimensions=1).build(60, 2, 1)
+    assert kernels_of(encoder, "Conv2D")[0] == (7, 1, 1, 16)
+
+
+@pytest.mark.parametrize("network", [ConvNetwork(), DenseNetwork(), ConvNetwork(filters=(2,))], ids=repr)
+@pytest.mark.parametrize("shape", [(128, 3), (8, 4), (8, 1), (160, 20)])
+def test_arrays_that_may_be_signals_or_images_are_refused_with_both_ways(
+    network: Network, shape: Any
+) -> None:
+    with pytest.raises(ValueError, match="signals of length") as raised:
+        network.for_images(shape)
+    message = str(raised.value)
+    assert f"of length {shape[0]} with {shape[1]} channels" in message
+    assert f"{shape[0]} pixels high and {shape[1]} wide" in message
+    assert "network=ConvNetwork(dimensions=1)" in message
+    assert "X[..., np.newaxis]" in message
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (7, 4), (3, 128), (40, 6), (128, 3, 1)])
+def test_other_arrays_are_images(shape: Any) -> None:
+    network = ConvNetwork().for_images(shape)
+    assert (network.dimensions, network.signal_channels()) == (2, None)
+    assert network.shape_of_images(shape) == (*shape, 1)[:3]
+    assert DenseNetwork().for_images(shape).signal_channels() is None
+
+
+def test_what_was_said_is_no_longer_ambiguous() -> None:
+    assert ConvNetwork(dimensions=2).for_images((128, 3)).image_shape == (128, 3, 1)
+    assert ConvNetwork((128, 3, 1)).for_images((128, 3)).dimensions == 2
+    assert ConvNetwork(dimensions=1).for_images((128, 3)).dimensions == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        (
+            ConvNetwork(dimensions=1),
+            (28, 28, 3),
+            r"\(length, channels\) of signals; received .*\(28, 28, 3\)",
+        ),
+        (ConvNetwork((50, 2), dimensions=1), (2, 50), r"X holds signals of shape \(2, 50\) \(length, chan"),
+        (ConvNetwork((50, 2, 2, 2), dimensions=1), None, r"\(length, channels\) of signals; received"),
+        (ConvNetwork((50, 2)), None, r"\(height, width, channels\); received image_shape=\(50, 2\)"),
+    ],
+)
+def test_shapes_of_no_signal_are_named(network: ConvNetwork, shape: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        network.for_images(shape)
 
 
 def test_images_of_width_1_have_one_dimensional_convolutions() -> None:
@@ -367,7 +488,8 @@ def test_lists_of_different_lengths_are_named(options: dict[str, Any]) -> None:
 def test_for_images_fills_in_a_missing_shape_and_nothing_else_that_is_decided() -> None:
     network = ConvNetwork(filters=(3, 4), strides=2, activation="gelu")
     filled = network.for_images((28, 28, 1))
-    assert filled.get_params() == {**network.get_params(), "image_shape": (28, 28, 1)}
+    decided = {"image_shape": (28, 28, 1), "kernel_sizes": 3, "dimensions": 2}
+    assert filled.get_params() == {**network.get_params(), **decided}
     assert network.image_shape is None
 
 
@@ -412,6 +534,7 @@ WRONG_SIZES = {
     "three numbers for a stride": (conv(strides=((1, 1, 1), 1)), "strides=((1, 1, 1), 1)"),
     "zero in a pair": (conv(kernel_sizes=(3, (3, 0))), "kernel_sizes=(3, (3, 0))"),
     "pairs of filters": (conv(filters=((3, 3),)), "filters=((3, 3),)"),
+    "zero decoder filters": (conv(filters=(2, 2), decoder_filters=(0,)), "decoder_filters=(0,)"),
 }
 
 
@@ -567,6 +690,8 @@ NETWORKS_WITH_KNOWN_SIZES = [
     ConvNetwork((9, 6, 2), (4, 3, 5), kernel_sizes=(50, (2, 1), 4), strides=(9, 1, 1), dense_units=(6, 5)),
     ConvNetwork((108, 1, 1), kernel_sizes=4, strides=(2, 2, 2)),
     ConvNetwork((9, 6, 2), (), kernel_sizes=(), dropout=0.1, activation="selu"),
+    ConvNetwork((9, 6, 2), (4, 3, 5), strides=(2, 3, 2), decoder_filters=(7, 8)),
+    ConvNetwork((9, 6, 2), (4, 3), decoder_filters=(7, 8)),
 ]
 
 

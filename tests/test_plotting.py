@@ -497,6 +497,46 @@ def test_reconstructions_stand_below_the_images_and_maps_below_them(image_detect
     assert [panel.get_ylabel() for panel in panels[:, 0]] == ["image", "expected", "anomaly"]
 
 
+@pytest.fixture(scope="module")
+def signals():
+    return np.random.RandomState(0).normal(size=(30, 16, 2)) * [1.0, 100.0] + [0.0, 5000.0]
+
+
+@pytest.fixture(scope="module")
+def signal_detector(signals):
+    network = ConvNetwork(dimensions=1, filters=(3,), dense_units=())
+    return VAEDetector(network, latent_dim=2, epochs=1, random_state=0).fit(signals)
+
+
+def test_signals_are_drawn_as_scaled_lines_over_what_is_expected(signal_detector, signals):
+    panels = plotting.reconstructions(signal_detector, signals[:3])
+    assert panels.shape == (2, 3)
+    scaler = signal_detector.scaler_
+    drawn = {"signal": signals[:3], "expected": signal_detector.reconstruct(signals[:3])}
+    scaled = {name: scaler.transform(x.reshape(3, -1)).reshape(3, 16, 2) for name, x in drawn.items()}
+    shares = signal_detector.explain(signals[:3])
+    for column, (top, bottom) in enumerate(panels.T):
+        lines = [line.get_ydata() for line in top.lines]
+        expected = [*scaled["signal"][column].T, *scaled["expected"][column].T]
+        np.testing.assert_allclose(lines, expected, rtol=1e-4, atol=1e-4)
+        assert [line.get_linestyle() for line in top.lines] == ["-", "-", "--", "--"]
+        np.testing.assert_allclose([line.get_ydata() for line in bottom.lines], shares[column].T)
+    scores = -signal_detector.score_samples(signals[:3])
+    assert [panel.get_title() for panel in panels[0]] == [f"score {score:.4g}" for score in scores]
+    assert panels[1, 0].get_ylabel() == "share of the score (nats)"
+
+
+def test_the_most_anomalous_signals_are_lines_with_a_color_for_each_channel(signal_detector, signals):
+    panels = plotting.top_anomalies(signal_detector, signals, k=2)
+    scores = -signal_detector.score_samples(signals)
+    worst = np.argsort(-scores)[:2]
+    assert [panel.get_title() for panel in panels] == [f"row {i}\nscore {scores[i]:.4g}" for i in worst]
+    for panel in panels:
+        first, second = panel.lines
+        assert first.get_color() != second.get_color()
+        assert len(first.get_ydata()) == 16
+
+
 def test_images_of_bytes_are_drawn_in_the_units_of_what_is_expected(image_detector, images):
     of_bytes = (images[:2] * 255).round().astype(np.uint8)
     top, middle, _ = plotting.reconstructions(image_detector, of_bytes)

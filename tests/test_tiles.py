@@ -8,7 +8,8 @@ import weakref
 import numpy as np
 import pytest
 
-from vae_anomaly import DenseNetwork, VAEDetector
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
+from vae_anomaly.core.backend import keras
 from vae_anomaly.engine import tiles
 from vae_anomaly.engine.programs import architecture, architecture_of
 from vae_anomaly.likelihoods import Gaussian
@@ -67,6 +68,38 @@ def test_few_rows_get_a_narrow_tile_once_there_have_been_some_calls(table, score
     for n_calls in range(5):
         assert (4 in {key[0] for key in programs}) == (n_calls > 3)
         np.testing.assert_array_equal(detector.score_samples(X[:2]), expected[:2])
+
+
+def a_convolution(x):
+    images = keras.layers.Reshape((6, 1))(x)
+    return keras.layers.Flatten()(keras.layers.Conv1D(2, 3)(images))
+
+
+@pytest.mark.parametrize(
+    ("network", "has_convolutions"),
+    [
+        (lambda: DenseNetwork((5,)), False),
+        (lambda: ConvNetwork((3, 2, 1), (2,)), True),
+        (lambda: ConvNetwork(dimensions=1, filters=(2,)), True),
+        (lambda: KerasNetwork(*models_of(lambda x: x)), False),
+        (lambda: KerasNetwork(*models_of(a_convolution)), True),
+    ],
+)
+def test_convolutions_get_no_narrow_tile_in_any_network(network, has_convolutions):
+    X = np.random.RandomState(0).normal(size=(40, 6))
+    options = {"latent_dim": 2, "epochs": 1, "batch_size": 40, "likelihood": "gaussian", "random_state": 0}
+    detector = VAEDetector(network(), **options).fit(X)
+    model = architecture_of(detector.members_[0])
+    assert model.has_convolutions is has_convolutions
+    alone = [detector.score_samples(X[i : i + 1])[0] for i in range(30)]
+    np.testing.assert_array_equal(alone, detector.score_samples(X)[:30])
+    assert any(key[0] in tiles.NARROW_TILES for key in model._programs) is not has_convolutions
+
+
+def models_of(begin):
+    x = keras.Input((6,))
+    encoder = keras.Model(x, keras.layers.Dense(4)(begin(x)))
+    return encoder, keras.Sequential([keras.Input((2,)), keras.layers.Dense(6)])
 
 
 def test_few_rows_get_the_narrowest_tile_that_holds_them(table, scored_before):

@@ -78,6 +78,13 @@ def test_xla_is_used_where_it_pays_or_where_it_is_asked_for(settings, n_weights,
     assert plan.uses_xla(n_rows=100, n_weights=n_weights) is expected
 
 
+def test_xla_is_not_used_for_convolutions_unless_it_is_asked_for():
+    plan = Plan(batch_size=100, learning_rate=0.1, epochs=3_000)
+    assert not plan.uses_xla(n_rows=100, n_weights=5_000, has_convolutions=True)
+    plan = Plan(batch_size=100, learning_rate=0.1, epochs=1, jit_compile=True)
+    assert plan.uses_xla(n_rows=100, n_weights=5_000, has_convolutions=True)
+
+
 # -- what the settings do -------------------------------------------------------------------------------
 def test_adam_is_keras_adam(X):
     """One batch that holds all rows, so that every step sees the same loss up to its noise."""

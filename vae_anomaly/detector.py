@@ -81,7 +81,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     network : {"auto", "dense", "conv"} or Network, default="auto"
         Encoder and decoder: `DenseNetwork`, `ConvNetwork`, `KerasNetwork` or a subclass of `Network`.
-        "auto" is dense for tables and convolutional for images.
+        "auto" is dense for tables and convolutional for images; ``ConvNetwork(dimensions=1)`` takes signals,
+        of shape (n, length, channels).
     latent_dim : "auto" or int, default="auto"
         Latent dimensions. "auto" asks the network: min(n_features, 8) for a dense one.
     likelihood : "auto", name, Likelihood, dict or list, default="auto"
@@ -119,7 +120,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         The models to train and average: so many that differ by their seeds only, or one for each
         `vae_anomaly.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
         models, half of them robust against anomalies among the training rows, and half of each kind with
-        skewed columns transformed. Otherwise it is one model.
+        skewed columns transformed; for signals, two. Otherwise it is one model.
     epochs : "auto" or int, default="auto"
         Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
         stopping, and at least 5 passes.
@@ -143,7 +144,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         are followed, with as many of the draws as make 1,000 rows times draws.
     early_stopping : "auto" or bool, default="auto"
         Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
-        "auto" does for tables of at least 10 rows if ``epochs="auto"``: an int trains as long as it says.
+        "auto" does for tables and signals of at least 10 rows if ``epochs="auto"``: an int trains as long as
+        it says.
     patience : int, default=30
         Epochs to wait: training stops if the last so many have not made ``val_loss`` better by a thousandth
         of a nat.
@@ -167,11 +169,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         unless the threshold asks; then it is "folds" for fewer than 500 rows, else a fifth of the rows, at
         most 10,000.
     scaler : "auto", transformer or None, default="auto"
-        Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the
-        likelihood: `StandardScaler` for real values, nothing for values in [0, 1]. A column whose standard
-        deviation is of a few values, 50 times that of its central 95 %, is scaled by those: gross errors do
-        not hide what the others hold. A scaler that clips (``MinMaxScaler(clip=True)``,
-        `QuantileTransformer`) hides how far away a far row is.
+        Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the likelihood:
+        `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel; nothing
+        for values in [0, 1]. A column whose standard deviation is of a few values, 50 times that of its
+        central 95 %, is scaled by those: gross errors do not hide what the others hold. A scaler that clips
+        (``MinMaxScaler(clip=True)``, `QuantileTransformer`) hides how far away a far row is.
     invalid : {"score", "raise"}, default="score"
         What becomes of a new row with a value that no row can have: an infinite one, or one outside the
         likelihood's support, such as a count of -1. "score" makes each such value count 1e30 nats, which
@@ -193,9 +195,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         when the fit has been finished. Each fit needs a path of its own: clones that are fitted at the same
         time, as in a parallel search, must not share it.
     jit_compile : "auto" or bool, default="auto"
-        Whether XLA compiles the training. "auto" does for networks of up to 20,000 weights if all members
-        together are expected to take 3,000 steps, such as the default on 650 rows: the faster steps soon pay
-        for the compilation. Its sums are rounded otherwise in their last bits.
+        Whether XLA compiles the training. "auto" does for networks of up to 20,000 weights without
+        convolutions if all members together are expected to take 3,000 steps, such as the default on 650
+        rows: the faster steps soon pay for the compilation. Its sums are rounded otherwise in their last
+        bits.
     device : str or None, default=None
         Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
         the CPU. A fitted detector is tied to no device.
@@ -1242,7 +1245,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def _shape_of_images(self) -> Shape | None:
-        return self.image_shape_ or getattr(self.members_[0].specification.network, "image_shape", None)
+        return self.image_shape_ or self.members_[0].specification.network.shape_of_images(None)
 
     def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)

@@ -80,8 +80,8 @@ class KLDivergence(keras.layers.Layer):  # type: ignore[misc]
 
     .. math:: \tfrac12 \sum_j \left(z_{mean,j}^2 + e^{z_{log\,var,j}} - 1 - z_{log\,var,j}\right)
 
-    It is computed in float32 under any dtype policy. Its mean over an epoch, before the weight, is a metric
-    of the model, "kl".
+    It is computed in float32 under any dtype policy, and in float64 if that is ``keras.config.floatx()``.
+    Its mean over an epoch, before the weight, is a metric of the model, "kl".
 
     Train the model it stands in with a reconstruction loss that is *summed* over features, or the two
     terms are not on the same scale.
@@ -133,11 +133,13 @@ class KLDivergence(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Tensor) -> Tensor:
         """Return ``inputs``, the pair (z_mean, z_log_var), unchanged."""
-        z_mean, z_log_var = (keras.ops.cast(value, "float32") for value in inputs)
-        divergence = kl_divergence(z_mean, z_log_var)
+        # Keras adds losses up in its floatx and refuses others; mixed policies leave that float32.
+        floatx = keras.config.floatx()
+        dtype = "float64" if floatx == "float64" else "float32"
+        divergence = kl_divergence(*(keras.ops.cast(value, dtype) for value in inputs))
         kl = keras.ops.sum(divergence, axis=tuple(range(1, len(divergence.shape))))
         self._kl.update_state(kl)
-        self.add_loss(self._weight * keras.ops.mean(kl))
+        self.add_loss(keras.ops.cast(self._weight * keras.ops.mean(kl), floatx))
         return inputs
 
     def compute_output_shape(self, input_shape: LayerShape) -> LayerShape:

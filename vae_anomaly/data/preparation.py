@@ -68,11 +68,14 @@ class Preparation:
         patches: Patches | None,
         likelihood: Likelihood,
         scaler: str | Transformer | None,
+        n_channels: int | None = None,
     ) -> Self:
         """Learn from the rows that are trained on.
 
         ``image_shape`` is that of images that were handed in, ``of_images`` that of what the network takes
         rows for, ``scaler`` the detector's parameter.
+
+        ``n_channels`` is that of signals: "auto" scales each channel alike at all its positions.
 
         Raises
         ------
@@ -83,7 +86,11 @@ class Preparation:
         missing_fractions = scaling.missing_fractions(X, names)
         likelihood.check_columns(X.shape[1])
         of_pixels = None if of_images is None else pixel_range(X)
-        fitted = scaling.fit_scaler(scaling.scaler_for(likelihood, scaler, of_images), X)
+        unfitted = scaling.scaler_for(likelihood, scaler, of_images)
+        if n_channels is not None and isinstance(scaler, str):
+            fitted = scaling.fit_channel_scaler(unfitted, X, n_channels)
+        else:
+            fitted = scaling.fit_scaler(unfitted, X)
         return cls(table, names, image_shape, of_pixels, fitted, missing_fractions, patches)
 
     def in_units(self, X: Matrix, dtype: DtypeOrNone, likelihood: Likelihood) -> Matrix:

@@ -27,6 +27,7 @@ __all__ = [
     "check_magnitude",
     "clip_gross_errors",
     "column_names",
+    "fit_channel_scaler",
     "fit_scaler",
     "missing_fractions",
     "scale",
@@ -205,6 +206,28 @@ def fit_scaler(scaler: Estimator, X: Matrix) -> Estimator:
         return scaler
     # A transformer of the user's may write into its argument.
     return None if scaler is None else clone(scaler).fit(as_numbers(X).copy())
+
+
+def fit_channel_scaler(scaler: Estimator, X: Matrix, n_channels: int) -> Estimator:
+    """A clone of the scaler for rows of signals; a StandardScaler is the same at all positions of a channel.
+
+    Parameters
+    ----------
+    scaler : transformer or None
+    X : array or CSR matrix of shape (n_rows, length * n_channels)
+        The channels of a position next to each other.
+    n_channels : int
+    """
+    n_rows, n_features = X.shape
+    if type(scaler) is not StandardScaler or n_features % n_channels:  # the network names a wrong length
+        return fit_scaler(scaler, X)
+    fitted = fit_scaler(scaler, X.reshape(n_rows * n_features // n_channels, n_channels))
+    for name in ("mean_", "scale_", "var_", "n_samples_seen_"):
+        value = getattr(fitted, name)
+        if np.ndim(value):
+            setattr(fitted, name, np.tile(value, n_features // n_channels))
+    fitted.n_features_in_ = n_features
+    return fitted
 
 
 def _standardizes(scaler: Estimator) -> bool:

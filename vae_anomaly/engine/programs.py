@@ -107,6 +107,11 @@ class Architecture:
         """Number of trainable weights."""
         return sum(self._sizes)
 
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether a weight has more than two axes, as the kernels of convolutions do."""
+        return any(len(weight.shape) > 2 for weight in self.template.weights)
+
     # -- states ---------------------------------------------------------------------------------------
     def new_model(self) -> KerasModel:
         """A new `VAE` of this architecture."""

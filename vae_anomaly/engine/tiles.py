@@ -130,7 +130,7 @@ def _map_rows(
 
         fitting = [tile for tile in NARROW_TILES if len(rows) <= tile < wide_tile(architecture, len(draws))]
         # Convolutions of few rows were seen to round one row in a hundred otherwise: too rarely to be tried.
-        if states[0].specification.network.shape_of_images(None) is not None:
+        if architecture.has_convolutions:
             fitting = []
         if fitting:
             for _ in range(_NARROW_TILE_FROM_CALLS if warm_up else 0):

@@ -1,4 +1,4 @@
-"""What a fit warns of: decoders that cannot reach the rows, other data, more alarms than thresholds say."""
+"""What a fit warns of or refuses: decoders that cannot reach the rows, other data, too many alarms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vae_anomaly.engine.programs import architecture, on_device
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import Job
 
-__all__ = ["warn_of_limited_decoder", "warn_of_more_alarms", "warn_of_other_data"]
+__all__ = ["check_last_activation", "warn_of_more_alarms", "warn_of_other_data"]
 
 # Of a column's range: a sigmoid comes near 0 and 1.
 _NEARLY = 1e-3
@@ -23,13 +23,19 @@ _PATCHES_TO_SEE = 2_048
 _MANY_ALARMS, _BY_CHANCE = 0.25, 1e-4
 
 
-def warn_of_limited_decoder(job: Job, names: Array | None) -> None:
-    """Warn of a decoder whose last activation keeps it from the training rows."""
+def check_last_activation(job: Job, names: Array | None) -> None:
+    """Refuse a decoder that applies the likelihood's link too; warn of one that cannot reach the rows.
+
+    Raises
+    ------
+    ValueError
+        Before any training.
+    """
     with on_device(job.plan.device):
-        reach = architecture(job.specification).template.reachable()
+        reach = architecture(job.specification).template.reach()
     if reach is None:
         return
-    activation, (low, high) = reach
+    activation, (low, high), repeats_link = reach
     rows = representative(job.rows)
     if job.patches is not None:
         rows = job.patches.draw(rows, _PATCHES_TO_SEE, seed=0)
@@ -39,18 +45,19 @@ def warn_of_limited_decoder(job: Job, names: Array | None) -> None:
     slack = _NEARLY * (most - least)
     # Where both ends are expected alike, what is expected is not a number that grows with the outputs.
     beyond = (low < high) & ((least < low - slack) | (most > high + slack))
-    if beyond.any():
-        column = int(np.argmax(beyond))
-        name = f"column {column}" if names is None else f"column {names[column]!r}"
-        warnings.warn(
-            f"the decoder ends in the activation {activation!r}, so that with likelihood "
-            f"{job.specification.likelihood!r} it expects values from {low[column]:.3g} to "
-            f"{high[column]:.3g}, and the scaled training rows hold values from {least[column]:.3g} to "
-            f"{most[column]:.3g} ({name}). End the decoder without an activation: the likelihood has the "
-            "link.",
-            UserWarning,
-            stacklevel=4,
-        )
+    if not beyond.any():
+        return
+    column = int(np.argmax(beyond))
+    name = f"column {column}" if names is None else f"column {names[column]!r}"
+    message = (
+        f"the decoder ends in the activation {activation!r}, so that with likelihood "
+        f"{job.specification.likelihood!r} it expects values from {low[column]:.3g} to "
+        f"{high[column]:.3g}, and the scaled training rows hold values from {least[column]:.3g} to "
+        f"{most[column]:.3g} ({name}). End the decoder without an activation: the likelihood has the link."
+    )
+    if repeats_link:
+        raise ValueError(message)
+    warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def warn_of_other_data(X: Matrix, earlier: Fitted, cut: float, rate: float, seed: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from vae_anomaly import calibration, likelihoods, networks, scoring, thresholds
-from vae_anomaly.core.rows import Rows, with_channels
+from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
     Array,
     DtypeOrNone,
@@ -38,6 +38,7 @@ from vae_anomaly.ensemble.members import (
     DEFAULT_MEMBERS,
     IMAGE_MEMBERS,
     PATCH_MEMBERS,
+    SIGNAL_MEMBERS,
     Job,
     Member,
     ProgressStore,
@@ -52,6 +53,7 @@ from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.column_transform import fit_column_transform
 from vae_anomaly.model.states import Specification
 from vae_anomaly.networks import DenseNetwork, Network
+from vae_anomaly.networks.base import check_unambiguous
 from vae_anomaly.scoring import Score
 from vae_anomaly.training.epochs import append_history
 from vae_anomaly.training.interruption import Interruption
@@ -190,7 +192,7 @@ def decide(
         parameters["members"],
         parameters["validation_fraction"],
         parameters["early_stopping"],
-        default_members=_default_members(of_whole_images, patches, decide),
+        default_members=_default_members(network, of_whole_images, patches, decide),
         decide=decide,
         of_images=of_images is not None,
         n_rows=n_rows,
@@ -243,24 +245,33 @@ def _resolve_patches(
 
 def _resolve_network(network: str | Network, image_shape: Shape | None, patches: Patches | None) -> Network:
     if network == "auto":
-        network = DenseNetwork(_UNITS_OF_IMAGES) if image_shape is not None and patches is None else "dense"
+        check_unambiguous(image_shape)
+        network = _default_network(image_shape, patches)
     network = networks.resolve(network)
     network._validate_params()
-    seen = image_shape and with_channels(image_shape)
-    if patches is not None:
-        seen = (patches.side, patches.side, patches.image_shape[2])
+    seen = image_shape if patches is None else (patches.side, patches.side, patches.image_shape[2])
     return network.for_images(seen).snapshot()
 
 
+def _default_network(image_shape: Shape | None, patches: Patches | None) -> str | Network:
+    """What ``network="auto"`` means: convolutions for signals, which images of width 1 are, else dense."""
+    if image_shape is None or patches is not None:
+        return "dense"
+    is_signal = len(image_shape) == 3 and image_shape[1] == 1
+    return "conv" if is_signal else DenseNetwork(_UNITS_OF_IMAGES)
+
+
 def _default_members(
-    of_whole_images: Shape | None, patches: Patches | None, decide: bool
+    network: Network, of_whole_images: Shape | None, patches: Patches | None, decide: bool
 ) -> Sequence[Member]:
     """What ``members="auto"`` means."""
     if patches is not None:
         return PATCH_MEMBERS
     if of_whole_images is not None:
         return IMAGE_MEMBERS
-    return DEFAULT_MEMBERS if decide else (Member(),)
+    if not decide:
+        return (Member(),)
+    return DEFAULT_MEMBERS if network.signal_channels() is None else SIGNAL_MEMBERS
 
 
 def _resolve_likelihood(
@@ -352,11 +363,12 @@ def fit(
             patches=decisions.patches,
             likelihood=likelihood,
             scaler=parameters["scaler"],
+            n_channels=decisions.network.signal_channels(),
         )
     rows = preparation.training_rows(kept, likelihood)
     job = _job(decisions, rows, preparation, draws_seed, seeds, earlier)
     if earlier is None:
-        fit_warnings.warn_of_limited_decoder(job, names)
+        fit_warnings.check_last_activation(job, names)
     elif earlier.false_alarm_rate is not None:
         fit_warnings.warn_of_other_data(
             kept, earlier.fitted, earlier.cut, earlier.false_alarm_rate, draws_seed

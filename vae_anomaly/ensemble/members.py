@@ -105,6 +105,9 @@ DEFAULT_MEMBERS = tuple(
     for trimmed_fraction, beta_factor in ((0.0, 0.3), (0.1, 1.0), (0.0, 0.1), (0.2, 1.0))
 )
 
+#: The same for signals: convolutions take longer than dense members, and one found nearly all that two found.
+#: The second doubles the rows that a member was not trained on, among which the threshold is set.
+SIGNAL_MEMBERS = (Member(),) * 2
 
 #: The same for whole images.
 IMAGE_MEMBERS = (Member(),) * 4

@@ -26,7 +26,7 @@ from vae_anomaly.model.incomplete import Incomplete
 from vae_anomaly.networks import initializer_of
 from vae_anomaly.networks.base import last_activation
 
-__all__ = ["VAE", "Inference"]
+__all__ = ["VAE", "Inference", "Reach"]
 
 # exp(±10) bounds the posterior's variance: outside, float32 loses the KL or the draw.
 _LOG_VAR_BOUND = 10.0
@@ -54,6 +54,24 @@ class Inference(NamedTuple):
     noise: Tensor
     z: Tensor
     parameters: Parameters
+
+
+class Reach(NamedTuple):
+    """What a decoder that ends in an activation can expect.
+
+    Attributes
+    ----------
+    activation : str
+    limits : array of shape (2, n_features)
+        The smallest and the largest expected x.
+    repeats_link : bool
+        Whether the activation's own values are means that the likelihood could have: then the likelihood
+        makes means of numbers that are some already, as one that has a sigmoid does behind a sigmoid.
+    """
+
+    activation: str
+    limits: Rows
+    repeats_link: bool
 
 
 @keras.saving.register_keras_serializable(package="vae_anomaly")
@@ -185,30 +203,31 @@ class VAE(keras.Model):  # type: ignore[misc]
         shared: Rows = self.likelihood.initial_shared(rows) / np.float32(_SHARED_STRIDE)
         return shared
 
-    def reachable(self) -> tuple[str, Rows] | None:
-        """The decoder's last activation, if its values are limited, and what x it can expect then.
-
-        Returns
-        -------
-        None, or the activation's name and the smallest and largest expected x, of shape (2, n_features)
-        """
-        activation = last_activation(self.decoder)
-        if activation is None:
+    def reach(self) -> Reach | None:
+        """What x the decoder's last activation lets it expect, or None if it sets no limits."""
+        last = last_activation(self.decoder)
+        if last is None:
             return None
         steps = np.logspace(-3, 6, 91, dtype=np.float32)
-        values = _array(activation(keras.ops.convert_to_tensor([[*-steps, 0.0, *steps]])))
+        try:
+            values = _array(last.function(keras.ops.convert_to_tensor([[*-steps, 0.0, *steps]])))
+        except Exception:  # a function of whole images, or of anybody's
+            return None
         if not min(-values.min(), values.max()) < _LIMITED_BELOW:
             return None
         limits = [
             value if abs(value) < _LIMITED_BELOW else math.copysign(math.inf, value)
             for value in (float(values.min()), float(values.max()))
         ]
-        outputs = np.repeat(np.reshape(limits, (2, 1)), self.decoder.output_shape[-1], axis=1)
-        parameters = self.likelihood.parameters(
-            keras.ops.convert_to_tensor(outputs, dtype="float32"), self._shared()
-        )
-        name = getattr(activation, "name", None) or getattr(activation, "__name__", None)
-        return str(name or activation), _array(self.likelihood.mean(parameters))
+        unlimited = self._expected_at([-math.inf, math.inf])
+        inside = np.isfinite(unlimited).all() and unlimited.min() <= limits[0] < limits[1] <= unlimited.max()
+        return Reach(last.name, self._expected_at(limits), bool(inside))
+
+    def _expected_at(self, outputs: list[float]) -> Rows:
+        """Expected x of a decoder that has the same number in all outputs, a row for each number."""
+        repeated = np.repeat(np.reshape(outputs, (-1, 1)), self.decoder.output_shape[-1], axis=1)
+        tensor = keras.ops.convert_to_tensor(repeated, dtype="float32")
+        return _array(self.likelihood.mean(self.likelihood.parameters(tensor, self._shared())))
 
     def log_derivative(self, x: Tensor) -> Tensor:
         """Log dt/dx of each cell, in nats; 0 where columns stay as they are: shape (n_rows, n_features)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from numbers import Integral
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import with_channels
@@ -12,21 +14,29 @@ from vae_anomaly.core.spec import Spec
 from vae_anomaly.core.types import Initializer, KerasModel, Layer, Shape, Tensor
 
 __all__ = [
+    "LastActivation",
     "Network",
     "check_activation",
     "check_sizes",
+    "check_unambiguous",
     "finish_layer",
     "glorot",
     "hidden_initializer",
     "initializer_of",
+    "is_ambiguous",
     "last_activation",
     "posterior",
 ]
 
 
-_MOVING_LAYERS = {"Flatten", "Permute", "Reshape"} | {
-    f"{kind}{n_dims}D" for kind in ("Cropping", "UpSampling") for n_dims in (1, 2, 3)
+# Layers and operations that leave each number what it was, if not in a training step.
+_MOVING = {"ExpandDims", "Flatten", "Flip", "GetItem", "Permute", "Reshape", "Squeeze", "Transpose"}
+_MOVING |= {
+    f"{kind}{n}D" for kind in ("Cropping", "SpatialDropout", "UpSampling", "ZeroPadding") for n in (1, 2, 3)
 }
+_MOVING |= {"AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity"}
+# What may be a signal rather than a gray image: narrow, or longer than images are.
+_SHORTEST_SIGNAL, _MOST_CHANNELS, _LONGEST_IMAGE = 8, 4, 8
 
 
 class HiddenLayers(Protocol):
@@ -46,7 +56,11 @@ class Network(Spec):
         return True
 
     def for_images(self, image_shape: Shape | None) -> Network:
-        """The network to use for images of this shape, or for rows of a table (None)."""
+        """The network to use for images or signals of this shape, or for rows of a table (None).
+
+        ``image_shape`` is the shape of one image in X, (height, width) or (height, width, channels), or that
+        of one signal, (length, channels).
+        """
         return self
 
     def default_latent_dim(self, n_features: int, of_pixels: bool = False) -> int:
@@ -54,11 +68,15 @@ class Network(Spec):
         return min(n_features, 16 if of_pixels else 8)
 
     def shape_of_images(self, image_shape: Shape | None) -> Shape | None:
-        """(height, width, channels) of the images that its rows are, or None for rows of a table.
+        """(height, width, channels) of the images that its rows are, or None for tables and signals.
 
         ``image_shape`` is the shape of the images that X held, or None.
         """
         return None if image_shape is None else with_channels(image_shape)
+
+    def signal_channels(self) -> int | None:
+        """The number of channels of the signals that its rows are, or None for images and tables."""
+        return None
 
     def default_likelihood(self, image_shape: Shape | None) -> str:
         """What ``likelihood="auto"`` means: Gaussian, for images with one scale for all pixels."""
@@ -102,6 +120,30 @@ class Network(Spec):
         return True
 
 
+def is_ambiguous(image_shape: Shape) -> bool:
+    """Whether arrays of this shape may be signals, (length, channels), as well as gray images."""
+    if len(image_shape) != 2:
+        return False
+    height, width = image_shape
+    return height >= _SHORTEST_SIGNAL and (width <= _MOST_CHANNELS or height >= _LONGEST_IMAGE * width)
+
+
+def check_unambiguous(image_shape: Shape | None) -> None:
+    """Refuse arrays that may be signals as well as gray images, and say how to say which.
+
+    Raises
+    ------
+    ValueError
+    """
+    if image_shape is not None and is_ambiguous(image_shape):
+        height, width = image_shape
+        raise ValueError(
+            f"X holds signals of length {height} with {width} channels, or gray images {height} pixels high "
+            f"and {width} wide; its shape (n, {height}, {width}) does not tell. For signals, set "
+            "network=ConvNetwork(dimensions=1); for images, hand in X[..., np.newaxis]."
+        )
+
+
 def glorot() -> Initializer:
     """An initializer with a seed of its own: Keras' default draws one from Python's global generator.
 
@@ -126,23 +168,81 @@ def initializer_of(layer: Layer, name: str) -> Initializer | None:
     return next(filter(None, (getattr(layer, f"{stem}_initializer", None) for stem in stems)), None)
 
 
-def last_activation(model: KerasModel) -> Callable[[Tensor], Tensor] | None:
-    """What a model of one output ends in, an activation of any form, or None.
+class LastActivation(NamedTuple):
+    """What a model ends in behind its last weights.
 
-    Layers behind it that only move values, such as Reshape and Cropping2D, are passed over.
+    Attributes
+    ----------
+    name : str
+    function : callable, from an array to one of the same shape
     """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+
+
+def last_activation(model: KerasModel) -> LastActivation | None:
+    """What a model of one output applies to each number behind its last weights, or None.
+
+    That is an activation in any form: of a layer, a layer or an operation of its own, also within a model
+    that is a class. Operations behind it, such as Rescaling, belong to it; those that only move values, such
+    as Reshape and Cropping2D, are passed over.
+    """
+    steps: list[Callable[[Tensor], Tensor]] = []
+    names: list[str] = []
     output = model.outputs[0]
     while True:
-        layer, node, position = output._keras_history
-        if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
-            output = layer.outputs[position]
-        elif type(layer).__name__ in _MOVING_LAYERS:
-            (output,) = layer._inbound_nodes[node].input_tensors
-        elif isinstance(layer, (keras.layers.ReLU, keras.layers.Softmax)):
-            return layer  # type: ignore[no-any-return]
+        layer, position, index = output._keras_history
+        nodes = layer._inbound_nodes
+        inputs = nodes[position].input_tensors if nodes else []
+        if isinstance(layer, keras.Model):
+            outputs = getattr(layer, "outputs", None) or _open(layer, inputs)
+            if not outputs:
+                break
+            output = outputs[index]
+        elif type(layer).__name__ in _MOVING:
+            (output,) = inputs
+        elif len(inputs) == 1 and not getattr(layer, "weights", ()) and inputs[0].shape == output.shape:
+            if getattr(layer, "activation", None) is not keras.activations.linear:
+                steps.append(partial(_apply, nodes[position], inputs[0]))
+                names.append(_name_of(layer))
+            (output,) = inputs
         else:
             activation = getattr(layer, "activation", None)
-            return None if activation is keras.activations.linear else activation
+            if activation not in (None, keras.activations.linear):
+                steps.append(activation)
+                names.append(_name_of(activation))
+            break
+    steps.reverse()
+    return LastActivation(names[-1], partial(_chain, steps)) if steps else None
+
+
+def _open(model: KerasModel, inputs: list[Tensor]) -> list[Tensor]:
+    """The outputs of a model that is a class, with the operations that made them if Keras can tell."""
+    try:
+        outputs = model.call(*[keras.Input(x.shape[1:], dtype=x.dtype) for x in inputs])
+    except Exception:  # anybody's code, which may need numbers
+        return []
+    return [x for x in keras.tree.flatten(outputs) if hasattr(x, "_keras_history")]
+
+
+def _name_of(operation: object) -> str:
+    """The name of a Keras activation, whatever form it has."""
+    forms = (getattr(operation, form, None) for form in ("activation", "function"))
+    activation = next(filter(None, forms), operation)
+    name = getattr(activation, "__name__", None) or type(activation).__name__
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _apply(node: Any, given: Tensor, values: Tensor) -> Tensor:
+    arguments, keywords = node.arguments.fill_in({id(given): values})
+    return node.operation(*arguments, **keywords)
+
+
+def _chain(steps: Iterable[Callable[[Tensor], Tensor]], values: Tensor) -> Tensor:
+    for step in steps:
+        values = step(values)
+    return values
 
 
 def posterior(hidden: Tensor, latent_dim: int) -> list[Tensor]:

@@ -1,24 +1,28 @@
-"""`ConvNetwork`: convolutions, for images."""
+"""`ConvNetwork`: convolutions, for images and signals."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.types import Constraints, KerasClass, KerasModel, Shape, Tensor
 from vae_anomaly.networks.base import (
     Network,
     check_activation,
     check_sizes,
+    check_unambiguous,
     finish_layer,
     glorot,
     hidden_initializer,
+    is_ambiguous,
     posterior,
 )
 
@@ -31,6 +35,9 @@ _FEWEST_CONVOLUTIONS = 2
 _LONGEST_SIDE = 8
 # Shorter sides are not halved: on digits of 8x8, ending in 4x4 took half as long again and found no more.
 _SHORTEST_HALVED = 4
+_KERNEL = 3
+# Of signals: on three kinds of defects, kernels of 3 with strides of 2 found fewer and took longer.
+_SIGNAL_KERNEL, _SIGNAL_STRIDE = 7, 4
 
 Pair = tuple[int, int]
 
@@ -65,30 +72,34 @@ class _Convolution(NamedTuple):
 
 
 class ConvNetwork(Network):
-    """Convolutional encoder and mirrored transposed-convolution decoder, for images.
+    """Convolutional encoder and transposed-convolution decoder, for images and signals.
 
     Rows are flat images of ``image_shape``, so the network works behind any scikit-learn step. Each
     strided convolution with "same" padding maps a side s to ceil(s / stride); the decoder undoes it
     and crops to the exact side, so that odd sizes and any stride come back in their own shape. A
     transposed convolution without a stride makes the likelihood's parameters in the end.
 
-    Kernels and strides reach no further than a side, so a signal is an image of width 1,
-    ``image_shape=(length, 1, channels)``, and its convolutions are one-dimensional ones.
+    With ``dimensions=1`` rows are signals, arrays of shape (length, channels) such as measurements of a few
+    sensors over time, and the convolutions run along their length only. Then the default likelihood is a
+    Gaussian of values in any unit, scaled channel by channel, and the default score is that of tables:
+    nothing is blurred, neither over time nor across channels.
 
     Parameters
     ----------
     image_shape : tuple (height, width, channels) or None, default=None
-        None takes the shape of the images that the detector is fitted on.
+        Of signals (length, channels). None takes the shape of the images or signals that the detector is
+        fitted on; flat rows are then signals of one channel, with ``dimensions=1``.
     filters : "auto" or tuple of int, default="auto"
-        Channels of the encoder's convolutions; the decoder has the same in reverse. "auto" is 16, 32 and
-        so on to 128, for two convolutions, or more that halve the longer side until it is at most 8; or as
-        many as ``kernel_sizes`` or ``strides`` lists.
-    kernel_sizes : int or tuple, default=3
+        Channels of the encoder's convolutions. "auto" is 16, 32 and so on to 128, for two convolutions, or
+        as many as bring the longer side to at most 8 by the automatic strides; or as many as
+        ``kernel_sizes`` or ``strides`` lists.
+    kernel_sizes : "auto", int or tuple, default="auto"
         Side of the kernels: one for all convolutions, or one for each, where a pair is (height, width). The
-        decoder's last layer has the first one.
+        decoder's last layer has the first one. Kernels reach no further than a side. "auto" is 3 for images
+        and 7 for signals.
     strides : "auto", int or tuple, default="auto"
         One for all convolutions, or one for each, where a pair is (vertical, horizontal). "auto" halves every
-        side of at least 4.
+        side of at least 4, and makes signals of at least 4 steps four times shorter.
     dense_units : tuple of int, default=(128,)
         Widths of the dense layers between the convolutions and the latents.
     activation : str or callable, default="relu"
@@ -98,12 +109,22 @@ class ConvNetwork(Network):
         Normalize before each activation.
     dropout : float, default=0.0
         Share of units dropped after each layer in each training step, in [0, 1).
+    decoder_filters : "auto" or tuple of int, default="auto"
+        Channels of the decoder's transposed convolutions, which undo those of the encoder from the last to
+        the first with their kernels and strides; one more makes the likelihood's parameters. "auto" is
+        ``filters`` in reverse. With one entry fewer than there are convolutions, the one that undoes the
+        first makes the parameters itself: ``filters=(32, 64, 128), decoder_filters=(64, 32)`` is a decoder
+        of 64, 32 and, for gray images, 1 channels.
+    dimensions : {"auto", 1, 2}, default="auto"
+        Along how many axes the convolutions run: 1 for signals, 2 for images. "auto" is 2, and 1 for images
+        of width 1. It refuses arrays of shape (n, length, channels) that may be gray images as well as
+        signals: of a length of at least 8, with at most 4 channels or at least 8 steps for each.
 
     Raises
     ------
     ValueError
         When used, for an image shape that doesn't fit the rows, lists of different lengths, or an activation
-        that Keras does not know.
+        that Keras does not know; for arrays that may be signals or images, if ``dimensions="auto"``.
 
     Examples
     --------
@@ -113,29 +134,39 @@ class ConvNetwork(Network):
     >>> network = ConvNetwork().for_images((64, 48, 3))
     >>> network.filters, network.strides
     ((16, 32, 64), (2, 2, 2))
+
+    Signals of 300 measurements of two sensors:
+
+    >>> network = ConvNetwork(dimensions=1).for_images((300, 2))
+    >>> network.filters, network.strides
+    ((16, 32, 64), (4, 4, 4))
     """
 
     _parameter_constraints: ClassVar[Constraints] = {
         "image_shape": [tuple, list, None],
         "filters": [StrOptions({"auto"}), tuple, list],
-        "kernel_sizes": [Interval(Integral, 1, None, closed="left"), tuple, list],
+        "kernel_sizes": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), tuple, list],
         "strides": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), tuple, list],
         "dense_units": [tuple, list],
         "activation": [str, callable],
         "batch_normalization": ["boolean"],
         "dropout": [Interval(Real, 0, 1, closed="left")],
+        "decoder_filters": [StrOptions({"auto"}), tuple, list],
+        "dimensions": [StrOptions({"auto"}), Options(Integral, {1, 2})],
     }
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int] | None = None,
+        image_shape: tuple[int, ...] | None = None,
         filters: str | tuple[int, ...] = "auto",
-        kernel_sizes: int | tuple[int | Pair, ...] = 3,
+        kernel_sizes: str | int | tuple[int | Pair, ...] = "auto",
         strides: str | int | tuple[int | Pair, ...] = "auto",
         dense_units: tuple[int, ...] = (128,),
         activation: str | Callable[[Tensor], Tensor] = "relu",
         batch_normalization: bool = False,
         dropout: float = 0.0,
+        decoder_filters: str | tuple[int, ...] = "auto",
+        dimensions: str | int = "auto",
     ) -> None:
         self.image_shape = image_shape
         self.filters = filters
@@ -145,30 +176,50 @@ class ConvNetwork(Network):
         self.activation = activation
         self.batch_normalization = batch_normalization
         self.dropout = dropout
+        self.decoder_filters = decoder_filters
+        self.dimensions = dimensions
 
     def for_images(self, image_shape: Shape | None) -> ConvNetwork:
-        """The network for images of this shape, or of its own one, with every "auto" decided.
+        """The network for images or signals of this shape, or of its own one, with every "auto" decided.
 
         Raises
         ------
         ValueError
-            If it has another shape of its own, or one that is none of an image.
+            If it has another shape of its own, or one that is none of an image or a signal; if the shape may
+            be that of either.
         """
-        shape = image_shape if self.image_shape is None else tuple(self.image_shape)
+        own = None if self.image_shape is None else tuple(self.image_shape)
+        shape = image_shape if own is None else own
         if shape is None:
             return self
-        if image_shape is not None and shape != image_shape:
+        if own is None and self.dimensions == "auto":
+            check_unambiguous(image_shape)
+        dimensions = _decide_dimensions(self.dimensions, shape)
+        if own is None and dimensions == 2:
+            shape = with_channels(shape)
+        network = type(self)(
+            **{**self.get_params(deep=False), "image_shape": shape, "dimensions": dimensions}
+        )
+        shape = network._image_shape(None)
+        if image_shape is not None and shape != _with_all_axes(image_shape, dimensions):
             raise ValueError(
-                f"ConvNetwork has image_shape={self.image_shape!r}, but X holds images of shape "
-                f"{image_shape} (height, width, channels): leave image_shape out, or give it this shape."
+                f"ConvNetwork has image_shape={self.image_shape!r}, but X holds "
+                f"{'signals' if dimensions == 1 else 'images'} of shape {image_shape} "
+                f"{'(length, channels)' if dimensions == 1 else '(height, width, channels)'}: leave "
+                "image_shape out, or give it this shape."
             )
-        network = type(self)(**{**self.get_params(deep=False), "image_shape": shape})
+        if dimensions == 1:
+            _warn_of_channels_first(image_shape)
+        network.image_shape = shape[::2] if dimensions == 1 else shape
         convolutions = network._convolutions(None)
         if self.filters == "auto":
             network.filters = tuple(convolution.filters for convolution in convolutions)
+        if self.kernel_sizes == "auto":
+            network.kernel_sizes = network._kernels()
         if self.strides == "auto":
+            pairs = [convolution.strides for convolution in convolutions]
             network.strides = tuple(
-                pair[0] if pair[0] == pair[1] else pair for pair in (c.strides for c in convolutions)
+                pair[0] if dimensions == 1 or pair[0] == pair[1] else pair for pair in pairs
             )
         return network
 
@@ -176,8 +227,17 @@ class ConvNetwork(Network):
         """What ``latent_dim="auto"`` means: as many latents as pixels, at most 16."""
         return super().default_latent_dim(n_features, of_pixels=True)
 
-    def shape_of_images(self, image_shape: Shape | None) -> tuple[int, int, int] | None:
-        return self.image_shape
+    def shape_of_images(self, image_shape: Shape | None) -> Shape | None:
+        return None if self._n_dimensions == 1 else self.image_shape
+
+    def signal_channels(self) -> int | None:
+        if self._n_dimensions != 1:
+            return None
+        return 1 if self.image_shape is None else self._image_shape(None)[2]
+
+    def default_likelihood(self, image_shape: Shape | None) -> str:
+        """What ``likelihood="auto"`` means: Gaussian, with one scale for all pixels of an image."""
+        return "gaussian" if self._n_dimensions == 1 else super().default_likelihood(image_shape)
 
     def marks_missing(self) -> bool:
         """No: an image has no place for marks."""
@@ -185,16 +245,14 @@ class ConvNetwork(Network):
 
     def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
         check_sizes("dense_units", self.dense_units)
-        convolutions, last = self._convolutions(n_features), self._last(n_features, n_params)
-        sides, channels = (
-            convolutions[-1].made if convolutions else last.sides,
-            self._image_shape(n_features)[2],
-        )
+        convolutions, transposed = self._convolutions(n_features), self._transposed(n_features, n_params)
+        channels = self._image_shape(n_features)[2]
+        sides = convolutions[-1].made if convolutions else transposed[-1].sides
         depth = convolutions[-1].filters if convolutions else channels
         pixels, dense_units = math.prod(sides) * depth, [int(units) for units in self.dense_units]
         chains = [(pixels, *dense_units, 2 * latent_dim), (latent_dim, *reversed(dense_units), pixels)]
         n_weights = sum(a * b for chain in chains for a, b in itertools.pairwise(chain))
-        for layers, n_in in ((convolutions, channels), ([*reversed(convolutions), last], depth)):
+        for layers, n_in in ((convolutions, channels), (transposed, depth)):
             for layer in layers:
                 n_weights += math.prod(layer.kernel) * n_in * layer.filters
                 n_in = layer.filters
@@ -203,7 +261,7 @@ class ConvNetwork(Network):
     def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
         check_sizes("dense_units", self.dense_units)
         check_activation(self.activation)
-        convolutions, last = self._convolutions(n_features), self._last(n_features, n_params)
+        convolutions, transposed = self._convolutions(n_features), self._transposed(n_features, n_params)
         image_shape = self._image_shape(n_features)
 
         rows = keras.Input((n_features,), name="x")
@@ -221,40 +279,55 @@ class ConvNetwork(Network):
             hidden = self._dense(hidden, units, f"decoder_dense_{position}")
         hidden = self._dense(hidden, math.prod(flat_shape), "decoder_map")
         hidden = keras.layers.Reshape(flat_shape, name="decoder_image")(hidden)
-        for position, convolution in reversed(list(enumerate(convolutions))):
+        *inner, last = transposed
+        for position, convolution in zip(reversed(range(len(convolutions))), inner, strict=False):
             name = f"decoder_conv_{position}"
             hidden = self._convolved(keras.layers.Conv2DTranspose, hidden, convolution, name)
-            if any(convolution.excess):
-                crop = tuple((0, excess) for excess in convolution.excess)
-                hidden = keras.layers.Cropping2D(
-                    crop, data_format="channels_last", name=f"decoder_crop_{position}"
-                )(hidden)
-        layer = _to_parameters(last.filters)(
+            hidden = _cropped(hidden, convolution, f"decoder_crop_{position}")
+        layer = _to_parameters(last)(
             last.filters,
             last.kernel,
+            strides=last.strides,
             padding="same",
             data_format="channels_last",
             kernel_initializer=glorot(),
             name="parameters",
         )
-        outputs = keras.layers.Reshape((n_features * n_params,), name="rows")(layer(hidden))
+        images = _cropped(layer(hidden), last, "parameters_crop")
+        outputs = keras.layers.Reshape((n_features * n_params,), name="rows")(images)
         return encoder, keras.Model(latents, outputs, name="decoder")
 
     def _image_shape(self, n_features: int | None) -> tuple[int, int, int]:
+        """(height, width, channels), of signals (length, 1, channels)."""
         shape = self.image_shape
+        if shape is None and self._n_dimensions == 1 and n_features is not None:
+            shape = (n_features,)
+        axes = () if shape is None else tuple(shape)
+        if self._n_dimensions == 1 and axes:
+            axes = _with_all_axes(axes, 1)
         if (
-            shape is None
-            or len(shape) != 3
-            or not all(isinstance(side, Integral) and int(side) > 0 for side in shape)
-            or n_features not in (None, math.prod(shape))
+            len(axes) != 3
+            or not all(isinstance(side, Integral) and int(side) > 0 for side in axes)
+            or n_features not in (None, math.prod(axes))
         ):
             product = f" with a product of {n_features}, the number of features in a row"
+            of_signals = self._n_dimensions == 1
             raise ValueError(
-                f"ConvNetwork needs image_shape=(height, width, channels){product if n_features else ''}; "
-                f"received image_shape={shape!r}."
+                f"ConvNetwork needs image_shape="
+                f"{'(length, channels) of signals' if of_signals else '(height, width, channels)'}"
+                f"{product if n_features else ''}; received image_shape={self.image_shape!r}."
             )
-        height, width, channels = map(int, shape)
+        height, width, channels = map(int, axes)
         return height, width, channels
+
+    @property
+    def _n_dimensions(self) -> int:
+        return _decide_dimensions(self.dimensions, self.image_shape or ())
+
+    def _kernels(self) -> int | tuple[int | Pair, ...]:
+        if not isinstance(self.kernel_sizes, str):
+            return self.kernel_sizes
+        return _SIGNAL_KERNEL if self._n_dimensions == 1 else _KERNEL
 
     def _convolutions(self, n_features: int | None) -> list[_Convolution]:
         """The encoder's convolutions, with every "auto" decided."""
@@ -267,12 +340,13 @@ class ConvNetwork(Network):
         convolutions = []
         for number, kernel, strides in zip(
             filters,
-            _for_each(self.kernel_sizes, n_convolutions),
+            _for_each(self._kernels(), n_convolutions),
             _for_each(self.strides, n_convolutions),
             strict=True,
         ):
             if isinstance(strides, str):
-                strides = [2 if side >= _SHORTEST_HALVED else 1 for side in sides]
+                stride = _SIGNAL_STRIDE if self._n_dimensions == 1 else 2
+                strides = [stride if side >= _SHORTEST_HALVED else 1 for side in sides]
             height, width = sides
             vertical, horizontal = map(min, _pair(strides), sides)
             convolution = _Convolution(
@@ -282,13 +356,31 @@ class ConvNetwork(Network):
             sides = list(convolution.made)
         return convolutions
 
-    def _last(self, n_features: int, n_params: int) -> _Convolution:
-        """The transposed convolution that makes the likelihood's parameters."""
+    def _transposed(self, n_features: int, n_params: int) -> list[_Convolution]:
+        """The decoder's transposed convolutions, of which the last makes the likelihood's parameters."""
         height, width, channels = self._image_shape(n_features)
-        kernel = next(iter(_for_each(self.kernel_sizes, 1)), 1)
-        return _Convolution(
-            channels * n_params, _limit_kernel(kernel, (height, width)), (1, 1), (height, width)
-        )
+        undone = self._convolutions(n_features)[::-1]
+        filters = self.decoder_filters
+        if isinstance(filters, str):
+            filters = tuple(convolution.filters for convolution in undone)
+        check_sizes("decoder_filters", filters)
+        if len(filters) not in {len(undone), max(len(undone) - 1, 0)}:
+            raise ValueError(
+                f"ConvNetwork needs one entry of decoder_filters for each of its {len(undone)} convolutions, "
+                "or one fewer, so that the last transposed convolution makes the likelihood's parameters; "
+                f"received decoder_filters={self.decoder_filters!r}."
+            )
+        transposed = [
+            convolution._replace(filters=int(number))
+            for convolution, number in zip(undone, filters, strict=False)
+        ]
+        if len(filters) < len(undone):
+            last = undone[-1]
+        else:
+            kernel = next(iter(_for_each(self._kernels(), 1)), 1)
+            sides = height, width
+            last = _Convolution(0, _limit_kernel(kernel, sides), (1, 1), sides)
+        return [*transposed, last._replace(filters=channels * n_params)]
 
     def _n_convolutions(self, longest: int) -> int:
         lists = {
@@ -305,8 +397,9 @@ class ConvNetwork(Network):
                 "ConvNetwork needs one entry for each convolution in filters, kernel_sizes and strides, or "
                 f"one number for all kernels or strides; received {received}."
             )
-        halvings = math.ceil(math.log2(longest / _LONGEST_SIDE))
-        return lengths.pop() if lengths else max(_FEWEST_CONVOLUTIONS, halvings)
+        stride = _SIGNAL_STRIDE if self._n_dimensions == 1 else 2
+        n_needed = math.ceil(math.log2(longest / _LONGEST_SIDE) / math.log2(stride))
+        return lengths.pop() if lengths else max(_FEWEST_CONVOLUTIONS, n_needed)
 
     def _convolved(self, kind: KerasClass, x: Tensor, convolution: _Convolution, name: str) -> Tensor:
         layer = kind(
@@ -327,14 +420,52 @@ class ConvNetwork(Network):
         return finish_layer(self, layer(x), name)
 
 
-def _to_parameters(n_outputs: int) -> KerasClass:
+def _cropped(x: Tensor, convolution: _Convolution, name: str) -> Tensor:
+    """What a transposed convolution has made, without what is too much."""
+    if not any(convolution.excess):
+        return x
+    crop = tuple((0, excess) for excess in convolution.excess)
+    return keras.layers.Cropping2D(crop, data_format="channels_last", name=name)(x)
+
+
+def _to_parameters(last: _Convolution) -> KerasClass:
     """The kind of the decoder's last layer."""
     # A Keras class: importing it loads TensorFlow.
     from vae_anomaly.networks.convolution import MOST_OUTPUTS, ShiftedConv2DTranspose
 
     # Transposed although it has no stride: of the two forms of one map, its gradient is the cheaper one
     # where a layer has few outputs.
-    return ShiftedConv2DTranspose if n_outputs <= MOST_OUTPUTS else keras.layers.Conv2DTranspose
+    few = last.filters <= MOST_OUTPUTS and last.strides == (1, 1)
+    return ShiftedConv2DTranspose if few else keras.layers.Conv2DTranspose
+
+
+def _decide_dimensions(dimensions: str | int, shape: Shape) -> int:
+    """Along how many axes convolutions run: an image of width 1 is a signal."""
+    if isinstance(dimensions, str):
+        return 1 if len(shape) == 3 and shape[1] == 1 else 2
+    return int(dimensions)
+
+
+def _with_all_axes(shape: Shape, dimensions: int) -> Shape:
+    """(height, width, channels), of signals (length, 1, channels); empty for what is no signal."""
+    if dimensions != 1:
+        return with_channels(shape)
+    if len(shape) == 1:
+        return (*shape, 1, 1)
+    if len(shape) == 2:
+        return shape[0], 1, shape[1]
+    return tuple(shape) if len(shape) == 3 and shape[1] == 1 else ()
+
+
+def _warn_of_channels_first(image_shape: Shape | None) -> None:
+    if image_shape is not None and is_ambiguous(image_shape[::-1]):
+        length, channels = image_shape
+        warnings.warn(
+            f"X holds signals of length {length} with {channels} channels, by its shape "
+            f"(n, {length}, {channels}). If the channels come first, hand in np.moveaxis(X, 1, -1).",
+            UserWarning,
+            stacklevel=6,
+        )
 
 
 def _for_each(sizes: str | int | Sequence[int | Pair], n_convolutions: int) -> Sequence[Any]:

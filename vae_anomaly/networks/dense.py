@@ -10,11 +10,12 @@ from typing import ClassVar
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.types import Constraints, KerasModel, Tensor
+from vae_anomaly.core.types import Constraints, KerasModel, Shape, Tensor
 from vae_anomaly.networks.base import (
     Network,
     check_activation,
     check_sizes,
+    check_unambiguous,
     finish_layer,
     glorot,
     hidden_initializer,
@@ -66,6 +67,17 @@ class DenseNetwork(Network):
         self.activation = activation
         self.batch_normalization = batch_normalization
         self.dropout = dropout
+
+    def for_images(self, image_shape: Shape | None) -> DenseNetwork:
+        """The network itself.
+
+        Raises
+        ------
+        ValueError
+            For arrays that may be gray images as well as signals.
+        """
+        check_unambiguous(image_shape)
+        return self
 
     def fewest_weights(self, n_features: int, latent_dim: int, n_params: int) -> int:
         check_sizes("hidden_units", self.hidden_units)

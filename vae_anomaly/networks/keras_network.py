@@ -16,10 +16,12 @@ import joblib
 import numpy as np
 
 from vae_anomaly.core.backend import keras, without_weights
+from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.spec import config_json
-from vae_anomaly.core.types import Array, Constraints, KerasModel, Layer, LayerShape, Values
+from vae_anomaly.core.types import Array, Constraints, KerasModel, Layer, LayerShape, Shape, Values
 from vae_anomaly.layers import KLDivergence
 from vae_anomaly.networks import Network, initializer_of
+from vae_anomaly.networks.base import is_ambiguous
 
 __all__ = ["Blueprint", "KerasNetwork"]
 
@@ -27,7 +29,8 @@ __all__ = ["Blueprint", "KerasNetwork"]
 class KerasNetwork(Network):
     """A user's own Keras models as encoder and decoder.
 
-    The models are taken as a blueprint: `fit` trains a copy that starts from new weights, drawn by
+    The models may be functional, Sequential, or of a class of your own that has been called once. They are
+    taken as a blueprint: `fit` trains a copy that starts from new weights, drawn by
     each layer's own initializers from the detector's ``random_state``, and leaves the given models as
     they are. Layers with ``trainable=False``, weights without an initializer, and statistics that a layer has
     adapted to data keep the values of the given models. The copy computes in float32, whatever dtype policy
@@ -36,13 +39,16 @@ class KerasNetwork(Network):
     Parameters
     ----------
     encoder : keras.Model
-        Takes rows of shape (n_rows, n_features), or images of any shape with as many numbers. Returns
+        Takes rows of shape (n_rows, n_features), or images of the shape that X holds; flat rows are images of
+        the encoder's shape. Sides of any length, ``keras.Input((None, None, 3))``, become those of X. Returns
         ``[z_mean, z_log_var]``, or one tensor of width 2 * latent_dim that holds both in this order. A third
         output (a draw z) is ignored. It should hold no `KLDivergence` layer: the detector adds the KL itself.
     decoder : keras.Model
-        Takes (n_rows, latent_dim). Returns (n_rows, n_features * n_params), or images of as many numbers,
-        *without* an output activation: the likelihood has the link. `fit` warns of a decoder that cannot
-        reach the training rows.
+        Takes (n_rows, latent_dim). Returns (n_rows, n_features * n_params), or images, with the parameters of
+        a channel next to each other: (n_rows, height, width, channels * n_params). *Without* an output
+        activation: the likelihood has the link. `fit` refuses a decoder that applies the link too, such as
+        one that ends in a sigmoid with a Bernoulli likelihood, and warns of any other that cannot reach the
+        training rows.
     pretrained : bool, default=False
         Start all layers from the models' present weights instead of new ones.
 
@@ -51,8 +57,8 @@ class KerasNetwork(Network):
     TypeError
         When used, if a model is not a `keras.Model`.
     ValueError
-        When used, if a model has no input shape, if its shapes don't fit, or if it holds layers that
-        Keras cannot build again because their class is not registered.
+        When used, if a model has no input shape, if its shapes don't fit, or if Keras cannot build it or a
+        layer of it again because their class is not registered.
 
     Examples
     --------
@@ -71,6 +77,43 @@ class KerasNetwork(Network):
         self.encoder = encoder
         self.decoder = decoder
         self.pretrained = pretrained
+
+    def for_images(self, image_shape: Shape | None) -> KerasNetwork:
+        """The network for images of this shape, which its encoder is given if it takes images of any size.
+
+        Raises
+        ------
+        ValueError
+            If a model takes or makes images of another shape.
+        """
+        # Blueprints, which are made of live models once here and not again at each question.
+        network = KerasNetwork(*self._blueprints(), self.pretrained)
+        images = network.shape_of_images(None) if image_shape is None else with_channels(image_shape)
+        shapes = network.encoder.input_shape, network.decoder.output_shape
+        if images is None or not all(isinstance(shape, tuple) for shape in shapes):
+            return network  # `build` says what is wrong
+        (_, *own), (_, *made) = shapes
+        if _fits_open_sides(own, images):
+            network.encoder = Blueprint.of("encoder", _of_shape(network.encoder.build(), images))
+        elif not _same_order(own, images):
+            raise _other_images("encoder", "takes", tuple(own), images, "Permute((3, 1, 2))", "begin")
+        if not any(_same_order(made, [*shape[:-1], made[-1]]) for shape in (images, _long_axes(images))):
+            raise _other_images("decoder", "makes", tuple(made), images, "Permute((2, 3, 1))", "end")
+        return network
+
+    def shape_of_images(self, image_shape: Shape | None) -> Shape | None:
+        """The shape of the images in X, or of those that the encoder takes."""
+        if image_shape is not None:
+            return None if self.signal_channels() else with_channels(image_shape)
+        shape = self._blueprints()[0].input_shape
+        return shape[1:] if isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:] else None
+
+    def signal_channels(self) -> int | None:
+        """Those of an encoder that takes (length, channels), if that is not rather the shape of an image."""
+        shape = self._blueprints()[0].input_shape
+        if not isinstance(shape, tuple) or None in shape[1:] or not is_ambiguous(shape[1:]):
+            return None
+        return int(shape[-1])
 
     def default_latent_dim(self, n_features: int, of_pixels: bool = False) -> int:
         """What ``latent_dim="auto"`` means: the width of the decoder's input."""
@@ -108,7 +151,8 @@ class KerasNetwork(Network):
         """Equal for equal models; of their present weights, those count that a fit starts from."""
         encoder, decoder = self._blueprints()
         kept = [joblib.hash(b.weights) if self.pretrained else b.kept for b in (encoder, decoder)]
-        return type(self), encoder.config, decoder.config, self.pretrained, *kept
+        trainable = encoder.trainable, decoder.trainable
+        return type(self), encoder.config, decoder.config, self.pretrained, trainable, *kept
 
     def snapshot(self) -> KerasNetwork:
         """A copy with blueprints in the place of the models."""
@@ -155,6 +199,9 @@ class Blueprint(NamedTuple):
     trusted : bool
         Whether the configuration is the user's own. One from a file may hold no code and build no model of
         other weights than these.
+    trainable : tuple of bool
+        Of each layer, the layers within others included, whether it is trained: configurations tell it of
+        layers that are made by others' classes only at times. Empty if it is not known.
     """
 
     config: str
@@ -164,6 +211,7 @@ class Blueprint(NamedTuple):
     input_shape: LayerShape
     output_shape: LayerShape
     trusted: bool = True
+    trainable: tuple[bool, ...] = ()
 
     def __repr__(self) -> str:
         return f"Blueprint({self.input_shape} -> {self.output_shape})"
@@ -181,10 +229,7 @@ class Blueprint(NamedTuple):
                 f"{kind.__module__}{hint}."
             )
         if not getattr(model, "inputs", None):
-            raise ValueError(
-                f"KerasNetwork's {role} {model.name!r} has no shapes: give it a keras.Input, as "
-                "functional and Sequential models have."
-            )
+            model = _with_input(role, model)
         if isinstance(getattr(model, "output", None), dict):
             raise ValueError(
                 f"KerasNetwork's {role} {model.name!r} returns a dictionary; let it return a list, "
@@ -198,6 +243,7 @@ class Blueprint(NamedTuple):
             any(isinstance(layer, KLDivergence) for layer in layers),
             model.input_shape,
             model.output_shape,
+            trainable=tuple(bool(layer.trainable) for layer in layers),
         )
 
     def build(self) -> KerasModel:
@@ -212,8 +258,14 @@ class Blueprint(NamedTuple):
                     f"its configuration describes {shapes}."
                 )
         model = self._model()
+        layers = list(model._flatten_layers())
+        if len(layers) == len(self.trainable):
+            # A layer comes before those within it, which it freezes with itself.
+            for layer, trainable in zip(layers, self.trainable, strict=True):
+                if layer.trainable != trainable:
+                    layer.trainable = trainable
         model.set_weights(self.weights)
-        for layer in model._flatten_layers():
+        for layer in layers:
             if _adapts(layer):
                 layer.finalize_state()
         return model
@@ -277,6 +329,58 @@ def _as_float32(weight: Array) -> Array:
     return weight.astype(np.float32) if str(weight.dtype) in _OTHER_FLOATS else weight
 
 
+def _with_input(role: str, model: KerasModel) -> KerasModel:
+    """A model that is a class as a functional one, of the shape that it was called with."""
+    shape = (model.get_build_config() or {}).get("input_shape") if model.built else None
+    if not isinstance(shape, (list, tuple)) or not all(isinstance(side, (int, type(None))) for side in shape):
+        raise ValueError(
+            f"KerasNetwork's {role} {model.name!r} has no shapes: give it a keras.Input, as functional and "
+            "Sequential models have, or call a model of your own class once, on one array of rows."
+        )
+    return _of_shape(model, shape[1:])
+
+
+def _of_shape(model: KerasModel, shape: LayerShape) -> KerasModel:
+    """The model as a functional one of this input shape."""
+    x = keras.Input(tuple(shape), name="inputs")
+    outputs = model(x)
+    return keras.Model(x, list(outputs) if isinstance(outputs, tuple) else outputs, name=model.name)
+
+
+def _fits_open_sides(own: Sequence[int | None], shape: Shape) -> bool:
+    """Whether images of this shape are among those of any size that a model takes."""
+    return (
+        None in own
+        and len(own) == len(shape)
+        and all(mine in (None, side) for mine, side in zip(own, shape, strict=True))
+    )
+
+
+def _same_order(own: Sequence[int | None], shape: Sequence[int]) -> bool:
+    """Whether a shape is flat, or equal to the other but for axes of length 1."""
+    return len(_long_axes(own)) <= 1 or _long_axes(own) == _long_axes(shape)
+
+
+def _long_axes(shape: Sequence[int | None]) -> list[int | None]:
+    return [side for side in shape if side != 1]
+
+
+def _other_images(
+    role: str, verb: str, own: LayerShape, shape: Shape, permute: str, where: str
+) -> ValueError:
+    height, width, channels = shape
+    first = own[:3] == (channels, height, width) and channels not in (height, width)
+    remedy = (
+        f"Its channels come first: let it {where} with keras.layers.{permute}"
+        if first
+        else f"Give it that shape, or let it {where} with a layer that resizes, crops or permutes"
+    )
+    return ValueError(
+        f"KerasNetwork's {role} {verb} images of shape {own}, but the images have the shape {shape} (height, "
+        f"width, channels). {remedy}."
+    )
+
+
 def _of_flat_rows(encoder: KerasModel, n_inputs: int) -> KerasModel:
     """The encoder of images, as one of flat rows."""
     _, *shape = encoder.input_shape
@@ -304,7 +408,9 @@ def _misfit(
     role: str, side: str, received: LayerShape, expected: str, n_numbers: int | None = None
 ) -> ValueError:
     images = "" if n_numbers is None else f", or that of an image with {n_numbers} numbers"
+    reason = "n_features, latent_dim and the likelihood's n_params decide it"
+    if side == "input" and isinstance(received, tuple) and None in received[1:]:
+        reason = "flat rows don't tell their sides: hand in images, or give it a keras.Input with sides"
     return ValueError(
-        f"KerasNetwork's {role} must have {side} shape {expected}{images} (n_features, latent_dim and the "
-        f"likelihood's n_params decide it); received {received}."
+        f"KerasNetwork's {role} must have {side} shape {expected}{images} ({reason}); received {received}."
     )

@@ -5,9 +5,9 @@
 `score_histogram`          anomaly scores and the threshold
 `roc_curve`                anomalies found over false alarms, from labels
 `precision_recall_curve`   true alarms over anomalies found, from labels
-`top_anomalies`            the most anomalous rows or images
+`top_anomalies`            the most anomalous rows, images or signals
 `contributions`            what each column adds to one row's score
-`reconstructions`          images, what was expected, and where they are unusual
+`reconstructions`          images or signals, what was expected, and where they are unusual
 `samples`                  new images
 `latent_scatter`           where rows lie in the latent space
 `latent_manifold`          what each place in a latent space of two dimensions stands for

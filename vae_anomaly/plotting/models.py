@@ -37,6 +37,7 @@ from vae_anomaly.plotting.canvas import (
     unit_of,
     unwrap,
 )
+from vae_anomaly.plotting.signals import draw_reconstructions, signal_channels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,22 +219,24 @@ def reconstructions(
     image_shape: Shape | None = None,
     axes: Axes | npt.ArrayLike | None = None,
 ) -> Array:
-    """Images, what the model expects in their place, and where they are unusual.
+    """Images or signals, what the model expects in their place, and where they are unusual.
 
     Parameters
     ----------
-    detector : VAEDetector fitted on images, or Pipeline that ends in one
-    images : array of shape (n, height, width[, channels]), or flat rows
-        Each becomes a column of three panels; titles are anomaly scores.
+    detector : VAEDetector fitted on images or signals, or Pipeline that ends in one
+    images : array of shape (n, height, width[, channels]) or (n, length, channels), or flat rows
+        Each becomes a column of three panels, or of two for signals; titles are anomaly scores.
     image_shape : tuple (height, width) or (height, width, channels), or None, default=None
         None is the shape of the images that the detector was fitted on, or that its network was given.
-    axes : array of 3 n matplotlib Axes or None, default=None
+    axes : array of 3 n matplotlib Axes, 2 n for signals, or None, default=None
 
     Returns
     -------
-    array of matplotlib Axes, shape (3, n)
+    array of matplotlib Axes, shape (3, n), or (2, n) for signals
         Images, expected images, and the pixels' shares of the score by `VAEDetector.explain`, summed over
         channels. The maps share one scale, which leaves out the outermost 0.5 % of the pixels on each side.
+        Of signals, each channel has its color: scaled and as expected (dashed) above, its shares of the
+        score below.
 
     Raises
     ------
@@ -250,6 +253,8 @@ def reconstructions(
     (3, 4)
     """
     detector, rows = unwrap(detector, images)
+    if image_shape is None and signal_channels_of(detector):
+        return draw_reconstructions(detector, rows, axes)
     shape = image_shape_of(detector, image_shape)
     originals = as_images(as_numbers(detector._validate(rows)), shape)  # in the units of what is expected
     expected = as_images(detector.reconstruct(rows), shape)

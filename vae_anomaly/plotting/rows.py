@@ -27,6 +27,7 @@ from vae_anomaly.plotting.canvas import (
     unit_of,
     unwrap,
 )
+from vae_anomaly.plotting.signals import draw_anomalies, signal_channels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,12 +44,12 @@ def top_anomalies(
     image_shape: Shape | None = None,
     axes: Any = None,
 ) -> Any:
-    """The most anomalous rows: images with their scores, or for a table, what makes up their scores.
+    """The most anomalous rows: images or signals with their scores; for a table, what makes up their scores.
 
     Parameters
     ----------
     detector : fitted VAEDetector, or Pipeline that ends in one
-    X : rows or images
+    X : rows, images or signals
     k : int, default=10
         How many, the most anomalous first.
     n_features : int, default=10
@@ -56,12 +57,13 @@ def top_anomalies(
         others are summed.
     image_shape : tuple (height, width) or (height, width, channels), or None, default=None
         None is the shape of the images that the detector was fitted on, or that its network was given.
-    axes : array of k matplotlib Axes for images, one matplotlib Axes for a table, or None, default=None
+    axes : array of k matplotlib Axes, one matplotlib Axes for a table, or None, default=None
 
     Returns
     -------
-    array of k matplotlib Axes for images, one matplotlib Axes for a table
-        Rows are named by the index of a DataFrame, else by their position. The numbers of a table are
+    array of k matplotlib Axes for images and signals, one matplotlib Axes for a table
+        Rows are named by the index of a DataFrame, else by their position. Signals are drawn as lines of
+        scaled channels. The numbers of a table are
         shares by `VAEDetector.explain`, in the units of the score, which they sum to; its colors compare
         them with the largest of the row.
 
@@ -89,12 +91,15 @@ def top_anomalies(
     names = np.asarray(X.index if framed else np.arange(len(scores)))[worst]
     rows = X.iloc[worst] if framed else array_of(X)[worst]
     model, received_rows = unwrap(detector, rows)
+    titles = [f"row {name}\nscore {score:.4g}" for name, score in zip(names, scores[worst], strict=True)]
+    if image_shape is None and signal_channels_of(model):
+        return draw_anomalies(model, received_rows, titles, axes)
     if image_shape or model._shape_of_images:
         images = as_images(received_rows, image_shape_of(model, image_shape))
         grid = grid_of(axes, len(worst), min(len(worst), 5), tile=1.5)
-        for panel, image, name, score in zip(grid, images, names, scores[worst], strict=True):
+        for panel, image, title in zip(grid, images, titles, strict=True):
             show(panel, image, find_limits(images))
-            panel.set_title(f"row {name}\nscore {score:.4g}", fontsize="medium")
+            panel.set_title(title, fontsize="medium")
         return grid
 
     shares = _explain_by_name(detector, rows)

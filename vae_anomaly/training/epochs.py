@@ -185,7 +185,7 @@ class _Epochs:
         self._n_epochs = plan.n_epochs(len(rows))
         self._n_steps = self._steps_per_epoch * self._n_epochs
         fraction_to_mask = plan.fraction_to_mask(rows)
-        jit_compile = plan.uses_xla(len(rows), architecture.n_weights)
+        jit_compile = plan.uses_xla(len(rows), architecture.n_weights, architecture.has_convolutions)
         self._held_out = None
         if validation is not None:
             some = validation.rows[:HELD_OUT_ROWS]

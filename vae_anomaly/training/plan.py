@@ -116,7 +116,7 @@ class Plan:
         rise = np.minimum(1.0, progress / self.kl_warm_up) if self.kl_warm_up else np.ones_like(progress)
         return np.asarray(self.beta * rise, dtype=np.float32)
 
-    def uses_xla(self, n_rows: int, n_weights: int) -> bool:
+    def uses_xla(self, n_rows: int, n_weights: int, has_convolutions: bool = False) -> bool:
         """Whether compiling with XLA is expected to save more time than it costs."""
         if self.jit_compile != "auto":
             return bool(self.jit_compile)
@@ -124,7 +124,8 @@ class Plan:
         if self.early_stopping:
             n_epochs = min(n_epochs, _EPOCHS_TO_EXPECT)
         n_steps = self.n_trainings * n_epochs * self.steps_per_epoch(n_rows)
-        return n_steps >= _XLA_PAYS_FROM_STEPS and n_weights <= _XLA_PAYS_TO_WEIGHTS
+        # XLA's convolutions took 2 to 14 times as long (one x86 core, images of 8 x 8, signals of 24 to 128).
+        return n_steps >= _XLA_PAYS_FROM_STEPS and n_weights <= _XLA_PAYS_TO_WEIGHTS and not has_convolutions
 
 
 _DECIDED_ELSEWHERE = {"early_stopping", "trimmed_fraction", "n_trainings"}
