@@ -18,7 +18,7 @@ FLOORS = [
     {"scoring"},
     {"training"},
     {"ensemble", "files"},
-    {"export", "plotting"},
+    {"export", "monitoring", "plotting"},
 ]
 FLOOR_OF = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
 # Folders and files that may name TensorFlow; all others compute with numpy or `keras.ops`.

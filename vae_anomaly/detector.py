@@ -59,7 +59,7 @@ from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.model_card import ModelCard
-from vae_anomaly.monitoring import Drift
+from vae_anomaly.monitoring import Drift, checks
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring.score import Score
 from vae_anomaly.training.interruption import interruptible, stop
@@ -928,7 +928,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         'Drift: the median row scores above'
         """
         X = self._validate(X)
-        return monitoring.drift(self._fitted.scores(X), monitoring.held_out_scores(self), false_alarm_rate)
+        return monitoring.drift(self._fitted.scores(X), checks.held_out_scores(self), false_alarm_rate)
 
     # -- the model ----------------------------------------------------------------------------------------
     def encode(self, X: MatrixLike) -> Floats:
