@@ -337,7 +337,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "calibration": [
             StrOptions({"auto", "folds"}),
             Interval(RealNotInt, 0, 1, closed="neither"),
-            Integral,  # refused with the remedy, by `calibration.resolve`
+            Integral,  # refused with the remedy, by `calibration.rows.resolve`
             HasMethods(["split", "get_n_splits"]),
             None,
         ],
@@ -855,7 +855,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         True
         """
         X = self._validate(X)
-        unseen = calibration.check_calibrated(self)
+        unseen = calibration.conformal.check_calibrated(self)
         return calibration.p_values(self._fitted.scores(X), unseen)
 
     def select_anomalies(

@@ -1,0 +1,12 @@
+r"""Calibration: scores of rows that the model has not been trained on, and what they say of a new row.
+
+A flexible model gives its own training rows lower scores than new rows of the same kind, so a cut among
+training scores makes more false alarms than it says. Rows held out of training have honest scores. Either a
+fraction of the rows is set aside, or, where rows are few, every row is scored by a model that was trained
+without it (cross-fitting): this uses all rows, and costs one more fit for each fold.
+"""
+
+from vae_anomaly.calibration.conformal import p_values
+from vae_anomaly.calibration.selection import discoveries
+
+__all__ = ["discoveries", "p_values"]
