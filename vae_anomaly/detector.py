@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from vae_anomaly import (
     calibration,
@@ -29,7 +29,6 @@ from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
     Callback,
     Constraints,
-    DtypeOrNone,
     FittedLabelingRule,
     Flags,
     Floats,
@@ -45,11 +44,8 @@ from vae_anomaly.core.types import (
     Transformer,
     Values,
 )
-from vae_anomaly.data import frames
-from vae_anomaly.data.images import check_image_shape, dtype_of, flatten, warn_of_channels_first
 from vae_anomaly.data.preparation import Preparation, in_form_of
-from vae_anomaly.data.scaling import check_finite
-from vae_anomaly.data.tables import table_of
+from vae_anomaly.data.reading import read
 from vae_anomaly.ensemble import fitting
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
@@ -480,7 +476,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            rows, image_shape, dtype = self._checked(X, reset=not continues)
+            rows, image_shape, dtype = read(self, X, reset=not continues)
             del X  # a temporary one needs no memory any more
             decisions = fitting.decide(
                 self.get_params(deep=False),
@@ -1287,35 +1283,5 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)
-        X, _, dtype = self._checked(X, reset=False)
+        X, _, dtype = read(self, X, reset=False)
         return self._preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
-
-    def _checked(self, X: MatrixLike, reset: bool) -> tuple[Matrix, Shape | None, DtypeOrNone]:
-        """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had."""
-        X = frames.to_pandas(X)
-        received = getattr(X, "shape", None)
-        if reset:
-            self._column_names = frames.names_of(X)
-        else:
-            frames.check_names(X, getattr(self, "_column_names", None))
-        X, image_shape = flatten(X)
-        dtype = dtype_of(X)
-        if reset:
-            warn_of_channels_first(image_shape)
-            self.table_ = table_of(X, self.likelihood) if image_shape is None else None
-        if self.table_ is not None:
-            X = self.table_.numbers(X)
-        if not reset:
-            check_image_shape(received, image_shape, self._shape_of_images)
-        X = validate_data(
-            self,
-            X,
-            accept_sparse="csr",
-            reset=reset,
-            dtype=[np.float64, np.float32],
-            ensure_all_finite=False,  # NaN is a missing value, and an infinite one is named by its column
-            ensure_min_samples=2 if reset else 1,
-        )
-        if reset:
-            check_finite(X, getattr(self, "feature_names_in_", None))
-        return X, image_shape, dtype

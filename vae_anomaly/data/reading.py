@@ -1,0 +1,59 @@
+"""Reading: whatever holds rows -> a checked array or CSR table of numbers, by scikit-learn's rules."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.utils.validation import validate_data
+
+from vae_anomaly.core.types import DtypeOrNone, Estimator, Matrix, MatrixLike, Shape
+from vae_anomaly.data import frames
+from vae_anomaly.data.images import check_image_shape, dtype_of, flatten, warn_of_channels_first
+from vae_anomaly.data.scaling import check_finite
+from vae_anomaly.data.tables import table_of
+
+__all__ = ["read"]
+
+
+def read(detector: Estimator, X: MatrixLike, reset: bool) -> tuple[Matrix, Shape | None, DtypeOrNone]:
+    """X as a 2-D float array, the shape of an image if it held images, and the dtype that it had.
+
+    Parameters
+    ----------
+    detector : VAEDetector
+        Knows what rows must be like, or with ``reset`` learns it from X: their number of columns, names and
+        types (``n_features_in_``, ``feature_names_in_``, ``table_``).
+    X : array, DataFrame, CSR table or images
+    reset : bool
+
+    Raises
+    ------
+    ValueError, TypeError
+        For rows that cannot be read, or that are not like the detector's.
+    """
+    X = frames.to_pandas(X)
+    received = getattr(X, "shape", None)
+    if reset:
+        detector._column_names = frames.names_of(X)
+    else:
+        frames.check_names(X, getattr(detector, "_column_names", None))
+    X, image_shape = flatten(X)
+    dtype = dtype_of(X)
+    if reset:
+        warn_of_channels_first(image_shape)
+        detector.table_ = table_of(X, detector.likelihood) if image_shape is None else None
+    if detector.table_ is not None:
+        X = detector.table_.numbers(X)
+    if not reset:
+        check_image_shape(received, image_shape, detector._shape_of_images)
+    X = validate_data(
+        detector,
+        X,
+        accept_sparse="csr",
+        reset=reset,
+        dtype=[np.float64, np.float32],
+        ensure_all_finite=False,  # NaN is a missing value, and an infinite one is named by its column
+        ensure_min_samples=2 if reset else 1,
+    )
+    if reset:
+        check_finite(X, getattr(detector, "feature_names_in_", None))
+    return X, image_shape, dtype
