@@ -23,6 +23,8 @@ from vae_anomaly import (
     monitoring,
     scoring,
 )
+from vae_anomaly.calibration import Certificate
+from vae_anomaly.calibration.checks import check_calibrated, held_out_scores
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows
@@ -55,9 +57,11 @@ from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.model_card import ModelCard
-from vae_anomaly.monitoring import Drift, checks
+from vae_anomaly.monitoring import Drift
+from vae_anomaly.monitoring.batch import ASKS as DRIFT_ASKS
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring.score import Score
+from vae_anomaly.thresholds import Conformal
 from vae_anomaly.training.interruption import interruptible, stop
 from vae_anomaly.training.plan import SCHEDULES
 
@@ -851,7 +855,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         True
         """
         X = self._validate(X)
-        unseen = calibration.conformal.check_calibrated(self)
+        unseen = check_calibrated(self)
         return calibration.p_values(self._fitted.scores(X), unseen)
 
     def select_anomalies(
@@ -882,6 +886,58 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             If the detector was fitted without calibration, or for a rate outside (0, 1).
         """
         return calibration.discoveries(self.p_values(X), false_discovery_rate, dependence)
+
+    def false_alarm_certificate(self, confidence: float = 0.95, rate: float | None = None) -> Certificate:
+        """An upper bound on the false-alarm rate that holds with a stated confidence, to be signed.
+
+        `false_alarm_rate_` is the average over calibrations. This is a bound for the one at hand: with this
+        confidence, at most the certificate's ``rate`` of new normal rows is flagged by `predict`, for ever,
+        whatever the model and the distribution, if calibration rows and new normal rows are independent and
+        of one distribution. `calibration.certify` has the formula. With 1,000 calibration rows and 95 %
+        confidence, the lowest rate that any cut can have certified is 0.3 %.
+
+        The bound is exact for ``threshold=Conformal(...)``, whose cut is a rank that was fixed beforehand.
+        Cuts of other rules may have been decided by the calibration rows too, so the bound is one for all
+        cuts at once, and larger.
+
+        Parameters
+        ----------
+        confidence : float, default=0.95
+            In (0, 1).
+        rate : float or None, default=None
+            None is for the cut that `predict` has. A rate in (0, 1) asks for the smallest cut that certifies
+            it; to have `predict` use that cut, fit with
+            ``threshold=Conformal(false_alarm_rate=rate, confidence=confidence)``.
+
+        Returns
+        -------
+        Certificate
+
+        Raises
+        ------
+        ValueError
+            If no rows were held out for calibration (folds are scored by other models, of which nothing
+            exact is known), if there are too few for ``rate``, or for values outside (0, 1).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(600, 3))
+        >>> detector = VAEDetector(epochs=5, threshold="conformal", calibration=0.5, random_state=0).fit(X)
+        >>> certificate = detector.false_alarm_certificate()
+        >>> round(certificate.rate, 3), round(certificate.lowest_rate, 3)
+        (0.072, 0.01)
+        >>> detector.false_alarm_certificate(rate=0.05).rate <= 0.05
+        True
+        """
+        scores = held_out_scores(self, "a certificate counts")
+        if rate is not None:
+            return calibration.certify(
+                scores, calibration.certified_cut(scores, rate, confidence), confidence
+            )
+        by_rank = isinstance(getattr(self, "threshold_", None), Conformal)
+        return calibration.certify(scores, -self.offset_, confidence, all_cuts=not by_rank)
 
     def drift(self, X: MatrixLike, false_alarm_rate: float = 0.01) -> Drift:
         """Whether a batch of rows still looks like the training rows; see `monitoring.drift` for the tests.
@@ -924,7 +980,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         'Drift: the median row scores above'
         """
         X = self._validate(X)
-        return monitoring.drift(self._fitted.scores(X), checks.held_out_scores(self), false_alarm_rate)
+        return monitoring.drift(self._fitted.scores(X), held_out_scores(self, DRIFT_ASKS), false_alarm_rate)
 
     # -- the model ----------------------------------------------------------------------------------------
     def encode(self, X: MatrixLike) -> Floats:
@@ -1045,7 +1101,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             (those that are not the defaults; a later set_params shows here), "training" (the last epoch's
             figures, in nats), "threshold", "notes" and "versions" (those of now, not of the fit). Between the
             threshold's ``realized_rates`` lie 95 % of the false-alarm rates that chance makes of so many
-            calibration rows (nearly, if they are scored by folds).
+            calibration rows (nearly, if they are scored by folds); ``certified_rate`` is that of
+            `false_alarm_certificate`, with 95 % confidence, None if no rows were held out.
             ``str(card)`` is Markdown, ``card.to_dict()`` is JSON's.
 
         Raises

@@ -6,7 +6,8 @@ fraction of the rows is set aside, or, where rows are few, every row is scored b
 without it (cross-fitting): this uses all rows, and costs one more fit for each fold.
 """
 
+from vae_anomaly.calibration.certificate import Certificate, certified_cut, certify
 from vae_anomaly.calibration.conformal import p_values
 from vae_anomaly.calibration.selection import discoveries
 
-__all__ = ["discoveries", "p_values"]
+__all__ = ["Certificate", "certified_cut", "certify", "discoveries", "p_values"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from vae_anomaly.calibration.checks import check_probability
 from vae_anomaly.core.types import Flags
 
 __all__ = ["discoveries"]
@@ -49,8 +48,7 @@ def discoveries(
     >>> discoveries([0.001, 0.8, 0.02, 0.5])
     array([ True, False,  True, False])
     """
-    if not isinstance(false_discovery_rate, Real) or not 0 < false_discovery_rate < 1:
-        raise ValueError(f"false_discovery_rate must lie in (0, 1); received {false_discovery_rate!r}.")
+    check_probability(false_discovery_rate, "false_discovery_rate")
     if dependence not in _METHODS:
         raise ValueError(f"dependence must be one of {[*_METHODS]}; received {dependence!r}.")
     adjusted = stats.false_discovery_control(p_values, method=_METHODS[dependence])

@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from vae_anomaly.calibration.checks import check_probability
 from vae_anomaly.core.types import Floats
-from vae_anomaly.monitoring.checks import check_rate
 
-__all__ = ["FAR", "Drift", "drift"]
+__all__ = ["ASKS", "FAR", "Drift", "drift"]
+
+# What begins the error of a detector that drift cannot be told by.
+ASKS = "drift is measured against"
 
 # The bulk lies below this quantile of the calibration scores, anomalies above the other.
 _BULK, FAR = 0.9, 0.99
@@ -87,7 +90,7 @@ def drift(scores: npt.ArrayLike, calibration: npt.ArrayLike, false_alarm_rate: f
     >>> drift(batch, calibration).drifted, drift(batch + 0.5, calibration).drifted
     (False, True)
     """
-    check_rate(false_alarm_rate)
+    check_probability(false_alarm_rate, "false_alarm_rate")
     scores, calibration = np.asarray(scores, dtype=float), np.asarray(calibration, dtype=float)
     n_rows, n_calibration = len(scores), len(calibration)
     if n_rows == 0 or n_calibration == 0:

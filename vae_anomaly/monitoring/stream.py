@@ -10,12 +10,12 @@ from typing import Self
 import numpy as np
 from sklearn.utils import check_random_state
 
+from vae_anomaly.calibration.checks import check_probability, held_out_scores
 from vae_anomaly.core.types import Detector, Floats, MatrixLike, PathOrFile, RandomStateLike, Values
 from vae_anomaly.files import state_file
 from vae_anomaly.files.archive import ModelFileError
 from vae_anomaly.files.kinds import MONITOR
-from vae_anomaly.monitoring.batch import FAR
-from vae_anomaly.monitoring.checks import check_rate, held_out_scores
+from vae_anomaly.monitoring.batch import ASKS, FAR
 from vae_anomaly.monitoring.evidence import STAKES_ON_ANOMALIES, STAKES_ON_DRIFT, Evidence, Game
 
 __all__ = ["Monitor"]
@@ -81,10 +81,10 @@ class Monitor:
     def __init__(
         self, detector: Detector, false_alarm_rate: float = 0.01, random_state: RandomStateLike = None
     ) -> None:
-        check_rate(false_alarm_rate)
+        check_probability(false_alarm_rate, "false_alarm_rate")
         self.detector = detector
         self.false_alarm_rate = float(false_alarm_rate)
-        calibration = held_out_scores(detector)
+        calibration = held_out_scores(detector, ASKS)
         self._known = np.sort(calibration)
         self._calibration = _identity(calibration)
         self._rng = check_random_state(random_state)
@@ -144,7 +144,7 @@ class Monitor:
         >>> Monitor.load(file, detector).evidence == monitor.evidence
         True
         """
-        _check_same(_identity(held_out_scores(self.detector)), self._calibration)
+        _check_same(_identity(held_out_scores(self.detector, ASKS)), self._calibration)
         state = {
             "false_alarm_rate": self.false_alarm_rate,
             "random_state": self._rng,
@@ -206,7 +206,7 @@ class Monitor:
         >>> loaded.update(stream[100:]) == monitor.update(stream[100:])
         True
         """
-        identity = _identity(held_out_scores(detector))
+        identity = _identity(held_out_scores(detector, ASKS))
         with state_file.open_state(path, MONITOR) as state:
             evidence = Evidence(**state["evidence"])
             games = [Game.restore(**state[name]) for name in ("drift", "anomalies")]
@@ -281,7 +281,7 @@ def _check_same(found: Values, expected: Values) -> None:
 
 def _check_state(state: Values, evidence: Evidence, games: list[Game]) -> None:
     """Refuse what no monitor has saved; checksums hold, so that it was forged."""
-    check_rate(state["false_alarm_rate"])
+    check_probability(state["false_alarm_rate"], "false_alarm_rate")
     *others, first_drifted, first_anomalies = asdict(evidence).values()
     n_scores = state["calibration"]["n_scores"] + evidence.n_rows
     vectors = [
