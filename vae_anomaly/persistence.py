@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vae_anomaly.calibration.online import ONLINE
 from vae_anomaly.core.types import PathOrFile
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.files import model_file
@@ -23,7 +24,7 @@ SKOPS_TRUSTED: list[str] = sorted(
     for kind in [
         VAEDetector,
         DatetimeFeatures,
-        *(Monitor, Evidence, Game),
+        *(Monitor, Evidence, Game, *ONLINE.values()),
         # Not even looked up: its module loads Keras.
         *(class_of(names, name) for names in (ESTIMATORS, RECORDS) for name in {*names} - _RUNS_CODE),
         *(kind for registry in REGISTRIES.values() for kind in registry.values()),

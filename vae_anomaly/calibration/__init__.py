@@ -8,6 +8,17 @@ without it (cross-fitting): this uses all rows, and costs one more fit for each 
 
 from vae_anomaly.calibration.certificate import Certificate, certified_cut, certify
 from vae_anomaly.calibration.conformal import p_values
+from vae_anomaly.calibration.online import ADDIS, LORD, SAFFRON, OnlineSelection
 from vae_anomaly.calibration.selection import discoveries
 
-__all__ = ["Certificate", "certified_cut", "certify", "discoveries", "p_values"]
+__all__ = [
+    "ADDIS",
+    "LORD",
+    "SAFFRON",
+    "Certificate",
+    "OnlineSelection",
+    "certified_cut",
+    "certify",
+    "discoveries",
+    "p_values",
+]

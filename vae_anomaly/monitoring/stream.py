@@ -8,9 +8,12 @@ from dataclasses import asdict
 from typing import Self
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.utils import check_random_state
 
 from vae_anomaly.calibration.checks import check_probability, held_out_scores
+from vae_anomaly.calibration.conformal import p_values
+from vae_anomaly.calibration.online import ONLINE, OnlineSelection
 from vae_anomaly.core.types import Detector, Floats, MatrixLike, PathOrFile, RandomStateLike, Values
 from vae_anomaly.files import state_file
 from vae_anomaly.files.archive import ModelFileError
@@ -54,15 +57,26 @@ class Monitor:
         α, in (0, 1): for drift and for anomalies each.
     random_state : int, RandomState instance or None, default=None
         For u.
+    selection : {"lord", "saffron", "addis"}, OnlineSelection or None, default=None
+        Which rows to select as anomalies, at one false-discovery rate for the whole stream: by
+        `calibration.LORD`, `calibration.SAFFRON` or `calibration.ADDIS` of the detector's `p_values`.
+        A name is that procedure at a rate of 10 %, with the longest ``horizon`` that the number n of
+        calibration rows allows: no p-value is below 1 / (n + 1). An object is copied, and begins anew.
 
     Attributes
     ----------
     evidence : Evidence
+    selected : bool array of shape (n_rows,)
+        Which rows of the last `update` were selected. Empty before the first, after `load`, and without a
+        selection.
+    selection : OnlineSelection or None
+        With its ``level_``, ``n_tested_`` and ``n_selected_``.
 
     Raises
     ------
     ValueError
-        If the detector has no scores of rows held out, or for a rate outside (0, 1).
+        If the detector has no scores of rows held out, for a rate outside (0, 1), or if there are too few
+        calibration rows for the selection.
 
     Examples
     --------
@@ -76,10 +90,19 @@ class Monitor:
     False
     >>> monitor.update(2 * rng.normal(size=(100, 3))).drifted
     True
+    >>> monitor = Monitor(detector, selection="saffron", random_state=0)
+    >>> monitor.update([[0.0, 0.0, 0.0], [30.0, 0.0, 0.0]]).drifted
+    False
+    >>> monitor.selected
+    array([False,  True])
     """
 
     def __init__(
-        self, detector: Detector, false_alarm_rate: float = 0.01, random_state: RandomStateLike = None
+        self,
+        detector: Detector,
+        false_alarm_rate: float = 0.01,
+        random_state: RandomStateLike = None,
+        selection: str | OnlineSelection | None = None,
     ) -> None:
         check_probability(false_alarm_rate, "false_alarm_rate")
         self.detector = detector
@@ -91,6 +114,8 @@ class Monitor:
         self._drift = Game(STAKES_ON_DRIFT)
         self._anomalies = Game(STAKES_ON_ANOMALIES)
         self.evidence = Evidence(False, False, 1.0, 1.0, 0, None, None)
+        self.selection = _resolve(selection, len(calibration))
+        self.selected = np.empty(0, dtype=bool)
 
     def update(self, X: MatrixLike) -> Evidence:
         """Add rows, in the order in which they came.
@@ -104,7 +129,10 @@ class Monitor:
         -------
         Evidence
         """
-        return self._update(-self.detector.score_samples(X))
+        scores = -self.detector.score_samples(X)
+        if self.selection is not None:
+            self.selected = self.selection.update(p_values(scores, held_out_scores(self.detector, ASKS)))
+        return self._update(scores)
 
     def save(self, path: PathOrFile) -> None:
         """Write where the monitor stands to one file of data, with which `load` goes on.
@@ -123,8 +151,8 @@ class Monitor:
         ValueError
             If the detector has been fitted again since the monitor began. Nothing is written.
         ModelFileError
-            If ``random_state`` is a RandomState over another generator than MT19937, or if there are more
-            than 250 million scores. Nothing is written.
+            If ``random_state`` is a RandomState over another generator than MT19937, if the selection is of a
+            class of your own, or if there are more than 250 million scores. Nothing is written.
         OSError
             If the file cannot be written; an earlier one is as it was.
 
@@ -154,6 +182,8 @@ class Monitor:
             "drift": self._drift.state(),
             "anomalies": self._anomalies.state(),
         }
+        if self.selection is not None:
+            state["selection"] = {"name": _name_of(self.selection), **self.selection.state()}
         state_file.write(path, MONITOR, state, what="monitor", otherwise="Save it with joblib.dump")
 
     @classmethod
@@ -211,10 +241,12 @@ class Monitor:
             evidence = Evidence(**state["evidence"])
             games = [Game.restore(**state[name]) for name in ("drift", "anomalies")]
             _check_state(state, evidence, games)
+            selection = _restore(state.get("selection"), evidence.n_rows)
         _check_same(identity, state["calibration"])
         monitor = cls(detector, state["false_alarm_rate"], state["random_state"])
         monitor._known, monitor.evidence = state["scores"], evidence
         monitor._drift, monitor._anomalies = games
+        monitor.selection = selection
         return monitor
 
     def _update(self, scores: Floats) -> Evidence:
@@ -255,6 +287,53 @@ class Monitor:
         return np.asarray(
             (n_larger + uniform * (1 + n_equal)) / (len(self._known) - len(scores) + n_before + 1)
         )
+
+
+def _resolve(selection: str | OnlineSelection | None, n_calibration: int) -> OnlineSelection | None:
+    """A procedure that has tested nothing yet."""
+    if selection is None:
+        return None
+    smallest = 1 / (n_calibration + 1)
+    if isinstance(selection, OnlineSelection):
+        procedure: OnlineSelection = clone(selection)
+    elif isinstance(selection, str) and selection in ONLINE:
+        procedure = ONLINE[selection]()
+        procedure.set_params(horizon=procedure.horizon_for(smallest))
+    else:
+        raise ValueError(
+            f"selection must be one of {[*ONLINE]}, an OnlineSelection or None; received {selection!r}."
+        )
+    if procedure.level_ < smallest:
+        n_needed = math.ceil(round(1 / procedure.level_ - 1, 6))
+        raise ValueError(
+            f"{procedure!r} begins at a level of {procedure.level_:.3g}, and no p-value is below "
+            f"{smallest:.3g} with {n_calibration:,} calibration rows: nothing would be selected. Hold out "
+            f"{n_needed:,} rows, or set a larger false_discovery_rate or a shorter horizon."
+        )
+    return procedure
+
+
+def _name_of(selection: OnlineSelection) -> str:
+    for name, kind in ONLINE.items():
+        if type(selection) is kind:
+            return name
+    raise ModelFileError(
+        f"a monitor's file names no classes of your own, and {type(selection).__qualname__} is one. Save the "
+        "monitor with joblib.dump."
+    )
+
+
+def _restore(state: Values | None, n_rows: int) -> OnlineSelection | None:
+    if state is None:
+        return None
+    try:
+        values = dict(state)
+        procedure = ONLINE[values.pop("name")].restore(**values)
+    except (ValueError, TypeError, KeyError):
+        procedure = None
+    if procedure is None or procedure.n_tested_ != n_rows:
+        raise ModelFileError("is refused: its state cannot be that of a monitor.")
+    return procedure
 
 
 def _identity(calibration: Floats) -> Values:
