@@ -887,6 +887,44 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return calibration.discoveries(self.p_values(X), false_discovery_rate, dependence)
 
+    def count_anomalies(
+        self, X: MatrixLike, selected: npt.ArrayLike | None = None, confidence: float = 0.95
+    ) -> int:
+        """How many of the rows, or of a selection of them, are anomalies at least, with a stated confidence.
+
+        `select_anomalies` promises a share on average; this is a bound for the rows at hand, and holds for
+        all selections at once, also for those that are made by looking: `calibration.count_anomalies` of the
+        `p_values`. `plotting.anomaly_counts` draws it for the most anomalous rows.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        selected : bool array of shape (n_rows,), int array of positions, or None, default=None
+            None is all rows.
+        confidence : float, default=0.95
+            In (0, 1). Of m rows of X, k anomalies cannot be counted with fewer than about
+            m / (k (1 - confidence)) calibration rows.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ValueError
+            If the detector was fitted without calibration, or for a confidence outside (0, 1).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> rng = np.random.RandomState(0)
+        >>> detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(rng.normal(size=(600, 3)))
+        >>> detector.count_anomalies(np.r_[rng.normal(size=(20, 3)), np.full((10, 3), 30.0)])
+        9
+        """
+        return calibration.count_anomalies(self.p_values(X), selected, confidence)
+
     def false_alarm_certificate(self, confidence: float = 0.95, rate: float | None = None) -> Certificate:
         """An upper bound on the false-alarm rate that holds with a stated confidence, to be signed.
 

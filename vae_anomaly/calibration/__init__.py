@@ -8,6 +8,7 @@ without it (cross-fitting): this uses all rows, and costs one more fit for each 
 
 from vae_anomaly.calibration.certificate import Certificate, certified_cut, certify
 from vae_anomaly.calibration.conformal import p_values
+from vae_anomaly.calibration.counting import anomaly_count_curve, count_anomalies
 from vae_anomaly.calibration.online import ADDIS, LORD, SAFFRON, OnlineSelection
 from vae_anomaly.calibration.selection import discoveries
 
@@ -17,8 +18,10 @@ __all__ = [
     "SAFFRON",
     "Certificate",
     "OnlineSelection",
+    "anomaly_count_curve",
     "certified_cut",
     "certify",
+    "count_anomalies",
     "discoveries",
     "p_values",
 ]
