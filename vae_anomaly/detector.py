@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
@@ -51,6 +51,7 @@ from vae_anomaly.data.reading import read
 from vae_anomaly.ensemble import fitting
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
+from vae_anomaly.ensemble.folds import score_folds_like
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
@@ -496,7 +497,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 names=getattr(self, "feature_names_in_", None),
                 earlier=self._earlier() if continues else None,
                 store=checkpoint,
-                score_fold=self._score_fold,
+                score_fold=score_folds_like(self),
                 interruption=interruption,
             )
             self._take_over(outcome, decisions, rows.shape[0])
@@ -557,28 +558,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             calibration_seed=self._calibration_seed,
             n_rows=getattr(self, "n_samples_fit_", 0),
         )
-
-    def _score_fold(self, likelihood: Likelihood, seed: int) -> fitting.ScoreFold:
-        """How a fold's rows are scored by a detector like this one that is trained on the others."""
-        unfitted = clone(self).set_params(
-            likelihood=likelihood,
-            threshold=None,
-            contamination="auto",
-            calibration=None,
-            warm_start=False,
-            callbacks=None,
-            checkpoint=None,
-            verbose=0,
-            random_state=seed,
-        )
-
-        def score_fold(trained_on: Matrix, held_out: Matrix) -> Floats:
-            of_fold = clone(unfitted).fit(trained_on)
-            if of_fold.interrupted_:  # its rows would be scored by another kind of detector
-                raise KeyboardInterrupt
-            return np.asarray(-of_fold.score_samples(held_out))
-
-        return score_fold
 
     # -- scoring --------------------------------------------------------------------------------------
     def score_samples(self, X: MatrixLike) -> Floats:
