@@ -24,11 +24,14 @@ from vae_anomaly import (
     scoring,
 )
 from vae_anomaly.calibration import Certificate
+from vae_anomaly.calibration import groups as grouped
+from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.calibration.checks import check_calibrated, held_out_scores
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
+    Array,
     Callback,
     Constraints,
     FittedLabelingRule,
@@ -47,7 +50,7 @@ from vae_anomaly.core.types import (
     Values,
 )
 from vae_anomaly.data.preparation import Preparation, in_form_of
-from vae_anomaly.data.reading import read
+from vae_anomaly.data.reading import read, read_groups
 from vae_anomaly.ensemble import fitting
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
@@ -221,6 +224,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         which a figure was not measured.
     calibration_scores_ : float64 array of shape (n_rows,), or None
         Anomaly scores, larger = more anomalous, of rows that were not trained on; see ``calibration``.
+    calibration_groups_ : array of shape (n_rows,), or None
+        Their groups, if `fit` was given ``groups``.
     false_alarm_rate_ : float or None
         The fraction of new rows of the training rows' kind that the threshold calls anomalies: what the rule
         promises, or else the estimate by rows that members have left out of their training. None if there
@@ -433,7 +438,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     # -- fitting --------------------------------------------------------------------------------------
-    def fit(self, X: MatrixLike, y: object = None, *, resume: bool = False) -> Self:
+    def fit(
+        self,
+        X: MatrixLike,
+        y: object = None,
+        *,
+        groups: npt.ArrayLike | str | None = None,
+        resume: bool = False,
+    ) -> Self:
         """Fit scaler, VAE and threshold.
 
         Ctrl-C ends the training with the present epoch. What has been trained then gets its threshold and is
@@ -455,6 +467,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             for other values. A list of images of one size is as good as an array.
         y : ignored
             For scikit-learn's conventions.
+        groups : array of shape (n_rows,), str or None, default=None
+            The site, product or sensor of each row, as numbers or text, or the name of a column of X, which
+            stays a column of the model too. Training takes no notice of them: those of the calibration rows
+            are kept, so that `predict` and `p_values` can keep their promises in each group. Needs
+            ``threshold="conformal"`` or ``calibration``.
         resume : bool, default=False
             Whether to go on from the file that ``checkpoint`` names, and to end with the weights, scores and
             threshold of a fit that was never interrupted, bit for bit on the same machine. If there is no
@@ -482,13 +499,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
             rows, image_shape, dtype = read(self, X, reset=not continues)
-            del X  # a temporary one needs no memory any more
+            labels = None if groups is None else read_groups(X, groups)
             decisions = fitting.decide(
                 self.get_params(deep=False),
                 self.table_,
                 self.image_shape_ if continues else image_shape,
                 rows.shape[0],
             )
+            del X  # a temporary one needs no memory any more
+            calibration_rows.check_groups(labels, decisions.calibration)
             outcome = fitting.fit(
                 rows,
                 dtype,
@@ -500,7 +519,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 score_fold=score_folds_like(self),
                 interruption=interruption,
             )
-            self._take_over(outcome, decisions, rows.shape[0])
+            self._take_over(outcome, decisions, rows.shape[0], labels)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -529,7 +548,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         stop(self)
 
-    def _take_over(self, outcome: Outcome, decisions: Decisions, n_rows: int) -> None:
+    def _take_over(self, outcome: Outcome, decisions: Decisions, n_rows: int, labels: Array | None) -> None:
         """Make what a fit leaves the fitted attributes, which files hold and users read."""
         fitted = outcome.fitted
         self.n_samples_fit_, self.do_early_stopping_ = n_rows, decisions.recipe.early_stopping
@@ -544,6 +563,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.history_, self.interrupted_ = outcome.history, outcome.interrupted
         self._split_seeds, self._calibration_seed = outcome.split_seeds, outcome.calibration_seed
         self.calibration_scores_ = outcome.unseen_scores
+        self.calibration_groups_ = calibration_rows.groups_of_calibration(
+            labels, decisions.calibration, outcome.calibration_seed
+        )
         self.false_alarm_rate_ = outcome.false_alarm_rate
         self.offset_ = -outcome.cut
 
@@ -584,31 +606,51 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X = self._validate(X)
         return -self._fitted.scores(X)
 
-    def decision_function(self, X: MatrixLike) -> Floats:
+    def decision_function(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         """``score_samples(X) - offset_``: negative for anomalies.
 
         Parameters
         ----------
         X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        groups : array of shape (n_rows,), str or None, default=None
+            As in `fit`. The offset of each row is then that of its group: the false-alarm rate of
+            ``threshold="conformal"`` holds in every group, and not only on average over them. Groups with
+            too few calibration rows for the rate are pooled (`group_rates` says which).
 
         Returns
         -------
         float64 array of shape (n_rows,)
-        """
-        return self.score_samples(X) - self.offset_
 
-    def predict(self, X: MatrixLike) -> npt.NDArray[np.int64]:
+        Raises
+        ------
+        ValueError
+            With ``groups``, if `fit` had none, if the threshold is not conformal, if a group has no
+            calibration rows, or if it is small and all small ones together have too few.
+        """
+        if groups is None:
+            return self.score_samples(X) - self.offset_
+        return self.score_samples(X) + grouped.cuts_of(self, read_groups(X, groups))
+
+    def predict(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> npt.NDArray[np.int64]:
         """-1 for anomalies, +1 for the others.
 
         Parameters
         ----------
         X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        groups : array of shape (n_rows,), str or None, default=None
+            See `decision_function`.
 
         Returns
         -------
         int array of shape (n_rows,)
+
+        Raises
+        ------
+        ValueError
+            As by `decision_function`.
         """
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        grouped.warn_of_one_cut(self, groups)
+        return np.where(self.decision_function(X, groups) < 0, -1, 1)
 
     @MethodNamedAsParameter
     def score(self, X: MatrixLike, y: object = None) -> float:
@@ -801,7 +843,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted.confidence(X, self.offset_)
 
     # -- what a score means -------------------------------------------------------------------------------
-    def p_values(self, X: MatrixLike) -> Floats:
+    def p_values(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         r"""Conformal p-values: how often a normal row would look at least as anomalous.
 
         .. math:: p(x) = \frac{1 + \#\{i : s_i \ge s(x)\}}{n + 1}
@@ -809,11 +851,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         with the n `calibration_scores_`. If x is exchangeable with the calibration rows, p(x) <= alpha has a
         probability of at most alpha, for every alpha and whatever the model (Vovk, Gammerman & Shafer 2005);
         with ``calibration`` in folds this holds nearly, because folds are scored by other models. No p-value
-        is below 1 / (n + 1).
+        is below 1 / (n + 1). It is not the probability that the row is normal.
 
         Parameters
         ----------
         X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        groups : array of shape (n_rows,), str or None, default=None
+            As in `fit`. Each row is then compared with the calibration rows of its group alone, so that the
+            above holds in every group (`calibration.group_p_values`); groups with fewer than 19 are pooled.
 
         Returns
         -------
@@ -822,7 +867,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If the detector was fitted without calibration.
+            If the detector was fitted without calibration; with ``groups``, as by `decision_function`.
 
         Examples
         --------
@@ -833,12 +878,62 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
         True
         """
-        X = self._validate(X)
+        given, X = X, self._validate(X)
         unseen = check_calibrated(self)
-        return calibration.p_values(self._fitted.scores(X), unseen)
+        if groups is None:
+            return calibration.p_values(self._fitted.scores(X), unseen)
+        return grouped.p_values_of(self, self._fitted.scores(X), read_groups(given, groups))
+
+    def group_rates(
+        self, X: MatrixLike | None = None, groups: npt.ArrayLike | str | None = None
+    ) -> pd.DataFrame:
+        """What is promised in each group, and what the one cut of all rows does there.
+
+        Parameters
+        ----------
+        X : rows as in `fit`, or None, default=None
+            Normal rows, to count the alarms among them. None: only what calibration rows tell.
+        groups : array of shape (n_rows,), str or None, default=None
+            Those of X.
+
+        Returns
+        -------
+        DataFrame
+            A line for each group: "calibration_rows"; "pooled", whether it shares them with other small
+            groups; its "cut" and the "promised_rate", NaN if it has too few; "low" and "high", between which
+            95 % of the rates lie that chance makes of so many calibration rows; "rate_of_one_cut", the
+            fraction of its calibration rows above the cut that all groups have without ``groups``. With X,
+            also "rows", "realized_rate" and "realized_rate_of_one_cut": the fractions of its rows of X above
+            both.
+
+        Raises
+        ------
+        ValueError
+            As by `decision_function`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> rng = np.random.RandomState(0)
+        >>> site = np.repeat(["a", "b"], 300)
+        >>> X = rng.normal(size=(600, 3)) * np.where(site == "a", 1, 2)[:, None]
+        >>> detector = VAEDetector(epochs=5, threshold="conformal", calibration=0.5, random_state=0)
+        >>> rates = detector.fit(X, groups=site).group_rates()
+        >>> (rates["rate_of_one_cut"] > 0.05).tolist(), (rates["promised_rate"] == 0.05).tolist()
+        ([False, True], [True, True])
+        """
+        check_is_fitted(self)
+        if X is None:
+            return grouped.rates_of(self, None, None)
+        return grouped.rates_of(self, -self.score_samples(X), read_groups(X, groups))
 
     def select_anomalies(
-        self, X: MatrixLike, false_discovery_rate: float = 0.1, dependence: str = "positive"
+        self,
+        X: MatrixLike,
+        false_discovery_rate: float = 0.1,
+        dependence: str = "positive",
+        groups: npt.ArrayLike | str | None = None,
     ) -> Flags:
         """Rows to call anomalies so that on average at most a given share of them is normal.
 
@@ -854,6 +949,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             rows find few anomalies.
         dependence : {"positive", "any"}, default="positive"
             "any" is safe whatever the dependence between rows, and finds less.
+        groups : array of shape (n_rows,), str or None, default=None
+            As in `p_values`.
 
         Returns
         -------
@@ -864,7 +961,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             If the detector was fitted without calibration, or for a rate outside (0, 1).
         """
-        return calibration.discoveries(self.p_values(X), false_discovery_rate, dependence)
+        return calibration.discoveries(self.p_values(X, groups), false_discovery_rate, dependence)
 
     def count_anomalies(
         self, X: MatrixLike, selected: npt.ArrayLike | None = None, confidence: float = 0.95

@@ -22,7 +22,7 @@ from scipy import stats
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from vae_anomaly.calibration.certificate import most_above
+from vae_anomaly.calibration.certificate import fewest_rows, most_above
 from vae_anomaly.core.types import Constraints, Estimator, ThresholdRule
 
 __all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "OutOfBag", "ParetoTail", "Quantile", "TukeyFence"]
@@ -79,8 +79,8 @@ class _Ranked(BaseEstimator):  # type: ignore[misc]
         return math.ceil(round((n_scores + 1) * (1 - self.false_alarm_rate), 9))
 
     @property
-    def _fewest_scores(self) -> int:
-        """Of fewer, the rank lies beyond the largest."""
+    def fewest_scores(self) -> int:
+        """So many scores the rule needs: of fewer, the rank lies beyond the largest."""
         return math.ceil(round(1 / self.false_alarm_rate, 9)) - 1
 
 
@@ -121,7 +121,7 @@ class OutOfBag(_Ranked):
         if rank > len(scores):
             warnings.warn(
                 f"{len(scores)} training rows cannot tell where a threshold with a false-alarm rate of "
-                f"{self.false_alarm_rate:g} lies: it takes {self._fewest_scores}. It is set to the "
+                f"{self.false_alarm_rate:g} lies: it takes {self.fewest_scores}. It is set to the "
                 "largest score; more of the new normal rows may raise an alarm.",
                 UserWarning,
                 stacklevel=5,
@@ -258,6 +258,13 @@ class Conformal(_Ranked):
             return super()._rank(n_scores)
         return n_scores - most_above(n_scores, self.false_alarm_rate, self.confidence)
 
+    @property
+    def fewest_scores(self) -> int:
+        """So many scores the rule needs."""
+        if self.confidence is None:
+            return super().fewest_scores
+        return fewest_rows(self.false_alarm_rate, self.confidence)
+
     def cut(self, scores: npt.NDArray[np.floating]) -> float:
         """The cut for these scores of rows that were not trained on, an array of shape (n_rows,)."""
         self._validate_params()
@@ -265,7 +272,7 @@ class Conformal(_Ranked):
         if rank > len(scores):
             raise ValueError(
                 f"a false-alarm rate of {self.false_alarm_rate:g} needs at least "
-                f"{self._fewest_scores} rows that were not trained on; received "
+                f"{self.fewest_scores} rows that were not trained on; received "
                 f"{len(scores)}. Raise it, fit on more rows, or hold out more of them with the detector's "
                 "calibration parameter ('folds' uses all)."
             )

@@ -9,6 +9,7 @@ without it (cross-fitting): this uses all rows, and costs one more fit for each 
 from vae_anomaly.calibration.certificate import Certificate, certified_cut, certify
 from vae_anomaly.calibration.conformal import p_values
 from vae_anomaly.calibration.counting import anomaly_count_curve, count_anomalies
+from vae_anomaly.calibration.groups import group_p_values
 from vae_anomaly.calibration.online import ADDIS, LORD, SAFFRON, OnlineSelection
 from vae_anomaly.calibration.selection import discoveries
 
@@ -23,5 +24,6 @@ __all__ = [
     "certify",
     "count_anomalies",
     "discoveries",
+    "group_p_values",
     "p_values",
 ]

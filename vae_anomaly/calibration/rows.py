@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import KFold, train_test_split
 
-from vae_anomaly.core.types import Floats, Matrix, Splitter
+from vae_anomaly.core.types import Array, Floats, Matrix, Splitter
 
-__all__ = ["out_of_fold_scores", "resolve", "set_aside", "warn_of_other_rows"]
+__all__ = [
+    "check_groups",
+    "groups_of_calibration",
+    "out_of_fold_scores",
+    "resolve",
+    "set_aside",
+    "warn_of_other_rows",
+]
 
 # A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Folds promise it only nearly.
 _ROWS_ENOUGH_TO_SPLIT = 500
@@ -78,6 +85,25 @@ def set_aside(X: Matrix, calibration: float | Splitter | None, seed: int) -> tup
         np.arange(n_rows), test_size=round(calibration * n_rows), random_state=seed
     )
     return X[kept], X[held_out]
+
+
+def check_groups(labels: Array | None, calibration: float | Splitter | None) -> None:
+    """Refuse groups where there are no calibration rows to tell them apart by, before anything is trained."""
+    if labels is not None and calibration is None:
+        raise ValueError(
+            "groups are told apart by calibration rows, and nothing asks for any: set threshold='conformal', "
+            "or calibration to a fraction such as 0.2 or to 'folds'."
+        )
+
+
+def groups_of_calibration(
+    labels: Array | None, calibration: float | Splitter | None, seed: int
+) -> Array | None:
+    """The groups of the rows that calibration scores are of, in their order."""
+    if labels is None:
+        return None
+    held_out: Array = set_aside(labels, calibration, seed)[1] if isinstance(calibration, float) else labels
+    return held_out
 
 
 def warn_of_other_rows(n_rows: int, n_rows_before: int) -> None:

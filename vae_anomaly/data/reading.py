@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.utils.validation import validate_data
 
-from vae_anomaly.core.types import DtypeOrNone, Estimator, Matrix, MatrixLike, Shape
+from vae_anomaly.calibration.groups import labels_of
+from vae_anomaly.core.types import Array, DtypeOrNone, Estimator, Matrix, MatrixLike, Shape
 from vae_anomaly.data import frames
 from vae_anomaly.data.images import check_image_shape, dtype_of, flatten, warn_of_channels_first
 from vae_anomaly.data.scaling import check_finite
 from vae_anomaly.data.tables import table_of
 
-__all__ = ["read"]
+__all__ = ["read", "read_groups"]
 
 
 def read(detector: Estimator, X: MatrixLike, reset: bool) -> tuple[Matrix, Shape | None, DtypeOrNone]:
@@ -57,3 +59,29 @@ def read(detector: Estimator, X: MatrixLike, reset: bool) -> tuple[Matrix, Shape
     if reset:
         check_finite(X, getattr(detector, "feature_names_in_", None))
     return X, image_shape, dtype
+
+
+def read_groups(X: MatrixLike, groups: npt.ArrayLike | str | None) -> Array:
+    """The group of each row: an array of labels, or the column of a DataFrame that holds them.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, if labels are missing, or if they are not one for each row.
+    """
+    table = frames.to_pandas(X)
+    if groups is None:
+        raise ValueError("groups must be one label for each row of X; received None.")
+    if isinstance(groups, str):
+        if groups not in getattr(table, "columns", []):
+            raise ValueError(
+                f"groups={groups!r} names a column, and X has none of this name: pass the name of a column "
+                "of a DataFrame, or an array with a label for each row."
+            )
+        groups = table[groups]
+    labels, n_rows = labels_of(groups), table.shape[0] if hasattr(table, "shape") else len(table)
+    if len(labels) != n_rows:
+        raise ValueError(
+            f"groups must be one label for each of the {n_rows:,} rows; received {len(labels):,}."
+        )
+    return labels
