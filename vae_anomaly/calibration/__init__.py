@@ -12,18 +12,28 @@ from vae_anomaly.calibration.counting import anomaly_count_curve, count_anomalie
 from vae_anomaly.calibration.groups import group_p_values
 from vae_anomaly.calibration.online import ADDIS, LORD, SAFFRON, OnlineSelection
 from vae_anomaly.calibration.selection import discoveries
+from vae_anomaly.calibration.shift import (
+    CovariateShift,
+    effective_rows,
+    weighted_discoveries,
+    weighted_p_values,
+)
 
 __all__ = [
     "ADDIS",
     "LORD",
     "SAFFRON",
     "Certificate",
+    "CovariateShift",
     "OnlineSelection",
     "anomaly_count_curve",
     "certified_cut",
     "certify",
     "count_anomalies",
     "discoveries",
+    "effective_rows",
     "group_p_values",
     "p_values",
+    "weighted_discoveries",
+    "weighted_p_values",
 ]
