@@ -191,6 +191,17 @@ def test_p_values_of_new_normal_rows_are_uniform():
         assert (drawn <= alpha).mean() == pytest.approx(alpha, abs=0.015)
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.03, wide(0.08)])
+def test_far_anomalies_among_the_calibration_rows_make_fewer_alarms_by_a_known_factor(fraction):
+    rng, n_rows, rates = np.random.RandomState(0), 400, []
+    for _ in range(500):
+        scores = rng.uniform(size=n_rows)
+        scores[: round(fraction * n_rows)] = 50.0
+        rates.append(max(0, 1 - Conformal(0.05).cut(scores)))  # of normal rows, which are uniform
+    expected = max(0.0, (0.05 - fraction) / (1 - fraction))
+    assert np.mean(rates) == pytest.approx(expected, abs=0.003)
+
+
 def test_a_p_value_below_alpha_is_an_alarm_of_the_conformal_rule(normal):
     X, new = normal
     detector = VAEDetector(epochs=2, threshold=Conformal(0.1), calibration=0.3, random_state=0).fit(X)
