@@ -10,6 +10,7 @@ from vae_anomaly.calibration.certificate import Certificate, certified_cut, cert
 from vae_anomaly.calibration.conformal import p_values
 from vae_anomaly.calibration.counting import anomaly_count_curve, count_anomalies
 from vae_anomaly.calibration.groups import group_p_values
+from vae_anomaly.calibration.labels import AnomalyProbability, precision_cut, recall_cut
 from vae_anomaly.calibration.online import ADDIS, LORD, SAFFRON, OnlineSelection
 from vae_anomaly.calibration.selection import discoveries
 from vae_anomaly.calibration.shift import (
@@ -23,6 +24,7 @@ __all__ = [
     "ADDIS",
     "LORD",
     "SAFFRON",
+    "AnomalyProbability",
     "Certificate",
     "CovariateShift",
     "OnlineSelection",
@@ -34,6 +36,8 @@ __all__ = [
     "effective_rows",
     "group_p_values",
     "p_values",
+    "precision_cut",
+    "recall_cut",
     "weighted_discoveries",
     "weighted_p_values",
 ]
