@@ -8,6 +8,7 @@ import pytest
 from conftest import wide
 from scipy import stats
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -15,6 +16,7 @@ from vae_anomaly import DenseNetwork, VAEDetector, load
 from vae_anomaly.calibration import discoveries, group_p_values, p_values
 from vae_anomaly.calibration.groups import group_rows
 from vae_anomaly.calibration.rows import set_aside
+from vae_anomaly.core.backend import keras
 from vae_anomaly.thresholds import Conformal
 
 QUICK = {"network": DenseNetwork((8,)), "epochs": 2, "members": 1, "random_state": 0}
@@ -75,7 +77,7 @@ def test_small_groups_share_their_calibration_rows():
 
 def test_small_groups_that_are_too_few_together_are_refused_by_name_and_others_are_not():
     grouping = group_rows(np.repeat(["large", "b", "c"], [20, 4, 5]), 10)
-    assert [label for label, _ in grouping.split(["large", "large"])] == ["large"]
+    assert list(grouping.split(["large", "large"])) == ["large"]
     message = r"at least 10 calibration rows.*, and 'b' does not.*'b' \(4\), 'c' \(5\)"
     with pytest.raises(ValueError, match=message):
         grouping.split(["large", "b"])
@@ -286,3 +288,19 @@ def test_what_needs_a_conformal_cut_says_so_and_p_values_do_not(X, frame):
     assert (detector.p_values(X, groups=frame["site"]) > 0).all()
     with pytest.raises(ValueError, match="one label for each row of X; received None"):
         detector.group_rates(X)
+
+
+def test_the_model_card_says_how_many_groups_there_are(detector, X):
+    assert detector.model_card()["threshold"]["groups"] == 3
+    assert copy.deepcopy(detector).fit(X).model_card()["threshold"]["groups"] is None
+
+
+def test_an_interrupted_fit_without_calibration_scores_has_no_groups_and_can_be_saved(X, frame, tmp_path):
+    detector = VAEDetector(calibration="folds", **QUICK)
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: detector.stop_fit())
+    detector.set_params(callbacks=[callback], epochs=50)
+    with pytest.warns(ConvergenceWarning):
+        detector.fit(X, groups=frame["site"])
+    assert detector.calibration_scores_ is detector.calibration_groups_ is None
+    detector.set_params(callbacks=None).save(tmp_path / "model.vae")
+    load(tmp_path / "model.vae")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import Calibrated
+from conftest import Calibrated, wide
 from scipy import stats
 from scipy.special import expit
 from sklearn.calibration import CalibratedClassifierCV
@@ -121,8 +121,8 @@ def test_what_cannot_be_calibrated_is_refused(settings, y, message):
 
 
 # -- cuts -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("recall", [0.5, 0.9])
-@pytest.mark.parametrize("confidence", [0.95, 0.6])
+@pytest.mark.parametrize("recall", [wide(0.5), 0.9])
+@pytest.mark.parametrize("confidence", [0.95, wide(0.6)])
 def test_the_recall_is_reached_with_the_confidence_and_not_more_often_than_ranks_allow(recall, confidence):
     anomalies = np.random.RandomState(0).uniform(size=(RUNS, 150))
     cuts = np.array([recall_cut(scores, recall, confidence) for scores in anomalies])
@@ -144,7 +144,7 @@ def test_too_few_anomalies_are_told():
         recall_cut(np.arange(28.0), 0.9)
 
 
-@pytest.mark.parametrize(("precision", "prevalence"), [(0.5, 0.2), (0.8, 0.2), (0.9, 0.5)])
+@pytest.mark.parametrize(("precision", "prevalence"), [(0.8, 0.2), wide(0.5, 0.2), wide(0.9, 0.5)])
 def test_the_precision_is_reached_with_the_confidence(precision, prevalence):
     rng, held, n_cuts = np.random.RandomState(0), [], 0
     for _ in range(600):

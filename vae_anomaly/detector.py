@@ -564,7 +564,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self._split_seeds, self._calibration_seed = outcome.split_seeds, outcome.calibration_seed
         self.calibration_scores_ = outcome.unseen_scores
         self.calibration_groups_ = calibration_rows.groups_of_calibration(
-            labels, decisions.calibration, outcome.calibration_seed
+            None if outcome.unseen_scores is None else labels, decisions.calibration, outcome.calibration_seed
         )
         self.false_alarm_rate_ = outcome.false_alarm_rate
         self.offset_ = -outcome.cut
@@ -1005,7 +1005,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """An upper bound on the false-alarm rate that holds with a stated confidence, to be signed.
 
         `false_alarm_rate_` is the average over calibrations. This is a bound for the one at hand: with this
-        confidence, at most the certificate's ``rate`` of new normal rows is flagged by `predict`, for ever,
+        confidence, at most the certificate's ``rate`` of new normal rows is flagged by `predict`, forever,
         whatever the model and the distribution, if calibration rows and new normal rows are independent and
         of one distribution. `calibration.certify` has the formula. With 1,000 calibration rows and 95 %
         confidence, the lowest rate that any cut can have certified is 0.3 %.
@@ -1050,7 +1050,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return calibration.certify(
                 scores, calibration.certified_cut(scores, rate, confidence), confidence
             )
-        by_rank = isinstance(getattr(self, "threshold_", None), Conformal)
+        by_rank = type(getattr(self, "threshold_", None)) is Conformal
         return calibration.certify(scores, -self.offset_, confidence, all_cuts=not by_rank)
 
     def drift(self, X: MatrixLike, false_alarm_rate: float = 0.01) -> Drift:

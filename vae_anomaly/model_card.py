@@ -155,20 +155,22 @@ def _threshold(detector: Detector) -> Values:
     rates = None
     if scores is not None and hasattr(rule, "realized_rates"):
         rates = rule.realized_rates(len(scores))
-    certificate = _certificate(detector)
+    certificate, groups = _certificate(detector), getattr(detector, "calibration_groups_", None)
     return {
         "rule": None if rule is None else _shorten(rule),
         "offset": _number(detector.offset_),
         "false_alarm_rate": getattr(detector, "false_alarm_rate_", None),
         "realized_rates": None if rates is None else list(rates),
         "certified_rate": None if certificate is None else certificate.rate,
+        "groups": None if groups is None else len(set(groups.tolist())),
         "calibration_rows": None if scores is None else len(scores),
     }
 
 
 def _certificate(detector: Detector) -> Certificate | None:
-    """With 95 % confidence; None if no rows were held out."""
-    if find_held_out_scores(detector) is None:
+    """With 95 % confidence; None if no rows were held out, or if there is no number to certify."""
+    scores = find_held_out_scores(detector)
+    if scores is None or np.isnan(scores).any() or np.isnan(detector.offset_):
         return None
     certificate: Certificate = detector.false_alarm_certificate()
     return certificate

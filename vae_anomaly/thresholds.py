@@ -224,7 +224,8 @@ class Conformal(_Ranked):
 
     With a ``confidence``, the cut is larger: so that this probability, over the calibration rows, is one that
     the rate is at most :math:`\alpha` from now on (`calibration.certified_cut`; a tolerance limit, Wilks
-    1941). The rows then have to be independent. Of 1,000, the cut for 5 % is the 961st, not the 951st.
+    1941). The rows then have to be independent, and held out: with folds, this holds only nearly. Of 1,000,
+    the cut for 5 % is the 961st, not the 951st.
 
     Parameters
     ----------

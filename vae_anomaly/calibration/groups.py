@@ -20,7 +20,7 @@ import pandas as pd
 
 from vae_anomaly.calibration.checks import check_calibrated
 from vae_anomaly.calibration.conformal import p_values
-from vae_anomaly.core.types import Array, Detector, Flags, Floats
+from vae_anomaly.core.types import Array, Detector, Floats
 
 __all__ = ["Grouping", "cuts_of", "group_p_values", "group_rows", "labels_of", "p_values_of", "rates_of"]
 
@@ -48,16 +48,15 @@ class Grouping:
     too_small: Mapping[Hashable, int]
     fewest_rows: int
 
-    def split(self, groups: npt.ArrayLike) -> list[tuple[Hashable, Flags]]:
-        """Each group among new rows, and which rows are its own.
+    def split(self, groups: npt.ArrayLike) -> Mapping[Hashable, npt.NDArray[np.intp]]:
+        """Each group among new rows, and the positions of its rows.
 
         Raises
         ------
         ValueError
             If a group has no calibration rows or too few: names it.
         """
-        labels = labels_of(groups)
-        found = pd.unique(labels).tolist()
+        found = _positions(labels_of(groups))
         for label in found:
             if label in self.too_small:
                 small = ", ".join(f"{name!r} ({count})" for name, count in [*self.too_small.items()][:5])
@@ -74,7 +73,7 @@ class Grouping:
                 f"there are {_some(list(self.positions))}. Fit on rows of every group, or give such rows the "
                 "label of the group that they are like."
             )
-        return [(label, np.asarray(labels == label)) for label in found]
+        return found
 
 
 def labels_of(groups: npt.ArrayLike) -> Array:
@@ -109,8 +108,7 @@ def group_rows(calibration_groups: npt.ArrayLike, fewest_rows: int) -> Grouping:
     fewest_rows : int
         Groups with fewer calibration rows are pooled.
     """
-    labels = labels_of(calibration_groups)
-    own = {label: np.flatnonzero(labels == label) for label in pd.unique(labels).tolist()}
+    own = _positions(labels_of(calibration_groups))
     small = [label for label, rows in own.items() if len(rows) < fewest_rows]
     pool = np.sort(np.concatenate([np.empty(0, dtype=np.intp), *(own[label] for label in small)]))
     if len(pool) >= fewest_rows:
@@ -164,7 +162,7 @@ def group_p_values(
     _check_lengths(new, groups, "scores")
     _check_lengths(known, calibration_groups, "calibration scores")
     grouping, found = group_rows(calibration_groups, fewest_rows), np.empty(len(new))
-    for label, rows in grouping.split(groups):
+    for label, rows in grouping.split(groups).items():
         found[rows] = p_values(new[rows], known[grouping.positions[label]])
     return found
 
@@ -191,7 +189,7 @@ def cuts_of(detector: Detector, labels: Array) -> Floats:
     """For each of new rows, the cut of its group."""
     cuts, grouping = _cuts(detector)
     found = np.empty(len(labels))
-    for label, rows in grouping.split(labels):
+    for label, rows in grouping.split(labels).items():
         found[rows] = cuts[label]
     return found
 
@@ -202,8 +200,9 @@ def rates_of(detector: Detector, scores: Floats | None, labels: Array | None) ->
     cuts, grouping = _cuts(detector)
     rule, one_cut = detector.threshold_, -detector.offset_
     lines = []
-    for label in sorted(pd.unique(groups).tolist(), key=lambda label: (isinstance(label, str), label)):
-        own, low, high = known[groups == label], np.nan, np.nan
+    positions_of = _positions(groups)
+    for label in sorted(positions_of, key=lambda label: (isinstance(label, str), label)):
+        own, low, high = known[positions_of[label]], np.nan, np.nan
         if label in cuts:
             low, high = rule.realized_rates(len(grouping.positions[label]))
         lines.append(
@@ -220,8 +219,8 @@ def rates_of(detector: Detector, scores: Floats | None, labels: Array | None) ->
         )
     table = pd.DataFrame(lines).set_index("group")
     if scores is not None and labels is not None:
-        for label, rows in grouping.split(labels):
-            table.loc[label, "rows"] = int(rows.sum())
+        for label, rows in grouping.split(labels).items():
+            table.loc[label, "rows"] = len(rows)
             table.loc[label, "realized_rate"] = float((scores[rows] > cuts[label]).mean())
             table.loc[label, "realized_rate_of_one_cut"] = float((scores[rows] > one_cut).mean())
         table = table.astype({"rows": "Int64"})
@@ -250,6 +249,14 @@ def _calibration_of(detector: Detector) -> tuple[Floats, Array]:
     return known, groups
 
 
+def _positions(labels: Array) -> dict[Hashable, npt.NDArray[np.intp]]:
+    """Where each label stands, in the order in which they come first."""
+    codes, found = pd.factorize(labels)
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(found)))
+    return dict(zip(found.tolist(), np.split(order, ends[:-1]), strict=True)) if len(found) else {}
+
+
 def _check_lengths(values: Array, groups: npt.ArrayLike, name: str) -> None:
     if values.shape != np.shape(groups):
         raise ValueError(
@@ -258,5 +265,5 @@ def _check_lengths(values: Array, groups: npt.ArrayLike, name: str) -> None:
         )
 
 
-def _some(labels: Sequence[Hashable]) -> str:
+def _some(labels: Sequence[Any]) -> str:
     return ", ".join(map(repr, labels[:5])) + (" and others" if len(labels) > 5 else "")
