@@ -210,6 +210,17 @@ def test_a_procedure_goes_on_from_its_state_and_a_clone_begins_anew(kind):
     np.testing.assert_array_equal(anew.update(p[:200]), kind(0.2, horizon=40).update(p[:200]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restored_procedure_has_the_same_levels_to_the_last_bit_however_long_the_stream(kind):
+    procedure, p = kind(), np.full(5_000, sum(kind()._limits()) / 2)
+    p[::997] = 0.0
+    for part in np.split(p, [1023, 1024, 1025, 2047, 2050, 4096, 4100]):
+        procedure.update(part)
+        restored = kind.restore(**procedure.state())
+        assert restored.level_ == procedure.level_
+        np.testing.assert_array_equal(restored._table, procedure._table)
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [

@@ -142,7 +142,23 @@ class OnlineSelection(BaseEstimator):  # type: ignore[misc]
         }
 
     def horizon_for(self, smallest_p_value: float) -> int:
-        """The longest ``horizon`` that selects so small a p-value at the beginning; 1 if none does."""
+        """The longest ``horizon`` that selects so small a p-value at the beginning; 1 if none does.
+
+        Parameters
+        ----------
+        smallest_p_value : float
+            1 / (n + 1) for conformal p-values with n calibration rows.
+
+        Returns
+        -------
+        int
+
+        Examples
+        --------
+        >>> from vae_anomaly.calibration import SAFFRON
+        >>> SAFFRON(0.1).horizon_for(1 / 1001)
+        25
+        """
         self._validate_params()
         low, high = self._limits()
         largest = (high - low) * self.initial_fraction * self.false_discovery_rate
@@ -165,7 +181,8 @@ class OnlineSelection(BaseEstimator):  # type: ignore[misc]
 
     def _next_level(self) -> float:
         if self._clock > len(self._table):
-            self._table = self._gamma(np.arange(1.0, 2 * self._clock + 1))
+            # Of a length that the clock alone decides: a restored procedure has the same bits.
+            self._table = self._gamma(np.arange(1.0, (1 << (self._clock - 1).bit_length()) + 1))
         low, high = self._limits()
         alpha, first = self.false_discovery_rate, self.initial_fraction * self.false_discovery_rate
         won = self._table[self._clock - self._clocks - 1]
