@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
+from sklearn.model_selection import cross_val_score
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.calibration import AnomalyProbability, precision_cut, recall_cut
@@ -87,6 +88,14 @@ def test_labels_of_any_convention_are_read(labels):
     np.testing.assert_array_equal(found.predict_proba(scores), expected.predict_proba(scores))
     np.testing.assert_array_equal(found.predict(scores), found.predict_proba(scores)[:, 1] > 0.5)
     assert found.classes_.tolist() == [0, 1]
+
+
+def test_a_frozen_detector_stays_fitted_in_a_cross_validation():
+    X, y = make_anomalies(600, 4, kind="global", random_state=0)
+    detector = VAEDetector(DenseNetwork((8,)), epochs=2, members=1, random_state=0).fit(X[:300])
+    probability = AnomalyProbability(FrozenEstimator(detector))
+    losses = cross_val_score(probability, X[300:], y[300:], scoring="neg_brier_score", cv=3)
+    assert (losses > -0.1).all()
 
 
 def test_a_few_labels_are_enough_to_begin_with():

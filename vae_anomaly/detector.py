@@ -1310,7 +1310,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         has the name. Scores differ from the detector's own by at most
         :math:`10^{-4} (1 + |s|)`, usually by a hundredth of that: float32 sums are rounded in another order.
         So that a row on the threshold is not an anomaly, as in `predict`, a label is -1 from that far below
-        it.
+        it. The threshold is the one of all rows: a graph knows no ``groups``.
 
         A value that no row can have counts as in the detector (``invalid``), an unseen category too where the
         detector raises an error for it; other rows that the detector refuses score NaN, with the label -1.

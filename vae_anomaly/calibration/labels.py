@@ -46,6 +46,8 @@ class AnomalyProbability(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     detector : VAEDetector, or another fitted estimator with ``score_samples``
+        `sklearn.base.clone` makes a new one of it, as of every parameter: where it has to stay fitted, as in
+        a cross-validation over labeled rows, wrap it in `sklearn.frozen.FrozenEstimator`.
     method : {"sigmoid", "isotonic"}, default="sigmoid"
     prevalence : float or None, default=None
         Of anomalies among the rows to be judged, in (0, 1). None is that of the labeled rows.
