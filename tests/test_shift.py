@@ -133,6 +133,12 @@ def test_effective_rows_are_between_one_and_all():
     assert effective_rows(weights) == pytest.approx(50_000, rel=0.02)  # E[w]² / E[w²] = 1 / 2
 
 
+@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -1.0], [np.inf], [np.nan], [[1.0]]])
+def test_weights_without_effective_rows_are_refused(weights):
+    with pytest.raises(ValueError, match="finite and not negative, and not all 0"):
+        effective_rows(weights)
+
+
 REFUSED = {
     "too few": (([1.0], [], [1.0], [1.0]), r"one number for each of the scores.*\(1,\) and \(0,\)"),
     "tables": (([[1.0]], [[1.0]], [1.0], [1.0]), "one number for each of the scores"),

@@ -144,6 +144,16 @@ def weighted_discoveries(
 def effective_rows(weights: npt.ArrayLike) -> float:
     r"""So many rows of equal weights would tell as much: :math:`(\sum w)^2 / \sum w^2` (Kish 1965).
 
+    Parameters
+    ----------
+    weights : array of shape (n_rows,)
+        Not negative, at least one of them positive.
+
+    Raises
+    ------
+    ValueError
+        For other weights.
+
     Examples
     --------
     >>> from vae_anomaly.calibration import effective_rows
@@ -151,6 +161,8 @@ def effective_rows(weights: npt.ArrayLike) -> float:
     (4.0, 1.0)
     """
     values = np.asarray(weights, dtype=np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any() or not values.any():
+        raise ValueError(f"weights must be finite and not negative, and not all 0; received {values!r}.")
     values = values / values.max()  # their squares stay finite
     return float(values.sum() ** 2 / (values**2).sum())
 
@@ -242,8 +254,7 @@ class CovariateShift(BaseEstimator):  # type: ignore[misc]
             classifier = clone(self.classifier)
         classifier.fit(np.concatenate([known, new]), np.repeat([0, 1], [len(known), len(new)]))
         weights = _odds(classifier, known)
-        scale = float(weights.mean())
-        effective = effective_rows(weights) if 0 < scale < np.inf else 0.0
+        scale, effective = float(weights.mean()), effective_rows(weights)
         if effective < self.fewest_effective_rows:
             raise ValueError(
                 f"the new rows are too far from the reference rows: of {len(known):,}, the weights leave "
