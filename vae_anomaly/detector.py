@@ -1012,7 +1012,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         The bound is exact for ``threshold=Conformal(...)``, whose cut is a rank that was fixed beforehand.
         Cuts of other rules may have been decided by the calibration rows too, so the bound is one for all
-        cuts at once, and larger.
+        cuts at once, and larger. With such rules the weights of several members are computed from all rows,
+        calibration rows among them, which the bound does not count.
 
         Parameters
         ----------
