@@ -89,10 +89,10 @@ html_theme_options = {
 
 
 # -- hooks --------------------------------------------------------------------------------------------------
-def _skip_fields(app, what, name, obj, skip, options):
-    """Leave out the fields of named tuples, which the section "Attributes" describes."""
+def _skip_members(app, what, name, obj, skip, options):
+    """Leave out the fields of named tuples, which have a section, and what scikit-learn adds for metadata."""
     doc = inspect.getdoc(obj) or ""
-    return True if doc.startswith("Alias for field number") else None
+    return True if doc.startswith("Alias for field number") or re.fullmatch("set_.*_request", name) else None
 
 
 def _quote_fitted_names(app, what, name, obj, options, lines):
@@ -148,7 +148,7 @@ def _link_code_in_pages(app, doctree, docname):
 def setup(app):
     """Register the hooks."""
     app.connect("source-read", _say_that_it_is_quick)
-    app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("autodoc-skip-member", _skip_members)
     app.connect("autodoc-process-docstring", _quote_fitted_names, priority=400)
     app.connect("missing-reference", _link_within_package)
     app.connect("doctree-resolved", _link_code_in_pages)

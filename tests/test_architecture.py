@@ -11,14 +11,14 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 # From the ground up: what stands in a folder imports its own folder and those of lower floors.
 FLOORS = [
     {"core"},
-    {"likelihoods"},
+    {"calibration", "likelihoods"},
     {"data", "networks"},
     {"model"},
     {"engine"},
     {"scoring"},
     {"training"},
     {"ensemble", "files"},
-    {"export", "plotting"},
+    {"export", "monitoring", "plotting"},
 ]
 FLOOR_OF = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
 # Folders and files that may name TensorFlow; all others compute with numpy or `keras.ops`.

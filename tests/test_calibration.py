@@ -8,8 +8,9 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 
-from vae_anomaly import ConvNetwork, VAEDetector, calibration
-from vae_anomaly.calibration import discoveries, out_of_fold_scores, p_values
+from vae_anomaly import ConvNetwork, VAEDetector
+from vae_anomaly.calibration import discoveries, p_values
+from vae_anomaly.calibration.rows import out_of_fold_scores, resolve, set_aside
 from vae_anomaly.thresholds import Conformal, ParetoTail, Quantile
 
 
@@ -36,7 +37,7 @@ def normal():
     ],
 )
 def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(given, wanted, n_rows, expected):
-    resolved = calibration.resolve(given, wanted, n_rows)
+    resolved = resolve(given, wanted, n_rows)
     if expected == "folds":
         assert (resolved.n_splits, resolved.shuffle) == (5, True)
     else:
@@ -45,7 +46,7 @@ def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(giv
 
 def test_a_splitter_makes_the_folds():
     splitter = KFold(7)
-    assert calibration.resolve(splitter, False, 100) is splitter
+    assert resolve(splitter, False, 100) is splitter
 
 
 @pytest.mark.parametrize(
@@ -59,14 +60,14 @@ def test_a_splitter_makes_the_folds():
 )
 def test_calibration_that_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        calibration.resolve(given, True, 10)
+        resolve(given, True, 10)
 
 
 def test_a_share_is_held_out_of_training_and_scaling(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, random_state=0).fit(X)
     seed = detector._calibration_seed
-    kept, held_out = calibration.set_aside(np.arange(len(X)), 0.25, seed)
+    kept, held_out = set_aside(np.arange(len(X)), 0.25, seed)
     assert len(held_out) == 75
     assert sorted([*kept, *held_out]) == list(range(300))
     np.testing.assert_allclose(detector.scaler_.mean_, X[kept].mean(axis=0))
@@ -77,7 +78,7 @@ def test_held_out_rows_do_not_reach_the_model(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, random_state=0)
     first = clone(detector).fit(X)
-    _, held_out = calibration.set_aside(np.arange(len(X)), 0.25, first._calibration_seed)
+    _, held_out = set_aside(np.arange(len(X)), 0.25, first._calibration_seed)
     changed = X.copy()
     changed[held_out] += 100
     second = clone(detector).fit(changed)
@@ -144,7 +145,7 @@ def test_a_warm_start_with_other_rows_warns_that_held_out_rows_may_be_known(norm
 def test_a_warm_start_keeps_the_held_out_rows(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, warm_start=True).fit(X)
-    _, held_out = calibration.set_aside(np.arange(len(X)), 0.25, detector._calibration_seed)
+    _, held_out = set_aside(np.arange(len(X)), 0.25, detector._calibration_seed)
     detector.fit(X)
     np.testing.assert_array_equal(detector.calibration_scores_, -detector.score_samples(X[held_out]))
 
@@ -188,6 +189,17 @@ def test_p_values_of_new_normal_rows_are_uniform():
     drawn = np.concatenate([p_values(rng.gumbel(size=5), rng.gumbel(size=99)) for _ in range(2000)])
     for alpha in (0.01, 0.1, 0.5):
         assert (drawn <= alpha).mean() == pytest.approx(alpha, abs=0.015)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.03, wide(0.08)])
+def test_far_anomalies_among_the_calibration_rows_make_fewer_alarms_by_a_known_factor(fraction):
+    rng, n_rows, rates = np.random.RandomState(0), 400, []
+    for _ in range(500):
+        scores = rng.uniform(size=n_rows)
+        scores[: round(fraction * n_rows)] = 50.0
+        rates.append(max(0, 1 - Conformal(0.05).cut(scores)))  # of normal rows, which are uniform
+    expected = max(0.0, (0.05 - fraction) / (1 - fraction))
+    assert np.mean(rates) == pytest.approx(expected, abs=0.003)
 
 
 def test_a_p_value_below_alpha_is_an_alarm_of_the_conformal_rule(normal):

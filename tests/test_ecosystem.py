@@ -420,7 +420,8 @@ def test_no_metadata_is_promised_that_is_not_used():
 
     with config_context(enable_metadata_routing=True):
         routing = VAEDetector().get_metadata_routing()
-    assert not routing.fit.requests
+    assert routing.fit.requests == {"groups": None}
+    assert routing.predict.requests == routing.decision_function.requests == {"groups": None}
     assert not routing.score.requests
 
 

@@ -192,10 +192,10 @@ def test_the_evidence_is_a_fair_game():
     """Its mean stays 1 over all ways that a few fair outcomes can go."""
     from itertools import product
 
-    from vae_anomaly.monitoring import _STAKES_ON_DRIFT, _Game
+    from vae_anomaly.monitoring.evidence import STAKES_ON_DRIFT, Game
 
     grid = np.linspace(-0.8, 0.8, 5)  # of mean 0
-    finals = [_Game(_STAKES_ON_DRIFT).play(np.array(path)) for path in product(grid, repeat=4)]
+    finals = [Game(STAKES_ON_DRIFT).play(np.array(path)) for path in product(grid, repeat=4)]
     np.testing.assert_allclose(np.exp(finals).mean(axis=0), 1)
 
 

@@ -72,6 +72,7 @@ def every_picture(detector, image_detector, frame, table, images):
     return {
         plotting.training_curves: ((detector,), 1),
         plotting.score_histogram: ((detector, frame, y), 1),
+        plotting.anomaly_counts: (([0.001, 0.002, 0.01, 0.6, 0.9],), 1),
         plotting.roc_curve: ((y, scores), 1),
         plotting.precision_recall_curve: ((y, scores), 1),
         plotting.latent_scatter: ((detector, frame, y), 1),

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from vae_anomaly import (
     calibration,
@@ -22,13 +22,16 @@ from vae_anomaly import (
     model_card,
     monitoring,
 )
+from vae_anomaly.calibration import Certificate
+from vae_anomaly.calibration import groups as grouped
+from vae_anomaly.calibration import rows as calibration_rows
+from vae_anomaly.calibration.checks import check_calibrated, held_out_scores
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
     Callback,
     Constraints,
-    DtypeOrNone,
     FittedLabelingRule,
     Flags,
     Floats,
@@ -44,14 +47,11 @@ from vae_anomaly.core.types import (
     Transformer,
     Values,
 )
-from vae_anomaly.data import frames
-from vae_anomaly.data.images import check_image_shape, flatten, warn_of_channels_first
-from vae_anomaly.data.pixels import dtype_of
 from vae_anomaly.data.preparation import in_form_of
-from vae_anomaly.data.scaling import check_finite
-from vae_anomaly.data.tables import table_of
+from vae_anomaly.data.reading import read, read_groups
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.fitted import Fitted
+from vae_anomaly.ensemble.folds import score_folds_like
 from vae_anomaly.ensemble.members import Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
@@ -59,8 +59,10 @@ from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.model_card import ModelCard
 from vae_anomaly.monitoring import Drift
+from vae_anomaly.monitoring.batch import ASKS as DRIFT_ASKS
 from vae_anomaly.networks import Network
 from vae_anomaly.scoring.score import Score
+from vae_anomaly.thresholds import Conformal
 from vae_anomaly.training.interruption import interruptible, stop
 from vae_anomaly.training.plan import SCHEDULES
 
@@ -222,6 +224,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         which a figure was not measured.
     calibration_scores_ : float64 array of shape (n_rows,), or None
         Anomaly scores, larger = more anomalous, of rows that were not trained on; see ``calibration``.
+    calibration_groups_ : array of shape (n_rows,), or None
+        Their groups, if `fit` was given ``groups``.
     false_alarm_rate_ : float or None
         The fraction of new rows of the training rows' kind that the threshold calls anomalies: what the rule
         promises, or else the estimate by rows that members have left out of their training. None if there
@@ -341,7 +345,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "calibration": [
             StrOptions({"auto", "folds"}),
             Interval(RealNotInt, 0, 1, closed="neither"),
-            Integral,  # refused with the remedy, by `calibration.resolve`
+            Integral,  # refused with the remedy, by `calibration.rows.resolve`
             HasMethods(["split", "get_n_splits"]),
             None,
         ],
@@ -438,7 +442,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     # -- fitting --------------------------------------------------------------------------------------
-    def fit(self, X: MatrixLike, y: object = None, *, resume: bool = False) -> Self:
+    def fit(
+        self,
+        X: MatrixLike,
+        y: object = None,
+        *,
+        groups: npt.ArrayLike | str | None = None,
+        resume: bool = False,
+    ) -> Self:
         """Fit scaler, VAE and threshold.
 
         Ctrl-C ends the training with the present epoch. What has been trained then gets its threshold and is
@@ -460,6 +471,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             for other values. A list of images of one size is as good as an array.
         y : ignored
             For scikit-learn's conventions.
+        groups : array of shape (n_rows,), str or None, default=None
+            The site, product or sensor of each row, as numbers or text, or the name of a column of X, which
+            stays a column of the model too. Training takes no notice of them: those of the calibration rows
+            are kept, so that `predict` and `p_values` can keep their promises in each group. Needs
+            ``threshold="conformal"`` or ``calibration``.
         resume : bool, default=False
             Whether to go on from the file that ``checkpoint`` names, and to end with the weights, scores and
             threshold of a fit that was never interrupted, bit for bit on the same machine. If there is no
@@ -486,14 +502,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            rows, image_shape, dtype = self._checked(X, reset=not continues)
-            del X  # a temporary one needs no memory any more
+            rows, image_shape, dtype = read(self, X, reset=not continues)
+            labels = None if groups is None else read_groups(X, groups)
             decisions = fitting.decide(
                 self.get_params(deep=False),
                 self.table_,
                 self.image_shape_ if continues else image_shape,
                 rows.shape[0],
             )
+            del X  # a temporary one needs no memory any more
+            calibration_rows.check_groups(labels, decisions.calibration)
             outcome = fitting.fit(
                 rows,
                 dtype,
@@ -502,10 +520,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 names=getattr(self, "feature_names_in_", None),
                 earlier=attributes.earlier_of(self) if continues else None,
                 store=checkpoint,
-                score_fold=self._score_fold,
+                score_fold=score_folds_like(self),
                 interruption=interruption,
             )
-            attributes.take_over(self, outcome, decisions, rows.shape[0])
+            attributes.take_over(self, outcome, decisions, rows.shape[0], labels)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -534,28 +552,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         stop(self)
 
-    def _score_fold(self, likelihood: Likelihood, seed: int) -> fitting.ScoreFold:
-        """How a fold's rows are scored by a detector like this one that is trained on the others."""
-        unfitted = clone(self).set_params(
-            likelihood=likelihood,
-            threshold=None,
-            contamination="auto",
-            calibration=None,
-            warm_start=False,
-            callbacks=None,
-            checkpoint=None,
-            verbose=0,
-            random_state=seed,
-        )
-
-        def score_fold(trained_on: Matrix, held_out: Matrix) -> Floats:
-            of_fold = clone(unfitted).fit(trained_on)
-            if of_fold.interrupted_:  # its rows would be scored by another kind of detector
-                raise KeyboardInterrupt
-            return np.asarray(-of_fold.score_samples(held_out))
-
-        return score_fold
-
     # -- scoring --------------------------------------------------------------------------------------
     def score_samples(self, X: MatrixLike) -> Floats:
         """Normality of each row: the negative of the score named by ``score``.
@@ -581,31 +577,51 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X = self._validate(X)
         return -self._fitted.scores(X)
 
-    def decision_function(self, X: MatrixLike) -> Floats:
+    def decision_function(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         """``score_samples(X) - offset_``: negative for anomalies.
 
         Parameters
         ----------
         X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        groups : array of shape (n_rows,), str or None, default=None
+            As in `fit`. The offset of each row is then that of its group: the false-alarm rate of
+            ``threshold="conformal"`` holds in every group, and not only on average over them. Groups with
+            too few calibration rows for the rate are pooled (`group_rates` says which).
 
         Returns
         -------
         float64 array of shape (n_rows,)
-        """
-        return self.score_samples(X) - self.offset_
 
-    def predict(self, X: MatrixLike) -> npt.NDArray[np.int64]:
+        Raises
+        ------
+        ValueError
+            With ``groups``, if `fit` had none, if the threshold is not conformal, if a group has no
+            calibration rows, or if it is small and all small ones together have too few.
+        """
+        if groups is None:
+            return self.score_samples(X) - self.offset_
+        return self.score_samples(X) + grouped.cuts_of(self, read_groups(X, groups))
+
+    def predict(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> npt.NDArray[np.int64]:
         """-1 for anomalies, +1 for the others.
 
         Parameters
         ----------
         X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        groups : array of shape (n_rows,), str or None, default=None
+            See `decision_function`.
 
         Returns
         -------
         int array of shape (n_rows,)
+
+        Raises
+        ------
+        ValueError
+            As by `decision_function`.
         """
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        grouped.warn_of_one_cut(self, groups)
+        return np.where(self.decision_function(X, groups) < 0, -1, 1)
 
     @MethodNamedAsParameter
     def score(self, X: MatrixLike, y: object = None) -> float:
@@ -799,7 +815,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted.confidence(X, self.offset_)
 
     # -- what a score means -------------------------------------------------------------------------------
-    def p_values(self, X: MatrixLike) -> Floats:
+    def p_values(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         r"""Conformal p-values: how often a normal row would look at least as anomalous.
 
         .. math:: p(x) = \frac{1 + \#\{i : s_i \ge s(x)\}}{n + 1}
@@ -807,11 +823,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         with the n `calibration_scores_`. If x is exchangeable with the calibration rows, p(x) <= alpha has a
         probability of at most alpha, for every alpha and whatever the model (Vovk, Gammerman & Shafer 2005);
         with ``calibration`` in folds this holds nearly, because folds are scored by other models. No p-value
-        is below 1 / (n + 1).
+        is below 1 / (n + 1). It is not the probability that the row is normal.
 
         Parameters
         ----------
         X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        groups : array of shape (n_rows,), str or None, default=None
+            As in `fit`. Each row is then compared with the calibration rows of its group alone, so that the
+            above holds in every group (`calibration.group_p_values`); groups with fewer than 19 are pooled.
 
         Returns
         -------
@@ -820,7 +839,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If the detector was fitted without calibration.
+            If the detector was fitted without calibration; with ``groups``, as by `decision_function`.
 
         Examples
         --------
@@ -831,12 +850,62 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
         True
         """
-        X = self._validate(X)
-        unseen = calibration.check_calibrated(self)
-        return calibration.p_values(self._fitted.scores(X), unseen)
+        given, X = X, self._validate(X)
+        unseen = check_calibrated(self)
+        if groups is None:
+            return calibration.p_values(self._fitted.scores(X), unseen)
+        return grouped.p_values_of(self, self._fitted.scores(X), read_groups(given, groups))
+
+    def group_rates(
+        self, X: MatrixLike | None = None, groups: npt.ArrayLike | str | None = None
+    ) -> pd.DataFrame:
+        """What is promised in each group, and what the one cut of all rows does there.
+
+        Parameters
+        ----------
+        X : rows as in `fit`, or None, default=None
+            Normal rows, to count the alarms among them. None: only what calibration rows tell.
+        groups : array of shape (n_rows,), str or None, default=None
+            Those of X.
+
+        Returns
+        -------
+        DataFrame
+            A line for each group: "calibration_rows"; "pooled", whether it shares them with other small
+            groups; its "cut" and the "promised_rate", NaN if it has too few; "low" and "high", between which
+            95 % of the rates lie that chance makes of so many calibration rows; "rate_of_one_cut", the
+            fraction of its calibration rows above the cut that all groups have without ``groups``. With X,
+            also "rows", "realized_rate" and "realized_rate_of_one_cut": the fractions of its rows of X above
+            both.
+
+        Raises
+        ------
+        ValueError
+            As by `decision_function`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> rng = np.random.RandomState(0)
+        >>> site = np.repeat(["a", "b"], 300)
+        >>> X = rng.normal(size=(600, 3)) * np.where(site == "a", 1, 2)[:, None]
+        >>> detector = VAEDetector(epochs=5, threshold="conformal", calibration=0.5, random_state=0)
+        >>> rates = detector.fit(X, groups=site).group_rates()
+        >>> (rates["rate_of_one_cut"] > 0.05).tolist(), (rates["promised_rate"] == 0.05).tolist()
+        ([False, True], [True, True])
+        """
+        check_is_fitted(self)
+        if X is None:
+            return grouped.rates_of(self, None, None)
+        return grouped.rates_of(self, -self.score_samples(X), read_groups(X, groups))
 
     def select_anomalies(
-        self, X: MatrixLike, false_discovery_rate: float = 0.1, dependence: str = "positive"
+        self,
+        X: MatrixLike,
+        false_discovery_rate: float = 0.1,
+        dependence: str = "positive",
+        groups: npt.ArrayLike | str | None = None,
     ) -> Flags:
         """Rows to call anomalies so that on average at most a given share of them is normal.
 
@@ -852,6 +921,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             rows find few anomalies.
         dependence : {"positive", "any"}, default="positive"
             "any" is safe whatever the dependence between rows, and finds less.
+        groups : array of shape (n_rows,), str or None, default=None
+            As in `p_values`.
 
         Returns
         -------
@@ -862,7 +933,98 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             If the detector was fitted without calibration, or for a rate outside (0, 1).
         """
-        return calibration.discoveries(self.p_values(X), false_discovery_rate, dependence)
+        return calibration.discoveries(self.p_values(X, groups), false_discovery_rate, dependence)
+
+    def count_anomalies(
+        self, X: MatrixLike, selected: npt.ArrayLike | None = None, confidence: float = 0.95
+    ) -> int:
+        """How many of the rows, or of a selection of them, are anomalies at least, with a stated confidence.
+
+        `select_anomalies` promises a share on average; this is a bound for the rows at hand, and holds for
+        all selections at once, also for those that are made by looking: `calibration.count_anomalies` of the
+        `p_values`. `plotting.anomaly_counts` draws it for the most anomalous rows.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        selected : bool array of shape (n_rows,), int array of positions, or None, default=None
+            None is all rows.
+        confidence : float, default=0.95
+            In (0, 1). Of m rows of X, k anomalies cannot be counted with fewer than about
+            m / (k (1 - confidence)) calibration rows.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ValueError
+            If the detector was fitted without calibration, or for a confidence outside (0, 1).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> rng = np.random.RandomState(0)
+        >>> detector = VAEDetector(epochs=5, calibration=0.5, random_state=0).fit(rng.normal(size=(600, 3)))
+        >>> detector.count_anomalies(np.r_[rng.normal(size=(20, 3)), np.full((10, 3), 30.0)])
+        9
+        """
+        return calibration.count_anomalies(self.p_values(X), selected, confidence)
+
+    def false_alarm_certificate(self, confidence: float = 0.95, rate: float | None = None) -> Certificate:
+        """An upper bound on the false-alarm rate that holds with a stated confidence, to be signed.
+
+        `false_alarm_rate_` is the average over calibrations. This is a bound for the one at hand: with this
+        confidence, at most the certificate's ``rate`` of new normal rows is flagged by `predict`, forever,
+        whatever the model and the distribution, if calibration rows and new normal rows are independent and
+        of one distribution. `calibration.certify` has the formula. With 1,000 calibration rows and 95 %
+        confidence, the lowest rate that any cut can have certified is 0.3 %.
+
+        The bound is exact for ``threshold=Conformal(...)``, whose cut is a rank that was fixed beforehand.
+        Cuts of other rules may have been decided by the calibration rows too, so the bound is one for all
+        cuts at once, and larger. With such rules the weights of several members are computed from all rows,
+        calibration rows among them, which the bound does not count.
+
+        Parameters
+        ----------
+        confidence : float, default=0.95
+            In (0, 1).
+        rate : float or None, default=None
+            None is for the cut that `predict` has. A rate in (0, 1) asks for the smallest cut that certifies
+            it; to have `predict` use that cut, fit with
+            ``threshold=Conformal(false_alarm_rate=rate, confidence=confidence)``.
+
+        Returns
+        -------
+        Certificate
+
+        Raises
+        ------
+        ValueError
+            If no rows were held out for calibration (folds are scored by other models, of which nothing
+            exact is known), if there are too few for ``rate``, or for values outside (0, 1).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> X = np.random.RandomState(0).normal(size=(600, 3))
+        >>> detector = VAEDetector(epochs=5, threshold="conformal", calibration=0.5, random_state=0).fit(X)
+        >>> certificate = detector.false_alarm_certificate()
+        >>> round(certificate.rate, 3), round(certificate.lowest_rate, 3)
+        (0.072, 0.01)
+        >>> detector.false_alarm_certificate(rate=0.05).rate <= 0.05
+        True
+        """
+        scores = held_out_scores(self, "a certificate counts")
+        if rate is not None:
+            return calibration.certify(
+                scores, calibration.certified_cut(scores, rate, confidence), confidence
+            )
+        by_rank = type(getattr(self, "threshold_", None)) is Conformal
+        return calibration.certify(scores, -self.offset_, confidence, all_cuts=not by_rank)
 
     def drift(self, X: MatrixLike, false_alarm_rate: float = 0.01) -> Drift:
         """Whether a batch of rows still looks like the training rows; see `monitoring.drift` for the tests.
@@ -905,7 +1067,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         'Drift: the median row scores above'
         """
         X = self._validate(X)
-        return monitoring.drift(self._fitted.scores(X), monitoring.held_out_scores(self), false_alarm_rate)
+        return monitoring.drift(self._fitted.scores(X), held_out_scores(self, DRIFT_ASKS), false_alarm_rate)
 
     # -- the model ----------------------------------------------------------------------------------------
     def encode(self, X: MatrixLike) -> Floats:
@@ -1032,7 +1194,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             (those that are not the defaults; a later set_params shows here), "training" (the last epoch's
             figures, in nats), "threshold", "notes" and "versions" (those of now, not of the fit). Between the
             threshold's ``realized_rates`` lie 95 % of the false-alarm rates that chance makes of so many
-            calibration rows (nearly, if they are scored by folds).
+            calibration rows (nearly, if they are scored by folds); ``certified_rate`` is that of
+            `false_alarm_certificate`, with 95 % confidence, None if no rows were held out.
             ``str(card)`` is Markdown, ``card.to_dict()`` is JSON's.
 
         Raises
@@ -1126,7 +1289,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         has the name. Scores differ from the detector's own by at most
         :math:`10^{-4} (1 + |s|)`, usually by a hundredth of that: float32 sums are rounded in another order.
         So that a row on the threshold is not an anomaly, as in `predict`, a label is -1 from that far below
-        it.
+        it. The threshold is the one of all rows: a graph knows no ``groups``.
 
         A value that no row can have counts as in the detector (``invalid``), an unseen category too where the
         detector raises an error for it; other rows that the detector refuses score NaN, with the label -1.
@@ -1249,39 +1412,5 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)
-        X, _, dtype = self._checked(X, reset=False)
+        X, _, dtype = read(self, X, reset=False)
         return self._fitted.preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
-
-    def _checked(self, X: MatrixLike, reset: bool) -> tuple[Matrix, Shape | None, DtypeOrNone]:
-        """X as a 2-D array, the shape of an image if it held images, and the dtype that it had.
-
-        Of floating-point numbers; images of bytes stay such.
-        """
-        X = frames.to_pandas(X)
-        received = getattr(X, "shape", None)
-        if reset:
-            self._column_names = frames.names_of(X)
-        else:
-            frames.check_names(X, getattr(self, "_column_names", None))
-        X, image_shape = flatten(X)
-        dtype = dtype_of(X)
-        if reset:
-            warn_of_channels_first(image_shape)
-            self.table_ = table_of(X, self.likelihood) if image_shape is None else None
-        if self.table_ is not None:
-            X = self.table_.numbers(X)
-        if not reset:
-            check_image_shape(received, image_shape, self._shape_of_images)
-        bytes_stay = [] if image_shape is None else [np.uint8]  # a copy in float64 is eight times as large
-        X = validate_data(
-            self,
-            X,
-            accept_sparse="csr",
-            reset=reset,
-            dtype=[np.float64, np.float32, *bytes_stay],
-            ensure_all_finite=False,  # NaN is a missing value, and an infinite one is named by its column
-            ensure_min_samples=2 if reset else 1,
-        )
-        if reset:
-            check_finite(X, getattr(self, "feature_names_in_", None))
-        return X, image_shape, dtype

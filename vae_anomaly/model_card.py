@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import estimator_html_repr
 
+from vae_anomaly.calibration import Certificate
+from vae_anomaly.calibration.checks import find_held_out_scores
 from vae_anomaly.core.spec import state_of
 from vae_anomaly.core.types import Detector, Json, Values
 from vae_anomaly.core.versions import versions
@@ -153,13 +155,25 @@ def _threshold(detector: Detector) -> Values:
     rates = None
     if scores is not None and hasattr(rule, "realized_rates"):
         rates = rule.realized_rates(len(scores))
+    certificate, groups = _certificate(detector), getattr(detector, "calibration_groups_", None)
     return {
         "rule": None if rule is None else _shorten(rule),
         "offset": _number(detector.offset_),
         "false_alarm_rate": getattr(detector, "false_alarm_rate_", None),
         "realized_rates": None if rates is None else list(rates),
+        "certified_rate": None if certificate is None else certificate.rate,
+        "groups": None if groups is None else len(set(groups.tolist())),
         "calibration_rows": None if scores is None else len(scores),
     }
+
+
+def _certificate(detector: Detector) -> Certificate | None:
+    """With 95 % confidence; None if no rows were held out, or if there is no number to certify."""
+    scores = find_held_out_scores(detector)
+    if scores is None or np.isnan(scores).any() or np.isnan(detector.offset_):
+        return None
+    certificate: Certificate = detector.false_alarm_certificate()
+    return certificate
 
 
 def _count_likelihoods(table: Table) -> dict[str, int]:
@@ -240,6 +254,8 @@ def _notes(detector: Detector) -> list[str]:
             "The false-alarm rate is that of new rows of the training rows' kind. It says nothing of how "
             "many anomalies are found, or how many alarms are false."
         )
+    if (certificate := _certificate(detector)) is not None:
+        notes.append(f"{certificate} This takes new rows that are independent and as the calibration rows.")
     if getattr(detector, "interrupted_", False):
         notes.append("The training was interrupted: the model was trained for less than its parameters say.")
     missing = getattr(detector, "missing_fraction_", None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from vae_anomaly.calibration.online import ONLINE
 from vae_anomaly.core.types import PathOrFile
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.files import model_file
 from vae_anomaly.files.allow_list import ESTIMATORS, RECORDS, REGISTRIES, class_of
 from vae_anomaly.files.archive import ModelFileError
-from vae_anomaly.monitoring import Evidence, Monitor, _Game
+from vae_anomaly.monitoring import Evidence, Monitor
+from vae_anomaly.monitoring.evidence import Game
 from vae_anomaly.preprocessing import DatetimeFeatures
 
 __all__ = ["SKOPS_TRUSTED", "ModelFileError", "load"]
@@ -22,7 +24,7 @@ SKOPS_TRUSTED: list[str] = sorted(
     for kind in [
         VAEDetector,
         DatetimeFeatures,
-        *(Monitor, Evidence, _Game),
+        *(Monitor, Evidence, Game, *ONLINE.values()),
         # Not even looked up: its module loads Keras.
         *(class_of(names, name) for names in (ESTIMATORS, RECORDS) for name in {*names} - _RUNS_CODE),
         *(kind for registry in REGISTRIES.values() for kind in registry.values()),

@@ -153,6 +153,7 @@ class Detector(Protocol):
     interrupted_: bool
     false_alarm_rate_: float | None
     calibration_scores_: Floats | None
+    calibration_groups_: Array | None
     draws_: npt.NDArray[np.float32]
     member_weights_: Floats
     #: Of `model.states.ModelState`.
@@ -182,6 +183,8 @@ class Detector(Protocol):
     def score_samples(self, X: Any, /) -> Floats: ...
 
     def decision_function(self, X: Any, /) -> Floats: ...
+
+    def false_alarm_certificate(self) -> Any: ...
 
     def explain(self, X: Any, /) -> Any: ...
 

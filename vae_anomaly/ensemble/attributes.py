@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vae_anomaly import scoring
-from vae_anomaly.core.types import Detector
+from vae_anomaly.calibration import rows as calibration_rows
+from vae_anomaly.core.types import Array, Detector
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
@@ -11,8 +12,10 @@ from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
 __all__ = ["earlier_of", "fitted_of", "take_over"]
 
 
-def take_over(detector: Detector, outcome: Outcome, decisions: Decisions, n_rows: int) -> None:
-    """Make what a fit leaves the detector's attributes."""
+def take_over(
+    detector: Detector, outcome: Outcome, decisions: Decisions, n_rows: int, groups: Array | None
+) -> None:
+    """Make what a fit leaves the detector's attributes; ``groups`` are those of its rows."""
     fitted = outcome.fitted
     preparation = fitted.preparation
     detector.n_samples_fit_, detector.do_early_stopping_ = n_rows, decisions.recipe.early_stopping
@@ -28,6 +31,9 @@ def take_over(detector: Detector, outcome: Outcome, decisions: Decisions, n_rows
     detector.history_, detector.interrupted_ = outcome.history, outcome.interrupted
     detector._split_seeds, detector._calibration_seed = outcome.split_seeds, outcome.calibration_seed
     detector.calibration_scores_ = outcome.unseen_scores
+    detector.calibration_groups_ = calibration_rows.groups_of_calibration(
+        None if outcome.unseen_scores is None else groups, decisions.calibration, outcome.calibration_seed
+    )
     detector.false_alarm_rate_ = outcome.false_alarm_rate
     detector.offset_ = -outcome.cut
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from vae_anomaly import calibration, likelihoods, networks, scoring, thresholds
+from vae_anomaly import likelihoods, networks, scoring, thresholds
+from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
     Array,
@@ -215,7 +216,7 @@ def decide(
         recipe=recipe,
         score=scoring.resolve_name(parameters["score"], len(recipe.members), of_whole_images),
         rule=rule,
-        calibration=calibration.resolve(parameters["calibration"], needs_unseen, n_rows),
+        calibration=calibration_rows.resolve(parameters["calibration"], needs_unseen, n_rows),
         parameters=parameters,
     )
 
@@ -349,8 +350,8 @@ def fit(
     if earlier is not None:
         calibration_seed = earlier.calibration_seed
         if decisions.calibration is not None:
-            calibration.warn_of_other_rows(X.shape[0], earlier.n_rows)
-    kept, held_out = calibration.set_aside(X, decisions.calibration, calibration_seed)
+            calibration_rows.warn_of_other_rows(X.shape[0], earlier.n_rows)
+    kept, held_out = calibration_rows.set_aside(X, decisions.calibration, calibration_seed)
     if earlier is not None:
         preparation = earlier.fitted.preparation
     else:
@@ -398,7 +399,7 @@ def fit(
     elif decisions.calibration is not None and not interrupted:
         images = kept if decisions.image_shape is None else kept.reshape(-1, *decisions.image_shape)
         of_fold = score_fold(likelihood, draws_seed)
-        unseen = calibration.out_of_fold_scores(of_fold, images, decisions.calibration, draws_seed)
+        unseen = calibration_rows.out_of_fold_scores(of_fold, images, decisions.calibration, draws_seed)
     elif takes_unseen:
         raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
     as_new = None

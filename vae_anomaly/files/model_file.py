@@ -75,6 +75,12 @@ def _check(detector: Detector) -> None:
         _check_state(state)
     _expect(_is_array(draws, np.float32, (-1, detector.latent_dim_)) and len(draws) > 0, "draws")
     _expect(_is_array(weights, np.float64, (len(members),)), "weights of the members")
+    groups, scores = getattr(detector, "calibration_groups_", None), detector.calibration_scores_
+    _expect(
+        groups is None
+        or (isinstance(groups, np.ndarray) and scores is not None and groups.shape == scores.shape),
+        "groups of calibration rows",
+    )
     pixel_range = detector.pixel_range_
     _expect(
         pixel_range is None

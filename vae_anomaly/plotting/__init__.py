@@ -3,6 +3,7 @@
 =========================  =================================================================
 `training_curves`          the loss and its parts, epoch by epoch
 `score_histogram`          anomaly scores and the threshold
+`anomaly_counts`           anomalies at least among the most anomalous rows
 `roc_curve`                anomalies found over false alarms, from labels
 `precision_recall_curve`   true alarms over anomalies found, from labels
 `top_anomalies`            the most anomalous rows, images or signals
@@ -29,9 +30,16 @@ from vae_anomaly.plotting.models import (
     samples,
 )
 from vae_anomaly.plotting.rows import contributions, top_anomalies
-from vae_anomaly.plotting.scores import precision_recall_curve, roc_curve, score_histogram, training_curves
+from vae_anomaly.plotting.scores import (
+    anomaly_counts,
+    precision_recall_curve,
+    roc_curve,
+    score_histogram,
+    training_curves,
+)
 
 __all__ = [
+    "anomaly_counts",
     "contributions",
     "latent_manifold",
     "latent_scatter",

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
+from vae_anomaly.calibration import anomaly_count_curve
 from vae_anomaly.core.types import Array, Estimator, Flags, Floats, MatrixLike, Values
 from vae_anomaly.plotting.canvas import (
     BLUE,
@@ -28,7 +29,7 @@ from vae_anomaly.scorers import is_anomaly
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["precision_recall_curve", "roc_curve", "score_histogram", "training_curves"]
+__all__ = ["anomaly_counts", "precision_recall_curve", "roc_curve", "score_histogram", "training_curves"]
 
 _STYLES = {
     "loss": ("loss", BLUE, "-"),
@@ -186,6 +187,63 @@ def score_histogram(
             end = rows.min() if bar == "first" else rows.max()
             label += f"\nthe {bar} bar also holds {format_count(len(rows), 'row')} as far as {end:.3g}"
     ax.set(xlabel=label, ylabel="rows")
+    ax.legend()
+    return ax
+
+
+def anomaly_counts(
+    p_values: Estimator | npt.ArrayLike,
+    X: MatrixLike | None = None,
+    *,
+    confidence: float = 0.95,
+    ax: Axes | None = None,
+) -> Axes:
+    """How many anomalies there are at least among the most anomalous rows, with a stated confidence.
+
+    The curve is `calibration.anomaly_count_curve`: its confidence is one for all its points, so any of them
+    may be chosen by looking. Where it is near the dashed line, nearly all rows so far are anomalies.
+
+    Parameters
+    ----------
+    p_values : array of shape (n_rows,), or fitted VAEDetector, or Pipeline that ends in one
+        P-values, or a detector that was fitted with calibration and makes those of X.
+    X : rows, only with a detector
+    confidence : float, default=0.95
+        In (0, 1).
+    ax : matplotlib Axes or None, default=None
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        For p-values that are not in [0, 1], a detector without calibration, and X beside p-values.
+
+    Examples
+    --------
+    >>> from vae_anomaly import plotting
+    >>> ax = plotting.anomaly_counts([0.001, 0.002, 0.01, 0.04, 0.6, 0.9])
+    >>> ax.get_legend().get_texts()[0].get_text()
+    'at least, with 95 % confidence (3 of 6 rows)'
+    """
+    if hasattr(p_values, "score_samples"):
+        detector, rows = unwrap(p_values, X)
+        p_values = detector.p_values(rows)
+    elif X is not None:
+        raise ValueError("X is for a detector to judge, and these are p-values.")
+    counts = np.r_[0, anomaly_count_curve(p_values, confidence)]
+    n_rows = len(counts) - 1
+    ax = new_axes(ax, (6.4, 4.2))
+    of_all = f"{counts[-1]:,} of {format_count(n_rows, 'row')}"
+    label = f"at least, with {100 * confidence:g} % confidence ({of_all})"
+    ax.plot(np.arange(n_rows + 1), counts, color=RED, drawstyle="steps-post", label=label)
+    ends = [0, max(1, counts[-1])]
+    ax.plot(ends, ends, color=GREY, ls="--", lw=1.2, label="all rows so far")
+    ax.locator_params(integer=True)
+    ax.set(xlabel="most anomalous rows", ylabel="anomalies among them")
+    ax.grid(alpha=0.3)
     ax.legend()
     return ax
 

@@ -1,192 +1,29 @@
-r"""Monitoring: do new rows still look like the training rows?
-
-Drift is not anomalies. Anomalies are few rows in the tail of the scores; after a drift, the scores of most
-rows have moved, up or down. So the bulk of the scores and their tail are asked apart.
-
-Everything here compares ranks among scores of rows that were not trained on (`calibration`), and follows from
-one assumption alone: without drift, calibration rows and new rows are exchangeable. What does not change the
-scores is not seen.
-"""
+"""A stream of rows, watched row by row, and the file from which another process goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
-from numbers import Real
+from dataclasses import asdict
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
-from scipy import stats
+from sklearn.base import clone
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
+from vae_anomaly.calibration.checks import check_probability, held_out_scores
+from vae_anomaly.calibration.conformal import p_values
+from vae_anomaly.calibration.online import ONLINE, OnlineSelection
 from vae_anomaly.core.types import Detector, Floats, MatrixLike, PathOrFile, RandomStateLike, Values
 from vae_anomaly.files import state_file
 from vae_anomaly.files.archive import ModelFileError
 from vae_anomaly.files.kinds import MONITOR
+from vae_anomaly.monitoring.batch import ASKS, FAR
+from vae_anomaly.monitoring.evidence import STAKES_ON_ANOMALIES, STAKES_ON_DRIFT, Evidence, Game
 
-__all__ = ["Drift", "Evidence", "Monitor", "drift"]
+__all__ = ["Monitor"]
 
-# The bulk lies below this quantile of the calibration scores, anomalies above the other.
-_BULK, _FAR = 0.9, 0.99
-# As many rows in a hundred may be anomalies, and it is not a drift.
-_TOLERATED = 0.05
 _BLOCK = 512
-# Bets on drift gain nothing, on average, while fewer than 5 % of the rows are anomalies.
-_STAKES_ON_DRIFT = (-0.9, -0.3, 0.3, 0.9)
-_STAKES_ON_ANOMALIES = (0.01, 0.1)
-
-
-@dataclass(frozen=True)
-class Drift:
-    """What one batch of rows says of drift; made by `VAEDetector.drift`.
-
-    Attributes
-    ----------
-    drifted : bool
-        Whether ``p_value`` is at most ``false_alarm_rate``: most rows have moved.
-    more_anomalies : bool
-        Whether ``anomalies_p_value`` is at most ``false_alarm_rate``: few rows or many are far out.
-    p_value : float
-        Of no drift, up to 5 % anomalies allowed.
-    anomalies_p_value : float
-        Of as many rows above the 99 % quantile of the calibration scores as without anomalies.
-    median_rank : float
-        Share of the calibration scores that the batch's median score exceeds; 0.5 if nothing has changed.
-    anomalous_fraction : float
-        Share of the rows above the 99 % quantile.
-    n_rows : int
-    n_calibration : int
-    false_alarm_rate : float
-    reason : str
-        The same in words.
-    """
-
-    drifted: bool
-    more_anomalies: bool
-    p_value: float
-    anomalies_p_value: float
-    median_rank: float
-    anomalous_fraction: float
-    n_rows: int
-    n_calibration: int
-    false_alarm_rate: float
-    reason: str
-
-
-def drift(scores: npt.ArrayLike, calibration: npt.ArrayLike, false_alarm_rate: float = 0.01) -> Drift:
-    r"""Compare a batch of scores with those of rows that were not trained on.
-
-    Let c be the k-th smallest of n calibration scores, with k = ⌈0.9 (n + 1)⌉. Without drift and ties,
-
-    - the scores below c are two samples of one distribution: Cramér–von Mises test (Anderson 1962), against
-      shifts up and down;
-    - of m rows, a number above c has the law :math:`\mathrm{BetaBinomial}(m; n + 1 - k, k)`. Too few are
-      drift; too many are if 5 % of the rows, all above c, were not enough to explain them.
-
-    ``p_value`` is Bonferroni's of the two, and so are the two sides of the second. Anomalies are counted in
-    the same way above the 99 % quantile. Ties are broken at random.
-
-    Parameters
-    ----------
-    scores : array of shape (n_rows,)
-        Of the batch; larger = more anomalous.
-    calibration : array of shape (n_calibration,)
-    false_alarm_rate : float, default=0.01
-        In (0, 1); see `VAEDetector.drift`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from vae_anomaly.monitoring import drift
-    >>> rng = np.random.RandomState(0)
-    >>> calibration, batch = rng.gumbel(size=500), rng.gumbel(size=200)
-    >>> drift(batch, calibration).drifted, drift(batch + 0.5, calibration).drifted
-    (False, True)
-    """
-    _check_rate(false_alarm_rate)
-    scores, calibration = np.asarray(scores, dtype=float), np.asarray(calibration, dtype=float)
-    n_rows, n_calibration = len(scores), len(calibration)
-    if n_rows == 0 or n_calibration == 0:
-        raise ValueError(f"drift needs scores; received {n_rows} of the batch and {n_calibration} held out.")
-    ranks, known = _ranks(scores, calibration)
-    p_value = _drift_p_value(ranks, known)
-    position = min(n_calibration, math.ceil(_FAR * (n_calibration + 1)))
-    n_far = int((ranks > known[position - 1]).sum())
-    of_chance = stats.betabinom(n_rows, n_calibration + 1 - position, position)
-    anomalies_p_value = float(of_chance.sf(n_far - 1))
-    median_rank = float(np.mean(known < np.median(ranks)))
-    drifted, more = p_value <= false_alarm_rate, anomalies_p_value <= false_alarm_rate
-    reason = _reason(drifted, more, median_rank, n_far / n_rows, 1 - position / (n_calibration + 1))
-    return Drift(
-        bool(drifted),
-        bool(more),
-        p_value,
-        anomalies_p_value,
-        median_rank,
-        n_far / n_rows,
-        n_rows,
-        n_calibration,
-        float(false_alarm_rate),
-        reason,
-    )
-
-
-def _ranks(scores: Floats, calibration: Floats) -> tuple[Floats, Floats]:
-    """Ranks of all scores together, ties broken at random: the batch's, and the calibration's in order."""
-    together = np.concatenate([scores, calibration])
-    order = np.lexsort((np.random.RandomState(0).random_sample(len(together)), together))
-    ranks = np.empty(len(together))
-    ranks[order] = np.arange(len(together))
-    return ranks[: len(scores)], np.sort(ranks[len(scores) :])
-
-
-def _drift_p_value(ranks: Floats, known: Floats) -> float:
-    n_rows, n_calibration = len(ranks), len(known)
-    position = min(n_calibration, math.ceil(_BULK * (n_calibration + 1)))
-    bulk = ranks[ranks < known[position - 1]]
-    of_bulk = 1.0
-    if len(bulk) > 1 and position > 2:
-        # The exact law takes a hundred times as long, and small samples are not easier to tell apart by it.
-        of_bulk = stats.cramervonmises_2samp(bulk, known[: position - 1], method="asymptotic").pvalue
-    n_above, n_tolerated = n_rows - len(bulk), math.floor(_TOLERATED * n_rows)
-    shape = n_calibration + 1 - position, position
-    too_few = stats.betabinom.cdf(n_above, n_rows, *shape)
-    too_many = stats.betabinom.sf(n_above - n_tolerated - 1, n_rows - n_tolerated, *shape)
-    return float(min(1, 2 * of_bulk, 4 * too_few, 4 * too_many))
-
-
-# -- a stream ---------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Evidence:
-    """What a stream has said so far; made by `Monitor.update`.
-
-    Attributes
-    ----------
-    drifted : bool
-        Whether the evidence of drift has reached 1 / ``false_alarm_rate``, now or before.
-    more_anomalies : bool
-        The same of anomalies.
-    drift : float
-        The present evidence: what a fair game would have made of 1 by bets against "nothing has changed".
-    anomalies : float
-        The same of bets that scores above the 99 % quantile become more frequent.
-    n_rows : int
-        Rows since the monitor began.
-    first_drifted : int or None
-        The row, counted from 1, at which drift was found.
-    first_anomalies : int or None
-    """
-
-    drifted: bool
-    more_anomalies: bool
-    drift: float
-    anomalies: float
-    n_rows: int
-    first_drifted: int | None
-    first_anomalies: int | None
 
 
 class Monitor:
@@ -220,15 +57,26 @@ class Monitor:
         α, in (0, 1): for drift and for anomalies each.
     random_state : int, RandomState instance or None, default=None
         For u.
+    selection : {"lord", "saffron", "addis"}, OnlineSelection or None, default=None
+        Which rows to select as anomalies, at one false-discovery rate for the whole stream: by
+        `calibration.LORD`, `calibration.SAFFRON` or `calibration.ADDIS` of the detector's `p_values`.
+        A name is that procedure at a rate of 10 %, with the longest ``horizon`` that the number n of
+        calibration rows allows: no p-value is below 1 / (n + 1). An object is copied, and begins anew.
 
     Attributes
     ----------
     evidence : Evidence
+    selected : bool array of shape (n_rows,)
+        Which rows of the last `update` were selected. Empty before the first, after `load`, and without a
+        selection.
+    selection : OnlineSelection or None
+        With its ``level_``, ``n_tested_`` and ``n_selected_``.
 
     Raises
     ------
     ValueError
-        If the detector has no scores of rows held out, or for a rate outside (0, 1).
+        If the detector has no scores of rows held out, for a rate outside (0, 1), or if there are too few
+        calibration rows for the selection.
 
     Examples
     --------
@@ -242,21 +90,32 @@ class Monitor:
     False
     >>> monitor.update(2 * rng.normal(size=(100, 3))).drifted
     True
+    >>> monitor = Monitor(detector, selection="saffron", random_state=0)
+    >>> monitor.update([[0.0, 0.0, 0.0], [30.0, 0.0, 0.0]]).drifted
+    False
+    >>> monitor.selected
+    array([False,  True])
     """
 
     def __init__(
-        self, detector: Detector, false_alarm_rate: float = 0.01, random_state: RandomStateLike = None
+        self,
+        detector: Detector,
+        false_alarm_rate: float = 0.01,
+        random_state: RandomStateLike = None,
+        selection: str | OnlineSelection | None = None,
     ) -> None:
-        _check_rate(false_alarm_rate)
+        check_probability(false_alarm_rate, "false_alarm_rate")
         self.detector = detector
         self.false_alarm_rate = float(false_alarm_rate)
-        calibration = held_out_scores(detector)
+        calibration = held_out_scores(detector, ASKS)
         self._known = np.sort(calibration)
         self._calibration = _identity(calibration)
         self._rng = check_random_state(random_state)
-        self._drift = _Game(_STAKES_ON_DRIFT)
-        self._anomalies = _Game(_STAKES_ON_ANOMALIES)
+        self._drift = Game(STAKES_ON_DRIFT)
+        self._anomalies = Game(STAKES_ON_ANOMALIES)
         self.evidence = Evidence(False, False, 1.0, 1.0, 0, None, None)
+        self.selection = _resolve(selection, len(calibration))
+        self.selected = np.empty(0, dtype=bool)
 
     def update(self, X: MatrixLike) -> Evidence:
         """Add rows, in the order in which they came.
@@ -270,7 +129,10 @@ class Monitor:
         -------
         Evidence
         """
-        return self._update(-self.detector.score_samples(X))
+        scores = -self.detector.score_samples(X)
+        if self.selection is not None:
+            self.selected = self.selection.update(p_values(scores, held_out_scores(self.detector, ASKS)))
+        return self._update(scores)
 
     def save(self, path: PathOrFile) -> None:
         """Write where the monitor stands to one file of data, with which `load` goes on.
@@ -289,8 +151,8 @@ class Monitor:
         ValueError
             If the detector has been fitted again since the monitor began. Nothing is written.
         ModelFileError
-            If ``random_state`` is a RandomState over another generator than MT19937, or if there are more
-            than 250 million scores. Nothing is written.
+            If ``random_state`` is a RandomState over another generator than MT19937, if the selection is of a
+            class of your own, or if there are more than 250 million scores. Nothing is written.
         OSError
             If the file cannot be written; an earlier one is as it was.
 
@@ -310,7 +172,7 @@ class Monitor:
         >>> Monitor.load(file, detector).evidence == monitor.evidence
         True
         """
-        _check_same(_identity(held_out_scores(self.detector)), self._calibration)
+        _check_same(_identity(held_out_scores(self.detector, ASKS)), self._calibration)
         state = {
             "false_alarm_rate": self.false_alarm_rate,
             "random_state": self._rng,
@@ -320,6 +182,8 @@ class Monitor:
             "drift": self._drift.state(),
             "anomalies": self._anomalies.state(),
         }
+        if self.selection is not None:
+            state["selection"] = {"name": _name_of(self.selection), **self.selection.state()}
         state_file.write(path, MONITOR, state, what="monitor", otherwise="Save it with joblib.dump")
 
     @classmethod
@@ -372,15 +236,17 @@ class Monitor:
         >>> loaded.update(stream[100:]) == monitor.update(stream[100:])
         True
         """
-        identity = _identity(held_out_scores(detector))
+        identity = _identity(held_out_scores(detector, ASKS))
         with state_file.open_state(path, MONITOR) as state:
             evidence = Evidence(**state["evidence"])
-            games = [_Game.restore(**state[name]) for name in ("drift", "anomalies")]
+            games = [Game.restore(**state[name]) for name in ("drift", "anomalies")]
             _check_state(state, evidence, games)
+            selection = _restore(state.get("selection"), evidence.n_rows)
         _check_same(identity, state["calibration"])
         monitor = cls(detector, state["false_alarm_rate"], state["random_state"])
         monitor._known, monitor.evidence = state["scores"], evidence
         monitor._drift, monitor._anomalies = games
+        monitor.selection = selection
         return monitor
 
     def _update(self, scores: Floats) -> Evidence:
@@ -389,7 +255,7 @@ class Monitor:
             before, level = self.evidence, math.log(1 / self.false_alarm_rate)
             logs = [
                 self._drift.play(1 - 2 * p_values),
-                self._anomalies.play((p_values <= 1 - _FAR) / (1 - _FAR) - 1),
+                self._anomalies.play((p_values <= 1 - FAR) / (1 - FAR) - 1),
             ]
             firsts = [before.first_drifted, before.first_anomalies]
             for which, path in enumerate(logs):
@@ -423,56 +289,51 @@ class Monitor:
         )
 
 
-class _Game:
-    """Fair bets at several stakes, each begun at every time with a little of the capital."""
-
-    def __init__(self, stakes: tuple[float, ...]) -> None:
-        self._stakes = np.array(stakes)
-        self._log_capital = np.full(len(stakes), -np.inf)
-        self._n_played = 0
-
-    @classmethod
-    def restore(cls, stakes: Floats, log_capital: Floats, n_played: int) -> Self:
-        """The game of a `state`."""
-        game = cls(tuple(stakes))
-        game._log_capital, game._n_played = log_capital, n_played
-        return game
-
-    def state(self) -> Values:
-        """What the game goes on from."""
-        return {
-            "stakes": self._stakes,
-            "log_capital": self._log_capital,
-            "n_played": self._n_played,
-        }
-
-    def play(self, outcomes: Floats) -> Floats:
-        """Logarithm of all capital after each outcome, of mean 0 and at least -1 in a fair game."""
-        times = self._n_played + np.arange(len(outcomes))
-        # What has not been bet yet before and after each outcome.
-        before, after = 1 / np.log2(times + 2), 1 / np.log2(times + 3)
-        gains = np.log1p(self._stakes[:, None] * outcomes)
-        product = np.cumsum(gains, axis=1)
-        begun = np.log(before - after) - math.log(len(self._stakes)) - (product - gains)
-        entries = np.concatenate([self._log_capital[:, None], begun], axis=1)
-        log_capital = product + np.logaddexp.accumulate(entries, axis=1)[:, 1:]
-        self._log_capital = log_capital[:, -1]
-        self._n_played += len(outcomes)
-        return np.asarray(np.logaddexp(np.logaddexp.reduce(log_capital, axis=0), np.log(after)))
-
-
-def held_out_scores(detector: Detector) -> Floats:
-    """The fitted detector's scores of rows that were held out of training; a ValueError if it has none."""
-    check_is_fitted(detector)
-    scores = detector.calibration_scores_
-    if scores is None or len(scores) == getattr(detector, "n_samples_fit_", None):
-        by_folds = "" if scores is None else " (folds are scored by other models)"
+def _resolve(selection: str | OnlineSelection | None, n_calibration: int) -> OnlineSelection | None:
+    """A procedure that has tested nothing yet."""
+    if selection is None:
+        return None
+    smallest = 1 / (n_calibration + 1)
+    if isinstance(selection, OnlineSelection):
+        procedure: OnlineSelection = clone(selection)
+    elif isinstance(selection, str) and selection in ONLINE:
+        procedure = ONLINE[selection]()
+        procedure.set_params(horizon=procedure.horizon_for(smallest))
+    else:
         raise ValueError(
-            "drift is measured against scores of rows that were held out of training: fit with a fraction "
-            f"such as calibration=0.2; now calibration={detector.calibration!r}{by_folds} and "
-            f"threshold={detector.threshold!r}."
+            f"selection must be one of {[*ONLINE]}, an OnlineSelection or None; received {selection!r}."
         )
-    return np.asarray(scores, dtype=float)
+    if procedure.level_ < smallest:
+        n_needed = math.ceil(round(1 / procedure.level_ - 1, 6))
+        raise ValueError(
+            f"{procedure!r} begins at a level of {procedure.level_:.3g}, and no p-value is below "
+            f"{smallest:.3g} with {n_calibration:,} calibration rows: nothing would be selected. Hold out "
+            f"{n_needed:,} rows, or set a larger false_discovery_rate or a shorter horizon."
+        )
+    return procedure
+
+
+def _name_of(selection: OnlineSelection) -> str:
+    for name, kind in ONLINE.items():
+        if type(selection) is kind:
+            return name
+    raise ModelFileError(
+        f"a monitor's file names no classes of your own, and {type(selection).__qualname__} is one. Save the "
+        "monitor with joblib.dump."
+    )
+
+
+def _restore(state: Values | None, n_rows: int) -> OnlineSelection | None:
+    if state is None:
+        return None
+    try:
+        values = dict(state)
+        procedure = ONLINE[values.pop("name")].restore(**values)
+    except (ValueError, TypeError, KeyError):
+        procedure = None
+    if procedure is None or procedure.n_tested_ != n_rows:
+        raise ModelFileError("is refused: its state cannot be that of a monitor.")
+    return procedure
 
 
 def _identity(calibration: Floats) -> Values:
@@ -497,9 +358,9 @@ def _check_same(found: Values, expected: Values) -> None:
     )
 
 
-def _check_state(state: Values, evidence: Evidence, games: list[_Game]) -> None:
+def _check_state(state: Values, evidence: Evidence, games: list[Game]) -> None:
     """Refuse what no monitor has saved; checksums hold, so that it was forged."""
-    _check_rate(state["false_alarm_rate"])
+    check_probability(state["false_alarm_rate"], "false_alarm_rate")
     *others, first_drifted, first_anomalies = asdict(evidence).values()
     n_scores = state["calibration"]["n_scores"] + evidence.n_rows
     vectors = [
@@ -516,18 +377,3 @@ def _check_state(state: Values, evidence: Evidence, games: list[_Game]) -> None:
         and all(len(game._stakes) > 0 and (np.abs(game._stakes) < 1).all() for game in games)
     ):
         raise ModelFileError("is refused: its state cannot be that of a monitor.")
-
-
-def _check_rate(rate: object) -> None:
-    if not isinstance(rate, Real) or not 0 < float(rate) < 1:
-        raise ValueError(f"false_alarm_rate must lie in (0, 1); received {rate!r}.")
-
-
-def _reason(drifted: bool, more: bool, median_rank: float, far: float, expected: float) -> str:
-    bulk = f"the median row scores above {100 * median_rank:.0f} % of the calibration rows"
-    tail = f"{100 * far:.3g} % of the rows lie where {100 * expected:.2g} % are expected"
-    if drifted:
-        return f"Drift: {bulk}, and {tail}."
-    if more:
-        return f"More anomalies, no drift: {tail}, and {bulk}."
-    return f"Nothing has changed that shows: {bulk}, and {tail}."

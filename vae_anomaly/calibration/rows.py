@@ -1,10 +1,4 @@
-r"""Calibration: scores of rows that the model has not been trained on, and what they say of a new row.
-
-A flexible model gives its own training rows lower scores than new rows of the same kind, so a cut among
-training scores makes more false alarms than it says. Rows held out of training have honest scores. Either a
-fraction of the rows is set aside, or, where rows are few, every row is scored by a model that was trained
-without it (cross-fitting): this uses all rows, and costs one more fit for each fold.
-"""
+"""Which rows are held out of training, and how rows are scored by models that have not seen them."""
 
 from __future__ import annotations
 
@@ -15,19 +9,22 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy import stats
 from sklearn.model_selection import KFold, train_test_split
 
-from vae_anomaly.core.types import Detector, Flags, Floats, Matrix, Splitter
+from vae_anomaly.core.types import Array, Floats, Matrix, Splitter
 
-__all__ = ["discoveries", "p_values"]
+__all__ = [
+    "check_groups",
+    "groups_of_calibration",
+    "out_of_fold_scores",
+    "resolve",
+    "set_aside",
+    "warn_of_other_rows",
+]
 
 # A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Folds promise it only nearly.
 _ROWS_ENOUGH_TO_SPLIT = 500
 _FRACTION, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
-
-_METHODS = {"positive": "bh", "any": "by"}
 
 
 def resolve(calibration: str | float | Splitter | None, wanted: bool, n_rows: int) -> float | Splitter | None:
@@ -90,6 +87,25 @@ def set_aside(X: Matrix, calibration: float | Splitter | None, seed: int) -> tup
     return X[kept], X[held_out]
 
 
+def check_groups(labels: Array | None, calibration: float | Splitter | None) -> None:
+    """Refuse groups where there are no calibration rows to tell them apart by, before anything is trained."""
+    if labels is not None and calibration is None:
+        raise ValueError(
+            "groups are told apart by calibration rows, and nothing asks for any: set threshold='conformal', "
+            "or calibration to a fraction such as 0.2 or to 'folds'."
+        )
+
+
+def groups_of_calibration(
+    labels: Array | None, calibration: float | Splitter | None, seed: int
+) -> Array | None:
+    """The groups of the rows that calibration scores are of, in their order."""
+    if labels is None:
+        return None
+    held_out: Array = set_aside(labels, calibration, seed)[1] if isinstance(calibration, float) else labels
+    return held_out
+
+
 def warn_of_other_rows(n_rows: int, n_rows_before: int) -> None:
     """Warn that a warm start cannot hold out what the earlier fit held out."""
     if n_rows != n_rows_before:
@@ -137,62 +153,3 @@ def out_of_fold_scores(
     for trained_on, held_out in folds:
         scores[held_out] = score_fold(X[trained_on], X[held_out])
     return scores
-
-
-def p_values(scores: Floats, calibration: Floats) -> Floats:
-    """Conformal p-values: (1 + how many of the n ``calibration`` scores are not smaller) / (n + 1)."""
-    n_smaller = np.searchsorted(np.sort(calibration), scores, side="left")
-    return np.asarray((1 + len(calibration) - n_smaller) / (1 + len(calibration)))
-
-
-def discoveries(
-    p_values: npt.ArrayLike, false_discovery_rate: float = 0.1, dependence: str = "positive"
-) -> Flags:
-    r"""Anomalies among rows with these p-values, of which on average at most a given share is false.
-
-    Benjamini & Hochberg 1995: with m p-values in ascending order, the k smallest, where k is the largest
-    with :math:`p_{(k)} \le k\,\alpha / m`. For p-values under any dependence, Benjamini & Yekutieli 2001
-    divide alpha by :math:`\sum_{i=1}^m 1/i`.
-
-    Parameters
-    ----------
-    p_values : array of shape (n_rows,)
-    false_discovery_rate : float, default=0.1
-        alpha, in (0, 1): the expected share of normal rows among the selected ones.
-    dependence : {"positive", "any"}, default="positive"
-        What is known of the p-values. Conformal ones that share a calibration depend positively (Bates et
-        al. 2023, "Testing for outliers with conformal p-values"), if the rows themselves are independent;
-        "any" is safe for all, and finds less.
-
-    Returns
-    -------
-    bool array of shape (n_rows,)
-
-    Raises
-    ------
-    ValueError
-        For a rate or p-values outside their ranges, or an unknown dependence.
-
-    Examples
-    --------
-    >>> from vae_anomaly.calibration import discoveries
-    >>> discoveries([0.001, 0.8, 0.02, 0.5])
-    array([ True, False,  True, False])
-    """
-    if not isinstance(false_discovery_rate, Real) or not 0 < false_discovery_rate < 1:
-        raise ValueError(f"false_discovery_rate must lie in (0, 1); received {false_discovery_rate!r}.")
-    if dependence not in _METHODS:
-        raise ValueError(f"dependence must be one of {[*_METHODS]}; received {dependence!r}.")
-    adjusted = stats.false_discovery_control(p_values, method=_METHODS[dependence])
-    return np.asarray(adjusted <= false_discovery_rate)
-
-
-def check_calibrated(detector: Detector) -> Floats:
-    """The fitted detector's scores of rows that were not trained on; a ValueError if it has none."""
-    if detector.calibration_scores_ is None:
-        raise ValueError(
-            "p-values need scores of rows that were not trained on: fit with calibration='folds', "
-            f"with a fraction such as calibration=0.2, or with threshold='conformal'; now calibration="
-            f"{detector.calibration!r} and threshold={detector.threshold!r}."
-        )
-    return np.asarray(detector.calibration_scores_)
