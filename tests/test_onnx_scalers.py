@@ -31,6 +31,7 @@ from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.data.scaling import ScalerOfColumns
 from vae_anomaly.export import onnx_graph, scalers
 from vae_anomaly.files.allow_list import ESTIMATORS, FUNCTIONS
+from vae_anomaly.preprocessing import PixelScaler
 
 try:
     onnxruntime, *_ = map(onnx_graph.library, ("onnxruntime", "onnx", "skl2onnx", "tf2onnx"))
@@ -57,6 +58,8 @@ CASES = {
         for encode, strategy in [("onehot", "uniform"), ("onehot-dense", "kmeans"), ("ordinal", "uniform")]
     },
     "two bins": (KBinsDiscretizer([2, 3, 2], encode="ordinal", strategy="uniform"), POSITIVE),
+    "pixels": (PixelScaler(), GAPS),
+    "pixels of three channels": (PixelScaler(n_channels=3), GAPS),
     "largest size": (MaxAbsScaler(), POSITIVE),
     "range": (MinMaxScaler(), POSITIVE),
     "clipped range": (MinMaxScaler(clip=True), POSITIVE),
@@ -116,6 +119,7 @@ ONE_OF_EACH = {
         "numpy.log",
         "bins, onehot, uniform",
         "largest size",
+        "pixels of three channels",
         "clipped range",
         "indicators of some",
         "norm max",

@@ -1,11 +1,15 @@
 """Patches: large images as many small squares."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from conftest import wide
 from scipy.ndimage import gaussian_filter
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import KFold
 
 import vae_anomaly
 from vae_anomaly import Member, VAEDetector
@@ -271,6 +275,36 @@ def test_an_exported_graph_scores_images_as_the_detector_does(colored, tmp_path)
     assert session.run(["label"], {"X": images[:0]})[0].shape == (0,)
 
 
+def test_the_model_card_says_what_the_members_see(detector):
+    assert detector.model_card()["model"]["patches"] == "8 x 8 pixels"
+
+
+def test_folds_see_the_same_bytes_and_patches(grain):
+    of_bytes = (grain * 255).round().astype(np.uint8)
+    settings = {**QUICK, "members": 1, "calibration": KFold(2)}
+    one, other = (VAEDetector(**settings).fit(X) for X in (of_bytes, of_bytes / 255))
+    np.testing.assert_array_equal(one.calibration_scores_, other.calibration_scores_)
+
+
+@pytest.mark.wide
+def test_large_images_cost_a_bounded_amount_of_memory_beyond_twice_themselves():
+    """Of 3 to 48 MB of bytes, in a process of its own."""
+    script = """
+import resource, sys
+import numpy as np
+from vae_anomaly import VAEDetector
+rng, peaks = np.random.default_rng(0), []
+for side in (256, 1024):
+    images = rng.integers(90, 160, (16, side, side, 3), np.uint8)
+    detector = VAEDetector(epochs=1, members=1, random_state=0).fit(images)
+    detector.score_samples(images[:2])
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peaks[1] - peaks[0])
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(ran.stdout.split()[-1]) < 2 * 48 + 400
+
+
 def test_a_warm_start_goes_on_with_the_patches(grain):
     detector = VAEDetector(warm_start=True, members=2, **QUICK).fit(grain)
     before = detector.members_[0].trainable
@@ -288,13 +322,14 @@ def test_what_is_of_columns_is_refused_of_patches(grain):
         VAEDetector(score="unexplained_variance", **QUICK).fit(grain)
 
 
+@pytest.mark.wide
 def test_a_network_of_images_takes_patches_too(grain):
     detector = VAEDetector("conv", patches=12, members=1, **QUICK).fit(grain)
     assert detector.members_[0].specification.network.image_shape == (12, 12, 1)
     assert np.isfinite(detector.score_samples(grain)).all()
 
 
-@pytest.mark.parametrize("defect", ["scratch", "spot", "no texture"])
+@pytest.mark.parametrize("defect", ["no texture", *map(wide, ["scratch", "spot"])])
 def test_small_defects_of_a_texture_are_found_and_shown(defect):
     rng = np.random.RandomState(0)
     across = np.arange(48)

@@ -25,6 +25,7 @@ _ADDRESS: dict[str, str | None] = {
     "layers": None,
     "likelihoods": None,
     "model": None,
+    "masks": None,
     "model_card": None,
     "monitoring": None,
     "networks": None,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from vae_anomaly import explanations as explanations
     from vae_anomaly import layers as layers
     from vae_anomaly import likelihoods as likelihoods
+    from vae_anomaly import masks as masks
     from vae_anomaly import model as model
     from vae_anomaly import model_card as model_card
     from vae_anomaly import monitoring as monitoring

@@ -19,6 +19,7 @@ from vae_anomaly import (
     calibration,
     checkpoints,
     explanations,
+    masks,
     model_card,
     monitoring,
 )
@@ -28,7 +29,7 @@ from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.calibration.checks import check_calibrated, held_out_scores
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
-from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.rows import Rows, with_channels
 from vae_anomaly.core.types import (
     Callback,
     Constraints,
@@ -82,21 +83,28 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     network : {"auto", "dense", "conv"} or Network, default="auto"
-        Encoder and decoder: `DenseNetwork`, `ConvNetwork`, `KerasNetwork` or a subclass of `Network`.
-        "auto" is dense for tables and convolutional for images; ``ConvNetwork(dimensions=1)`` takes signals,
-        of shape (n, length, channels).
+        Encoder and decoder: `DenseNetwork`, `ConvNetwork`, `KerasNetwork` or a subclass of `Network`. "auto"
+        is dense, of 128-64 units for whole images and 64-32 for all else; ``ConvNetwork(dimensions=1)`` takes
+        signals, of shape (n, length, channels).
+    patches : "auto", int or None, default="auto"
+        Whether the network sees squares of images instead of whole ones, and the side of the squares in
+        pixels. They are trained on at random places, and all of an image are scored, half a side apart: see
+        `scoring.patches`. So small defects of large images are found, memory does not grow with their size,
+        and few images are enough; an unusual object that is made of the usual squares is not found. "auto"
+        is 8 for images more than 32 pixels high and wide, and None for smaller ones and for a ``network``
+        of your choice.
     latent_dim : "auto" or int, default="auto"
-        Latent dimensions. "auto" asks the network: min(n_features, 8) for a dense one.
+        Latent dimensions. "auto" asks the network: min(n_features, 8), of images 16.
     likelihood : "auto", name, Likelihood, dict or list, default="auto"
         p(x|z): "gaussian", "laplace", "student_t" for real values, "bernoulli", "continuous_bernoulli",
-        "unit_gaussian" for values in [0, 1], "count", "categorical", or an instance from
+        "unit_gaussian" for values in [0, 1], "pixel_gaussian", "count", "categorical", or an instance from
         `vae_anomaly.likelihoods`. A dict ``{column: likelihood}`` or a list of pairs ``(likelihood,
         columns)`` is for tables of mixed columns, "mixed" goes by what the columns hold; see
         `data.tables.table_of`. "auto" is "mixed" for a DataFrame with columns that are not numbers,
-        "gaussian" for other tables, and "unit_gaussian" for images, and for flat rows behind a
-        `ConvNetwork`. Identifiers in a DataFrame, columns in which nearly every row has a value of its own,
-        are left out with a warning, texts that write numbers are read with one; "ignored" leaves a column
-        out.
+        "gaussian" for other tables and for patches, and "pixel_gaussian" for whole images, flat rows behind a
+        `ConvNetwork` too. Identifiers in a DataFrame, columns in which nearly every row has a value of its
+        own, are left out with a warning, texts that write numbers are read with one; "ignored" leaves a
+        column out.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -105,7 +113,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "unexplained_variance": of images, the share of their variance that is not reproduced; see
         `scoring.unexplained_variance`. All but the last two in nats. "auto" is "elbo" for one model and
         "beta_elbo" for an ensemble, whose score is the members' weighted mean, and "unexplained_variance"
-        for images. A `scoring.Score` of your own works too.
+        for whole images. A `scoring.Score` of your own works too. With ``patches`` it is the score of a
+        square; that of an image is the mean of its six most unusual ones.
     n_draws : int, default=10
         Draws of z that a score averages over. They are made once in `fit` and shared by all rows.
     objective : {"elbo", "iwae"}, default="elbo"
@@ -122,7 +131,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         The models to train and average: so many that differ by their seeds only, or one for each
         `vae_anomaly.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
         models, half of them robust against anomalies among the training rows, and half of each kind with
-        skewed columns transformed; for signals, two. Otherwise it is one model.
+        skewed columns transformed; for signals, two. Of a table or signals it is otherwise one model. Of
+        images it is four, for patches with a small beta (`ensemble.members.PATCH_MEMBERS`).
     epochs : "auto" or int, default="auto"
         Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
         stopping, and at least 5 passes.
@@ -141,13 +151,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         the others; the objective keeps them. So an encoder learns what a missing value is; it costs a little
         detection. "auto" is 0.05 if values are missing among the training rows, else 0.
     validation_fraction : "auto" or float, default="auto"
-        Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each
-        member holds out others. "auto" is 0.2 with early stopping and 0 without. Of many held-out rows, 2,048
-        are followed, with as many of the draws as make 1,000 rows times draws.
+        Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each member
+        holds out others. "auto" is 0.2 with early stopping and for 10 images or more, else 0. Of many
+        held-out rows, 2,048 are followed, with as many of the draws as make 1,000 rows times draws.
     early_stopping : "auto" or bool, default="auto"
         Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
-        "auto" does for tables and signals of at least 10 rows if ``epochs="auto"``: an int trains as long as
-        it says.
+        "auto" does with at least 10 rows if ``epochs="auto"``: an int trains as long as it says.
     patience : int, default=30
         Epochs to wait: training stops if the last so many have not made ``val_loss`` better by a thousandth
         of a nat.
@@ -155,7 +164,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Where the threshold lies. A float in (0, 0.5] calls that fraction of the training rows anomalies.
         More of the new normal rows lie beyond: `false_alarm_rate_` tells. "auto" is `thresholds.OutOfBag`,
         by which about 5 % of new normal rows raise an alarm, where members leave rows out of their training
-        (the default for tables), else `thresholds.TukeyFence`: rows beyond Q3 + 1.5 (Q3 - Q1) of the training
+        (the default), else `thresholds.TukeyFence`: rows beyond Q3 + 1.5 (Q3 - Q1) of the training
         scores, and at least 1 % of them. Of more than 2,000 rows, a random 2,000 decide.
     threshold : name, rule or None, default=None
         Takes the place of ``contamination``, which must be "auto" then, unless both mean the same quantile:
@@ -172,10 +181,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the likelihood:
-        `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel; nothing
-        for values in [0, 1]. A column whose standard deviation is of a few values, 50 times that of its
-        central 95 %, is scaled by those: gross errors do not hide what the others hold. A scaler that clips
-        (``MinMaxScaler(clip=True)``, `QuantileTransformer`) hides how far away a far row is.
+        `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel, and
+        `preprocessing.PixelScaler` for images; nothing for values in [0, 1]. A column whose standard
+        deviation is of a few values, 50 times that of its central 95 %, is scaled by those: gross errors do
+        not hide what the others hold. A scaler that clips (``MinMaxScaler(clip=True)``,
+        `QuantileTransformer`) hides how far away a far row is.
     invalid : {"score", "raise"}, default="score"
         What becomes of a new row with a value that no row can have: an infinite one, or one outside the
         likelihood's support, such as a count of -1. "score" makes each such value count 1e30 nats, which
@@ -262,6 +272,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     pixel_range_ : tuple of two floats or None
         Lowest and highest pixel of the training images, in the units that the model works in: uint8 pixels
         have been divided by 255. None for rows of a table.
+    patches_ : data.patches.Patches or None
+        Shape of the images and side of the squares, if the members see patches.
     table_ : tables.Table or None
         How mixed columns become numbers.
     columns_ignored_ : list
@@ -285,7 +297,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     decoder.
 
     Images of dtype uint8 are divided by 255 wherever they come in, and score as the same images in [0, 1] do;
-    what comes out is floats in [0, 1]. Likelihoods of whole numbers take them as they are.
+    what comes out is floats in [0, 1]. Until a block of them is wanted, they stay bytes. Likelihoods of whole
+    numbers take them as they are.
 
     Missing values are left out of the likelihood. If training rows have some, the encoder sees a mark for
     each, and further values are masked in training (``masked_fraction``); otherwise missing inputs are
@@ -467,8 +480,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             (n, height, width, channels)
             At least 2 rows. Of numbers, or a DataFrame with booleans and categories too; NaN, None and NA
             are missing values. A sparse table is made dense a block at a time. Images of dtype uint8 are
-            divided by 255; all others are taken as they are, in [0, 1] unless the likelihood or a scaler is
-            for other values. A list of images of one size is as good as an array.
+            divided by 255; all others are taken as they are, of any range unless the likelihood is one of
+            values in [0, 1]. A list of images of one size is as good as an array.
         y : ignored
             For scikit-learn's conventions.
         groups : array of shape (n_rows,), str or None, default=None
@@ -694,6 +707,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         evenly: shares sum to the score, and it changes no order among them. See
         `vae_anomaly.explanations`, also for detectors behind other transformers.
 
+        Of images whose patches the members see, it is a map of local scores, whose largest pixel (the sum of
+        its channels) is the image's score: see `scoring.patches.PatchPasses.shares`.
+
         Parameters
         ----------
         X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
@@ -701,7 +717,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Returns
         -------
         float64 array of the shape of X, or a DataFrame if X is one
-            Each row sums to ``-score_samples(X)``, up to float64 rounding.
+            Each row sums to ``-score_samples(X)``, up to float64 rounding; with patches, its largest pixel is
+            that.
 
         Raises
         ------
@@ -720,6 +737,77 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         given, X = X, self._validate(X)
         shares = self._fitted.column_shares(X)
         return in_form_of(given, shares)
+
+    def anomaly_mask(self, X: MatrixLike, false_alarm_rate: float = 0.001) -> Flags:
+        r"""Which pixels of images are anomalous.
+
+        Those whose local scores lie above a cut, which a fraction of ``false_alarm_rate`` of the pixels of
+        new normal images lies above: by pixels of up to 50 training images, judged by the members as new ones
+        (see `thresholds.OutOfBag`). The local score is the pixel's share of the score as in `explain`, the
+        sum of its channels, without what moves all pixels of an image alike.
+
+        Parameters
+        ----------
+        X : images as in `fit`
+        false_alarm_rate : float, default=0.001
+            In (0, 1): fraction of normal pixels. They come in regions, so it is not that of normal images
+            with such pixels.
+
+        Returns
+        -------
+        bool array of shape (n, height, width)
+
+        Raises
+        ------
+        ValueError
+            If the detector was not fitted on images, if its ``score`` does not divide among pixels, or for a
+            rate that the training images cannot tell.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> images = np.random.RandomState(0).normal(0.5, 0.1, size=(60, 40, 40))
+        >>> detector = VAEDetector(epochs=2, random_state=0).fit(images)
+        >>> images[0, 10:20, 10:20] += 0.8
+        >>> mask = detector.anomaly_mask(images[:1])[0]
+        >>> bool(mask[12:18, 12:18].all()), bool(mask[30:, 30:].any())
+        (True, False)
+        """
+        return self._pixel_maps(X) > self._cut_of_pixels(false_alarm_rate)
+
+    def anomaly_regions(self, X: MatrixLike, false_alarm_rate: float = 0.001) -> pd.DataFrame:
+        """The connected regions of `anomaly_mask`, with their boxes and scores; see `masks.regions`.
+
+        Parameters
+        ----------
+        X : images as in `fit`
+        false_alarm_rate : float, default=0.001
+            As in `anomaly_mask`.
+
+        Returns
+        -------
+        DataFrame with a line for each region and the columns ``image``, ``top``, ``left``, ``bottom``,
+        ``right``, ``n_pixels`` and ``score``, the largest local score of its pixels
+
+        Raises
+        ------
+        ValueError
+            As in `anomaly_mask`.
+        """
+        maps = self._pixel_maps(X)
+        return masks.regions(maps > self._cut_of_pixels(false_alarm_rate), maps)
+
+    def _cut_of_pixels(self, false_alarm_rate: float) -> float:
+        return masks.cut_of_pixels(getattr(self, "_pixel_quantiles", None), false_alarm_rate)
+
+    def _pixel_maps(self, X: MatrixLike) -> Floats:
+        X, shape = self._validate(X), self._shape_of_images
+        if shape is None:
+            raise ValueError(
+                "masks are of images, and the detector was fitted on rows of a table: see explain."
+            )
+        return self._fitted.pixel_maps(X, with_channels(shape))
 
     def expected(self, X: MatrixLike, coverage: float | None = None) -> Any:
         """What the model expects in each cell given the other cells of its row, in the units of X.
@@ -1079,7 +1167,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        float64 array of shape (n_rows, latent_dim_)
+        float64 array of shape (n_rows, latent_dim_); of images in patches, those of all squares side by side,
+        (n_rows, n_patches * latent_dim_)
         """
         X = self._validate(X)
         return self._fitted.posterior_means(X)

@@ -113,6 +113,7 @@ def summary(detector: Detector) -> dict[str, Values]:
     """The sections of a card whose size does not grow with the columns."""
     state, history = detector.members_[0], detector.history_
     network, likelihood, *_ = state.specification
+    patches = getattr(detector, "patches_", None)
     missing = getattr(detector, "missing_fraction_", None)
     last_epoch = {name: _number(values[-1]) for name, values in history.items() if values}
     return {
@@ -125,6 +126,7 @@ def summary(detector: Detector) -> dict[str, Values]:
         },
         "model": {
             "network": _shorten(network),
+            "patches": None if patches is None else f"{patches.side} x {patches.side} pixels",
             "members": len(detector.members_),
             "members_that_transform_columns": sum(map(_transforms, detector.members_)),
             "weights_of_a_member": int(state.trainable.size),

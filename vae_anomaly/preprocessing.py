@@ -13,9 +13,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vae_anomaly.core.types import Constraints, Floats, MatrixLike, Unchecked
 from vae_anomaly.data import frames
+from vae_anomaly.data.pixels import PixelScaler
 from vae_anomaly.data.recognition import holds_times, is_iso_date
 
-__all__ = ["DatetimeFeatures"]
+__all__ = ["DatetimeFeatures", "PixelScaler"]
 
 _DAY = 86_400.0  # seconds
 _WEEK, _YEAR = 7 * _DAY, 365.2425 * _DAY

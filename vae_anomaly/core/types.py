@@ -165,6 +165,7 @@ class Detector(Protocol):
     threshold_: Any
     _member_levels: Floats
     _usual_scores: Floats | None
+    _pixel_quantiles: Floats | None
     _split_seeds: list[int]
     _calibration_seed: int
     #: Parameters.

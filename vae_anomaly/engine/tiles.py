@@ -30,6 +30,8 @@ __all__ = ["NARROW_TILES", "map_rows", "wide_tile"]
 # fit into the cache.
 _TILE_FLOPS = 1.2e8
 _WIDE_TILES = (16, 512)
+# Of what all draws expect in a tile: scores of images hold several copies of it, in float64.
+_TILE_NUMBERS = 2**23
 #: Rows that the smaller tiles take.
 NARROW_TILES = (4, 16, 128)
 _WIDE = "wide"
@@ -50,6 +52,10 @@ def wide_tile(architecture: Architecture, n_draws: int) -> int:
     """How many rows a tile takes: a power of two that depends on the model and the draws alone."""
     flops_of_row = 2 * max(1, architecture.encoder_size + n_draws * architecture.decoder_size)
     smallest, largest = _WIDE_TILES
+    numbers_of_row = n_draws * architecture.n_features
+    while smallest > 1 and smallest * numbers_of_row > _TILE_NUMBERS:
+        smallest //= 2
+    largest = max(smallest, min(largest, _TILE_NUMBERS // numbers_of_row))
     rows = smallest
     while rows < largest and 2 * rows * flops_of_row <= _TILE_FLOPS:
         rows *= 2

@@ -35,7 +35,7 @@ def take_over(
         None if outcome.unseen_scores is None else groups, decisions.calibration, outcome.calibration_seed
     )
     detector.false_alarm_rate_ = outcome.false_alarm_rate
-    detector.offset_ = -outcome.cut
+    detector.offset_, detector._pixel_quantiles = -outcome.cut, outcome.pixel_quantiles
 
 
 def fitted_of(detector: Detector) -> Fitted:

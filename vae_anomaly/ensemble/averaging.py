@@ -93,11 +93,12 @@ def out_of_bag(scores: Floats, weights: Floats, left_out: Flags) -> Floats:
     ranges = np.array([np.subtract(*np.percentile(known, [75, 25])) for known in trained_on])[:, None]
     ranges[ranges == 0] = 1.0
     standardized = (scores - centers) / ranges
-    unseen = standardized[left_out]
+    unseen = np.sort(standardized[left_out])
     for of_member, out in zip(standardized, left_out, strict=True):
         known = np.sort(of_member[~out])
         place = (np.searchsorted(known, of_member[~out], side="right") - 0.5) / len(known)
-        of_member[~out] = np.quantile(unseen, place)
+        # As np.quantile, which takes minutes for a million places among as many scores.
+        of_member[~out] = np.interp(place * (len(unseen) - 1), np.arange(len(unseen)), unseen)
     return average(standardized * ranges + centers, weights)
 
 

@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from vae_anomaly import explanations
 from vae_anomaly.core.objective import IMPOSSIBLE
 from vae_anomaly.core.rows import Rows, any_missing, dense
-from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike
+from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike, Shape
 from vae_anomaly.data.lazy import LazyRows, blocks, has_gaps
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.scaling import as_numbers
@@ -31,7 +31,7 @@ __all__ = ["Fitted"]
 
 _NUMBERS_AT_ONCE = 2**22
 # Of which the thousandth at either end is known well.
-_SQUARES_TO_SEE = 50_000
+_SQUARES_TO_SEE = 20_000
 # Equally probable values of each cell, over all members and draws, that an interval is read off.
 _VALUES_OF_CELL = 200
 
@@ -253,6 +253,23 @@ class Fitted:
             return np.where(impossible, IMPOSSIBLE, shares)
 
         return self._map_blocks(X, of_block)
+
+    def pixel_scores(self, rows: Rows, image_shape: Shape) -> Floats:
+        """What each pixel adds to scores, by each member, the sum of its channels.
+
+        Of members that see patches, its local score; see `PatchPasses.shares`.
+
+        Returns
+        -------
+        array of shape (n_members, n_images, height * width)
+        """
+        by_member = self._passes.shares(self.members, rows, self.draws, self.score, self.device)
+        return np.asarray(by_member.reshape(*by_member.shape[:2], -1, image_shape[-1]).sum(axis=-1))
+
+    def pixel_maps(self, X: Matrix, image_shape: Shape) -> Floats:
+        """The members' mean of `pixel_scores`: shape (n_images, height, width)."""
+        maps = self._map_blocks(X, lambda rows, _: self._average(self.pixel_scores(rows, image_shape)))
+        return maps.reshape(len(maps), *image_shape[:2])
 
     def confidence(self, X: Matrix, offset: float) -> Floats:
         """See `averaging.confidence`; the decision function is minus the score, less ``offset``."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from vae_anomaly import likelihoods, networks, scoring, thresholds
+from vae_anomaly import likelihoods, masks, networks, scoring, thresholds
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
@@ -64,6 +64,8 @@ __all__ = ["Decisions", "Earlier", "Outcome", "decide", "draw_seeds", "fit"]
 
 # Pixels of the shorter side of images that are seen whole, and of patches of larger ones.
 _LARGEST_WHOLE, _SIDE_OF_PATCHES = 32, 8
+# Images whose maps tell how pixels' scores spread.
+_FEWEST_MAPS, _MOST_MAPS, _PIXELS_OF_MAPS = 8, 50, 2**21
 # Large images take long to score: fewer of them make the cut.
 _FEWEST_IMAGES_TO_SCORE, _PIXELS_TO_SCORE = 200, 2**27
 # On one class of MNIST digits found better than 64-32, 256-64 and convolutions, at a tenth of their cost.
@@ -153,6 +155,8 @@ class Outcome:
     cut : float
     false_alarm_rate : float or None
         What the rule promises for new rows, or what rows that members left out tell of it.
+    pixel_quantiles : array or None
+        Of images, `masks.pixel_quantiles` of scores of pixels as if they were new.
     """
 
     fitted: Fitted
@@ -163,6 +167,7 @@ class Outcome:
     unseen_scores: Floats | None
     cut: float
     false_alarm_rate: float | None
+    pixel_quantiles: Floats | None
 
 
 def decide(
@@ -426,6 +431,7 @@ def fit(
         unseen_scores=unseen,
         cut=cut,
         false_alarm_rate=rate,
+        pixel_quantiles=_pixel_quantiles(fitted, decisions, job, rows),
     )
 
 
@@ -483,6 +489,23 @@ def _left_out(job: Job, n_members: int, n_rows: int) -> Flags:
         kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split)
         of_member[kept] = False
     return left_out
+
+
+def _pixel_quantiles(fitted: Fitted, decisions: Decisions, job: Job, rows: Matrix) -> Floats | None:
+    """How the scores of pixels of new normal images spread, by some of the training images."""
+    if decisions.of_images is None or fitted.score.per_feature is None:
+        return None
+    n_images = max(_FEWEST_MAPS, min(_MOST_MAPS, _PIXELS_OF_MAPS // rows.shape[1]))
+    chosen = np.linspace(0, len(rows) - 1, min(len(rows), n_images)).astype(int)
+    by_member = fitted.pixel_scores(rows[chosen], decisions.of_images)
+    n_members, _, n_pixels = by_member.shape
+    by_member = by_member.reshape(n_members, -1)
+    if not decisions.recipe.validation_fraction:
+        return masks.pixel_quantiles(averaging.average(by_member, fitted.weights))
+    left_out = np.repeat(_left_out(job, n_members, len(rows))[:, chosen], n_pixels, axis=1)
+    if not left_out.any(axis=1).all():  # some member has none of these images left to judge
+        return masks.pixel_quantiles(averaging.average(by_member, fitted.weights))
+    return masks.pixel_quantiles(averaging.out_of_bag(by_member, fitted.weights, left_out))
 
 
 def _rows_to_score(decisions: Decisions, rows: Matrix, seed: int) -> Array | None:
