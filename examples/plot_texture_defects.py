@@ -1,6 +1,6 @@
 """
-A small defect in a textured surface
-====================================
+Which of the surfaces has a defect?
+===================================
 
 A scratch on wood is a hundredth of the picture. Images larger than 32 pixels are therefore seen in patches:
 the detector learns what small squares look like, and the most unusual squares make an image's score. Here the

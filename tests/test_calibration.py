@@ -129,7 +129,7 @@ def test_folds_leave_the_model_as_it_is_without_them(normal):
 def test_images_and_data_frames_are_calibrated_too(given):
     images = np.random.RandomState(0).uniform(size=(40, 4, 4))
     network = ConvNetwork(filters=(2,), dense_units=(4,))
-    detector = VAEDetector(network, epochs=1, calibration=given, random_state=0).fit(images)
+    detector = VAEDetector(network, epochs=1, members=1, calibration=given, random_state=0).fit(images)
     assert ((detector.p_values(images) > 0) & (detector.p_values(images) <= 1)).all()
     frame = pd.DataFrame(images.reshape(40, 16)).add_prefix("pixel_")
     assert VAEDetector(epochs=1, calibration=given, random_state=0).fit(frame).p_values(frame).shape == (40,)

@@ -265,7 +265,7 @@ def quick_of_digits(digits):
 
 
 def test_images_and_flat_rows_give_the_identical_model(digits):
-    settings = {"epochs": 3, "random_state": 0}
+    settings = {"epochs": 3, "members": 1, "random_state": 0}
     images = VAEDetector("conv", **settings).fit(digits)
     with_channel = VAEDetector("conv", **settings).fit(digits[..., None])
     flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), **settings)
@@ -287,7 +287,9 @@ def test_images_come_back_in_the_form_they_had(digits, quick_of_digits):
 
 
 def test_images_have_a_likelihood_a_score_and_a_scaler_of_their_own_flat_or_not(digits):
-    flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), epochs=1).fit(digits.reshape(-1, 64))
+    flat = VAEDetector(network=ConvNetwork(image_shape=(8, 8, 1)), epochs=1, members=1).fit(
+        digits.reshape(-1, 64)
+    )
     for detector in (flat, VAEDetector(epochs=1).fit(digits), VAEDetector("dense", epochs=1).fit(digits)):
         assert repr(detector.members_[0].specification.likelihood) == "PixelGaussian()"
         assert detector.score_ == "unexplained_variance"

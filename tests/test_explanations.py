@@ -101,7 +101,7 @@ def test_a_data_frame_is_explained_in_its_columns(table, small_detector):
 def test_images_are_explained_pixel_by_pixel():
     images = np.random.RandomState(0).uniform(size=(30, 4, 5))
     network = ConvNetwork(filters=(2,), dense_units=(4,))
-    detector = VAEDetector(network, epochs=1, random_state=0).fit(images)
+    detector = VAEDetector(network, epochs=1, members=1, random_state=0).fit(images)
     shares = detector.explain(images)
     assert shares.shape == images.shape
     np.testing.assert_allclose(shares.sum(axis=(1, 2)), -detector.score_samples(images), rtol=1e-12)

@@ -20,7 +20,7 @@ from vae_anomaly.data.pixels import pixel_range
 from vae_anomaly.likelihoods import Count, Gaussian, PixelGaussian
 
 NETWORK = ConvNetwork((8, 8, 1), filters=(4,), dense_units=(8,))
-QUICK = {"latent_dim": 2, "epochs": 2, "random_state": 0}
+QUICK = {"latent_dim": 2, "epochs": 2, "members": 1, "random_state": 0}
 
 
 @pytest.fixture(scope="module")

@@ -406,7 +406,7 @@ def test_models_of_images_take_images_and_flat_rows_alike(shape: tuple[int, ...]
 def test_a_decoder_whose_last_activation_keeps_it_from_the_rows_is_warned_of(
     likelihood: str, last: str, reach: str
 ) -> None:
-    detector = VAEDetector(network=of_images(last), likelihood=likelihood, epochs=1)
+    detector = VAEDetector(network=of_images(last), likelihood=likelihood, epochs=1, members=1)
     with pytest.warns(UserWarning, match=f"ends in the activation '{last}'.*expects values {reach}"):
         detector.fit(images())
 
@@ -414,7 +414,7 @@ def test_a_decoder_whose_last_activation_keeps_it_from_the_rows_is_warned_of(
 @pytest.mark.parametrize("last", [None, *map(wide, ["linear", "sigmoid", "leaky_relu"])])
 def test_a_decoder_that_reaches_the_rows_is_not_warned_of(last: str | None) -> None:
     """Pixels in [0, 1], of which a unit Gaussian expects what the decoder says."""
-    VAEDetector(network=of_images(last), likelihood="unit_gaussian", epochs=1).fit(images())
+    VAEDetector(network=of_images(last), likelihood="unit_gaussian", epochs=1, members=1).fit(images())
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_a_decoder_that_applies_the_link_of_the_likelihood_is_refused(
     likelihood: str, last: str, reach: str
 ) -> None:
     """Images of mean .05 would be reconstructed with a mean of .6."""
-    detector = VAEDetector(network=of_images(last), likelihood=likelihood, epochs=1)
+    detector = VAEDetector(network=of_images(last), likelihood=likelihood, epochs=1, members=1)
     message = (
         f"ends in the activation '{last}'.*expects values {reach}.*End the decoder without an activation"
     )
@@ -440,7 +440,7 @@ def test_a_decoder_that_applies_the_link_of_the_likelihood_is_refused(
 def test_a_last_activation_can_be_taken_out_of_a_model_that_was_trained_with_it() -> None:
     network = of_images("sigmoid")
     network.decoder.layers[-1].activation = keras.activations.linear
-    VAEDetector(network=network, likelihood="bernoulli", epochs=1).fit(images())
+    VAEDetector(network=network, likelihood="bernoulli", epochs=1, members=1).fit(images())
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -450,7 +450,7 @@ def bounded(logits: Any) -> Any:
 
 def test_a_decoder_may_bound_its_logits() -> None:
     network = of_images(bounded)
-    VAEDetector(network=network, likelihood="bernoulli", epochs=1).fit(images())
+    VAEDetector(network=network, likelihood="bernoulli", epochs=1, members=1).fit(images())
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -521,7 +521,7 @@ def test_a_last_activation_of_whole_images_is_left_alone() -> None:
     decoder = keras.Sequential(
         [keras.Input((2,)), layers.Dense(16), layers.Reshape((4, 4, 1)), layers.Softmax(axis=(1, 2))]
     )
-    VAEDetector(network=KerasNetwork(of_images(None).encoder, decoder), epochs=1).fit(images())
+    VAEDetector(network=KerasNetwork(of_images(None).encoder, decoder), epochs=1, members=1).fit(images())
 
 
 # -- models that are classes ----------------------------------------------------------------------------

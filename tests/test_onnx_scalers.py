@@ -172,7 +172,10 @@ def test_a_graph_transforms_as_scikit_learn_and_marks_rows_that_it_refuses(case)
     (found,), wanted = graph.run(None, {"X": rows}), expected(transformer, rows)
     for results in (found, wanted):  # one infinite value is enough for a detector
         results[np.isinf(results).any(axis=1)] = np.inf
-    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    of_floats = isinstance(transformer, PixelScaler)  # which rounds the pixels
+    np.testing.assert_allclose(
+        found, wanted, rtol=1e-6 if of_floats else 1e-9, atol=1e-6 if of_floats else 1e-12
+    )
     assert np.isfinite(wanted).any(axis=1).mean() > 0.5
     assert graph.run(None, {"X": rows[:0]})[0].shape == (0, wanted.shape[1])
 

@@ -38,7 +38,7 @@ from vae_anomaly.networks import NETWORKS
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, Conformal, ParetoTail
 
-QUICK = {"epochs": 1, "jit_compile": False, "random_state": 0}
+QUICK = {"epochs": 1, "members": 1, "jit_compile": False, "random_state": 0}
 
 
 @pytest.fixture(scope="module")

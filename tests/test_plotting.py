@@ -453,7 +453,7 @@ def test_the_manifold_is_decoded_from_the_priors_quantiles(image_detector):
 
 def test_flat_rows_are_images_by_their_networks_word_or_by_yours(images):
     flat = images.reshape(60, 64)
-    by_network = VAEDetector(SMALL, latent_dim=2, epochs=1, random_state=0).fit(flat)
+    by_network = VAEDetector(SMALL, latent_dim=2, epochs=1, members=1, random_state=0).fit(flat)
     assert plotting.latent_manifold(by_network, n=2).images[0].get_array().shape == (17, 17)
     assert len(plotting.top_anomalies(by_network, flat, 4)) == 4
     dense = VAEDetector(LINEAR, latent_dim=2, epochs=1, random_state=0).fit(flat)
@@ -758,9 +758,9 @@ def test_a_pipelines_bars_are_those_of_the_columns_it_receives(table):
 
 def test_images_behind_a_transformer_are_drawn_as_the_detector_receives_them(images):
     halved = FunctionTransformer(lambda X: X / 2)
-    pipeline = make_pipeline(halved, VAEDetector(SMALL, latent_dim=2, epochs=1, random_state=0)).fit(
-        images.reshape(60, 64)
-    )
+    pipeline = make_pipeline(
+        halved, VAEDetector(SMALL, latent_dim=2, epochs=1, members=1, random_state=0)
+    ).fit(images.reshape(60, 64))
     worst = pipeline.score_samples(images.reshape(60, 64)).argmin()
     panel = plotting.top_anomalies(pipeline, images.reshape(60, 64), 1)[0]
     np.testing.assert_array_equal(panel.images[0].get_array(), images[worst] / 2)
@@ -867,5 +867,5 @@ def test_rows_in_other_forms_are_drawn_too(form):
 
 def test_images_in_a_list_are_drawn():
     images = load_digits().data[:40].reshape(-1, 8, 8) / 16
-    detector = VAEDetector(ConvNetwork(filters=(2,)), epochs=1, random_state=0).fit(images)
+    detector = VAEDetector(ConvNetwork(filters=(2,)), epochs=1, members=1, random_state=0).fit(images)
     assert len(plotting.top_anomalies(detector, list(images), k=4)) == 4

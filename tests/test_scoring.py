@@ -188,4 +188,4 @@ def test_rows_of_another_size_than_the_scores_images_are_refused(image_shape):
     images = np.random.RandomState(0).random_sample((20, 8, 8))
     score = scoring.unexplained_variance(image_shape)
     with pytest.raises(ValueError, match="have (32|35) numbers; received rows of 64"):
-        VAEDetector(network=DenseNetwork((4,)), epochs=1, score=score).fit(images)
+        VAEDetector(network=DenseNetwork((4,)), epochs=1, members=1, score=score).fit(images)

@@ -268,7 +268,8 @@ def _normalize(normalizer: Estimator) -> _Function:
 def _scale_pixels(scaler: Estimator) -> _Function:
     n_pixels = scaler.n_features_in_ // scaler.n_channels
     mean, scale = (np.tile(channels, n_pixels) for channels in (scaler.mean_, scaler.scale_))
-    return lambda x: (tf.cast(tf.cast(x, tf.float32), tf.float64) - mean) / scale
+    # Not of x in float32, as the scaler's: tf2onnx takes such a rounding out again.
+    return lambda x: (x - mean) / scale
 
 
 def _bin(discretizer: Estimator) -> _Function:
