@@ -300,6 +300,17 @@ def test_the_checkpoint_of_another_fit_is_refused_with_what_differs(
     np.testing.assert_array_equal(earlier.score_samples(X), scores)
 
 
+def test_a_fit_of_patches_goes_on_with_the_same_patches_only(path):
+    images = (255 * np.random.RandomState(0).uniform(size=(24, 34, 36))).astype(np.uint8)
+    settings = {"epochs": 3, "members": 1, "random_state": 0}
+    of_patches = VAEDetector(checkpoint=Checkpoint(path, every=1), **settings)
+    killed(of_patches, images, 2)
+    with pytest.raises(ValueError, match=r"what differs .*patches \(8 there, 6 here\)"):
+        clone(of_patches).set_params(patches=6).fit(images, resume=True)
+    resumed, whole = of_patches.fit(images, resume=True), VAEDetector(**settings).fit(images)
+    np.testing.assert_array_equal(resumed.score_samples(images), whole.score_samples(images))
+
+
 @pytest.mark.parametrize(
     "change", [lambda X: X[::-1], lambda X: X[1:], lambda X: np.r_[X[:-1], X[-1:] + 1e-3], lambda X: X[:, 1:]]
 )

@@ -8,6 +8,7 @@ import pytest
 from conftest import wide
 from scipy.ndimage import gaussian_filter
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
@@ -320,6 +321,11 @@ def test_what_is_of_columns_is_refused_of_patches(grain):
         VAEDetector(patches=4, **QUICK).fit(grain[:, 0])
     with pytest.raises(ValueError, match="'unexplained_variance' is one of images"):
         VAEDetector(score="unexplained_variance", **QUICK).fit(grain)
+
+
+def test_a_scaler_that_leaves_no_images_is_refused(grain):
+    with pytest.raises(ValueError, match=r"PCA makes rows of 5 numbers of images of shape \(40, 36, 1\)"):
+        VAEDetector(scaler=PCA(5), **QUICK).fit(grain)
 
 
 @pytest.mark.wide

@@ -154,6 +154,7 @@ class CheckpointFile:
                 "early_stopping": job.recipe.early_stopping,
                 "network": job.specification.network.architecture_key(),
                 "likelihood": job.specification.likelihood.architecture_key(),
+                "patches": None if job.patches is None else job.patches.side,
                 "latent_dim": job.specification.latent_dim,
                 "n_draws": len(job.draws),
                 "random_state": (tuple(self._about["seeds"]), *map(tuple, job.seeds)),

@@ -6,6 +6,7 @@ members trained and balanced, and the threshold rule cuts. The detector's class 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -445,6 +446,12 @@ def _job(
 ) -> Job:
     network, parameters, patches = decisions.network, decisions.parameters, decisions.patches
     n_features = rows.shape[1] if patches is None else patches.n_features
+    if patches is not None and rows.shape[1] != math.prod(patches.image_shape):
+        raise ValueError(
+            f"patches are cut out of scaled images, and {type(preparation.scaler).__name__} makes rows of "
+            f"{rows.shape[1]} numbers of images of shape {patches.image_shape}: leave scaler out, or set "
+            "patches=None."
+        )
     latent_dim = parameters["latent_dim"]
     if latent_dim == "auto":
         n_seen = n_features - len(decisions.likelihood.ignored)
