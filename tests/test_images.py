@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import wide
+from conftest import stars, wide
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -77,7 +77,7 @@ def test_arrays_of_five_axes_are_refused():
         VAEDetector().fit(np.zeros((2, 3, 4, 1, 2)))
 
 
-@pytest.mark.parametrize("image_shape", [(1, 1), wide((5, 7)), (9, 4, 2), wide((3, 3, 4))])
+@pytest.mark.parametrize("image_shape", [(1, 1), *map(wide, [(5, 7), (9, 4, 2), (3, 3, 4)])])
 def test_images_of_any_shape_are_fitted_and_come_back(image_shape):
     images = np.random.RandomState(0).uniform(size=(20, *image_shape))
     detector = VAEDetector(ConvNetwork(filters=(3, 2), dense_units=(4,)), **QUICK).fit(images)
@@ -187,7 +187,7 @@ def test_convolutions_follow_the_size_of_the_images(digits):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"likelihood": "gaussian"}, {"scaler": MinMaxScaler(clip=True)}], ids=str
+    "settings", [{"likelihood": "gaussian"}, wide({"scaler": MinMaxScaler(clip=True)})], ids=str
 )
 def test_bytes_are_divided_before_a_scaler_too(digits, settings):
     bytes_, floats = (VAEDetector(NETWORK, **QUICK, **settings).fit(X) for X in (digits, digits / 255))
@@ -271,7 +271,7 @@ ANY_RANGE = {
 }
 
 
-@pytest.mark.parametrize("settings", ANY_RANGE.values(), ids=ANY_RANGE)
+@pytest.mark.parametrize("settings", stars(ANY_RANGE, {"auto", "a scaler to [0, 1]"}))
 def test_any_range_is_right_for_real_values_or_behind_a_scaler(digits, settings):
     images = digits * 1.0
     detector = VAEDetector(NETWORK, **QUICK, **settings).fit(images)
@@ -321,7 +321,7 @@ def test_bytes_of_a_table_are_numbers(digits):
     assert detector.pixel_range_ is None
 
 
-@pytest.mark.parametrize("value", [0, wide(77), 255])
+@pytest.mark.parametrize("value", [0, wide(77), wide(255)])
 def test_constant_images_are_learned(value):
     images = np.full((20, 5, 5), value, dtype=np.uint8)
     detector = VAEDetector(ConvNetwork(filters=(3,), dense_units=()), **QUICK).fit(images)

@@ -15,6 +15,7 @@ from sklearn.model_selection import KFold
 import vae_anomaly
 from vae_anomaly import Member, VAEDetector
 from vae_anomaly.data.patches import Patches
+from vae_anomaly.ensemble.fitting import decide
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.patches import PatchPasses, largest_mean, mirror, pool_tensor, usual_scores
 
@@ -112,14 +113,17 @@ def colored(grain):
     return VAEDetector(patches=6, members=2, **QUICK).fit(images), images
 
 
-def test_larger_images_are_seen_in_patches_and_small_ones_or_those_of_a_chosen_network_whole(grain):
-    def patches_of(images, *network):
-        return VAEDetector(*network, members=1, **QUICK).fit(images).patches_
+def test_larger_images_are_seen_in_patches_and_small_ones_or_those_of_a_chosen_network_whole():
+    def patches_of(image_shape, **settings):
+        parameters = VAEDetector(**settings).get_params(deep=False)
+        return decide(parameters, None, image_shape, n_rows=60).patches
 
-    assert patches_of(grain) == Patches((40, 36, 1), 8)
-    assert patches_of(grain[..., np.newaxis]) == Patches((40, 36, 1), 8)
-    for images, network in ((grain[:, :32], []), (grain, ["dense"]), (grain[:, :, 0], [])):
-        assert patches_of(images, *network) is None
+    assert patches_of((40, 36)) == patches_of((40, 36, 1)) == Patches((40, 36, 1), 8)
+    assert patches_of((33, 200, 3)) == Patches((33, 200, 3), 8)
+    assert patches_of((33, 200, 3), patches=16, network="conv") == Patches((33, 200, 3), 16)
+    for image_shape in ((40, 32, 3), (32, 40, 3), (8, 8), None):
+        assert patches_of(image_shape) is None
+    assert patches_of((40, 36), network="dense") is patches_of((40, 36), patches=None) is None
 
 
 def test_a_model_of_patches_is_one_of_a_tables_rows(detector):
@@ -260,6 +264,7 @@ def test_a_loaded_detector_sees_the_same_patches(colored, tmp_path):
     np.testing.assert_array_equal(loaded.explain(images[:2]), detector.explain(images[:2]))
 
 
+@pytest.mark.wide
 def test_an_exported_graph_scores_images_as_the_detector_does(colored, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("tf2onnx")
