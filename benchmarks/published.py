@@ -45,6 +45,8 @@ def detector(epochs):
         beta=2e-4 * N_PIXELS,
         epochs=epochs,
         batch_size=BATCH,
+        members=1,
+        validation_fraction=0.0,
         random_state=0,
         verbose=1,
     )

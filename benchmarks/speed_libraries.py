@@ -95,6 +95,8 @@ class VaeAnomaly(Library):
             batch_size=case.batch_size,
             epochs=case.epochs,
             learning_rate=LEARNING_RATE,
+            members=1,
+            validation_fraction=0.0,
             random_state=0,
         ).fit(X)
 

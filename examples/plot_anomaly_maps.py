@@ -48,7 +48,7 @@ for image in damaged:
 planted = damaged != flawless
 
 # %%
-# Images need no settings: the network is convolutional, and the score of an image is the share of its
+# Images need no settings: four dense networks see them whole, and the score of an image is the share of its
 # variance that the model cannot reproduce.
 detector = VAEDetector(random_state=0, **quick).fit(train)
 
