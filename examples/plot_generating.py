@@ -112,4 +112,4 @@ for name, images in {
 #   a table, in its own columns and units.
 # - Blurred shapes between two digits are what the prior has where no digit lies: see
 #   ``plot_latent_space.py``.
-# - A sharper model keeps more of each image: ``likelihood=UnitGaussian(scale=0.05)``.
+# - A sharper model keeps more of each image: ``likelihood=PixelGaussian(scale=0.2)``.
