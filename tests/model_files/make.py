@@ -73,6 +73,7 @@ DETECTORS = {
     "gaps": (with_gaps, {**SMALL, "score": "iwae"}),
     "mixed": (mixed, {**SMALL, "likelihood": {"bought": Count()}}),
     "images": (images, {**SMALL, "network": ConvNetwork(filters=(4, 4), dense_units=(6,))}),
+    "patches": (images, {**SMALL, "patches": 5}),
     "keras": (table, {**SMALL, "network": keras_network, "score": "reconstruction_error"}),
 }
 
