@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.preprocessing import PixelScaler
 
 
-@parametrize_with_checks([PixelScaler()])
-def test_it_is_a_scikit_learn_transformer(estimator, check):
-    check(estimator)
+CHECKS = [check for _, check in estimator_checks_generator(PixelScaler())]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=[check.func.__name__ for check in CHECKS])
+def test_it_is_a_scikit_learn_transformer(check):
+    check(PixelScaler())
 
 
 @pytest.fixture(scope="module")
