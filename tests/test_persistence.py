@@ -802,7 +802,9 @@ print(json.dumps([refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - 
 def test_of_ten_thousand_spoiled_files_each_is_refused_or_read_within_little_memory(
     forged, least_refused, detector, X, tmp_path
 ):
-    VAEDetector(network=a_keras_network(), members=2, scaler=PCA(6), **QUICK).fit(X).save(tmp_path / "b")
+    VAEDetector(**{**QUICK, "network": a_keras_network(), "members": 2, "scaler": PCA(6)}).fit(X).save(
+        tmp_path / "b"
+    )
     detector.save(tmp_path / "a")
     mixed = pd.DataFrame(
         {"size": X[:, 0], "city": np.where(X[:, 1] > 0, "Bern", "Genf"), "member": X[:, 2] > 0}
@@ -849,7 +851,7 @@ print(json.dumps([sorted(seen), n_left_over]))
 
 @pytest.mark.long
 def test_a_process_killed_while_saving_leaves_a_whole_file_a_hundred_times(detector, X, tmp_path):
-    other = VAEDetector(network=DenseNetwork((64, 64)), members=4, **QUICK).fit(X)
+    other = VAEDetector(**{**QUICK, "network": DenseNetwork((64, 64)), "members": 4}).fit(X)
     files = [tmp_path / "small", tmp_path / "large"]
     for one, name in zip((detector, other), files, strict=True):
         one.save(name)
