@@ -7,7 +7,6 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 from vae_anomaly import VAEDetector
 from vae_anomaly.preprocessing import PixelScaler
 
-
 CHECKS = [check for _, check in estimator_checks_generator(PixelScaler())]
 
 
