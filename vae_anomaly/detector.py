@@ -89,10 +89,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     patches : "auto", int or None, default="auto"
         Whether the network sees squares of images instead of whole ones, and the side of the squares in
         pixels. They are trained on at random places, and all of an image are scored, half a side apart: see
-        `scoring.patches`. So small defects of large images are found, memory does not grow with their size,
-        and few images are enough; an unusual object that is made of the usual squares is not found. "auto"
-        is 8 for images more than 32 pixels high and wide, and None for smaller ones and for a ``network``
-        of your choice.
+        `scoring.patches`. So small defects of large images are found, and memory grows little with their
+        size; an unusual object that is made of the usual squares is not found. "auto" is 8 for images more
+        than 32 pixels high and wide, and None for smaller ones and for a ``network`` of your choice.
     latent_dim : "auto" or int, default="auto"
         Latent dimensions. "auto" asks the network: min(n_features, 8), of images 16.
     likelihood : "auto", name, Likelihood, dict or list, default="auto"

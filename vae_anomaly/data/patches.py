@@ -75,9 +75,7 @@ class Patches(NamedTuple):
         n_images = max(1, size // self.n_patches)
         for start in range(0, len(images), n_images):
             windows = self._windows(images[start : start + n_images])
-            upper, left = self.grid
-            places = np.stack(np.meshgrid(np.arange(len(windows)), upper, left, indexing="ij"), axis=-1)
-            places = places.reshape(-1, 3)
+            places = self._places(len(windows))
             for first in range(0, len(places), size):
                 yield self._at(windows, places[first : first + size])
 
@@ -98,6 +96,11 @@ class Patches(NamedTuple):
                 rows[mine] = self._at(windows, places)
         return rows
 
+    def _places(self, n_images: int) -> npt.NDArray[np.intp]:
+        """Image, upper row and left column of every square of so many images: (n_squares, 3)."""
+        every = np.meshgrid(np.arange(n_images), *self.grid, indexing="ij")
+        return np.stack(every, axis=-1).reshape(-1, 3)
+
     def _windows(self, images: Array) -> Array:
         """A view of every square: (n_images, height, width, channels, side, side)."""
         stacked = images.reshape(len(images), *self.image_shape)
@@ -110,10 +113,7 @@ class Patches(NamedTuple):
     def positions(self) -> npt.NDArray[np.int64]:
         """Where each number of each square stands in a flat image: shape (n_patches, n_features)."""
         flat = np.arange(int(np.prod(self.image_shape)), dtype=np.int64)[None]
-        windows = self._windows(flat)
-        upper, left = self.grid
-        places = np.stack(np.meshgrid([0], upper, left, indexing="ij"), axis=-1).reshape(-1, 3)
-        return self._at(windows, places)
+        return self._at(self._windows(flat), self._places(1))
 
     def tile(self, squares: Array) -> Array:
         """Flat images that are filled by one square each, again and again: (n_squares, n_pixels)."""
@@ -123,11 +123,6 @@ class Patches(NamedTuple):
         return tiled[:, :height, :width].reshape(len(tiled), -1)
 
     # -- back -------------------------------------------------------------------------------------
-    def by_image(self, values: Floats) -> Floats:
-        """What is told of each square, (..., n_squares), by images: (..., n_images, n_rows, n_columns)."""
-        upper, left = self.grid
-        return values.reshape(*values.shape[:-1], -1, len(upper), len(left))
-
     def overlay(self, values: Floats) -> Floats:
         """Numbers of the squares' pixels, (n_squares, n_features), averaged where squares overlap.
 

@@ -146,7 +146,8 @@ class PatchPasses:
         slopes, mirrored = self._slopes(scores), mirror(scores, self.usual)
         maps = np.empty((len(states), *rows.shape))
         for position, state in enumerate(states):  # one fills the memory
-            (terms,) = self._map(partial(self._shares, state, draws=draws, score=score, device=device), rows)
+            of_state = partial(passes.shares, [state], draws=draws, score=score, device=device)
+            (terms,) = self._map(of_state, rows)
             terms *= slopes[position, ..., None]
             terms += ((mirrored[position] - terms.sum(axis=-1)) / self.patches.n_features)[..., None]
             maps[position] = self._smooth(self.patches.overlay(terms) * self.patches.side**2)
@@ -156,10 +157,6 @@ class PatchPasses:
         """By how much a mirrored score rises with the score: 1, or minus the ratio of the tails."""
         median, ratio = (numbers[:, None, None] for numbers in self.usual.T)
         return np.where(scores >= median, 1.0, -ratio)
-
-    @staticmethod
-    def _shares(state: ModelState, squares: Rows, draws: Rows, score: Score, device: str | None) -> Floats:
-        return passes.shares([state], squares, draws, score, device)
 
     def reconstruct(
         self, states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None
