@@ -12,7 +12,7 @@ from vae_anomaly.core.rows import usual_range
 from vae_anomaly.datasets import make_anomalies
 from vae_anomaly.engine.programs import architecture_of, model_of
 from vae_anomaly.ensemble.averaging import average, weights_by_row, weights_for
-from vae_anomaly.ensemble.fitting import decide
+from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.members import (
     DEFAULT_MEMBERS,
     IMAGE_MEMBERS,

@@ -15,7 +15,7 @@ from sklearn.model_selection import KFold
 import vae_anomaly
 from vae_anomaly import Member, VAEDetector
 from vae_anomaly.data.patches import Patches
-from vae_anomaly.ensemble.fitting import decide
+from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.patches import PatchPasses, largest_mean, mirror, pool_tensor, usual_scores
 

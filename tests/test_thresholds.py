@@ -7,8 +7,8 @@ from sklearn.ensemble import IsolationForest
 
 from vae_anomaly import DenseNetwork, VAEDetector, thresholds
 from vae_anomaly.ensemble.averaging import average, out_of_bag
+from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.fitting import decide
 from vae_anomaly.thresholds import (
     THRESHOLDS,
     Conformal,

@@ -51,6 +51,7 @@ from vae_anomaly.core.types import (
 from vae_anomaly.data.preparation import in_form_of
 from vae_anomaly.data.reading import read, read_groups
 from vae_anomaly.ensemble import attributes, fitting
+from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.folds import score_folds_like
 from vae_anomaly.ensemble.members import Member
@@ -516,7 +517,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
             rows, image_shape, dtype = read(self, X, reset=not continues)
             labels = None if groups is None else read_groups(X, groups)
-            decisions = fitting.decide(
+            decisions = decide(
                 self.get_params(deep=False),
                 self.table_,
                 self.image_shape_ if continues else image_shape,

@@ -6,8 +6,9 @@ from vae_anomaly import scoring
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Array, Detector
 from vae_anomaly.data.preparation import Preparation
+from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.fitting import Decisions, Earlier, Outcome
+from vae_anomaly.ensemble.fitting import Earlier, Outcome
 
 __all__ = ["earlier_of", "fitted_of", "take_over"]
 

@@ -1,20 +1,19 @@
 """Fitting: the order of a fit, from rows that came through the detector's door to a cut among scores.
 
-Everything that is "auto" is decided once, in one record; seeds are drawn once; then rows are prepared,
-members trained and balanced, and the threshold rule cuts. The detector's class is not known here.
+Everything that is "auto" has been decided, in one record (`ensemble.decisions`); seeds are drawn once; then
+rows are prepared, members trained and balanced, and the threshold rule cuts. The detector is not known here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state
 
-from vae_anomaly import likelihoods, masks, networks, scoring, thresholds
+from vae_anomaly import masks, scoring, thresholds
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
@@ -24,94 +23,37 @@ from vae_anomaly.core.types import (
     Floats,
     Matrix,
     RandomStateLike,
-    Shape,
-    Splitter,
-    ThresholdRule,
 )
 from vae_anomaly.data.lazy import LazyRows, concatenate, has_gaps, subset
-from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.pixels import pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.scaling import scaled_zero
 from vae_anomaly.data.tables import Table
 from vae_anomaly.ensemble import averaging, fit_warnings
+from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import (
-    DEFAULT_MEMBERS,
-    IMAGE_MEMBERS,
-    PATCH_MEMBERS,
-    SIGNAL_MEMBERS,
     Job,
-    Member,
     ProgressStore,
-    Recipe,
     Seeds,
     check_continues,
-    resolve_recipe,
     split_positions,
     train_members,
 )
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.column_transform import fit_column_transform
 from vae_anomaly.model.states import Specification
-from vae_anomaly.networks import DenseNetwork, Network
-from vae_anomaly.networks.base import check_unambiguous
-from vae_anomaly.scoring import Score
 from vae_anomaly.training.epochs import append_history
 from vae_anomaly.training.interruption import Interruption
-from vae_anomaly.training.plan import PARAMETERS, Plan
 
-__all__ = ["Decisions", "Earlier", "Outcome", "decide", "draw_seeds", "fit"]
+__all__ = ["Earlier", "Outcome", "ScoreFold", "draw_seeds", "fit"]
 
-# Pixels of the shorter side of images that are seen whole, and of patches of larger ones.
-_LARGEST_WHOLE, _SIDE_OF_PATCHES = 32, 8
 # Images whose maps tell how pixels' scores spread.
 _FEWEST_MAPS, _MOST_MAPS, _PIXELS_OF_MAPS = 8, 50, 2**21
 # Large images take long to score: fewer of them make the cut.
 _FEWEST_IMAGES_TO_SCORE, _PIXELS_TO_SCORE = 200, 2**27
-# On one class of MNIST digits found better than 256-64 and convolutions, in a sixth of the latter's time.
-_UNITS_OF_IMAGES = (128, 64)
-
 #: ``(training rows, held-out rows) -> scores``: trains alike on the former and scores the latter.
 ScoreFold = Callable[[Matrix, Matrix], Floats]
-
-
-@dataclass(frozen=True, eq=False)
-class Decisions:
-    """What a fit does, with every "auto" decided that the kind and the number of rows decide.
-
-    Attributes
-    ----------
-    network : Network
-        A checked copy, out of reach of a later set_params.
-    likelihood : Likelihood
-        The same.
-    image_shape : tuple or None
-        The shape of an image that was handed in.
-    of_images : (height, width, channels) or None
-        What a row is: flat rows may be images too.
-    patches : Patches or None
-        The squares of an image that the network sees; None if it sees whole rows.
-    plan : Plan
-    recipe : Recipe
-    score : str or Score
-    rule : threshold rule
-    calibration : float, splitter or None
-        A fraction to hold out, or the folds.
-    parameters : the detector's parameters, for those that nothing has to be decided of
-    """
-
-    network: Network
-    likelihood: Likelihood
-    image_shape: Shape | None
-    of_images: Shape | None
-    patches: Patches | None
-    plan: Plan
-    recipe: Recipe
-    score: str | Score
-    rule: ThresholdRule
-    calibration: float | Splitter | None
-    parameters: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,137 +111,6 @@ class Outcome:
     cut: float
     false_alarm_rate: float | None
     pixel_quantiles: Floats | None
-
-
-def decide(
-    parameters: Mapping[str, Any], table: Table | None, image_shape: Shape | None, n_rows: int
-) -> Decisions:
-    """Decide every "auto", and refuse parameters that contradict each other or the rows.
-
-    Parameters
-    ----------
-    parameters : the detector's
-    table : Table or None
-        If columns have likelihoods of their own.
-    image_shape : tuple or None
-    n_rows : int
-
-    Raises
-    ------
-    TypeError, ValueError
-    """
-    plan = Plan(**{name: parameters[name] for name in PARAMETERS})
-    patches = _resolve_patches(parameters["patches"], parameters["network"], image_shape)
-    network = _resolve_network(parameters["network"], image_shape, patches)
-    of_images = network.shape_of_images(image_shape) if patches is None else patches.image_shape
-    # Models of patches are like those of a table's rows: only what comes of all squares is of an image.
-    of_whole_images = of_images if patches is None else None
-    decide = parameters["epochs"] == "auto"
-    recipe = resolve_recipe(
-        parameters["members"],
-        parameters["validation_fraction"],
-        parameters["early_stopping"],
-        default_members=_default_members(network, of_whole_images, patches, decide),
-        decide=decide,
-        of_images=of_images is not None,
-        n_rows=n_rows,
-    )
-    leaves_rows_out = recipe.validation_fraction > 0
-    rule = thresholds.resolve(parameters["threshold"], parameters["contamination"], leaves_rows_out)
-    needs_unseen = thresholds.takes_held_out(rule)
-    if patches is not None and any(member.column_transform for member in recipe.members):
-        raise ValueError(
-            "a member with column_transform is of a table's columns, and with patches members see squares of "
-            "images: leave column_transform out."
-        )
-    return Decisions(
-        network=network,
-        likelihood=_resolve_likelihood(parameters["likelihood"], network, table, image_shape, patches),
-        image_shape=image_shape,
-        of_images=of_images,
-        patches=patches,
-        plan=plan,
-        recipe=recipe,
-        score=scoring.resolve_name(parameters["score"], len(recipe.members), of_whole_images),
-        rule=rule,
-        calibration=calibration_rows.resolve(parameters["calibration"], needs_unseen, n_rows),
-        parameters=parameters,
-    )
-
-
-def _resolve_patches(
-    patches: str | int | None, network: str | Network, image_shape: Shape | None
-) -> Patches | None:
-    """Which squares of an image the models see; "auto" takes images for whole that are small.
-
-    What fills a small image is an object, such as a digit, and the whole of it is what is unusual. A defect
-    of a larger one is a small part of it, in which a score of the whole drowns. Who chooses a network chooses
-    what it sees.
-    """
-    if patches == "auto":
-        if image_shape is None or network != "auto" or min(image_shape[:2]) <= _LARGEST_WHOLE:
-            return None
-        patches = _SIDE_OF_PATCHES
-    if patches is None:
-        return None
-    if image_shape is None:
-        raise ValueError(
-            f"patches={patches!r} is of images: hand them in as an array of shape (n, height, width) or "
-            "(n, height, width, channels), or leave patches out."
-        )
-    return Patches.of(image_shape, int(patches))
-
-
-def _resolve_network(network: str | Network, image_shape: Shape | None, patches: Patches | None) -> Network:
-    if network == "auto":
-        check_unambiguous(image_shape)
-        network = _default_network(image_shape, patches)
-    network = networks.resolve(network)
-    network._validate_params()
-    seen = image_shape if patches is None else (patches.side, patches.side, patches.image_shape[2])
-    return network.for_images(seen).snapshot()
-
-
-def _default_network(image_shape: Shape | None, patches: Patches | None) -> str | Network:
-    """What ``network="auto"`` means: convolutions for signals, which images of width 1 are, else dense."""
-    if image_shape is None or patches is not None:
-        return "dense"
-    is_signal = len(image_shape) == 3 and image_shape[1] == 1
-    return "conv" if is_signal else DenseNetwork(_UNITS_OF_IMAGES)
-
-
-def _default_members(
-    network: Network, of_whole_images: Shape | None, patches: Patches | None, decide: bool
-) -> Sequence[Member]:
-    """What ``members="auto"`` means."""
-    if patches is not None:
-        return PATCH_MEMBERS
-    if of_whole_images is not None:
-        return IMAGE_MEMBERS
-    if not decide:
-        return (Member(),)
-    return DEFAULT_MEMBERS if network.signal_channels() is None else SIGNAL_MEMBERS
-
-
-def _resolve_likelihood(
-    likelihood: str | Likelihood | dict[Any, Any] | list[Any] | tuple[Any, ...],
-    network: Network,
-    table: Table | None,
-    image_shape: Shape | None,
-    patches: Patches | None,
-) -> Likelihood:
-    if table is not None:
-        likelihood = table.likelihood
-    elif isinstance(likelihood, (dict, list, tuple)) or likelihood == "mixed":
-        raise ValueError(
-            f"likelihood={likelihood!r} is of a table's columns, and X holds images: give them one "
-            "likelihood, such as 'gaussian' or 'bernoulli'."
-        )
-    elif likelihood == "auto":
-        likelihood = "gaussian" if patches is not None else network.default_likelihood(image_shape)
-    resolved: Likelihood = likelihoods.resolve(likelihood).snapshot()
-    resolved._validate_params()
-    return resolved
 
 
 def draw_seeds(
