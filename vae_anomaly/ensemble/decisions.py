@@ -54,8 +54,8 @@ class Decisions:
     recipe : Recipe
     score : str or Score
     rule : threshold rule
-    calibration : float, splitter or None
-        A fraction to hold out, or the folds.
+    calibration : float, splitter, "out_of_bag" or None
+        A fraction to hold out, the folds, or that members judge the rows that they leave out.
     parameters : the detector's parameters, for those that nothing has to be decided of
     """
 
@@ -68,7 +68,7 @@ class Decisions:
     recipe: Recipe
     score: str | Score
     rule: ThresholdRule
-    calibration: float | Splitter | None
+    calibration: float | str | Splitter | None
     parameters: Mapping[str, Any]
 
 
@@ -123,7 +123,12 @@ def decide(
         recipe=recipe,
         score=scoring.resolve_name(parameters["score"], len(recipe.members), of_whole_images),
         rule=rule,
-        calibration=calibration_rows.resolve(parameters["calibration"], needs_unseen, n_rows),
+        calibration=calibration_rows.resolve(
+            parameters["calibration"],
+            needs_unseen,
+            n_rows,
+            left_out_by_members=len(recipe.members) * recipe.validation_fraction >= 1,
+        ),
         parameters=parameters,
     )
 
