@@ -159,7 +159,7 @@ def append(out: Path, rows: list[dict[str, Any]]) -> None:
 
 # -- where rows are few -----------------------------------------------------------------------------------
 def few(options: argparse.Namespace) -> None:
-    """Alarms and discoveries after a fit to few rows, judged out of bag and in folds, and the fit's seconds."""
+    """Alarms and discoveries after fits to few rows, judged out of bag and in folds, and seconds of a fit."""
 
     def measure(path: Path, seed: int) -> Iterator[dict[str, Any]]:
         from vae_anomaly import VAEDetector
