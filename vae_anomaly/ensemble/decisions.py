@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +128,7 @@ def decide(
             parameters["calibration"],
             needs_unseen,
             n_rows,
-            left_out_by_members=len(recipe.members) * recipe.validation_fraction >= 1,
+            n_judges=math.floor(round(len(recipe.members) * recipe.validation_fraction, 9)),
         ),
         parameters=parameters,
     )
