@@ -7,7 +7,6 @@ a bound: by Jensen's inequality, of the log-density of the members' mixture :mat
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from typing import ClassVar, NamedTuple, Protocol
 import joblib
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval, StrOptions
 
@@ -35,6 +33,9 @@ from vae_anomaly.training.observers import files_of_member
 from vae_anomaly.training.plan import Plan
 
 __all__ = [
+    "PARTIAL_FIT",
+    "WARM_START",
+    "Continuation",
     "Job",
     "Member",
     "ProgressStore",
@@ -357,16 +358,6 @@ def train_members(
     if not results:
         raise KeyboardInterrupt
     history = _mean_history([result.history for result in results])
-    if interruption.stop_requested:
-        of_members = "" if n_members == 1 else f" of {len(results)} of {n_members} members"
-        warnings.warn(
-            f"{interruption.cause} has ended the training{of_members} after {len(history['loss'])} epochs: "
-            "the detector works, but was trained for less than its parameters say. Its attribute "
-            "interrupted_ is True."
-            f"{'' if store is None or job.earlier else ' fit(X, resume=True) goes on with the training.'}",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
     return Trained(tuple(result.state for result in results), history, interruption.stop_requested)
 
 
@@ -410,24 +401,51 @@ def _result(future: Future[TrainingResult | None]) -> TrainingResult | None:
     return future.result()
 
 
+class Continuation(NamedTuple):
+    """A way to go on from an earlier fit.
+
+    Attributes
+    ----------
+    name, otherwise : str
+        What errors and warnings call it, and how they tell to start anew instead.
+    takes_new_rows : bool
+        Whether its rows are other ones than the earlier fit's: others are held out, and what is known of the
+        columns grows.
+    """
+
+    name: str
+    otherwise: str
+    takes_new_rows: bool
+
+
+WARM_START = Continuation("warm_start=True", "set warm_start=False", takes_new_rows=False)
+PARTIAL_FIT = Continuation("partial_fit", "call fit", takes_new_rows=True)
+
+
 def check_continues(
-    earlier: Sequence[ModelState], specification: Specification, n_members: int, n_kept: int, n_draws: int
+    earlier: Sequence[ModelState],
+    specification: Specification,
+    n_members: int,
+    n_kept: int,
+    n_draws: int,
+    continuation: Continuation,
 ) -> None:
-    """Refuse a warm start that cannot go on from the ``earlier`` models and their ``n_kept`` draws."""
+    """Refuse to go on from the ``earlier`` models and their ``n_kept`` draws where that cannot be."""
+    name, otherwise, _ = continuation
     if n_draws != n_kept:
         raise ValueError(
-            f"warm_start=True keeps the {n_kept} draws of the earlier fit, but n_draws is {n_draws} now; set "
-            "warm_start=False to start anew."
+            f"{name} keeps the {n_kept} draws of the earlier fit, but n_draws is {n_draws} now; {otherwise} "
+            "to start anew."
         )
     if n_members != len(earlier):
         raise ValueError(
-            f"warm_start=True goes on with the {len(earlier)} members of the earlier fit, but now there are "
-            f"to be {n_members}; set warm_start=False to start anew."
+            f"{name} goes on with the {len(earlier)} members of the earlier fit, but now there are to be "
+            f"{n_members}; {otherwise} to start anew."
         )
     if specification.key != earlier[0].specification._replace(transforms_columns=False).key:
         raise ValueError(
-            "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
-            "latent_dim or the width of X have changed since; set warm_start=False to start anew."
+            f"{name} goes on with the network of the earlier fit, but network, likelihood, latent_dim or the "
+            f"width of X have changed since; {otherwise} to start anew."
         )
 
 
