@@ -618,16 +618,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             parameters = self.get_params(deep=False)
             decisions = decide(parameters, self.table_, self.image_shape_, rows.shape[0], takes_new_rows=True)
             calibration_rows.check_groups(labels, decisions.calibration)
-            earlier = attributes.earlier_of(self, PARTIAL_FIT)
             outcome = fitting.fit(
                 rows,
                 dtype,
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
-                earlier=earlier,
+                earlier=attributes.earlier_of(self, PARTIAL_FIT),
                 store=None,
-                score_fold=score_folds_from(earlier, decisions),
+                score_fold=score_folds_from(self, decisions),
                 interruption=interruption,
             )
             attributes.take_over(self, outcome, decisions, rows.shape[0], labels)

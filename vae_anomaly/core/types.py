@@ -176,6 +176,7 @@ class Detector(Protocol):
     calibration: Any
     threshold: Any
     random_state: Any
+    callbacks: Any
     checkpoint: Any
 
     @property
