@@ -53,8 +53,8 @@ from vae_anomaly.data.reading import read, read_groups
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.folds import score_folds_like
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.folds import score_folds_from, score_folds_like
+from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START, Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
@@ -259,9 +259,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     model_ : VAE
         The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
     n_samples_fit_ : int
-        Rows that the last `fit` was given, those that it held out included.
+        Rows that the last `fit` or `partial_fit` was given, those that it held out included.
+    n_samples_seen_ : int
+        Those of all calls of `partial_fit` since the last `fit`, and of that.
     missing_fraction_ : float64 array of shape (n_features_in_,)
-        Fraction of missing values in each column of the training rows.
+        Fraction of missing values in each column of all training rows.
     do_early_stopping_ : bool
         Whether `fit` could stop early.
     n_features_in_ : int
@@ -532,7 +534,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
-                earlier=attributes.earlier_of(self) if continues else None,
+                earlier=attributes.earlier_of(self, WARM_START) if continues else None,
                 store=checkpoint,
                 score_fold=score_folds_like(self),
                 interruption=interruption,
@@ -542,12 +544,102 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 checkpoint.remove()
         return self
 
+    def partial_fit(
+        self, X: MatrixLike, y: object = None, *, groups: npt.ArrayLike | str | None = None
+    ) -> Self:
+        """Go on with new rows of a stream: train on them from where the models stand, and set the threshold.
+
+        The first call is ``fit(X)``, to the same bits. A later one trains every member on the new rows, from
+        its present weights and with an optimizer that starts anew: with an int as ``epochs`` so many passes
+        over them, with "auto" five, all of them unless ``early_stopping=True``. Earlier rows are not kept and
+        are forgotten by and by, the sooner the more passes are taken.
+
+        Scaler, categories, likelihoods, draws and networks stay those of the first fit. A warning names the
+        columns in which the new rows lie outside what all earlier ones held: too many values beyond the range
+        for rows of the same kind, by a test that calls them so in at most a thousandth of the calls; a value
+        beyond it by more than its width; a category that the first rows did not have, of which nothing can be
+        learned; a first missing value. Another tells, as for warm starts, if the earlier fit calls far more
+        of the rows anomalies than it would of rows like its own.
+
+        Whatever is set by scores is set anew, by the new rows alone: the members' weights, the threshold,
+        `calibration_scores_` and `false_alarm_rate_`. Calibration rows are new rows, too: a fraction of them
+        that no member is trained on, or for "folds" all of them, each scored by models that went on from the
+        earlier ones without its fold. So what the threshold promises after `fit` it promises after this call,
+        for rows of the new ones' kind: nothing that was learned before has seen a calibration row, as long as
+        each row of the stream is handed in once. Rules need as many rows as in `fit`, such as 19 calibration
+        rows for ``Conformal(0.05)``: collect some hundreds for a call.
+
+        With an int as ``random_state``, a sequence of calls gives the same bits again, also if the detector
+        has been saved and loaded between them; the seeds of each call depend on `n_samples_seen_`.
+        ``checkpoint`` is for a first call only. Ctrl-C and `stop_fit` raise `KeyboardInterrupt` and leave the
+        detector as it was, so do all errors: rows are learned whole or not at all.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of.
+        y : ignored
+            For scikit-learn's conventions.
+        groups : array of shape (n_rows,), str or None, default=None
+            As in `fit`, of these rows: `calibration_groups_` become those of their calibration rows.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If the rows are not like the earlier ones, if network, members, draws or latent dimensions have
+            been set to others since, or if there are too few rows for the threshold.
+        FloatingPointError
+            If the training diverges, also at a tenth of the learning rate.
+
+        See Also
+        --------
+        vae_anomaly.monitoring.Monitor : Tells when it is time to fit anew.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> rng = np.random.RandomState(0)
+        >>> detector = VAEDetector(epochs=5, random_state=0)
+        >>> for _ in range(3):
+        ...     _ = detector.partial_fit(rng.normal(size=(200, 3)))
+        >>> detector.n_samples_seen_, len(detector.history_["loss"])
+        (600, 15)
+        """
+        if not hasattr(self, "members_"):
+            return self.fit(X, groups=groups)
+        with all_or_nothing(self), interruptible(self) as interruption:
+            self._validate_params()
+            rows, _, dtype = read(self, X, reset=False)
+            labels = None if groups is None else read_groups(X, groups)
+            parameters = self.get_params(deep=False)
+            decisions = decide(parameters, self.table_, self.image_shape_, rows.shape[0], takes_new_rows=True)
+            calibration_rows.check_groups(labels, decisions.calibration)
+            outcome = fitting.fit(
+                rows,
+                dtype,
+                decisions,
+                table=self.table_,
+                names=getattr(self, "feature_names_in_", None),
+                earlier=attributes.earlier_of(self, PARTIAL_FIT),
+                store=None,
+                score_fold=score_folds_from(self, decisions),
+                interruption=interruption,
+            )
+            attributes.take_over(self, outcome, decisions, rows.shape[0], labels)
+        return self
+
     def stop_fit(self) -> None:
         """End a `fit` that runs in another thread, as Ctrl-C does: with the epoch that its members are in.
 
         The fit then returns a detector with `interrupted_` True and warns of it. It finishes at least one
-        epoch; where a threshold needs trainings in folds, it raises `KeyboardInterrupt`. Without a fit that
-        trains, nothing happens. Any thread may call it, any number of times.
+        epoch; where a threshold needs trainings in folds, it raises `KeyboardInterrupt`, and so does a
+        `partial_fit` that goes on with a stream. Without a fit that trains, nothing happens. Any thread may
+        call it, any number of times.
 
         Examples
         --------

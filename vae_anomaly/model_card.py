@@ -245,6 +245,12 @@ def _notes(detector: Detector) -> list[str]:
         "Normal is what is common among the training rows, whatever it means; the detector does not follow "
         "rows that change.",
     ]
+    n_rows = getattr(detector, "n_samples_fit_", 0)
+    if n_before := getattr(detector, "n_samples_seen_", n_rows) - n_rows:
+        notes.append(
+            f"The model went on with new rows by partial_fit, after {n_before:,} others. The threshold and "
+            f"what it promises are of the last {n_rows:,} rows alone; the scaler is of the first."
+        )
     promised = getattr(detector, "false_alarm_rate_", False)
     if promised is None:
         notes.append(

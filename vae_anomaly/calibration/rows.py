@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import KFold, train_test_split
 
+from vae_anomaly.core import parallel
 from vae_anomaly.core.types import Array, Floats, Matrix, Splitter
 
 __all__ = [
@@ -146,6 +147,8 @@ def out_of_fold_scores(
 ) -> Floats:
     """Each row's anomaly score by a model that was trained without the row's fold.
 
+    Folds are scored one after another, or by other processes as `core.parallel.find_place` says.
+
     Parameters
     ----------
     score_fold : function
@@ -173,6 +176,17 @@ def out_of_fold_scores(
             f"{row} {times[row]} times."
         )
     scores = np.empty(n_rows)
-    for trained_on, held_out in folds:
-        scores[held_out] = score_fold(X[trained_on], X[held_out])
+    if parallel.find_place().elsewhere:
+        by_fold = parallel.map_elsewhere(_score_fold, (score_fold, X), folds)
+    else:  # whose members are trained at once
+        by_fold = [_score_fold(score_fold, X, fold) for fold in folds]
+    for (_, held_out), of_fold in zip(folds, by_fold, strict=True):
+        scores[held_out] = of_fold
     return scores
+
+
+def _score_fold(
+    score_fold: Callable[[Matrix, Matrix], Floats], X: Matrix, fold: tuple[Array, Array]
+) -> Floats:
+    trained_on, held_out = fold
+    return score_fold(X[trained_on], X[held_out])

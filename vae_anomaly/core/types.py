@@ -141,6 +141,7 @@ class Detector(Protocol):
 
     n_features_in_: int
     n_samples_fit_: int
+    n_samples_seen_: int
     latent_dim_: int
     offset_: float
     history_: dict[str, list[float]]
@@ -166,6 +167,7 @@ class Detector(Protocol):
     _member_levels: Floats
     _usual_scores: Floats | None
     _pixel_quantiles: Floats | None
+    _column_ranges: Floats | None
     _split_seeds: list[int]
     _calibration_seed: int
     #: Parameters.
@@ -174,6 +176,7 @@ class Detector(Protocol):
     calibration: Any
     threshold: Any
     random_state: Any
+    callbacks: Any
     checkpoint: Any
 
     @property

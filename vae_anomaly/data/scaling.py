@@ -20,6 +20,7 @@ from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
     "FARTHEST",
+    "ROUNDING",
     "ScalerOfColumns",
     "any_infinite",
     "as_numbers",
@@ -27,6 +28,7 @@ __all__ = [
     "check_magnitude",
     "clip_gross_errors",
     "column_names",
+    "count_missing",
     "fit_channel_scaler",
     "fit_scaler",
     "missing_fractions",
@@ -38,6 +40,8 @@ __all__ = [
 
 #: Where scaled rows are clipped: far enough to be any anomaly, near enough for its square to be a float32.
 FARTHEST = 1e14
+#: Of the largest value: what sums and means of equal numbers may be off by.
+ROUNDING = 32 * np.finfo(np.float64).eps
 
 _LARGEST = 1e150
 # Beyond, nearly all rows are a fiftieth of a unit.
@@ -46,8 +50,6 @@ _FARTHEST_TRAINED = 1e6
 _ROWS_FOR_QUANTILES = 10_000
 # Standard deviations of a normal distribution between its 2.5th and its 97.5th percentile.
 _CENTRAL_DEVIATIONS = 3.92
-# Of the largest value: what sums and means of equal numbers may be off by.
-_ROUNDING = 32 * np.finfo(np.float64).eps
 # A third of a smaller one may be no normal number any more.
 _SMALLEST_CONSTANT = 1e-300
 
@@ -162,10 +164,7 @@ def missing_fractions(X: Matrix, names: Array | None) -> Floats:
     ValueError
         If a column holds none; ``names`` are those of X's columns.
     """
-    if sparse.issparse(X):
-        n_missing = np.bincount(X.indices[np.isnan(X.data)], minlength=X.shape[1])
-    else:
-        n_missing = np.isnan(X).sum(axis=0) if X.dtype.kind == "f" else np.zeros(X.shape[1])
+    n_missing = count_missing(X)
     (empty,) = (n_missing == X.shape[0]).nonzero()
     if len(empty):
         raise ValueError(
@@ -173,6 +172,13 @@ def missing_fractions(X: Matrix, names: Array | None) -> Floats:
             "nothing to learn of it; drop the column."
         )
     return np.asarray(n_missing / X.shape[0])
+
+
+def count_missing(X: Matrix) -> Array:
+    """How many values of each column are missing."""
+    if sparse.issparse(X):
+        return np.bincount(X.indices[np.isnan(X.data)], minlength=X.shape[1])
+    return np.isnan(X).sum(axis=0) if X.dtype.kind == "f" else np.zeros(X.shape[1])
 
 
 def column_names(scaler: Estimator, names: Array | None, n_columns: int) -> Array | None:
@@ -243,7 +249,7 @@ def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -
     """
     size = np.maximum(np.abs(least), np.abs(greatest))
     # Of a column without a value, the least is infinite and the greatest is, below zero.
-    constant = (least <= greatest) & (greatest - least <= _ROUNDING * size)
+    constant = (least <= greatest) & (greatest - least <= ROUNDING * size)
     scaler.mean_[constant] = least[constant]
     scaler.scale_[constant] = np.where(size > _SMALLEST_CONSTANT, size / 3, 1.0)[constant]
 

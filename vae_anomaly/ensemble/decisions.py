@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vae_anomaly import likelihoods, networks, scoring, thresholds
@@ -31,6 +31,8 @@ __all__ = ["Decisions", "decide"]
 
 # Pixels of the shorter side of images that are seen whole, and of patches of larger ones.
 _LARGEST_WHOLE, _SIDE_OF_PATCHES = 32, 8
+# More passes forget more of earlier rows, fewer learn less of new ones (`benchmarks/streams.py`).
+_PASSES_OVER_NEW_ROWS = 5
 # On one class of MNIST digits found better than 256-64 and convolutions, in a sixth of the latter's time.
 _UNITS_OF_IMAGES = (128, 64)
 
@@ -74,7 +76,11 @@ class Decisions:
 
 
 def decide(
-    parameters: Mapping[str, Any], table: Table | None, image_shape: Shape | None, n_rows: int
+    parameters: Mapping[str, Any],
+    table: Table | None,
+    image_shape: Shape | None,
+    n_rows: int,
+    takes_new_rows: bool = False,
 ) -> Decisions:
     """Decide every "auto", and refuse parameters that contradict each other or the rows.
 
@@ -85,6 +91,8 @@ def decide(
         If columns have likelihoods of their own.
     image_shape : tuple or None
     n_rows : int
+    takes_new_rows : bool, default=False
+        Whether a fitted detector goes on with new rows: "auto" then takes few passes over them, all of them.
 
     Raises
     ------
@@ -106,6 +114,11 @@ def decide(
         of_images=of_images is not None,
         n_rows=n_rows,
     )
+    if takes_new_rows:
+        if decide:
+            plan = replace(plan, epochs=_PASSES_OVER_NEW_ROWS)
+        if parameters["early_stopping"] == "auto":
+            recipe = recipe._replace(early_stopping=False)
     leaves_rows_out = recipe.validation_fraction > 0
     rule = thresholds.resolve(parameters["threshold"], parameters["contamination"], leaves_rows_out)
     needs_unseen = thresholds.takes_held_out(rule)

@@ -33,6 +33,7 @@ from vae_anomaly.ensemble import averaging, fit_warnings
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import (
+    Continuation,
     Job,
     ProgressStore,
     Seeds,
@@ -58,28 +59,37 @@ ScoreFold = Callable[[Matrix, Matrix], Floats]
 
 @dataclass(frozen=True, eq=False)
 class Earlier:
-    """What a warm start goes on from.
+    """What a fit goes on from.
 
     Attributes
     ----------
+    continuation : Continuation
     fitted : Fitted
     cut : float
     false_alarm_rate : float or None
         The fraction of new rows like the earlier ones above the cut, None if it is not known.
     history : dict of list of float
-    split_seeds : list of int
-        Held-out rows of the earlier fit stay held out if the rows are the same.
-    calibration_seed : int
+    split_seeds : list of int or None
+        Held-out rows of the earlier fit stay held out if the rows are the same. None for new rows.
+    calibration_seed : int or None
     n_rows : int
+        Rows of the earlier fit.
+    n_rows_seen : int
+        Rows that were seen before new ones, in all; 0 for the same rows.
+    warns : bool
+        Whether rows that are not like the earlier ones are warned of.
     """
 
+    continuation: Continuation
     fitted: Fitted
     cut: float
     false_alarm_rate: float | None
     history: dict[str, list[float]]
-    split_seeds: list[int]
-    calibration_seed: int
+    split_seeds: list[int] | None
+    calibration_seed: int | None
     n_rows: int
+    n_rows_seen: int
+    warns: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +105,8 @@ class Outcome:
     split_seeds, calibration_seed : what a warm start needs, see `Earlier`
     unseen_scores : float64 array or None
         Scores of rows that their model was not trained on.
+    n_rows_seen : int
+        Rows of this fit and of those that new rows went on from.
     cut : float
     false_alarm_rate : float or None
         What the rule promises for new rows, or what rows that members left out tell of it.
@@ -108,17 +120,23 @@ class Outcome:
     split_seeds: list[int]
     calibration_seed: int
     unseen_scores: Floats | None
+    n_rows_seen: int
     cut: float
     false_alarm_rate: float | None
     pixel_quantiles: Floats | None
 
 
 def draw_seeds(
-    random_state: RandomStateLike, n_members: int, store: ProgressStore | None
+    random_state: RandomStateLike, n_members: int, store: ProgressStore | None, n_rows_seen: int = 0
 ) -> tuple[int, list[Seeds]]:
-    """What decides the draws, and what decides each member's training."""
+    """What decides the draws, and what decides each member's training; others after rows that were seen."""
     rng = check_random_state(random_state)
     drawn = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * n_members)
+    if n_rows_seen:  # one seed is to make other splits and other noise at each step of a stream
+        sequence = np.random.SeedSequence((n_rows_seen, *map(int, drawn)))
+        drawn = np.random.RandomState(sequence.generate_state(4)).randint(
+            np.iinfo(np.int32).max, size=len(drawn)
+        )
     if store is not None:
         drawn = store.seeds(drawn, random_state)
     draws_seed, *seeds = map(int, drawn)
@@ -163,15 +181,21 @@ def fit(
         X = pixels(
             X, dtype, likelihood, scaled, None if earlier is None else earlier.fitted.preparation.pixel_range
         )
-    draws_seed, seeds = draw_seeds(parameters["random_state"], len(decisions.recipe.members), store)
+    takes_new_rows = earlier is not None and earlier.continuation.takes_new_rows
+    n_rows_seen = 0 if earlier is None else earlier.n_rows_seen
+    n_members = len(decisions.recipe.members)
+    draws_seed, seeds = draw_seeds(parameters["random_state"], n_members, store, n_rows_seen)
     calibration_seed = draws_seed
-    if earlier is not None:
+    if earlier is not None and earlier.calibration_seed is not None:
         calibration_seed = earlier.calibration_seed
         if decisions.calibration is not None:
             calibration_rows.warn_of_other_rows(X.shape[0], earlier.n_rows)
     kept, held_out = calibration_rows.set_aside(X, decisions.calibration, calibration_seed)
     if earlier is not None:
         preparation = earlier.fitted.preparation
+        preparation.check_finite(X)
+        if takes_new_rows:
+            preparation = preparation.after(kept)
     else:
         preparation = Preparation.fit(
             kept,
@@ -188,10 +212,9 @@ def fit(
     job = _job(decisions, rows, preparation, draws_seed, seeds, earlier)
     if earlier is None:
         fit_warnings.check_last_activation(job, names)
-    elif earlier.false_alarm_rate is not None:
-        fit_warnings.warn_of_other_data(
-            kept, earlier.fitted, earlier.cut, earlier.false_alarm_rate, draws_seed
-        )
+    elif earlier.warns:
+        _warn_of_rows(X, earlier, draws_seed)
+    interruption = interruption or Interruption()
     states, history, interrupted = train_members(
         job,
         callbacks=parameters["callbacks"] or (),
@@ -199,6 +222,12 @@ def fit(
         store=store,
         interruption=interruption,
     )
+    if interrupted and takes_new_rows:  # rows of a stream are learned whole or not at all
+        raise KeyboardInterrupt
+    if interrupted:
+        fit_warnings.warn_of_interruption(
+            len(states), n_members, len(history["loss"]), interruption.cause, bool(store) and not earlier
+        )
     takes_unseen = thresholds.takes_held_out(decisions.rule)
     if held_out.shape[0] and not takes_unseen:  # a fraction of anomalies means all of X
         rows = concatenate(rows, preparation.training_rows(held_out, likelihood))
@@ -244,10 +273,22 @@ def fit(
         split_seeds=[own.split for own in job.seeds[: len(states)]],
         calibration_seed=calibration_seed,
         unseen_scores=unseen,
+        n_rows_seen=n_rows_seen + X.shape[0],
         cut=cut,
         false_alarm_rate=rate,
         pixel_quantiles=_pixel_quantiles(fitted, decisions, job, rows),
     )
+
+
+def _warn_of_rows(X: Matrix, earlier: Earlier, seed: int) -> None:
+    """What is to be said of rows that an earlier fit goes on with."""
+    if earlier.continuation.takes_new_rows:
+        fit_warnings.warn_of_outside(X, earlier.fitted)
+        fit_warnings.warn_of_few_rows(X.shape[0])
+    if earlier.false_alarm_rate is not None:
+        fit_warnings.warn_of_other_data(
+            X, earlier.fitted, earlier.cut, earlier.false_alarm_rate, seed, earlier.continuation
+        )
 
 
 def _job(
@@ -282,8 +323,16 @@ def _job(
         draws = rng.standard_normal((parameters["n_draws"], specification.latent_dim)).astype(np.float32)
     else:
         draws = earlier.fitted.draws
-        check_continues(earlier.fitted.members, specification, len(seeds), len(draws), parameters["n_draws"])
-        seeds = [own._replace(split=split) for own, split in zip(seeds, earlier.split_seeds, strict=True)]
+        check_continues(
+            earlier.fitted.members,
+            specification,
+            len(seeds),
+            len(draws),
+            parameters["n_draws"],
+            earlier.continuation,
+        )
+        if earlier.split_seeds is not None:
+            seeds = [own._replace(split=split) for own, split in zip(seeds, earlier.split_seeds, strict=True)]
     members = None if earlier is None else earlier.fitted.members
     transform = None if earlier is not None else _column_transform(decisions, rows, preparation)
     return Job(
