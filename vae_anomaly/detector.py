@@ -49,7 +49,8 @@ from vae_anomaly.core.types import (
     Values,
 )
 from vae_anomaly.data.preparation import in_form_of
-from vae_anomaly.data.reading import read, read_groups
+from vae_anomaly.data.reading import open_rows, read, read_groups, read_stream, read_training_rows
+from vae_anomaly.data.streams import Stream
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.fitted import Fitted
@@ -196,6 +197,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         rows of the earlier fit. The optimizer starts anew, and an int as ``random_state`` repeats the earlier
         fit's shuffles and noise. A warning tells if the earlier fit calls far more of the rows anomalies than
         it would of rows like its own: scaler and categories stay.
+    max_samples : int or None, default=500_000
+        How many rows the training, the calibration and the threshold use. Of more, so many are drawn by
+        chance: early stopping ends a training within 2,000 steps of 128 rows or five passes, which half a
+        million rows make 20,000 steps, and further rows cost time and memory and change little. What can be
+        learned of all rows in a pass is still learned of all: the scaler (if it has ``partial_fit``),
+        categories, missing values, and which values are wrong; so `fit` takes tables of any size that are not
+        in memory. ``epochs`` and fractions of rows then count those that were drawn. None uses all rows, and
+        reads them into memory.
     callbacks : list of keras.callbacks.Callback or None, default=None
         Called at the beginning and the end of the training and of each epoch, and of each batch if they have
         methods for that (about 5 ms a batch), with a `VAE` that holds the present weights and the learning
@@ -259,6 +268,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
     n_samples_fit_ : int
         Rows that the last `fit` was given, those that it held out included.
+    n_samples_drawn_ : int
+        How many of them were drawn to be trained on, held out and judged; see ``max_samples``.
     missing_fraction_ : float64 array of shape (n_features_in_,)
         Fraction of missing values in each column of the training rows.
     do_early_stopping_ : bool
@@ -365,6 +376,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "scaler": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "invalid": [StrOptions({"score", "raise"})],
         "warm_start": ["boolean"],
+        "max_samples": [Interval(Integral, 2, None, closed="left"), None],
         "callbacks": [list, tuple, None],
         "checkpoint": [str, HasMethods("__fspath__"), Checkpoint, None],
         "jit_compile": [StrOptions({"auto"}), "boolean"],
@@ -403,6 +415,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         scaler: str | Transformer | None = "auto",
         invalid: str = "score",
         warm_start: bool = False,
+        max_samples: int | None = 500_000,
         callbacks: Sequence[Callback] | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         jit_compile: str | bool = "auto",
@@ -437,6 +450,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.scaler = scaler
         self.invalid = invalid
         self.warm_start = warm_start
+        self.max_samples = max_samples
         self.callbacks = callbacks
         self.checkpoint = checkpoint
         self.jit_compile = jit_compile
@@ -515,19 +529,30 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            rows, image_shape, dtype = read(self, X, reset=not continues)
+            X = open_rows(X)
+            given = read_training_rows(
+                self,
+                X,
+                self._shape_of_images if continues else None,
+                reset=not continues,
+                n_at_most=self.max_samples,
+                seed=lambda: fitting.seed_of_draw(
+                    self.random_state, checkpoint, self._calibration_seed if continues else None
+                ),
+            )
             labels = None if groups is None else read_groups(X, groups)
+            if labels is not None and given.positions is not None:
+                labels = labels[given.positions]
             decisions = decide(
                 self.get_params(deep=False),
                 self.table_,
-                self.image_shape_ if continues else image_shape,
-                rows.shape[0],
+                self.image_shape_ if continues else given.image_shape,
+                given.X.shape[0],
             )
             del X  # a temporary one needs no memory any more
             calibration_rows.check_groups(labels, decisions.calibration)
             outcome = fitting.fit(
-                rows,
-                dtype,
+                given,
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
@@ -536,7 +561,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 score_fold=score_folds_like(self),
                 interruption=interruption,
             )
-            attributes.take_over(self, outcome, decisions, rows.shape[0], labels)
+            attributes.take_over(self, outcome, decisions, given, labels)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -587,8 +612,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             For rows that don't fit the training rows: other width, names, types or image shape, values that
             are infinite or lie outside the likelihood's support, pixels of another range.
         """
-        X = self._validate(X)
-        return -self._fitted.scores(X)
+        rows = self._stream(X)
+        return -self._fitted.scores(rows)
 
     def decision_function(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         """``score_samples(X) - offset_``: negative for anomalies.
@@ -653,8 +678,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         float
         """
-        X = self._validate(X)
-        return self._fitted.evidence_lower_bound(X)
+        rows = self._stream(X)
+        return self._fitted.evidence_lower_bound(rows)
 
     def warm_up(self, n_rows: int | Iterable[int] = 1) -> Self:
         """Compile now what scoring would compile during its first calls, so that none of them waits for it.
@@ -899,8 +924,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             If there is one draw and one member: nothing to compare.
         """
-        X = self._validate(X)
-        return self._fitted.confidence(X, self.offset_)
+        rows = self._stream(X)
+        return self._fitted.confidence(rows, self.offset_)
 
     # -- what a score means -------------------------------------------------------------------------------
     def p_values(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
@@ -938,11 +963,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
         True
         """
-        given, X = X, self._validate(X)
+        rows = self._stream(X)
         unseen = check_calibrated(self)
         if groups is None:
-            return calibration.p_values(self._fitted.scores(X), unseen)
-        return grouped.p_values_of(self, self._fitted.scores(X), read_groups(given, groups))
+            return calibration.p_values(self._fitted.scores(rows), unseen)
+        return grouped.p_values_of(self, self._fitted.scores(rows), read_groups(X, groups))
 
     def group_rates(
         self, X: MatrixLike | None = None, groups: npt.ArrayLike | str | None = None
@@ -1154,8 +1179,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> detector.drift(2 * rng.normal(size=(300, 3))).reason[:34]
         'Drift: the median row scores above'
         """
-        X = self._validate(X)
-        return monitoring.drift(self._fitted.scores(X), held_out_scores(self, DRIFT_ASKS), false_alarm_rate)
+        rows = self._stream(X)
+        return monitoring.drift(
+            self._fitted.scores(rows), held_out_scores(self, DRIFT_ASKS), false_alarm_rate
+        )
 
     # -- the model ----------------------------------------------------------------------------------------
     def encode(self, X: MatrixLike) -> Floats:
@@ -1170,8 +1197,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         float64 array of shape (n_rows, latent_dim_); of images in patches, those of all squares side by side,
         (n_rows, n_patches * latent_dim_)
         """
-        X = self._validate(X)
-        return self._fitted.posterior_means(X)
+        rows = self._stream(X)
+        return self._fitted.posterior_means(rows)
 
     def reconstruct(self, X: MatrixLike) -> Any:
         """Expected x given z, averaged over draws and members, in the units of X: gaps are filled.
@@ -1501,5 +1528,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)
-        X, _, dtype = read(self, X, reset=False)
-        return self._fitted.preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
+        rows, _, dtype = read(self, X, reset=False, shape_of_images=self._shape_of_images)
+        return self._fitted.preparation.in_units(rows, dtype, self.members_[0].specification.likelihood)
+
+    def _stream(self, X: MatrixLike) -> Matrix | Stream:
+        """The same, of rows that need not be in memory."""
+        check_is_fitted(self)
+        return read_stream(X, self._validate, self.n_features_in_)

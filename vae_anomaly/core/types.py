@@ -141,6 +141,7 @@ class Detector(Protocol):
 
     n_features_in_: int
     n_samples_fit_: int
+    n_samples_drawn_: int
     latent_dim_: int
     offset_: float
     history_: dict[str, list[float]]
