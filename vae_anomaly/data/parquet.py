@@ -9,15 +9,16 @@ import contextlib
 import glob
 import os
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import pandas as pd
 
 from vae_anomaly.core.types import Unchecked
 from vae_anomaly.data import frames
 from vae_anomaly.data.streams import Columns, Positions, Sequential, Source
 
-__all__ = ["source_of"]
+__all__ = ["source_of", "write"]
 
 _ENDINGS, _MAGIC = (".parquet", ".pq", ".parq"), b"PAR1"
 # Rows that are decoded at once: enough to hide the call, few beside a block.
@@ -41,6 +42,22 @@ def source_of(X: Unchecked) -> Source | None:
         return _Dataset(_open(path)) if isinstance(path, str) and _is_parquet(path) else None
     module = type(X).__module__.split(".")[0]
     return _Dataset(X) if module == "pyarrow" and hasattr(X, "get_fragments") else None
+
+
+def write(frame: pd.DataFrame, file: BinaryIO) -> None:
+    """Write a DataFrame as one of several files that others read together.
+
+    Types do not depend on what happens to be in this part: categories are written as their values, and a
+    column without any value is one of texts.
+    """
+    pa, parquet = _import_pyarrow("pyarrow"), _import_pyarrow("pyarrow.parquet")
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    texts = [pa.types.is_null, pa.types.is_large_string, pa.types.is_string_view]
+    plain = _decoded(table.schema)
+    fields = [
+        field.with_type(pa.string()) if any(kind(field.type) for kind in texts) else field for field in plain
+    ]
+    parquet.write_table(table.cast(pa.schema(fields)), file)
 
 
 def _is_parquet(path: str) -> bool:
