@@ -48,6 +48,7 @@ from vae_anomaly.core.types import (
     Transformer,
     Values,
 )
+from vae_anomaly.data.partitions import on_partitions
 from vae_anomaly.data.preparation import in_form_of
 from vae_anomaly.data.reading import open_rows, read, read_groups, read_stream, read_training_rows
 from vae_anomaly.data.streams import Stream
@@ -591,6 +592,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         stop(self)
 
     # -- scoring --------------------------------------------------------------------------------------
+    @on_partitions(np.float64)
     def score_samples(self, X: MatrixLike) -> Floats:
         """Normality of each row: the negative of the score named by ``score``.
 
@@ -615,6 +617,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         rows = self._stream(X)
         return -self._fitted.scores(rows)
 
+    @on_partitions(np.float64)
     def decision_function(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         """``score_samples(X) - offset_``: negative for anomalies.
 
@@ -640,6 +643,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self.score_samples(X) - self.offset_
         return self.score_samples(X) + grouped.cuts_of(self, read_groups(X, groups))
 
+    @on_partitions(np.int64)
     def predict(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> npt.NDArray[np.int64]:
         """-1 for anomalies, +1 for the others.
 
@@ -928,6 +932,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted.confidence(rows, self.offset_)
 
     # -- what a score means -------------------------------------------------------------------------------
+    @on_partitions(np.float64)
     def p_values(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         r"""Conformal p-values: how often a normal row would look at least as anomalous.
 

@@ -70,6 +70,8 @@ def _check_holds_rows(X: Unchecked) -> None:
             f"rows are a DataFrame or an array; received an iterator ({type(X).__name__}). Pass "
             "np.concatenate(list(X)) if it gives batches of rows, np.stack(list(X)) if it gives rows."
         )
+    if hasattr(X, "__dask_graph__") and hasattr(type(X), "columns"):
+        raise TypeError(f"received {_described(X)}, which is not in memory: pass X.compute().")
     if hasattr(X, "as_numpy_iterator"):
         raise TypeError(
             "rows are a DataFrame or an array; received a dataset of TensorFlow. Pass "
