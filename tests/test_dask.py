@@ -1,6 +1,8 @@
 """Collections of dask are scored as lazily as they are made, by the same bits and with their index."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -107,6 +109,19 @@ def test_a_mean_over_all_rows_is_a_number(frame, detector):
 def test_what_gives_cells_back_asks_for_rows_in_memory(frame, detector):
     with pytest.raises(TypeError, match=r"not in memory: pass X\.compute\(\)"):
         detector.explain(dd.from_pandas(frame, npartitions=2))
+
+
+@pytest.mark.wide
+def test_a_worker_gives_tensorflow_its_threads_unless_it_has_begun():
+    code = (
+        "from vae_anomaly.core.backend import limit_threads, tf\n"
+        "limit_threads(1)\n"
+        "assert tf.config.threading.get_intra_op_parallelism_threads() == 1\n"
+        "tf.constant(1) + 1\n"
+        "limit_threads(2)\n"
+        "assert tf.config.threading.get_intra_op_parallelism_threads() == 1\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.long

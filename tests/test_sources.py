@@ -341,6 +341,16 @@ def test_running_numbers_are_recognized_among_rows_that_were_drawn(frame):
         assert quick().fit(frame[["row", "size"]]).columns_ignored_ == ["row"]
 
 
+def test_what_gives_cells_back_asks_for_rows_in_memory(frame, expected, tmp_path):
+    folder = write_files(frame, tmp_path)
+    for given, remedy in [
+        (str(folder), r"pd\.read_parquet\(path\)"),
+        (ds.dataset(folder), r"X\.to_table\(\)"),
+    ]:
+        with pytest.raises(TypeError, match=remedy):
+            expected[N_DRAWN].explain(given)
+
+
 # -- errors ---------------------------------------------------------------------------------------------
 @pytest.fixture
 def folder(tmp_path):
@@ -434,6 +444,30 @@ def test_without_pyarrow_the_extra_is_named(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "pyarrow.dataset", None)
     with pytest.raises(ImportError, match=r"pip install 'vae-anomaly\[parquet\]'"):
         quick().fit(folder)
+
+
+PEAK = """
+import resource, sys
+from vae_anomaly import DenseNetwork, VAEDetector, score_dataset
+detector = VAEDetector(DenseNetwork((8,)), epochs=1, max_samples=20_000, random_state=0).fit(sys.argv[1])
+score_dataset(detector, sys.argv[1], sys.argv[2], rows_per_file=50_000, verbose=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.long
+def test_ten_times_as_many_rows_take_no_more_memory(tmp_path):
+    peaks = []
+    for n_files in (2, 20):
+        folder = tmp_path / str(n_files)
+        folder.mkdir()
+        for number in range(n_files):
+            X = np.random.RandomState(number).normal(size=(100_000, 20))
+            path = folder / f"{number:02}.parquet"
+            pd.DataFrame(X).rename(columns=str).to_parquet(path, row_group_size=20_000)
+        command = [sys.executable, "-c", PEAK, str(folder), str(tmp_path / f"scores-{n_files}")]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    assert peaks[1] <= 1.1 * peaks[0]
 
 
 def test_importing_and_fitting_arrays_imports_no_dask():

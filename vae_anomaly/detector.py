@@ -200,12 +200,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         it would of rows like its own: scaler and categories stay.
     max_samples : int or None, default=500_000
         How many rows the training, the calibration and the threshold use. Of more, so many are drawn by
-        chance: early stopping ends a training within 2,000 steps of 128 rows or five passes, which half a
-        million rows make 20,000 steps, and further rows cost time and memory and change little. What can be
-        learned of all rows in a pass is still learned of all: the scaler (if it has ``partial_fit``),
-        categories, missing values, and which values are wrong; so `fit` takes tables of any size that are not
-        in memory. ``epochs`` and fractions of rows then count those that were drawn. None uses all rows, and
-        reads them into memory.
+        chance, by ``random_state``. The default costs at most 16,000 steps of 128 rows for each member, which
+        are five passes; time and memory would grow with further rows. What a pass can tell is learned of all
+        rows: the scaler (if it has ``partial_fit``), categories, missing values, and which values are wrong;
+        so rows need not fit in memory. ``epochs`` and fractions of rows count those that were drawn. None
+        uses all rows, and reads them into memory.
     callbacks : list of keras.callbacks.Callback or None, default=None
         Called at the beginning and the end of the training and of each epoch, and of each batch if they have
         methods for that (about 5 ms a batch), with a `VAE` that holds the present weights and the learning
@@ -491,12 +490,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images of shape (n, height, width) or
-            (n, height, width, channels)
+        X : array or DataFrame of shape (n_rows, n_features), images of shape (n, height, width) or
+            (n, height, width, channels), or where such rows are
             At least 2 rows. Of numbers, or a DataFrame with booleans and categories too; NaN, None and NA
             are missing values. A sparse table is made dense a block at a time. Images of dtype uint8 are
             divided by 255; all others are taken as they are, of any range unless the likelihood is one of
             values in [0, 1]. A list of images of one size is as good as an array.
+            Rows need not be in memory: Parquet files (a path, a glob or a folder), a dataset of pyarrow, a
+            DataFrame or array of dask, `numpy.memmap`, and whatever else has a shape and slices of rows, such
+            as datasets of h5py. Wherever they are, the same rows give the same bits; see ``max_samples``.
         y : ignored
             For scikit-learn's conventions.
         groups : array of shape (n_rows,), str or None, default=None
@@ -598,11 +600,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
 
         Returns
         -------
-        float64 array of shape (n_rows,)
+        float64 array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
             Higher = more normal; in nats, except for errors and shares. Densities are those of
             the scaled rows.
 
@@ -623,7 +625,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         groups : array of shape (n_rows,), str or None, default=None
             As in `fit`. The offset of each row is then that of its group: the false-alarm rate of
             ``threshold="conformal"`` holds in every group, and not only on average over them. Groups with
@@ -631,7 +633,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        float64 array of shape (n_rows,)
+        float64 array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
 
         Raises
         ------
@@ -649,13 +651,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         groups : array of shape (n_rows,), str or None, default=None
             See `decision_function`.
 
         Returns
         -------
-        int array of shape (n_rows,)
+        int array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
 
         Raises
         ------
@@ -675,7 +677,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         y : ignored
 
         Returns
@@ -917,7 +919,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
 
         Returns
         -------
@@ -945,14 +947,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         groups : array of shape (n_rows,), str or None, default=None
             As in `fit`. Each row is then compared with the calibration rows of its group alone, so that the
             above holds in every group (`calibration.group_p_values`); groups with fewer than 19 are pooled.
 
         Returns
         -------
-        float64 array of shape (n_rows,)
+        float64 array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
 
         Raises
         ------
@@ -1159,7 +1161,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         false_alarm_rate : float, default=0.01
             In (0, 1).
 
@@ -1195,7 +1197,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
 
         Returns
         -------

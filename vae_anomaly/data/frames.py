@@ -63,7 +63,7 @@ def _check_holds_rows(X: Unchecked) -> None:
     if isinstance(X, (str, bytes, os.PathLike)):
         raise TypeError(
             f"rows are a DataFrame, an array or Parquet files; received the text or path {X!r}. Pass what is "
-            "in the file, such as pd.read_csv(path)."
+            "in the file, such as pd.read_csv(path) or pd.read_parquet(path)."
         )
     if isinstance(X, Iterator):
         raise TypeError(
@@ -72,6 +72,8 @@ def _check_holds_rows(X: Unchecked) -> None:
         )
     if hasattr(X, "__dask_graph__") and hasattr(type(X), "columns"):
         raise TypeError(f"received {_described(X)}, which is not in memory: pass X.compute().")
+    if hasattr(X, "get_fragments"):
+        raise TypeError(f"received {_described(X)}, which is not in memory: pass X.to_table().")
     if hasattr(X, "as_numpy_iterator"):
         raise TypeError(
             "rows are a DataFrame or an array; received a dataset of TensorFlow. Pass "
