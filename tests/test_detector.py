@@ -548,6 +548,7 @@ WRONG = {
     "scaler": ("minmax", "scaler"),
     "invalid": ("ignore", "invalid"),
     "warm_start": ("no", "warm_start"),
+    "max_samples": (1, "max_samples"),
     "callbacks": (print, "callbacks"),
     "checkpoint": (3, "checkpoint"),
     "jit_compile": ("always", "jit_compile"),

@@ -48,8 +48,10 @@ from vae_anomaly.core.types import (
     Transformer,
     Values,
 )
+from vae_anomaly.data.partitions import on_partitions
 from vae_anomaly.data.preparation import in_form_of
-from vae_anomaly.data.reading import read, read_groups
+from vae_anomaly.data.reading import open_rows, read, read_groups, read_stream, read_training_rows
+from vae_anomaly.data.streams import Stream
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.fitted import Fitted
@@ -197,6 +199,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         rows of the earlier fit. The optimizer starts anew, and an int as ``random_state`` repeats the earlier
         fit's shuffles and noise. A warning tells if the earlier fit calls far more of the rows anomalies than
         it would of rows like its own: scaler and categories stay.
+    max_samples : int or None, default=500_000
+        How many rows the training, the calibration and the threshold use. Of more, so many are drawn by
+        chance, by ``random_state``. The default costs at most 16,000 steps of 128 rows for each member, which
+        are five passes; time and memory would grow with further rows. What a pass can tell is learned of all
+        rows: the scaler (if it has ``partial_fit``), categories, missing values, and which values are wrong;
+        so rows need not fit in memory. ``epochs`` and fractions of rows count those that were drawn. None
+        uses all rows, and reads them into memory.
     callbacks : list of keras.callbacks.Callback or None, default=None
         Called at the beginning and the end of the training and of each epoch, and of each batch if they have
         methods for that (about 5 ms a batch), with a `VAE` that holds the present weights and the learning
@@ -260,6 +269,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
     n_samples_fit_ : int
         Rows that the last `fit` or `partial_fit` was given, those that it held out included.
+    n_samples_drawn_ : int
+        How many of them were drawn to be trained on, held out and judged; see ``max_samples``.
     n_samples_seen_ : int
         Those of all calls of `partial_fit` since the last `fit`, and of that.
     missing_fraction_ : float64 array of shape (n_features_in_,)
@@ -368,6 +379,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "scaler": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "invalid": [StrOptions({"score", "raise"})],
         "warm_start": ["boolean"],
+        "max_samples": [Interval(Integral, 2, None, closed="left"), None],
         "callbacks": [list, tuple, None],
         "checkpoint": [str, HasMethods("__fspath__"), Checkpoint, None],
         "jit_compile": [StrOptions({"auto"}), "boolean"],
@@ -406,6 +418,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         scaler: str | Transformer | None = "auto",
         invalid: str = "score",
         warm_start: bool = False,
+        max_samples: int | None = 500_000,
         callbacks: Sequence[Callback] | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         jit_compile: str | bool = "auto",
@@ -440,6 +453,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.scaler = scaler
         self.invalid = invalid
         self.warm_start = warm_start
+        self.max_samples = max_samples
         self.callbacks = callbacks
         self.checkpoint = checkpoint
         self.jit_compile = jit_compile
@@ -479,12 +493,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images of shape (n, height, width) or
-            (n, height, width, channels)
+        X : array or DataFrame of shape (n_rows, n_features), images of shape (n, height, width) or
+            (n, height, width, channels), or where such rows are
             At least 2 rows. Of numbers, or a DataFrame with booleans and categories too; NaN, None and NA
             are missing values. A sparse table is made dense a block at a time. Images of dtype uint8 are
             divided by 255; all others are taken as they are, of any range unless the likelihood is one of
             values in [0, 1]. A list of images of one size is as good as an array.
+            Rows need not be in memory: Parquet files (a path, a glob or a folder), a dataset of pyarrow, a
+            DataFrame or array of dask, `numpy.memmap`, and whatever else has a shape and slices of rows, such
+            as datasets of h5py. Wherever they are, the same rows give the same bits; see ``max_samples``.
         y : ignored
             For scikit-learn's conventions.
         groups : array of shape (n_rows,), str or None, default=None
@@ -518,19 +535,30 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            rows, image_shape, dtype = read(self, X, reset=not continues)
+            X = open_rows(X)
+            given = read_training_rows(
+                self,
+                X,
+                self._shape_of_images if continues else None,
+                reset=not continues,
+                n_at_most=self.max_samples,
+                seed=lambda: fitting.seed_of_draw(
+                    self.random_state, checkpoint, self._calibration_seed if continues else None
+                ),
+            )
             labels = None if groups is None else read_groups(X, groups)
+            if labels is not None and given.positions is not None:
+                labels = labels[given.positions]
             decisions = decide(
                 self.get_params(deep=False),
                 self.table_,
-                self.image_shape_ if continues else image_shape,
-                rows.shape[0],
+                self.image_shape_ if continues else given.image_shape,
+                given.X.shape[0],
             )
             del X  # a temporary one needs no memory any more
             calibration_rows.check_groups(labels, decisions.calibration)
             outcome = fitting.fit(
-                rows,
-                dtype,
+                given,
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
@@ -539,7 +567,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 score_fold=score_folds_like(self),
                 interruption=interruption,
             )
-            attributes.take_over(self, outcome, decisions, rows.shape[0], labels)
+            attributes.take_over(self, outcome, decisions, given, labels)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -614,14 +642,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self.fit(X, groups=groups)
         with all_or_nothing(self), interruptible(self) as interruption:
             self._validate_params()
-            rows, _, dtype = read(self, X, reset=False)
+            X = open_rows(X)
+            given = read_training_rows(
+                self, X, self._shape_of_images, reset=False, n_at_most=None, seed=lambda: 0
+            )
             labels = None if groups is None else read_groups(X, groups)
             parameters = self.get_params(deep=False)
-            decisions = decide(parameters, self.table_, self.image_shape_, rows.shape[0], takes_new_rows=True)
+            decisions = decide(parameters, self.table_, self.image_shape_, given.n_rows, takes_new_rows=True)
             calibration_rows.check_groups(labels, decisions.calibration)
             outcome = fitting.fit(
-                rows,
-                dtype,
+                given,
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
@@ -630,7 +660,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 score_fold=score_folds_from(self, decisions),
                 interruption=interruption,
             )
-            attributes.take_over(self, outcome, decisions, rows.shape[0], labels)
+            attributes.take_over(self, outcome, decisions, given, labels)
         return self
 
     def stop_fit(self) -> None:
@@ -659,16 +689,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         stop(self)
 
     # -- scoring --------------------------------------------------------------------------------------
+    @on_partitions(np.float64)
     def score_samples(self, X: MatrixLike) -> Floats:
         """Normality of each row: the negative of the score named by ``score``.
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
 
         Returns
         -------
-        float64 array of shape (n_rows,)
+        float64 array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
             Higher = more normal; in nats, except for errors and shares. Densities are those of
             the scaled rows.
 
@@ -680,15 +711,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             For rows that don't fit the training rows: other width, names, types or image shape, values that
             are infinite or lie outside the likelihood's support, pixels of another range.
         """
-        X = self._validate(X)
-        return -self._fitted.scores(X)
+        rows = self._stream(X)
+        return -self._fitted.scores(rows)
 
+    @on_partitions(np.float64)
     def decision_function(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         """``score_samples(X) - offset_``: negative for anomalies.
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         groups : array of shape (n_rows,), str or None, default=None
             As in `fit`. The offset of each row is then that of its group: the false-alarm rate of
             ``threshold="conformal"`` holds in every group, and not only on average over them. Groups with
@@ -696,7 +728,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        float64 array of shape (n_rows,)
+        float64 array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
 
         Raises
         ------
@@ -708,18 +740,19 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self.score_samples(X) - self.offset_
         return self.score_samples(X) + grouped.cuts_of(self, read_groups(X, groups))
 
+    @on_partitions(np.int64)
     def predict(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> npt.NDArray[np.int64]:
         """-1 for anomalies, +1 for the others.
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         groups : array of shape (n_rows,), str or None, default=None
             See `decision_function`.
 
         Returns
         -------
-        int array of shape (n_rows,)
+        int array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
 
         Raises
         ------
@@ -739,15 +772,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         y : ignored
 
         Returns
         -------
         float
         """
-        X = self._validate(X)
-        return self._fitted.evidence_lower_bound(X)
+        rows = self._stream(X)
+        return self._fitted.evidence_lower_bound(rows)
 
     def warm_up(self, n_rows: int | Iterable[int] = 1) -> Self:
         """Compile now what scoring would compile during its first calls, so that none of them waits for it.
@@ -981,7 +1014,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
 
         Returns
         -------
@@ -992,10 +1025,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             If there is one draw and one member: nothing to compare.
         """
-        X = self._validate(X)
-        return self._fitted.confidence(X, self.offset_)
+        rows = self._stream(X)
+        return self._fitted.confidence(rows, self.offset_)
 
     # -- what a score means -------------------------------------------------------------------------------
+    @on_partitions(np.float64)
     def p_values(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         r"""Conformal p-values: how often a normal row would look at least as anomalous.
 
@@ -1009,14 +1043,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         groups : array of shape (n_rows,), str or None, default=None
             As in `fit`. Each row is then compared with the calibration rows of its group alone, so that the
             above holds in every group (`calibration.group_p_values`); groups with fewer than 19 are pooled.
 
         Returns
         -------
-        float64 array of shape (n_rows,)
+        float64 array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
 
         Raises
         ------
@@ -1032,11 +1066,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
         True
         """
-        given, X = X, self._validate(X)
+        rows = self._stream(X)
         unseen = check_calibrated(self)
         if groups is None:
-            return calibration.p_values(self._fitted.scores(X), unseen)
-        return grouped.p_values_of(self, self._fitted.scores(X), read_groups(given, groups))
+            return calibration.p_values(self._fitted.scores(rows), unseen)
+        return grouped.p_values_of(self, self._fitted.scores(rows), read_groups(X, groups))
 
     def group_rates(
         self, X: MatrixLike | None = None, groups: npt.ArrayLike | str | None = None
@@ -1223,7 +1257,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         false_alarm_rate : float, default=0.01
             In (0, 1).
 
@@ -1248,8 +1282,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> detector.drift(2 * rng.normal(size=(300, 3))).reason[:34]
         'Drift: the median row scores above'
         """
-        X = self._validate(X)
-        return monitoring.drift(self._fitted.scores(X), held_out_scores(self, DRIFT_ASKS), false_alarm_rate)
+        rows = self._stream(X)
+        return monitoring.drift(
+            self._fitted.scores(rows), held_out_scores(self, DRIFT_ASKS), false_alarm_rate
+        )
 
     # -- the model ----------------------------------------------------------------------------------------
     def encode(self, X: MatrixLike) -> Floats:
@@ -1257,15 +1293,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
 
         Returns
         -------
         float64 array of shape (n_rows, latent_dim_); of images in patches, those of all squares side by side,
         (n_rows, n_patches * latent_dim_)
         """
-        X = self._validate(X)
-        return self._fitted.posterior_means(X)
+        rows = self._stream(X)
+        return self._fitted.posterior_means(rows)
 
     def reconstruct(self, X: MatrixLike) -> Any:
         """Expected x given z, averaged over draws and members, in the units of X: gaps are filled.
@@ -1595,5 +1631,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)
-        X, _, dtype = read(self, X, reset=False)
-        return self._fitted.preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
+        rows, _, dtype = read(self, X, reset=False, shape_of_images=self._shape_of_images)
+        return self._fitted.preparation.in_units(rows, dtype, self.members_[0].specification.likelihood)
+
+    def _stream(self, X: MatrixLike) -> Matrix | Stream:
+        """The same, of rows that need not be in memory."""
+        check_is_fitted(self)
+        return read_stream(X, self._validate, self.n_features_in_)

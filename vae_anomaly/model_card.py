@@ -119,6 +119,7 @@ def summary(detector: Detector) -> dict[str, Values]:
     return {
         "data": {
             "rows": getattr(detector, "n_samples_fit_", None),
+            "rows_drawn": _rows_drawn(detector),
             "features": int(detector.n_features_in_),
             "image_shape": None if detector.image_shape_ is None else list(map(int, detector.image_shape_)),
             "likelihoods": None if detector.table_ is None else _count_likelihoods(detector.table_),
@@ -144,6 +145,12 @@ def summary(detector: Detector) -> dict[str, Values]:
         },
         "threshold": _threshold(detector),
     }
+
+
+def _rows_drawn(detector: Detector) -> int | None:
+    """How many of more rows were drawn to be trained on; None if all were."""
+    n_drawn = getattr(detector, "n_samples_drawn_", None)
+    return None if n_drawn == getattr(detector, "n_samples_fit_", None) else n_drawn
 
 
 def _transforms(state: ModelState) -> bool:

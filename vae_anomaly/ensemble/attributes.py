@@ -7,6 +7,7 @@ from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Array, Detector
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.ranges import ColumnRanges
+from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.fitting import Earlier, Outcome
@@ -16,12 +17,13 @@ __all__ = ["earlier_of", "fitted_of", "take_over"]
 
 
 def take_over(
-    detector: Detector, outcome: Outcome, decisions: Decisions, n_rows: int, groups: Array | None
+    detector: Detector, outcome: Outcome, decisions: Decisions, given: TrainingRows, groups: Array | None
 ) -> None:
-    """Make what a fit leaves the detector's attributes; ``groups`` are those of its rows."""
+    """Make what a fit leaves the detector's attributes; ``groups`` are those of the rows drawn."""
     fitted = outcome.fitted
     preparation = fitted.preparation
-    detector.n_samples_fit_, detector.n_samples_seen_ = n_rows, outcome.n_rows_seen
+    detector.n_samples_fit_, detector.n_samples_drawn_ = given.n_rows, given.X.shape[0]
+    detector.n_samples_seen_ = outcome.n_rows_seen
     detector.do_early_stopping_ = decisions.recipe.early_stopping
     detector.image_shape_, detector.patches_ = preparation.image_shape, preparation.patches
     detector.pixel_range_ = preparation.pixel_range

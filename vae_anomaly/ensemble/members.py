@@ -232,6 +232,9 @@ class ProgressStore(Protocol):
     def seeds(self, drawn: Sequence[int], random_state: RandomStateLike) -> list[int]:
         """The seeds of the fit to go on with, where only chance decided them; else those ``drawn`` now."""
 
+    def first_seed(self, drawn: int, random_state: RandomStateLike) -> int:
+        """The first seed of that fit; else the one ``drawn`` now."""
+
     def begin(self, job: Job) -> list[Progress | None]:
         """Where each member's training is to go on; None is its beginning."""
 
