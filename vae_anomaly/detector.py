@@ -63,6 +63,9 @@ from vae_anomaly.model_card import ModelCard
 from vae_anomaly.monitoring import Drift
 from vae_anomaly.monitoring.batch import ASKS as DRIFT_ASKS
 from vae_anomaly.networks import Network
+from vae_anomaly.objectives import Objective
+from vae_anomaly.posteriors import Posterior
+from vae_anomaly.priors import Prior
 from vae_anomaly.scoring.score import Score
 from vae_anomaly.thresholds import Conformal
 from vae_anomaly.training.interruption import interruptible, stop
@@ -336,9 +339,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "patches": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), None],
         "latent_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "likelihood": [str, Likelihood, dict, list, tuple],
+        "posterior": [str, Posterior],
+        "prior": [str, Prior],
         "score": [str, Score],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
-        "objective": [StrOptions({"elbo", "iwae"})],
+        "objective": [str, Objective],
         "n_training_draws": [Interval(Integral, 1, None, closed="left")],
         "beta": [Interval(Real, 0, None, closed="left")],
         "kl_warm_up": [Interval(Real, 0, 1, closed="both")],
@@ -380,9 +385,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         patches: str | int | None = "auto",
         latent_dim: str | int = "auto",
         likelihood: LikelihoodLike = "auto",
+        posterior: str | Posterior = "gaussian",
+        prior: str | Prior = "standard",
         score: str | Score = "auto",
         n_draws: int = 10,
-        objective: str = "elbo",
+        objective: str | Objective = "elbo",
         n_training_draws: int = 1,
         beta: float = 1.0,
         kl_warm_up: float = 0.0,
@@ -414,6 +421,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.patches = patches
         self.latent_dim = latent_dim
         self.likelihood = likelihood
+        self.posterior = posterior
+        self.prior = prior
         self.score = score
         self.n_draws = n_draws
         self.objective = objective

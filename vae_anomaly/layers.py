@@ -1,6 +1,6 @@
 """Public Keras layers: the two steps that turn an encoder and a decoder into a VAE.
 
-Both are serializable, work in any Keras model, and are thin over `vae_anomaly.core.objective`.
+Both are serializable, work in any Keras model, and are thin over `vae_anomaly.posteriors`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import math
 from numbers import Real
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.objective import kl_divergence, reparameterize
 from vae_anomaly.core.types import Layer, LayerShape, Tensor, Values
+from vae_anomaly.posteriors.gaussian import kl_divergence, reparameterize
 
 __all__ = ["KLDivergence", "Sampling"]
 

@@ -26,6 +26,7 @@ from vae_anomaly.core.backend import in_float32, keras, tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, KerasModel, Tensor
 from vae_anomaly.model.states import ModelState, Specification
+from vae_anomaly.networks.base import usual_heads
 
 __all__ = [
     "Architecture",
@@ -117,17 +118,17 @@ class Architecture:
         """A new `VAE` of this architecture."""
         from vae_anomaly.model.vae import VAE
 
-        network, likelihood, n_features, latent_dim, marks_missing, transforms_columns = self.specification
+        network, likelihood, n_features, latent_dim, marks_missing, *_ = self.specification
         n_inputs = likelihood.n_inputs(n_features) + (n_features if marks_missing else 0)
         n_outputs = likelihood.n_outputs(n_features)
+        heads = self.specification.posterior.heads(latent_dim)
+        others = {} if heads == usual_heads(latent_dim) else {"heads": heads}
         with in_float32():
             if (n_inputs, n_outputs) == (n_features, n_features * likelihood.n_params):
-                models = network.build(n_features, latent_dim, likelihood.n_params)
+                models = network.build(n_features, latent_dim, likelihood.n_params, **others)
             else:
-                models = network.build_apart(n_inputs, n_outputs, latent_dim)
-            return VAE(
-                *models, likelihood, n_features, latent_dim, marks_missing, transforms_columns, name="vae"
-            )
+                models = network.build_apart(n_inputs, n_outputs, latent_dim, **others)
+            return VAE(*models, **self.specification.of_model(), name="vae")
 
     def initial_state(self, seed: int, rows: Rows) -> ModelState:
         """New weights drawn from ``seed``, for a model that is to be trained on these rows."""
@@ -142,6 +143,7 @@ class Architecture:
         values[id(self.template.input_range)] = likelihood.input_range(rows)
         if likelihood.n_shared:
             values[id(self.template.shared)] = self.template.initial_shared(rows)
+        values |= self.template.initial_own_values(seed, rows)
         trainable = [values[id(v)].ravel() for v in self.template.trainable_variables]
         return ModelState(
             self.specification,

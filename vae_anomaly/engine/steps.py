@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import tf
-from vae_anomaly.core.objective import loss_terms
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Flags, Tensor
 from vae_anomaly.engine.held_out import HELD_OUT_ROWS, HELD_OUT_TILE, Best, HeldOut, measure
 from vae_anomaly.engine.programs import Architecture, Program, on_device
 from vae_anomaly.model.states import ModelState
+from vae_anomaly.objectives import ELBO, Objective, loss_terms
 
 __all__ = [
     "BlockFigures",
@@ -77,7 +77,7 @@ class BlockOptions(NamedTuple):
     """
 
     batch_size: int
-    objective: str = "elbo"
+    objective: Objective = ELBO
     n_training_draws: int = 1
     has_free_bits: bool = False
     clips_gradient: bool = False
@@ -341,10 +341,8 @@ def _gradient(
             log_prob = vae.likelihood.log_prob(x, inferred.parameters)
             terms = loss_terms(
                 tf.reduce_sum(log_prob, axis=-1),
-                inferred.z,
-                noise,
-                inferred.z_mean,
-                inferred.z_log_var,
+                inferred.log_ratio,
+                vae.kl_per_latent(inferred.context),
                 objective=options.objective,
                 beta=beta,
                 free_bits=limits.free_bits if options.has_free_bits else None,

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.objective import importance_weighted_bound
 from vae_anomaly.core.types import Shape
+from vae_anomaly.objectives.renyi import importance_weighted_bound
 from vae_anomaly.scoring.images import ImageShape, unexplained_variance
 from vae_anomaly.scoring.score import (
     Score,
