@@ -11,7 +11,7 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 # From the ground up: what stands in a folder imports its own folder and those of lower floors.
 FLOORS = [
     {"core"},
-    {"calibration", "likelihoods", "objectives"},
+    {"calibration", "flows", "likelihoods", "objectives"},
     {"posteriors"},
     {"data", "networks", "priors"},
     {"model"},

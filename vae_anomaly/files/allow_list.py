@@ -19,6 +19,7 @@ from vae_anomaly.core.spec import Spec
 from vae_anomaly.core.types import Values
 from vae_anomaly.files.archive import ModelFileError
 from vae_anomaly.files.keras_config import check_config
+from vae_anomaly.flows import TRANSFORMS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.networks import NETWORKS
 from vae_anomaly.objectives import OBJECTIVES
@@ -75,6 +76,7 @@ REGISTRIES: dict[str, Mapping[str, type[Any]]] = {
     "objective": OBJECTIVES,
     "posterior": POSTERIORS,
     "prior": PRIORS,
+    "transform": TRANSFORMS,
 }
 #: Named tuples and dataclasses, which are stored by their fields.
 RECORDS: dict[str, str] = {
@@ -175,8 +177,8 @@ def refusal(where: str, what: str, value: object = None) -> ModelFileError:
         )
     elif isinstance(value, Spec):
         advice = (
-            "Give its class a name in LIKELIHOODS or NETWORKS, or that of a posterior, a prior or an objective a "
-            "class attribute `name`, or save with joblib.dump"
+            "Give its class a name in LIKELIHOODS or NETWORKS, or a class attribute `name` if it is a "
+            "posterior, a prior, a transform or an objective; or save with joblib.dump"
         )
     elif where.endswith(".activation"):
         advice = "Name an activation of Keras, such as activation='relu', or save with joblib.dump"

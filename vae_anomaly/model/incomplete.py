@@ -69,7 +69,7 @@ class Incomplete:
         if self._refined and vae.posterior.latents == "real":
             has_gaps, center = ops.any(missing, axis=-1, keepdims=True), vae.center(context)
             center = ops.where(has_gaps, self._most_probable(x, center), center)
-            context = vae.posterior.move(context, center)
+            context = vae.posterior.move(context, center, vae.weights_of("posterior"))
         return context
 
     def log_derivative(self, x: Tensor) -> Tensor:

@@ -7,14 +7,22 @@ To add one: subclass `Posterior`, give it a ``name``, and write ``sample``. It c
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from vae_anomaly.posteriors.base import POSTERIORS, Context, Posterior
+from vae_anomaly.posteriors.flow import Flow
 from vae_anomaly.posteriors.gaussian import Gaussian
 
-__all__ = ["POSTERIORS", "Context", "Gaussian", "Posterior"]
+__all__ = ["POSTERIORS", "Context", "Flow", "Gaussian", "Posterior"]
 
 #: Posteriors by the names that the detector's parameter takes.
-NAMED: dict[str, Callable[[], Posterior]] = {"gaussian": Gaussian}
+NAMED: dict[str, Callable[[], Posterior]] = {
+    "gaussian": Gaussian,
+    "planar": partial(Flow, "planar"),
+    "realnvp": partial(Flow, "realnvp"),
+    "iaf": partial(Flow, "autoregressive"),
+    "spline": partial(Flow, "spline"),
+}
 
 
 def resolve(posterior: str | Posterior) -> Posterior:

@@ -79,7 +79,7 @@ class Posterior(Part, family="posterior"):
         """The z that stands for each posterior, of shape (n_rows, latent_dim): by default the location."""
         return context[0]
 
-    def move(self, context: Context, center: Tensor) -> Context:
+    def move(self, context: Context, center: Tensor, weights: Weights) -> Context:
         """The same posteriors, elsewhere: with this `center`."""
         return (center, *context[1:])
 
