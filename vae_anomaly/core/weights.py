@@ -34,8 +34,19 @@ class Weight(NamedTuple):
     trainable: bool = True
 
     def draw(self, rng: np.random.RandomState, inputs: Rows) -> Array:
-        """Where it starts; ``inputs`` are what the encoder sees of training rows."""
+        """Where it starts; ``inputs`` are what the encoder sees of complete training rows.
+
+        Raises
+        ------
+        ValueError
+            If it starts at training rows, and there are none.
+        """
         if self.initial == "training_rows":
+            if not len(inputs):
+                raise ValueError(
+                    "the prior is one of complete training rows, and a value is missing in each: choose "
+                    "another prior, such as Mixture(8)."
+                )
             return inputs[np.resize(rng.permutation(len(inputs)), self.shape[0])]
         if self.initial == "normal":
             return rng.standard_normal(self.shape).astype(np.float32)

@@ -391,19 +391,18 @@ class VAE(keras.Model):  # type: ignore[misc]
         own = {part: weights for part, weights in self._own.items() if weights}
         if not own:
             return {}
-        inputs, values = self._inputs_of(rows), {}
+        inputs, values = self._complete_inputs(rows), {}
         for position, (part, weights) in enumerate(own.items()):
             rng = np.random.RandomState([seed, position])
             for name, weight in weights.items():
                 values[id(self._variables_of[part][name])] = weight.draw(rng, inputs)
         return values
 
-    def _inputs_of(self, rows: Rows) -> Rows:
-        """What the encoder sees of complete rows, or of all if none is: shape (n_rows, n_inputs)."""
-        complete = ~np.isnan(rows).any(axis=1)
-        rows = rows[complete] if complete.any() else np.nan_to_num(rows, nan=0.0)
-        inputs = _array(self.likelihood.inputs(keras.ops.convert_to_tensor(rows, "float32"), self._shared()))
-        marks = np.zeros((len(rows), self.n_features if self.marks_missing else 0), dtype=np.float32)
+    def _complete_inputs(self, rows: Rows) -> Rows:
+        """What the encoder sees of complete rows: shape (n_rows, n_inputs)."""
+        complete = rows[~np.isnan(rows).any(axis=1)]
+        inputs = _array(self.likelihood.inputs(keras.ops.convert_to_tensor(complete), self._shared()))
+        marks = np.zeros((len(complete), self.n_features if self.marks_missing else 0), dtype=np.float32)
         return np.concatenate([inputs, marks], axis=1)
 
     def get_config(self) -> Values:

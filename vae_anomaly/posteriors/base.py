@@ -29,10 +29,13 @@ class Posterior(Part, family="posterior"):
         What a z is: real numbers, or categories, one of each group of numbers being 1.
     has_kl : bool
         Whether there is a closed form of its KL, see `kl`.
+    has_log_prob : bool
+        Whether it knows the density of any z, see `log_prob`.
     """
 
     latents: ClassVar[str] = "real"
     has_kl: ClassVar[bool] = False
+    has_log_prob: ClassVar[bool] = False
 
     # -- sizes ----------------------------------------------------------------------------------------
     def own_latent_dim(self) -> int | None:

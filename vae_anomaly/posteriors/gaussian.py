@@ -41,6 +41,7 @@ class Gaussian(Posterior):
 
     name = "gaussian"
     has_kl = True
+    has_log_prob = True
 
     def context(self, outputs: Sequence[Tensor]) -> Context:
         """(z_mean, z_log_var)."""

@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vae_anomaly.priors.base import PRIORS, Prior
+from vae_anomaly.priors.flow import Flow
+from vae_anomaly.priors.mixture import AggregatePosterior, Mixture, VampPrior
 from vae_anomaly.priors.standard import Standard
 
-__all__ = ["PRIORS", "Prior", "Standard"]
+__all__ = ["PRIORS", "AggregatePosterior", "Flow", "Mixture", "Prior", "Standard", "VampPrior"]
 
 #: Priors by the names that the detector's parameter takes.
-NAMED: dict[str, Callable[[], Prior]] = {"standard": Standard}
+NAMED: dict[str, Callable[[], Prior]] = {
+    "standard": Standard,
+    "mixture": Mixture,
+    "vamp": VampPrior,
+    "flow": Flow,
+    "aggregate": AggregatePosterior,
+}
 
 
 def resolve(prior: str | Prior) -> Prior:
