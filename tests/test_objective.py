@@ -16,7 +16,6 @@ from vae_anomaly.objectives import LossTerms, loss_terms
 from vae_anomaly.objectives.renyi import importance_weighted_bound
 from vae_anomaly.posteriors import Gaussian as GaussianPosterior
 from vae_anomaly.posteriors.gaussian import kl_divergence, reparameterize
-from vae_anomaly.priors import Standard
 
 Z_MEANS, Z_LOG_VARS = (
     values.ravel()
@@ -129,7 +128,7 @@ class Draws:
 def log_ratio_of(z_mean: Any, z_log_var: Any, noise: Any) -> tuple[Any, Any]:
     """z and log p(z) - log q(z|x), by the package's own parts."""
     z, log_q = GaussianPosterior().sample((z_mean, z_log_var), noise, {})
-    return z, Standard().log_prob(z, {}, None) - log_q
+    return z, GaussianPosterior().standard_log_prob(z) - log_q
 
 
 def test_the_log_ratio_of_a_draw_is_that_of_the_explicit_densities() -> None:

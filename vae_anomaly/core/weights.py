@@ -10,7 +10,10 @@ import numpy as np
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Shape, Tensor
 
-__all__ = ["Weight", "Weights"]
+__all__ = ["PROGRESS", "Weight", "Weights"]
+
+#: The name of a weight that holds how far the training is, from 0 to 1: the engine sets it.
+PROGRESS = "progress"
 
 #: Values of weights by their names.
 Weights: TypeAlias = Mapping[str, Tensor]

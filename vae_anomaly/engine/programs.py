@@ -25,6 +25,7 @@ import numpy as np
 from vae_anomaly.core.backend import in_float32, keras, tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, KerasModel, Tensor
+from vae_anomaly.core.weights import PROGRESS
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks.base import usual_heads
 
@@ -81,7 +82,7 @@ class Architecture:
 
     def __init__(self, specification: Specification) -> None:
         self.specification = specification
-        self.n_features, self.latent_dim = specification.n_features, specification.latent_dim
+        self.n_features, self.noise_dim = specification.n_features, specification.noise_dim
         self.template = self.new_model()
         self._shapes = [tuple(v.shape) for v in self.template.trainable_variables]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
@@ -161,6 +162,16 @@ class Architecture:
             [np.minimum(low, input_range[0]), np.maximum(high, input_range[1])]
         )
         return replace(state, non_trainable=tuple(non_trainable))
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether the posterior asks how far the training is."""
+        return PROGRESS in self.template.own_variables["posterior"]
+
+    def at_progress(self, non_trainable: Sequence[Tensor], progress: Tensor) -> list[Tensor]:
+        """What is not trained, when the training has come so far."""
+        position = self._position(self.template.own_variables["posterior"][PROGRESS])
+        return [*non_trainable[:position], progress, *non_trainable[position + 1 :]]
 
     def _position(self, wanted: Any) -> int:
         """The place of a variable among those that are not trained."""

@@ -177,6 +177,11 @@ def _check_parts(posterior: Posterior, prior: Prior, plan: Plan) -> None:
             f"free_bits={plan.free_bits}, objective={plan.objective!r}, posterior={posterior!r}, "
             f"prior={prior!r}."
         )
+    if posterior.relaxes and not plan.objective.is_elbo:
+        raise ValueError(
+            f"posterior={posterior!r} draws relaxed z in training, whose density is not that of its z, and "
+            f"objective={plan.objective!r} weighs draws by it: set objective='elbo'."
+        )
 
 
 def _resolve_patches(

@@ -76,7 +76,13 @@ def _check(detector: Detector) -> None:
     _expect(type(members) is tuple and len(members) > 0, "members")
     for state in members:
         _check_state(state)
-    _expect(_is_array(draws, np.float32, (-1, detector.latent_dim_)) and len(draws) > 0, "draws")
+    specification = members[0].specification
+    _expect(
+        detector.latent_dim_ == specification.latent_dim
+        and _is_array(draws, np.float32, (-1, specification.noise_dim))
+        and len(draws) > 0,
+        "draws",
+    )
     _expect(_is_array(weights, np.float64, (len(members),)), "weights of the members")
     groups, scores = getattr(detector, "calibration_groups_", None), detector.calibration_scores_
     _expect(
@@ -146,10 +152,11 @@ def _check_state(state: Any) -> None:
     )
     arrays = (state.trainable, *state.non_trainable)
     _expect(all(isinstance(values, (np.ndarray, np.generic)) for values in arrays), "a member's arrays")
-    fewest = network.fewest_weights(n_features, latent_dim, likelihood.n_params)
+    n_said = sum(posterior.heads(latent_dim).values())
+    fewest = network.fewest_weights(n_features, min(latent_dim, n_said // 2), likelihood.n_params)
+    fewest += max(0, n_said - 2 * latent_dim)
     own = (*posterior.weights(latent_dim).values(), *prior.weights(latent_dim, n_inputs).values())
     fewest += sum(math.prod(weight.shape) for weight in own)
-    fewest += sum(posterior.heads(latent_dim).values()) - 2 * latent_dim
     n_weights = sum(values.size for values in arrays)
     if fewest > n_weights:
         raise ModelFileError(

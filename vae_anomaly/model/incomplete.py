@@ -41,10 +41,10 @@ class Incomplete:
     def encode(self, x: Tensor, training: bool = False) -> Context:
         """The posterior's context for each row given the values that are there.
 
-        Missing inputs start as what the decoder expects at the prior's center. An encoder that sees marks for
-        them is asked once. One that has been trained on complete rows is asked again and again, each time
-        with what was expected by its last answer (Rezende, Mohamed & Wierstra 2014, "Stochastic
-        backpropagation and approximate inference in deep generative models", without the noise).
+        Missing inputs start as what the decoder expects at the mean of the standard prior. An encoder that
+        sees marks for them is asked once. One that has been trained on complete rows is asked again and
+        again, each time with what was expected by its last answer (Rezende, Mohamed & Wierstra 2014,
+        "Stochastic backpropagation and approximate inference in deep generative models", without the noise).
 
         That finds about where z lies, which serves a score. To guess missing values, the posteriors of such
         rows are ``refined``: their center goes on to the most probable z given the values that are there,
@@ -54,7 +54,7 @@ class Incomplete:
         missing = ops.isnan(x)
         seen = vae.inputs(ops.where(missing, 0.0, x))
         hidden = ops.take(missing, np.array(vae.likelihood.origins(vae.n_features)), axis=-1)
-        fill = vae.likelihood.expected_inputs(vae.decode(ops.convert_to_tensor(vae.prior.center(vae))))
+        fill = vae.likelihood.expected_inputs(vae.decode(vae.posterior.standard_center(vae.latent_dim)))
         inputs = ops.where(hidden, ops.stop_gradient(fill), seen)
 
         def inferred(inputs: Tensor) -> tuple[Tensor]:

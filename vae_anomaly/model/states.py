@@ -37,6 +37,11 @@ class Specification(NamedTuple):
         network, likelihood, *others = self
         return network.architecture_key(), likelihood.architecture_key(), *others
 
+    @property
+    def noise_dim(self) -> int:
+        """How many standard normal numbers make a draw of z."""
+        return self.posterior.noise_dim(self.latent_dim)
+
     def of_model(self) -> Values:
         """What a `VAE` is made of besides its two networks."""
         return {name: value for name, value in self._asdict().items() if name != "network"}

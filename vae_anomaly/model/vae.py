@@ -172,7 +172,7 @@ class VAE(keras.Model):  # type: ignore[misc]
             "posterior": self.posterior.weights(latent_dim),
             "prior": self.prior.weights(latent_dim, n_inputs),
         }
-        self._variables_of = {part: self._add_own(part, weights) for part, weights in self._own.items()}
+        self.own_variables = {part: self._add_own(part, weights) for part, weights in self._own.items()}
         self.build((None, n_features))
 
     def build(self, input_shape: LayerShape) -> None:
@@ -202,7 +202,8 @@ class VAE(keras.Model):  # type: ignore[misc]
         if isinstance(outputs, (list, tuple)):
             outputs = outputs[: len(widths)]
         else:
-            outputs = keras.ops.split(outputs, np.cumsum(widths)[:-1].tolist(), axis=-1)
+            ends = np.cumsum(widths).tolist()
+            outputs = [outputs[..., end - width : end] for end, width in zip(ends, widths, strict=True)]
         return self.posterior.context(outputs)
 
     def center(self, context: Context) -> Tensor:
@@ -219,7 +220,7 @@ class VAE(keras.Model):  # type: ignore[misc]
 
     def weights_of(self, part: str) -> Weights:
         """What the "posterior" or the "prior" has of its own, by name."""
-        variables = self._variables_of[part]
+        variables = self.own_variables[part]
         return {name: keras.ops.convert_to_tensor(variable) for name, variable in variables.items()}
 
     def _add_own(self, part: str, weights: Mapping[str, Weight]) -> dict[str, Any]:
@@ -291,7 +292,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         Parameters
         ----------
         x : tensor of shape (n_rows, n_features)
-        noise : tensor of shape (n_draws, n_rows, latent_dim) or (n_draws, 1, latent_dim)
+        noise : tensor of shape (n_draws, n_rows, noise_dim) or (n_draws, 1, noise_dim)
             Standard normal draws; a middle axis of 1 shares them among the rows.
         training : bool, default=False
             Whether dropout and batch normalization act as in training.
@@ -350,7 +351,7 @@ class VAE(keras.Model):  # type: ignore[misc]
 
     def _new_noise(self, x: Tensor) -> Tensor:
         """One draw for each row, of the model's own generator."""
-        shape = (1, keras.ops.shape(x)[0], self.latent_dim)
+        shape = (1, keras.ops.shape(x)[0], self.posterior.noise_dim(self.latent_dim))
         return keras.random.normal(shape, dtype=self.compute_dtype, seed=self.sampling.seed_generator)
 
     def initial_values(self, seed: int, new_weights: bool = True) -> list[Array]:
@@ -395,7 +396,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         for position, (part, weights) in enumerate(own.items()):
             rng = np.random.RandomState([seed, position])
             for name, weight in weights.items():
-                values[id(self._variables_of[part][name])] = weight.draw(rng, inputs)
+                values[id(self.own_variables[part][name])] = weight.draw(rng, inputs)
         return values
 
     def _complete_inputs(self, rows: Rows) -> Rows:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from functools import partial
 
 from vae_anomaly.posteriors.base import POSTERIORS, Context, Posterior
+from vae_anomaly.posteriors.categorical import Categorical
 from vae_anomaly.posteriors.flow import Flow
 from vae_anomaly.posteriors.gaussian import Gaussian
 
-__all__ = ["POSTERIORS", "Context", "Flow", "Gaussian", "Posterior"]
+__all__ = ["POSTERIORS", "Categorical", "Context", "Flow", "Gaussian", "Posterior"]
 
 #: Posteriors by the names that the detector's parameter takes.
 NAMED: dict[str, Callable[[], Posterior]] = {
@@ -22,6 +23,7 @@ NAMED: dict[str, Callable[[], Posterior]] = {
     "realnvp": partial(Flow, "realnvp"),
     "iaf": partial(Flow, "autoregressive"),
     "spline": partial(Flow, "spline"),
+    "categorical": Categorical,
 }
 
 

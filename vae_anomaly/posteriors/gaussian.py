@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.types import Tensor
 from vae_anomaly.core.weights import Weights
-from vae_anomaly.posteriors.base import Context, Posterior
+from vae_anomaly.posteriors.base import LOG_TWO_PI, Context, Posterior
 
-__all__ = ["LOG_TWO_PI", "Gaussian", "kl_divergence", "reparameterize"]
+__all__ = ["Gaussian", "kl_divergence", "reparameterize"]
 
-LOG_TWO_PI = math.log(2 * math.pi)
 # exp(±10) bounds the posterior's variance: outside, float32 loses the KL or the draw.
 _LOG_VAR_BOUND = 10.0
 

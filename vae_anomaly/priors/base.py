@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from vae_anomaly.core.spec import Part
-from vae_anomaly.core.types import Array, KerasModel, Tensor
+from vae_anomaly.core.types import KerasModel, Tensor
 from vae_anomaly.core.weights import Weight, Weights
 from vae_anomaly.posteriors import Posterior
 
@@ -47,10 +45,6 @@ class Prior(Part, family="prior"):
     def sample(self, n_samples: int, seed: int, weights: Weights, vae: KerasModel) -> Tensor:
         """Draws of z, of shape (n_samples, latent_dim)."""
         raise NotImplementedError
-
-    def center(self, vae: KerasModel) -> Array:
-        """Where to look for z while nothing is known, of shape (1, latent_dim)."""
-        return np.zeros((1, vae.latent_dim), dtype=np.float32)
 
 
 #: Every prior that has a name: ``{"standard": Standard, ...}``.

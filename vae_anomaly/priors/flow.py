@@ -8,13 +8,12 @@ from vae_anomaly import flows
 from vae_anomaly.core.types import Constraints, KerasModel, Tensor
 from vae_anomaly.core.weights import Weight, Weights
 from vae_anomaly.flows import Chain, Transforms
-from vae_anomaly.posteriors import Posterior
+from vae_anomaly.posteriors import Gaussian, Posterior
 from vae_anomaly.priors.base import Prior
-from vae_anomaly.priors.standard import Standard
 
 __all__ = ["Flow"]
 
-_BASE = Standard()
+_BASE = Gaussian()
 
 
 class Flow(Prior):
@@ -62,7 +61,7 @@ class Flow(Prior):
 
     def log_prob(self, z: Tensor, weights: Weights, vae: KerasModel) -> Tensor:
         image, log_det = self._chain.forward(z, weights)
-        return _BASE.log_prob(image, {}, vae) + log_det
+        return _BASE.standard_log_prob(image) + log_det
 
     def sample(self, n_samples: int, seed: int, weights: Weights, vae: KerasModel) -> Tensor:
-        return self._chain.inverse(_BASE.sample(n_samples, seed, {}, vae), weights)
+        return self._chain.inverse(_BASE.standard_sample(n_samples, vae.latent_dim, seed), weights)
