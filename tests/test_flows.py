@@ -185,7 +185,7 @@ def test_the_density_of_the_image_integrates_to_one(transform):
 
 @pytest.mark.parametrize("transform", [TABLE[name] for name in ("coupling", "autoregressive", "spline")])
 def test_one_latent_dimension_is_refused_where_nothing_would_be_changed_by_another(transform):
-    with pytest.raises(ValueError, match="needs at least 2; received latent_dim=1"):
+    with pytest.raises(ValueError, match="needs at least 2 of them; received latent_dim=1"):
         chain_of(transform).check(1)
 
 

@@ -96,7 +96,8 @@ class Decisions:
         latent_dim = own if own is not None else given
         if latent_dim == "auto":
             n_seen = n_features - len(self.likelihood.ignored)
-            latent_dim = self.network.default_latent_dim(n_seen, self.of_images is not None)
+            usual = self.network.default_latent_dim(n_seen, self.of_images is not None)
+            latent_dim = max(usual, self.posterior.fewest_latents(), self.prior.fewest_latents())
         latent_dim = int(latent_dim)
         self.posterior.check(latent_dim)
         self.prior.check(self.posterior, latent_dim)

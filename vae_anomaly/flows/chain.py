@@ -23,14 +23,18 @@ class Chain(NamedTuple):
 
     transforms: tuple[Transform, ...]
 
+    @property
+    def fewest_latents(self) -> int:
+        """Latent dimensions that all transforms need to do anything."""
+        return max(transform.fewest_latents for transform in self.transforms)
+
     def check(self, latent_dim: int) -> None:
         """Raise a ValueError if some transform needs more latent dimensions."""
-        for transform in self.transforms:
-            if latent_dim < transform.fewest_latents:
-                raise ValueError(
-                    f"{transform!r} changes some latent dimensions by what others are, and needs at least "
-                    f"{transform.fewest_latents}; received latent_dim={latent_dim}. Planar() needs one."
-                )
+        if latent_dim < self.fewest_latents:
+            raise ValueError(
+                "a flow that changes some latent dimensions by what others are needs at least "
+                f"{self.fewest_latents} of them; received latent_dim={latent_dim}. One of Planar() needs one."
+            )
 
     def weights(self, latent_dim: int, n_context: int) -> dict[str, Weight]:
         """What all of them learn."""

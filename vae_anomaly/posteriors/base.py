@@ -31,6 +31,8 @@ class Posterior(Part, family="posterior"):
         What model files call it. A subclass with a name registers itself.
     latents : {"real", "categories"}
         What a z is: real numbers, or categories, one of each group of numbers being 1.
+    center_name : str
+        What pictures call the `center`.
     has_kl : bool
         Whether there is a closed form of its KL, see `kl`.
     has_log_prob : bool
@@ -40,6 +42,7 @@ class Posterior(Part, family="posterior"):
     """
 
     latents: ClassVar[str] = "real"
+    center_name: ClassVar[str] = "z_mean"
     has_kl: ClassVar[bool] = False
     has_log_prob: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
@@ -48,6 +51,10 @@ class Posterior(Part, family="posterior"):
     def own_latent_dim(self) -> int | None:
         """The number of latent dimensions that the posterior's parameters decide, or None."""
         return None
+
+    def fewest_latents(self) -> int:
+        """The latent dimensions that it needs; ``latent_dim="auto"`` is at least as many."""
+        return 1
 
     def noise_dim(self, latent_dim: int) -> int:
         """How many standard normal numbers make a draw."""

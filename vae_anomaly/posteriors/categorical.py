@@ -81,6 +81,7 @@ class Categorical(Posterior):
 
     name = "categorical"
     latents = "categories"
+    center_name = "probabilities of z"
     has_kl = True
     relaxes = True
     _parameter_constraints: ClassVar[Constraints] = {

@@ -48,6 +48,7 @@ class Flow(Posterior):
     """
 
     name = "flow"
+    center_name = "image of z_mean"
     _parameter_constraints: ClassVar[Constraints] = {
         "transforms": [str, list, tuple],
         "n_context": [Interval(Integral, 1, None, closed="left")],
@@ -60,6 +61,9 @@ class Flow(Posterior):
     @property
     def _chain(self) -> Chain:
         return flows.resolve(self.transforms)
+
+    def fewest_latents(self) -> int:
+        return self._chain.fewest_latents
 
     def check(self, latent_dim: int) -> None:
         self._chain.check(latent_dim)

@@ -23,6 +23,10 @@ class Prior(Part, family="prior"):
         """What the prior learns, or keeps; ``n_inputs`` is the width of what the encoder sees of a row."""
         return {}
 
+    def fewest_latents(self) -> int:
+        """The latent dimensions that it needs; ``latent_dim="auto"`` is at least as many."""
+        return 1
+
     def check(self, posterior: Posterior, latent_dim: int) -> None:
         """Raise a ValueError if it is no prior for the z of this posterior."""
         if posterior.latents != "real":

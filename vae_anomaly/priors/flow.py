@@ -52,6 +52,9 @@ class Flow(Prior):
     def _chain(self) -> Chain:
         return flows.resolve(self.transforms)
 
+    def fewest_latents(self) -> int:
+        return self._chain.fewest_latents
+
     def check(self, posterior: Posterior, latent_dim: int) -> None:
         super().check(posterior, latent_dim)
         self._chain.check(latent_dim)
