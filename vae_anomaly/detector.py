@@ -65,6 +65,9 @@ from vae_anomaly.model_card import ModelCard
 from vae_anomaly.monitoring import Drift
 from vae_anomaly.monitoring.batch import ASKS as DRIFT_ASKS
 from vae_anomaly.networks import Network
+from vae_anomaly.objectives import Objective
+from vae_anomaly.posteriors import Posterior
+from vae_anomaly.priors import Prior
 from vae_anomaly.scoring.score import Score
 from vae_anomaly.thresholds import Conformal
 from vae_anomaly.training.interruption import interruptible, stop
@@ -76,8 +79,8 @@ __all__ = ["VAEDetector"]
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
-    Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural
-    networks, by maximizing the evidence lower bound (Kingma & Welling 2014)
+    Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), unless others are
+    chosen, by neural networks that maximize the evidence lower bound (Kingma & Welling 2014)
 
     .. math:: \mathrm{E}_{q(z|x)} \log p(x|z) - \beta\,\mathrm{KL}(q(z|x) \,\|\, p(z))
 
@@ -107,6 +110,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         `ConvNetwork` too. Identifiers in a DataFrame, columns in which nearly every row has a value of its
         own, are left out with a warning, texts that write numbers are read with one; "ignored" leaves a
         column out.
+    posterior : name or Posterior, default="gaussian"
+        q(z|x). "gaussian" has a mean and a variance for each latent dimension. "planar", "realnvp", "iaf" and
+        "spline" send that through a flow, whose draws can have any shape. "categorical" has categories for
+        latents, eight of four values each. Or an instance from `vae_anomaly.posteriors`, such as
+        ``Flow([Planar()] * 4)`` or ``Categorical(n_variables=3, n_values=10)``.
+    prior : name or Prior, default="standard"
+        p(z). "standard" is N(0, I), and of categories the uniform distribution. "mixture", "vamp", "flow" and
+        "aggregate" are learned with the model: a mixture of Gaussians, one of posteriors of pseudo-inputs, a
+        flow, and the mixture of posteriors of a sample of training rows. Or an instance from
+        `vae_anomaly.priors`, such as ``Mixture(8)``. All scores and bounds are those of the model with this
+        prior, and `sample` draws from it.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -119,8 +133,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         square; that of an image is the mean of its six most unusual ones.
     n_draws : int, default=10
         Draws of z that a score averages over. They are made once in `fit` and shared by all rows.
-    objective : {"elbo", "iwae"}, default="elbo"
-        The bound that training maximizes; ``val_loss`` is made of the ELBO's parts in both cases.
+    objective : {"elbo", "iwae"} or Objective, default="elbo"
+        The bound that training maximizes, by ``n_training_draws`` draws: the ELBO, the importance-weighted
+        bound, or an instance from `vae_anomaly.objectives`: ``Renyi(alpha)``, of which "elbo" is Renyi(1) and
+        "iwae" Renyi(0), or ``Chi(n)``, an upper bound. ``loss`` in `history_` is minus this bound;
+        ``val_loss`` is made of the ELBO's parts in all cases, and the ``score`` has its own name.
     n_training_draws : int, default=1
         Draws of z for each row in a training step.
     beta : float, default=1.0
@@ -128,7 +145,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     kl_warm_up : float, default=0.0
         Share of the training, in [0, 1], over which the weight of the KL rises linearly to ``beta``.
     free_bits : float, default=0.0
-        Nats of KL that each latent dimension may use unpenalized. Only for ``objective="elbo"``.
+        Nats of KL that each latent dimension, or each variable of categories, may use unpenalized. Only for
+        ``objective="elbo"`` with a KL in closed form.
     members : "auto", int or list of Member, default="auto"
         The models to train and average: so many that differ by their seeds only, or one for each
         `vae_anomaly.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
@@ -238,10 +256,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ``decision_function = score_samples - offset_``.
     history_ : dict of list of float
         For each epoch, means per row, and over the members that still trained, in nats: "loss",
-        "reconstruction", "kl", and with validation rows "val_loss", "val_reconstruction", "val_kl". For
+        "reconstruction", "kl", and with validation rows "val_loss", "val_reconstruction", "val_kl". A KL
+        without a closed form is the mean of log q(z|x) - log p(z) over the same draws. For
         ``objective="elbo"`` without trimming, warm-up, free bits or layers that add losses,
         loss = reconstruction + beta * kl; val_loss always is. After a warm start, NaN marks epochs in
         which a figure was not measured.
+    objective_ : Objective
+        The bound that the training has maximized; its ``side`` says on which side of log p(x) it lies.
     calibration_scores_ : float64 array of shape (n_rows,), or None
         Anomaly scores, larger = more anomalous, of rows that were not trained on; see ``calibration``.
     calibration_groups_ : array of shape (n_rows,), or None
@@ -260,7 +281,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     latent_dim_ : int
         Latent dimensions.
     draws_ : float32 array of shape (n_draws, latent_dim_)
-        The draws that scores average over.
+        The standard normal numbers that make the draws which scores average over; of categories, twice as
+        many for each draw.
     members_ : tuple of ModelState
         The trained models as arrays and configuration.
     member_weights_ : float64 array of shape (n_members,)
@@ -350,9 +372,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "patches": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), None],
         "latent_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "likelihood": [str, Likelihood, dict, list, tuple],
+        "posterior": [str, Posterior],
+        "prior": [str, Prior],
         "score": [str, Score],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
-        "objective": [StrOptions({"elbo", "iwae"})],
+        "objective": [str, Objective],
         "n_training_draws": [Interval(Integral, 1, None, closed="left")],
         "beta": [Interval(Real, 0, None, closed="left")],
         "kl_warm_up": [Interval(Real, 0, 1, closed="both")],
@@ -395,9 +419,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         patches: str | int | None = "auto",
         latent_dim: str | int = "auto",
         likelihood: LikelihoodLike = "auto",
+        posterior: str | Posterior = "gaussian",
+        prior: str | Prior = "standard",
         score: str | Score = "auto",
         n_draws: int = 10,
-        objective: str = "elbo",
+        objective: str | Objective = "elbo",
         n_training_draws: int = 1,
         beta: float = 1.0,
         kl_warm_up: float = 0.0,
@@ -430,6 +456,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.patches = patches
         self.latent_dim = latent_dim
         self.likelihood = likelihood
+        self.posterior = posterior
+        self.prior = prior
         self.score = score
         self.n_draws = n_draws
         self.objective = objective
@@ -1289,7 +1317,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     # -- the model ----------------------------------------------------------------------------------------
     def encode(self, X: MatrixLike) -> Floats:
-        """Posterior means of z.
+        """Where each row lies among z: the posterior's mean, by the first member.
+
+        Of a flow, the image of its base's mean; of categories, their probabilities.
 
         Parameters
         ----------

@@ -183,6 +183,8 @@ class Detector(Protocol):
     table_: Any
     scaler_: Estimator
     score_: Any
+    #: An `objectives.Objective`.
+    objective_: Any
     threshold_: Any
     _member_levels: Floats
     _usual_scores: Floats | None

@@ -35,6 +35,7 @@ def take_over(
     detector.member_weights_, detector._member_levels = fitted.weights, fitted.levels
     detector._usual_scores = fitted.usual_scores
     detector.score_, detector.threshold_ = decisions.score, decisions.rule
+    detector.objective_ = decisions.plan.objective
     detector.history_, detector.interrupted_ = outcome.history, outcome.interrupted
     detector._split_seeds, detector._calibration_seed = outcome.split_seeds, outcome.calibration_seed
     detector.calibration_scores_ = outcome.unseen_scores

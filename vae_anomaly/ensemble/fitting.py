@@ -326,20 +326,24 @@ def _job(
             f"{rows.shape[1]} numbers of images of shape {patches.image_shape}: leave scaler out, or set "
             "patches=None."
         )
-    latent_dim = parameters["latent_dim"]
-    if latent_dim == "auto":
-        n_seen = n_features - len(decisions.likelihood.ignored)
-        latent_dim = network.default_latent_dim(n_seen, decisions.of_images is not None)
     if earlier is not None:
         marks_missing = earlier.fitted.members[0].specification.marks_missing
     else:
         marks_missing = network.marks_missing() and (
             decisions.plan.fraction_to_mask(rows) > 0 or has_gaps(rows)
         )
-    specification = Specification(network, decisions.likelihood, n_features, int(latent_dim), marks_missing)
+    specification = Specification(
+        network,
+        decisions.likelihood,
+        n_features,
+        decisions.latent_dim(n_features),
+        marks_missing,
+        posterior=decisions.posterior,
+        prior=decisions.prior,
+    )
     if earlier is None:
         rng = np.random.RandomState(draws_seed)
-        draws = rng.standard_normal((parameters["n_draws"], specification.latent_dim)).astype(np.float32)
+        draws = rng.standard_normal((parameters["n_draws"], specification.noise_dim)).astype(np.float32)
     else:
         draws = earlier.fitted.draws
         check_continues(
