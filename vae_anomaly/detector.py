@@ -172,7 +172,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         detection. "auto" is 0.05 if values are missing among the training rows, else 0.
     validation_fraction : "auto" or float, default="auto"
         Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each member
-        holds out others. "auto" is 0.25 with early stopping and for 10 images or more, else 0. Of many
+        holds out others. "auto" is 0.2 with early stopping and for 10 images or more, else 0. Of many
         held-out rows, 2,048 are followed, with as many of the draws as make 1,000 rows times draws.
     early_stopping : "auto" or bool, default="auto"
         Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
@@ -194,8 +194,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "pareto_tail" extrapolates to rare ones; both take scores of rows that were not trained on.
     calibration : {"auto", "out_of_bag", "folds"}, float, splitter or None, default="auto"
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
-        float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the members that
-        left it out of their training, two of the default eight, which costs neither rows nor time. "folds"
+        float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the one or two
+        of the default eight members that left it out of their training: it costs neither rows nor time. "folds"
         fits five more detectors, each without one fold of the rows, and scores the fold by it; a splitter
         that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing unless the
         threshold asks; then it is "out_of_bag" for fewer than 500 rows ("folds" if members leave out too

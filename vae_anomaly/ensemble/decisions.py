@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -182,7 +181,7 @@ def decide(
             parameters["calibration"],
             needs_unseen,
             n_rows,
-            n_judges=math.floor(round(len(recipe.members) * recipe.validation_fraction, 9)),
+            left_out_by_members=len(recipe.members) * recipe.validation_fraction >= 1,
         ),
         parameters=parameters,
     )
