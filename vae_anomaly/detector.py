@@ -211,9 +211,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         convolutions if all members together are expected to take 3,000 steps, such as the default on 650
         rows: the faster steps soon pay for the compilation. Its sums are rounded otherwise in their last
         bits.
-    device : str or None, default=None
+    device : str, list of str or None, default=None
         Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
-        the CPU. A fitted detector is tied to no device.
+        the CPU. Members are trained on the devices of a list, such as ``["gpu:0", "gpu:1"]``, in turn; the
+        first one scores. `fit` warns of a device that is not there. A fitted detector is tied to no device.
     random_state : int, RandomState instance or None, default=None
         Seeds initial weights, shuffling, training noise and scoring draws. The same int gives the same
         scores, bit for bit, on the same machine. None draws from numpy's global generator.
@@ -370,7 +371,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "callbacks": [list, tuple, None],
         "checkpoint": [str, HasMethods("__fspath__"), Checkpoint, None],
         "jit_compile": [StrOptions({"auto"}), "boolean"],
-        "device": [str, None],
+        "device": [str, list, tuple, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -408,7 +409,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         callbacks: Sequence[Callback] | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         jit_compile: str | bool = "auto",
-        device: str | None = None,
+        device: str | Sequence[str] | None = None,
         random_state: RandomStateLike = None,
         verbose: int = 0,
     ) -> None:

@@ -171,7 +171,7 @@ class Detector(Protocol):
     _split_seeds: list[int]
     _calibration_seed: int
     #: Parameters.
-    device: str | None
+    device: str | Sequence[str] | None
     invalid: str
     calibration: Any
     threshold: Any

@@ -7,6 +7,7 @@ from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Array, Detector
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.ranges import ColumnRanges
+from vae_anomaly.engine.devices import device_of
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.fitting import Earlier, Outcome
@@ -63,7 +64,7 @@ def fitted_of(detector: Detector) -> Fitted:
         members=detector.members_,
         draws=detector.draws_,
         score=scoring.resolve(detector.score_, of_whole_images),
-        device=detector.device,
+        device=device_of(detector.device),
         weights=detector.member_weights_,
         levels=detector._member_levels,
         usual_scores=getattr(detector, "_usual_scores", None),

@@ -11,6 +11,7 @@ from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Shape, Splitter, ThresholdRule
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.tables import Table
+from vae_anomaly.engine.devices import check_devices, device_of
 from vae_anomaly.ensemble.members import (
     DEFAULT_MEMBERS,
     IMAGE_MEMBERS,
@@ -97,7 +98,9 @@ def decide(
     ------
     TypeError, ValueError
     """
-    plan = Plan(**{name: parameters[name] for name in PARAMETERS})
+    check_devices(parameters["device"])
+    of_plan = {name: parameters[name] for name in PARAMETERS}
+    plan = Plan(**{**of_plan, "device": device_of(parameters["device"])})
     patches = _resolve_patches(parameters["patches"], parameters["network"], image_shape)
     network = _resolve_network(parameters["network"], image_shape, patches)
     of_images = network.shape_of_images(image_shape) if patches is None else patches.image_shape

@@ -236,7 +236,7 @@ def fit(
         states,
         job.draws,
         scoring.resolve(decisions.score, decisions.of_images if decisions.patches is None else None),
-        parameters["device"],
+        decisions.plan.device,
         rows if chosen is None else subset(rows, chosen),
     )
     unseen = None
@@ -333,7 +333,16 @@ def _job(
     members = None if earlier is None else earlier.fitted.members
     transform = None if earlier is not None else _column_transform(decisions, rows, preparation)
     return Job(
-        specification, rows, decisions.plan, decisions.recipe, seeds, draws, members, transform, patches
+        specification,
+        rows,
+        decisions.plan,
+        decisions.recipe,
+        seeds,
+        draws,
+        members,
+        transform,
+        patches,
+        parameters["device"],
     )
 
 
