@@ -152,7 +152,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         detection. "auto" is 0.05 if values are missing among the training rows, else 0.
     validation_fraction : "auto" or float, default="auto"
         Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each member
-        holds out others. "auto" is 0.2 with early stopping and for 10 images or more, else 0. Of many
+        holds out others. "auto" is 0.25 with early stopping and for 10 images or more, else 0. Of many
         held-out rows, 2,048 are followed, with as many of the draws as make 1,000 rows times draws.
     early_stopping : "auto" or bool, default="auto"
         Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
@@ -172,13 +172,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         from `vae_anomaly.thresholds`, any object with ``cut(scores) -> float``, or one of pythresh.
         "conformal" guarantees a false-alarm rate (5 %; ``Conformal(false_alarm_rate)`` sets it),
         "pareto_tail" extrapolates to rare ones; both take scores of rows that were not trained on.
-    calibration : {"auto", "folds"}, float, splitter or None, default="auto"
+    calibration : {"auto", "out_of_bag", "folds"}, float, splitter or None, default="auto"
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
-        float in (0, 1) holds out that fraction of the rows. "folds" fits five more detectors, each without
-        one fold of the rows, and scores the fold by it: that spends no rows, and takes as many times longer;
-        a splitter that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing
-        unless the threshold asks; then it is "folds" for fewer than 500 rows, else a fifth of the rows, at
-        most 10,000.
+        float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the members that
+        left it out of their training, two of the default eight, which costs neither rows nor time. "folds"
+        fits five more detectors, each without one fold of the rows, and scores the fold by it; a splitter
+        that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing unless the
+        threshold asks; then it is "out_of_bag" for fewer than 500 rows ("folds" if members leave out too
+        few), else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the likelihood:
         `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel, and
@@ -359,7 +360,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "threshold": [str, HasMethods("cut"), HasMethods("eval"), HasMethods(["fit", "predict"]), None],
         "calibration": [
-            StrOptions({"auto", "folds"}),
+            StrOptions({"auto", "out_of_bag", "folds"}),
             Interval(RealNotInt, 0, 1, closed="neither"),
             Integral,  # refused with the remedy, by `calibration.rows.resolve`
             HasMethods(["split", "get_n_splits"]),
@@ -1003,7 +1004,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         with the n `calibration_scores_`. If x is exchangeable with the calibration rows, p(x) <= alpha has a
         probability of at most alpha, for every alpha and whatever the model (Vovk, Gammerman & Shafer 2005);
-        with ``calibration`` in folds this holds nearly, because folds are scored by other models. No p-value
+        with ``calibration`` out of bag or in folds this holds nearly, because calibration rows are scored by
+        some of the members, or by other models. No p-value
         is below 1 / (n + 1). It is not the probability that the row is normal.
 
         Parameters
@@ -1184,8 +1186,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If no rows were held out for calibration (folds are scored by other models, of which nothing
-            exact is known), if there are too few for ``rate``, or for values outside (0, 1).
+            If no rows were held out for calibration (where members or folds score the rows that they left
+            out, nothing exact is known), if there are too few for ``rate``, or for values outside (0, 1).
 
         Examples
         --------
@@ -1233,8 +1235,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If no rows were held out for calibration (folds hold out none: their scores are those of other
-            models), or for a rate outside (0, 1).
+            If no rows were held out for calibration (out of bag and in folds, none are: their scores are
+            those of some members or of other models), or for a rate outside (0, 1).
 
         Examples
         --------
@@ -1376,8 +1378,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             (those that are not the defaults; a later set_params shows here), "training" (the last epoch's
             figures, in nats), "threshold", "notes" and "versions" (those of now, not of the fit). Between the
             threshold's ``realized_rates`` lie 95 % of the false-alarm rates that chance makes of so many
-            calibration rows (nearly, if they are scored by folds); ``certified_rate`` is that of
-            `false_alarm_certificate`, with 95 % confidence, None if no rows were held out.
+            calibration rows (nearly, if they are scored out of bag or by folds); ``certified_rate`` is that
+            of `false_alarm_certificate`, with 95 % confidence, None if no rows were held out.
             ``str(card)`` is Markdown, ``card.to_dict()`` is JSON's.
 
         Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,8 +58,8 @@ class Decisions:
     recipe : Recipe
     score : str or Score
     rule : threshold rule
-    calibration : float, splitter or None
-        A fraction to hold out, or the folds.
+    calibration : float, splitter, "out_of_bag" or None
+        A fraction to hold out, the folds, or that members judge the rows that they leave out.
     parameters : the detector's parameters, for those that nothing has to be decided of
     """
 
@@ -71,7 +72,7 @@ class Decisions:
     recipe: Recipe
     score: str | Score
     rule: ThresholdRule
-    calibration: float | Splitter | None
+    calibration: float | str | Splitter | None
     parameters: Mapping[str, Any]
 
 
@@ -139,7 +140,12 @@ def decide(
         recipe=recipe,
         score=scoring.resolve_name(parameters["score"], len(recipe.members), of_whole_images),
         rule=rule,
-        calibration=calibration_rows.resolve(parameters["calibration"], needs_unseen, n_rows),
+        calibration=calibration_rows.resolve(
+            parameters["calibration"],
+            needs_unseen,
+            n_rows,
+            n_judges=math.floor(round(len(recipe.members) * recipe.validation_fraction, 9)),
+        ),
         parameters=parameters,
     )
 

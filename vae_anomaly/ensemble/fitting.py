@@ -140,7 +140,8 @@ def draw_seeds(
     if store is not None:
         drawn = store.seeds(drawn, random_state)
     draws_seed, *seeds = map(int, drawn)
-    return draws_seed, [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
+    of_members = [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
+    return draws_seed, [own._replace(split=of_members[0].split) for own in of_members]
 
 
 def fit(
@@ -239,20 +240,22 @@ def fit(
         decisions.plan.device,
         rows if chosen is None else subset(rows, chosen),
     )
+    as_new = None
+    if decisions.recipe.validation_fraction:
+        left_out = _left_out(job, len(states), len(rows))
+        left_out = left_out if chosen is None else left_out[:, chosen]
+        as_new = averaging.out_of_bag(by_member, fitted.weights, left_out)
     unseen = None
     if isinstance(decisions.calibration, float):
         unseen = fitted.scores(held_out)
+    elif isinstance(decisions.calibration, str):  # out of bag
+        unseen = as_new
     elif decisions.calibration is not None and not interrupted:
         images = kept if decisions.image_shape is None else kept.reshape(-1, *decisions.image_shape)
         of_fold = score_fold(likelihood, draws_seed)
         unseen = calibration_rows.out_of_fold_scores(of_fold, images, decisions.calibration, draws_seed)
     elif takes_unseen:
         raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
-    as_new = None
-    if decisions.recipe.validation_fraction:
-        left_out = _left_out(job, len(states), len(rows))
-        left_out = left_out if chosen is None else left_out[:, chosen]
-        as_new = averaging.out_of_bag(by_member, fitted.weights, left_out)
     scores = averaging.average(by_member, fitted.weights)
     if takes_unseen and unseen is not None:
         scores = unseen
@@ -361,8 +364,8 @@ def _column_transform(decisions: Decisions, rows: Matrix, preparation: Preparati
 def _left_out(job: Job, n_members: int, n_rows: int) -> Flags:
     """Which rows each member was not trained on; of more rows than the job's, the others are new to all."""
     left_out = np.ones((n_members, n_rows), dtype=bool)
-    for of_member, seed in zip(left_out, job.seeds, strict=False):
-        kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split)
+    for member, (of_member, seed) in enumerate(zip(left_out, job.seeds, strict=False)):
+        kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split, member)
         of_member[kept] = False
     return left_out
 
@@ -390,6 +393,8 @@ def _rows_to_score(decisions: Decisions, rows: Matrix, seed: int) -> Array | Non
     None for all of them.
     """
     rule, (n_rows, n_columns) = decisions.rule, rows.shape
+    if decisions.calibration == calibration_rows.OUT_OF_BAG:
+        return None
     spread = thresholds.ROWS_TO_SEE_THE_SPREAD if thresholds.takes_held_out(rule) else None
     n_scores = getattr(rule, "n_scores", spread)
     if n_scores is not None and decisions.patches is not None:
