@@ -564,8 +564,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Whatever is set by scores is set anew, by the new rows alone: the members' weights, the threshold,
         `calibration_scores_` and `false_alarm_rate_`. Calibration rows are new rows, too: a fraction of them
-        that no member is trained on, or for "folds" all of them, each scored by models that went on from the
-        earlier ones without its fold. So what the threshold promises after `fit` it promises after this call,
+        that no member is trained on; for "out_of_bag" all of them, each judged by the members that left it
+        out; for "folds" all of them, each scored by models that went on from the earlier ones without its
+        fold. So what the threshold promises after `fit` it promises after this call,
         for rows of the new ones' kind: nothing that was learned before has seen a calibration row, as long as
         each row of the stream is handed in once. Rules need as many rows as in `fit`, such as 19 calibration
         rows for ``Conformal(0.05)``: collect some hundreds for a call.

@@ -77,7 +77,7 @@ class Earlier:
     n_rows_seen : int
         Rows that were seen before new ones, in all; 0 for the same rows.
     warns : bool
-        Whether rows that are not like the earlier ones are warned of.
+        Whether anything is warned of; not where a fold is trained.
     """
 
     continuation: Continuation
@@ -265,7 +265,8 @@ def fit(
     rate = thresholds.promised_rate(decisions.rule)
     if rate is None and as_new is not None:
         rate = float((as_new > cut).mean())
-        fit_warnings.warn_of_more_alarms(float((scores > cut).mean()), rate)
+        if earlier is None or earlier.warns:
+            fit_warnings.warn_of_more_alarms(float((scores > cut).mean()), rate)
     return Outcome(
         fitted=fitted,
         history=append_history({} if earlier is None else earlier.history, history),
