@@ -168,6 +168,7 @@ class Detector(Protocol):
     _usual_scores: Floats | None
     _pixel_quantiles: Floats | None
     _column_ranges: Floats | None
+    _rows_fingerprint: str
     _split_seeds: list[int]
     _calibration_seed: int
     #: Parameters.

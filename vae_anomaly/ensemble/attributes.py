@@ -23,6 +23,7 @@ def take_over(
     fitted = outcome.fitted
     preparation = fitted.preparation
     detector.n_samples_fit_, detector.n_samples_seen_ = n_rows, outcome.n_rows_seen
+    detector._rows_fingerprint = outcome.fingerprint
     detector.do_early_stopping_ = decisions.recipe.early_stopping
     detector.image_shape_, detector.patches_ = preparation.image_shape, preparation.patches
     detector.pixel_range_ = preparation.pixel_range
@@ -85,4 +86,5 @@ def earlier_of(detector: Detector, continuation: Continuation) -> Earlier:
         calibration_seed=None if new else detector._calibration_seed,
         n_rows=n_rows,
         n_rows_seen=getattr(detector, "n_samples_seen_", n_rows) if new else 0,
+        fingerprint=getattr(detector, "_rows_fingerprint", None),
     )

@@ -24,7 +24,7 @@ from vae_anomaly.core.types import (
     Matrix,
     RandomStateLike,
 )
-from vae_anomaly.data.lazy import LazyRows, concatenate, has_gaps, subset
+from vae_anomaly.data.lazy import LazyRows, concatenate, fingerprint, has_gaps, subset
 from vae_anomaly.data.pixels import pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.scaling import scaled_zero
@@ -76,6 +76,8 @@ class Earlier:
         Rows of the earlier fit.
     n_rows_seen : int
         Rows that were seen before new ones, in all; 0 for the same rows.
+    fingerprint : str or None
+        That of the earlier fit's rows, None if it is not known.
     warns : bool
         Whether anything is warned of; not where a fold is trained.
     """
@@ -89,6 +91,7 @@ class Earlier:
     calibration_seed: int | None
     n_rows: int
     n_rows_seen: int
+    fingerprint: str | None
     warns: bool = True
 
 
@@ -107,6 +110,8 @@ class Outcome:
         Scores of rows that their model was not trained on.
     n_rows_seen : int
         Rows of this fit and of those that new rows went on from.
+    fingerprint : str
+        What the rows are known by again.
     cut : float
     false_alarm_rate : float or None
         What the rule promises for new rows, or what rows that members left out tell of it.
@@ -121,6 +126,7 @@ class Outcome:
     calibration_seed: int
     unseen_scores: Floats | None
     n_rows_seen: int
+    fingerprint: str
     cut: float
     false_alarm_rate: float | None
     pixel_quantiles: Floats | None
@@ -275,6 +281,7 @@ def fit(
         calibration_seed=calibration_seed,
         unseen_scores=unseen,
         n_rows_seen=n_rows_seen + X.shape[0],
+        fingerprint=fingerprint(X),
         cut=cut,
         false_alarm_rate=rate,
         pixel_quantiles=_pixel_quantiles(fitted, decisions, job, rows),
@@ -286,6 +293,8 @@ def _warn_of_rows(X: Matrix, earlier: Earlier, seed: int) -> None:
     if earlier.continuation.takes_new_rows:
         fit_warnings.warn_of_outside(X, earlier.fitted)
         fit_warnings.warn_of_few_rows(X.shape[0])
+        if fingerprint(X) == earlier.fingerprint:
+            fit_warnings.warn_of_same_rows()
     if earlier.false_alarm_rate is not None:
         fit_warnings.warn_of_other_data(
             X, earlier.fitted, earlier.cut, earlier.false_alarm_rate, seed, earlier.continuation
