@@ -155,7 +155,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         images it is four, for patches with a small beta (`ensemble.members.PATCH_MEMBERS`).
     epochs : "auto" or int, default="auto"
         Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
-        stopping, and at least 5 passes.
+        stopping, and at least 5 passes; in `partial_fit`, 5 passes over the new rows.
     batch_size : int, default=128
         Rows in a training step. Fewer training rows than that are repeated to fill it.
     learning_rate : float, default=3e-3
@@ -239,9 +239,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         convolutions if all members together are expected to take 3,000 steps, such as the default on 650
         rows: the faster steps soon pay for the compilation. Its sums are rounded otherwise in their last
         bits.
-    device : str or None, default=None
+    device : str, list of str or None, default=None
         Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
-        the CPU. A fitted detector is tied to no device.
+        the CPU. Members are trained on the devices of a list, such as ``["gpu:0", "gpu:1"]``, in turn; the
+        first one scores. `fit` warns of a device that is not there. A fitted detector is tied to no device.
     random_state : int, RandomState instance or None, default=None
         Seeds initial weights, shuffling, training noise and scoring draws. The same int gives the same
         scores, bit for bit, on the same machine. None draws from numpy's global generator.
@@ -325,6 +326,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     Notes
     -----
+    Members are trained in as many threads as there are processors, or where `joblib.parallel_config` says: in
+    other processes or on a cluster, with the same bits. A fit within a task of joblib or dask has one thread.
+
     Scores are computed in float32 over tiles of a fixed number of rows, and are bit-identical whether
     rows are scored alone, together or in another order.
 
@@ -407,7 +411,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "callbacks": [list, tuple, None],
         "checkpoint": [str, HasMethods("__fspath__"), Checkpoint, None],
         "jit_compile": [StrOptions({"auto"}), "boolean"],
-        "device": [str, None],
+        "device": [str, list, tuple, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -448,7 +452,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         callbacks: Sequence[Callback] | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         jit_compile: str | bool = "auto",
-        device: str | None = None,
+        device: str | Sequence[str] | None = None,
         random_state: RandomStateLike = None,
         verbose: int = 0,
     ) -> None:
@@ -619,11 +623,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Whatever is set by scores is set anew, by the new rows alone: the members' weights, the threshold,
         `calibration_scores_` and `false_alarm_rate_`. Calibration rows are new rows, too: a fraction of them
-        that no member is trained on, or for "folds" all of them, each scored by models that went on from the
-        earlier ones without its fold. So what the threshold promises after `fit` it promises after this call,
-        for rows of the new ones' kind: nothing that was learned before has seen a calibration row, as long as
-        each row of the stream is handed in once. Rules need as many rows as in `fit`, such as 19 calibration
-        rows for ``Conformal(0.05)``: collect some hundreds for a call.
+        that no member is trained on; for "out_of_bag" all of them, each judged by the members that left it
+        out; for "folds" all of them, each scored by models that went on from the earlier ones without its
+        fold. So what the threshold promises after `fit` it promises after this call, for rows of the new
+        ones' kind: nothing that was learned before has seen a calibration row, as long as each row of the
+        stream is handed in once (the rows of the last call are warned of). Rules need as many rows as in
+        `fit`, such as 19 calibration rows for ``Conformal(0.05)``: collect some hundreds for a call.
 
         With an int as ``random_state``, a sequence of calls gives the same bits again, also if the detector
         has been saved and loaded between them; the seeds of each call depend on `n_samples_seen_`.
@@ -697,7 +702,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         The fit then returns a detector with `interrupted_` True and warns of it. It finishes at least one
         epoch; where a threshold needs trainings in folds, it raises `KeyboardInterrupt`, and so does a
         `partial_fit` that goes on with a stream. Without a fit that trains, nothing happens. Any thread may
-        call it, any number of times.
+        call it, any number of times. It does not reach members that are trained in other processes.
 
         Examples
         --------
