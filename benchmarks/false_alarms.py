@@ -6,6 +6,7 @@ One CSV row for each table, seed, method and rate::
 
     python benchmarks/false_alarms.py run DATASETS --out false_alarms.csv
     python benchmarks/false_alarms.py discoveries DATASETS --out discoveries.csv
+    python benchmarks/false_alarms.py few DATASETS --out false_alarms_few.csv
     python benchmarks/false_alarms.py default --out false_alarms_default.csv
     python benchmarks/false_alarms.py synthetic --out false_alarms_synthetic.csv
     python benchmarks/false_alarms.py summary false_alarms.csv discoveries.csv false_alarms_synthetic.csv
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -155,6 +157,40 @@ def append(out: Path, rows: list[dict[str, Any]]) -> None:
     print(rows[0]["dataset"], rows[0]["seed"], flush=True)
 
 
+# -- where rows are few -----------------------------------------------------------------------------------
+def few(options: argparse.Namespace) -> None:
+    """Alarms and discoveries after fits to few rows, judged out of bag and in folds, and seconds of a fit."""
+
+    def measure(path: Path, seed: int) -> Iterator[dict[str, Any]]:
+        from vae_anomaly import VAEDetector
+        from vae_anomaly.thresholds import Conformal
+
+        train, test, labels = split(*load(path, seed), "clean", seed)
+        rng = np.random.RandomState(seed)
+        new, anomalies = (rng.permutation(test[labels == of_class]) for of_class in (0, 1))
+        batch = np.r_[new[:200], anomalies[:20]]
+        of_anomalies = np.arange(len(batch)) >= min(200, len(new))
+        for n_rows in options.rows:
+            if len(train) < n_rows:
+                continue
+            rows = rng.permutation(train)[:n_rows]
+            for calibration in ("out_of_bag", "folds"):
+                start = time.perf_counter()
+                detector = VAEDetector(
+                    threshold=Conformal(RATES[0]), calibration=calibration, random_state=seed
+                ).fit(rows)
+                figures = {"seconds": round(time.perf_counter() - start, 2)}
+                figures |= discovered(detector.select_anomalies(batch, 0.1), of_anomalies.astype(int))
+                scores = -detector.score_samples(new)
+                for rate in RATES:
+                    if n_rows >= 1 / rate - 1:
+                        cut = Conformal(rate).cut(detector.calibration_scores_)
+                        alarms = (scores > cut).sum()
+                        yield row(f"{calibration}, {n_rows} rows", rate, n_rows, alarms, len(new)) | figures
+
+    each_table(options, measure)
+
+
 # -- the default of `predict` -------------------------------------------------------------------------------
 GENERATED: dict[str, Callable[[np.random.RandomState, int, int], np.ndarray]] = {
     "normal": lambda rng, n, d: rng.normal(size=(n, d)),
@@ -260,7 +296,7 @@ def summary_of_discoveries(found: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    actions = {"run": run, "discoveries": find, "default": default, "synthetic": synthetic}
+    actions = {"run": run, "discoveries": find, "few": few, "default": default, "synthetic": synthetic}
     for name, action in actions.items():
         measured = commands.add_parser(name)
         if name == "default":
@@ -270,6 +306,8 @@ def main() -> None:
             measured.add_argument("--columns", nargs="+", type=int, default=[2, 4, 10, 20])
         elif name != "synthetic":
             measured.add_argument("datasets", type=Path)
+        if name == "few":
+            measured.add_argument("--rows", nargs="+", type=int, default=[100, 200, 400])
         measured.add_argument("--out", type=Path, required=True)
         measured.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         measured.add_argument("--quick", action="store_true", help="fewer synthetic rows")

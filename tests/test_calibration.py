@@ -11,7 +11,7 @@ from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 from vae_anomaly import ConvNetwork, VAEDetector
 from vae_anomaly.calibration import discoveries, p_values
 from vae_anomaly.calibration.rows import out_of_fold_scores, resolve, set_aside
-from vae_anomaly.thresholds import Conformal, ParetoTail, Quantile
+from vae_anomaly.thresholds import Conformal, OutOfBag, ParetoTail, Quantile
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +24,24 @@ def normal():
 
 # -- where honest scores come from ----------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("given", "wanted", "n_rows", "expected"),
+    ("given", "wanted", "n_rows", "left_out", "expected"),
     [
-        ("auto", False, 100, None),
-        ("auto", True, 100, "folds"),
-        ("auto", True, 499, "folds"),
-        ("auto", True, 500, 0.2),
-        ("auto", True, 1_000_000, 0.01),
-        (None, False, 100, None),
-        ("folds", False, 100, "folds"),
-        (0.3, True, 100, 0.3),
+        ("auto", False, 100, True, None),
+        ("auto", True, 100, True, "out_of_bag"),
+        ("auto", True, 499, True, "out_of_bag"),
+        ("auto", True, 499, False, "folds"),
+        ("auto", True, 500, True, 0.2),
+        ("auto", True, 1_000_000, False, 0.01),
+        (None, False, 100, True, None),
+        ("folds", False, 100, True, "folds"),
+        ("out_of_bag", False, 1000, True, "out_of_bag"),
+        (0.3, True, 100, True, 0.3),
     ],
 )
-def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(given, wanted, n_rows, expected):
-    resolved = resolve(given, wanted, n_rows)
+def test_auto_calibrates_where_the_rule_asks_and_out_of_bag_where_rows_are_few(
+    given, wanted, n_rows, left_out, expected
+):
+    resolved = resolve(given, wanted, n_rows, left_out_by_members=left_out)
     if expected == "folds":
         assert (resolved.n_splits, resolved.shuffle) == (5, True)
     else:
@@ -46,7 +50,7 @@ def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(giv
 
 def test_a_splitter_makes_the_folds():
     splitter = KFold(7)
-    assert resolve(splitter, False, 100) is splitter
+    assert resolve(splitter, False, 100, left_out_by_members=True) is splitter
 
 
 @pytest.mark.parametrize(
@@ -56,11 +60,12 @@ def test_a_splitter_makes_the_folds():
         (KFold(20), "20 folds needs.*received 10"),
         (200, r"may mean folds or rows: set a splitter such as KFold\(200, shuffle=True\).*200/n"),
         (0.01, "at least 1 of the 10 rows"),
+        ("out_of_bag", "set validation_fraction to at least 1 / members"),
     ],
 )
 def test_calibration_that_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        resolve(given, True, 10)
+        resolve(given, True, 10, left_out_by_members=False)
 
 
 def test_a_share_is_held_out_of_training_and_scaling(normal):
@@ -113,6 +118,46 @@ def test_folds_are_shuffled_by_the_seed_unless_they_have_their_own(normal):
 def test_a_splitter_that_does_not_hold_out_each_row_once_is_refused(splitter, normal):
     with pytest.raises(ValueError, match=r"each row exactly once.* holds out row \d+ [02] times"):
         VAEDetector(epochs=1, calibration=splitter, random_state=0).fit(normal[0][:60])
+
+
+@pytest.mark.parametrize(
+    ("members", "fraction", "judged"), [(2, 0.5, True), (2, 0.4, False), (4, 0.25, True), (1, 0.25, False)]
+)
+def test_members_judge_every_row_if_their_shares_together_make_the_table(normal, members, fraction, judged):
+    detector = VAEDetector(
+        members=members,
+        validation_fraction=fraction,
+        calibration="out_of_bag",
+        epochs=1,
+        random_state=0,
+    )
+    if judged:
+        scores = detector.fit(normal[0]).calibration_scores_
+        assert scores.shape == (300,)
+        assert np.isfinite(scores).all()
+    else:
+        with pytest.raises(ValueError, match="together leave every row out"):
+            detector.fit(normal[0])
+
+
+def test_out_of_bag_a_row_has_one_score_for_p_values_and_the_default_threshold(normal):
+    settings = {"members": 4, "validation_fraction": 0.25, "epochs": 2, "random_state": 0}
+    judged = VAEDetector(calibration="out_of_bag", threshold=Conformal(0.1), **settings).fit(normal[0])
+    default = VAEDetector(threshold=OutOfBag(0.1), **settings).fit(normal[0])
+    assert judged.offset_ == default.offset_
+    np.testing.assert_array_equal(judged.score_samples(normal[1]), default.score_samples(normal[1]))
+
+
+@pytest.mark.long
+def test_out_of_bag_alarms_are_about_as_many_as_promised(normal):
+    """Means over fits of the default to 120 rows; each calibration spreads by more."""
+    X, new = normal
+    rates = []
+    for seed in range(10):
+        rows = np.random.RandomState(seed).permutation(X)[:120]
+        detector = VAEDetector(threshold=Conformal(0.1), random_state=seed).fit(rows)
+        rates.append((detector.predict(new) == -1).mean())
+    assert 0.07 < np.mean(rates) < 0.13
 
 
 def test_folds_leave_the_model_as_it_is_without_them(normal):
@@ -210,7 +255,7 @@ def test_a_p_value_below_alpha_is_an_alarm_of_the_conformal_rule(normal):
 
 def test_without_calibration_there_are_no_p_values_and_the_error_says_what_to_do(normal, small_detector):
     detector = small_detector.fit(normal[0])
-    with pytest.raises(ValueError, match="calibration='folds'.*calibration=0.2.*threshold='conformal'"):
+    with pytest.raises(ValueError, match="calibration='out_of_bag'.*calibration=0.2.*threshold='conformal'"):
         detector.p_values(normal[0])
 
 

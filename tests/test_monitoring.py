@@ -1,5 +1,6 @@
 """Monitoring: drift of most scores apart from anomalies, at the stated rate of false alarms."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -257,3 +258,30 @@ def test_a_monitor_of_a_detector_can_be_put_away_and_go_on(fitted):
     assert not monitor.evidence.drifted
     assert monitor.evidence.n_rows == 1000
     assert monitor.update(2 * new[:200]).drifted
+
+
+# -- a detector that is fitted again ----------------------------------------------------------------------
+@pytest.mark.parametrize("selection", [None, "saffron"])
+def test_a_detector_that_was_fitted_again_is_refused_and_the_monitor_stays(selection):
+    rng = np.random.RandomState(0)
+    calibration, stream = rng.gumbel(size=200), rng.gumbel(size=30)
+    detector = Calibrated(calibration)
+    monitor = Monitor(detector, random_state=0, selection=selection)
+    before = monitor.update(stream)
+    detector.calibration_scores_ = calibration + 1
+    with pytest.raises(ValueError, match=r"not the one that the monitor was made with.*copy[.]deepcopy"):
+        monitor.update(stream)
+    assert monitor.evidence == before
+    detector.calibration_scores_ = calibration.copy()  # the same fit, loaded again
+    assert monitor.update(stream).n_rows == 60
+
+
+def test_a_monitor_of_a_copy_goes_on_while_the_detector_is_fitted_again(fitted):
+    detector, rows = fitted
+    of_copy, alone = copy.deepcopy(detector), copy.deepcopy(detector)
+    monitor = Monitor(copy.deepcopy(of_copy), random_state=0)
+    monitor.update(rows[:100])
+    of_copy.set_params(epochs=1).fit(rows[:200])
+    again = Monitor(alone, random_state=0)
+    again.update(rows[:100])
+    assert monitor.update(rows[100:200]) == again.update(rows[100:200])

@@ -162,6 +162,8 @@ class CheckpointFile:
                 "early_stopping": job.recipe.early_stopping,
                 "network": job.specification.network.architecture_key(),
                 "likelihood": job.specification.likelihood.architecture_key(),
+                "posterior": job.specification.posterior.architecture_key(),
+                "prior": job.specification.prior.architecture_key(),
                 "patches": None if job.patches is None else job.patches.side,
                 "latent_dim": job.specification.latent_dim,
                 "n_draws": len(job.draws),

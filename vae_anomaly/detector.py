@@ -55,8 +55,8 @@ from vae_anomaly.data.streams import Stream
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.folds import score_folds_like
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.folds import score_folds_from, score_folds_like
+from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START, Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
@@ -65,6 +65,9 @@ from vae_anomaly.model_card import ModelCard
 from vae_anomaly.monitoring import Drift
 from vae_anomaly.monitoring.batch import ASKS as DRIFT_ASKS
 from vae_anomaly.networks import Network
+from vae_anomaly.objectives import Objective
+from vae_anomaly.posteriors import Posterior
+from vae_anomaly.priors import Prior
 from vae_anomaly.scoring.score import Score
 from vae_anomaly.thresholds import Conformal
 from vae_anomaly.training.interruption import interruptible, stop
@@ -76,8 +79,8 @@ __all__ = ["VAEDetector"]
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
-    Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural
-    networks, by maximizing the evidence lower bound (Kingma & Welling 2014)
+    Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), unless others are
+    chosen, by neural networks that maximize the evidence lower bound (Kingma & Welling 2014)
 
     .. math:: \mathrm{E}_{q(z|x)} \log p(x|z) - \beta\,\mathrm{KL}(q(z|x) \,\|\, p(z))
 
@@ -107,6 +110,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         `ConvNetwork` too. Identifiers in a DataFrame, columns in which nearly every row has a value of its
         own, are left out with a warning, texts that write numbers are read with one; "ignored" leaves a
         column out.
+    posterior : name or Posterior, default="gaussian"
+        q(z|x). "gaussian" has a mean and a variance for each latent dimension. "planar", "realnvp", "iaf" and
+        "spline" send that through a flow, whose draws can have any shape. "categorical" has categories for
+        latents, eight of four values each. Or an instance from `vae_anomaly.posteriors`, such as
+        ``Flow([Planar()] * 4)`` or ``Categorical(n_variables=3, n_values=10)``.
+    prior : name or Prior, default="standard"
+        p(z). "standard" is N(0, I), and of categories the uniform distribution. "mixture", "vamp", "flow" and
+        "aggregate" are learned with the model: a mixture of Gaussians, one of posteriors of pseudo-inputs, a
+        flow, and the mixture of posteriors of a sample of training rows. Or an instance from
+        `vae_anomaly.priors`, such as ``Mixture(8)``. All scores and bounds are those of the model with this
+        prior, and `sample` draws from it.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -119,8 +133,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         square; that of an image is the mean of its six most unusual ones.
     n_draws : int, default=10
         Draws of z that a score averages over. They are made once in `fit` and shared by all rows.
-    objective : {"elbo", "iwae"}, default="elbo"
-        The bound that training maximizes; ``val_loss`` is made of the ELBO's parts in both cases.
+    objective : {"elbo", "iwae"} or Objective, default="elbo"
+        The bound that training maximizes, by ``n_training_draws`` draws: the ELBO, the importance-weighted
+        bound, or an instance from `vae_anomaly.objectives`: ``Renyi(alpha)``, of which "elbo" is Renyi(1) and
+        "iwae" Renyi(0), or ``Chi(n)``, an upper bound. ``loss`` in `history_` is minus this bound;
+        ``val_loss`` is made of the ELBO's parts in all cases, and the ``score`` has its own name.
     n_training_draws : int, default=1
         Draws of z for each row in a training step.
     beta : float, default=1.0
@@ -128,7 +145,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     kl_warm_up : float, default=0.0
         Share of the training, in [0, 1], over which the weight of the KL rises linearly to ``beta``.
     free_bits : float, default=0.0
-        Nats of KL that each latent dimension may use unpenalized. Only for ``objective="elbo"``.
+        Nats of KL that each latent dimension, or each variable of categories, may use unpenalized. Only for
+        ``objective="elbo"`` with a KL in closed form.
     members : "auto", int or list of Member, default="auto"
         The models to train and average: so many that differ by their seeds only, or one for each
         `vae_anomaly.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
@@ -174,13 +192,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         from `vae_anomaly.thresholds`, any object with ``cut(scores) -> float``, or one of pythresh.
         "conformal" guarantees a false-alarm rate (5 %; ``Conformal(false_alarm_rate)`` sets it),
         "pareto_tail" extrapolates to rare ones; both take scores of rows that were not trained on.
-    calibration : {"auto", "folds"}, float, splitter or None, default="auto"
+    calibration : {"auto", "out_of_bag", "folds"}, float, splitter or None, default="auto"
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
-        float in (0, 1) holds out that fraction of the rows. "folds" fits five more detectors, each without
-        one fold of the rows, and scores the fold by it: that spends no rows, and takes as many times longer;
-        a splitter that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing
-        unless the threshold asks; then it is "folds" for fewer than 500 rows, else a fifth of the rows, at
-        most 10,000.
+        float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the one or two
+        of the default eight members that left it out of their training: it costs neither rows nor time.
+        "folds" fits five more detectors, each without one fold of the rows, and scores the fold by it; a
+        splitter that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing
+        unless the threshold asks; then it is "out_of_bag" for fewer than 500 rows ("folds" if members leave
+        out too few), else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the likelihood:
         `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel, and
@@ -237,10 +256,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ``decision_function = score_samples - offset_``.
     history_ : dict of list of float
         For each epoch, means per row, and over the members that still trained, in nats: "loss",
-        "reconstruction", "kl", and with validation rows "val_loss", "val_reconstruction", "val_kl". For
+        "reconstruction", "kl", and with validation rows "val_loss", "val_reconstruction", "val_kl". A KL
+        without a closed form is the mean of log q(z|x) - log p(z) over the same draws. For
         ``objective="elbo"`` without trimming, warm-up, free bits or layers that add losses,
         loss = reconstruction + beta * kl; val_loss always is. After a warm start, NaN marks epochs in
         which a figure was not measured.
+    objective_ : Objective
+        The bound that the training has maximized; its ``side`` says on which side of log p(x) it lies.
     calibration_scores_ : float64 array of shape (n_rows,), or None
         Anomaly scores, larger = more anomalous, of rows that were not trained on; see ``calibration``.
     calibration_groups_ : array of shape (n_rows,), or None
@@ -259,7 +281,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     latent_dim_ : int
         Latent dimensions.
     draws_ : float32 array of shape (n_draws, latent_dim_)
-        The draws that scores average over.
+        The standard normal numbers that make the draws which scores average over; of categories, twice as
+        many for each draw.
     members_ : tuple of ModelState
         The trained models as arrays and configuration.
     member_weights_ : float64 array of shape (n_members,)
@@ -267,11 +290,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     model_ : VAE
         The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
     n_samples_fit_ : int
-        Rows that the last `fit` was given, those that it held out included.
+        Rows that the last `fit` or `partial_fit` was given, those that it held out included.
     n_samples_drawn_ : int
         How many of them were drawn to be trained on, held out and judged; see ``max_samples``.
+    n_samples_seen_ : int
+        Those of all calls of `partial_fit` since the last `fit`, and of that.
     missing_fraction_ : float64 array of shape (n_features_in_,)
-        Fraction of missing values in each column of the training rows.
+        Fraction of missing values in each column of all training rows.
     do_early_stopping_ : bool
         Whether `fit` could stop early.
     n_features_in_ : int
@@ -347,9 +372,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "patches": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), None],
         "latent_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "likelihood": [str, Likelihood, dict, list, tuple],
+        "posterior": [str, Posterior],
+        "prior": [str, Prior],
         "score": [str, Score],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
-        "objective": [StrOptions({"elbo", "iwae"})],
+        "objective": [str, Objective],
         "n_training_draws": [Interval(Integral, 1, None, closed="left")],
         "beta": [Interval(Real, 0, None, closed="left")],
         "kl_warm_up": [Interval(Real, 0, 1, closed="both")],
@@ -367,7 +394,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "threshold": [str, HasMethods("cut"), HasMethods("eval"), HasMethods(["fit", "predict"]), None],
         "calibration": [
-            StrOptions({"auto", "folds"}),
+            StrOptions({"auto", "out_of_bag", "folds"}),
             Interval(RealNotInt, 0, 1, closed="neither"),
             Integral,  # refused with the remedy, by `calibration.rows.resolve`
             HasMethods(["split", "get_n_splits"]),
@@ -392,9 +419,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         patches: str | int | None = "auto",
         latent_dim: str | int = "auto",
         likelihood: LikelihoodLike = "auto",
+        posterior: str | Posterior = "gaussian",
+        prior: str | Prior = "standard",
         score: str | Score = "auto",
         n_draws: int = 10,
-        objective: str = "elbo",
+        objective: str | Objective = "elbo",
         n_training_draws: int = 1,
         beta: float = 1.0,
         kl_warm_up: float = 0.0,
@@ -427,6 +456,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.patches = patches
         self.latent_dim = latent_dim
         self.likelihood = likelihood
+        self.posterior = posterior
+        self.prior = prior
         self.score = score
         self.n_draws = n_draws
         self.objective = objective
@@ -559,7 +590,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
-                earlier=attributes.earlier_of(self) if continues else None,
+                earlier=attributes.earlier_of(self, WARM_START) if continues else None,
                 store=checkpoint,
                 score_fold=score_folds_like(self),
                 interruption=interruption,
@@ -569,12 +600,104 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 checkpoint.remove()
         return self
 
+    def partial_fit(
+        self, X: MatrixLike, y: object = None, *, groups: npt.ArrayLike | str | None = None
+    ) -> Self:
+        """Go on with new rows of a stream: train on them from where the models stand, and set the threshold.
+
+        The first call is ``fit(X)``, to the same bits. A later one trains every member on the new rows, from
+        its present weights and with an optimizer that starts anew: with an int as ``epochs`` so many passes
+        over them, with "auto" five, all of them unless ``early_stopping=True``. Earlier rows are not kept and
+        are forgotten by and by, the sooner the more passes are taken.
+
+        Scaler, categories, likelihoods, draws and networks stay those of the first fit. A warning names the
+        columns in which the new rows lie outside what all earlier ones held: too many values beyond the range
+        for rows of the same kind, by a test that calls them so in at most a thousandth of the calls; a value
+        beyond it by more than its width; a category that the first rows did not have, of which nothing can be
+        learned; a first missing value. Another tells, as for warm starts, if the earlier fit calls far more
+        of the rows anomalies than it would of rows like its own.
+
+        Whatever is set by scores is set anew, by the new rows alone: the members' weights, the threshold,
+        `calibration_scores_` and `false_alarm_rate_`. Calibration rows are new rows, too: a fraction of them
+        that no member is trained on, or for "folds" all of them, each scored by models that went on from the
+        earlier ones without its fold. So what the threshold promises after `fit` it promises after this call,
+        for rows of the new ones' kind: nothing that was learned before has seen a calibration row, as long as
+        each row of the stream is handed in once. Rules need as many rows as in `fit`, such as 19 calibration
+        rows for ``Conformal(0.05)``: collect some hundreds for a call.
+
+        With an int as ``random_state``, a sequence of calls gives the same bits again, also if the detector
+        has been saved and loaded between them; the seeds of each call depend on `n_samples_seen_`.
+        ``checkpoint`` is for a first call only. Ctrl-C and `stop_fit` raise `KeyboardInterrupt` and leave the
+        detector as it was, so do all errors: rows are learned whole or not at all.
+
+        Parameters
+        ----------
+        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of.
+        y : ignored
+            For scikit-learn's conventions.
+        groups : array of shape (n_rows,), str or None, default=None
+            As in `fit`, of these rows: `calibration_groups_` become those of their calibration rows.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If the rows are not like the earlier ones, if network, members, draws or latent dimensions have
+            been set to others since, or if there are too few rows for the threshold.
+        FloatingPointError
+            If the training diverges, also at a tenth of the learning rate.
+
+        See Also
+        --------
+        vae_anomaly.monitoring.Monitor : Tells when it is time to fit anew.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from vae_anomaly import VAEDetector
+        >>> rng = np.random.RandomState(0)
+        >>> detector = VAEDetector(epochs=5, random_state=0)
+        >>> for _ in range(3):
+        ...     _ = detector.partial_fit(rng.normal(size=(200, 3)))
+        >>> detector.n_samples_seen_, len(detector.history_["loss"])
+        (600, 15)
+        """
+        if not hasattr(self, "members_"):
+            return self.fit(X, groups=groups)
+        with all_or_nothing(self), interruptible(self) as interruption:
+            self._validate_params()
+            X = open_rows(X)
+            given = read_training_rows(
+                self, X, self._shape_of_images, reset=False, n_at_most=None, seed=lambda: 0
+            )
+            labels = None if groups is None else read_groups(X, groups)
+            parameters = self.get_params(deep=False)
+            decisions = decide(parameters, self.table_, self.image_shape_, given.n_rows, takes_new_rows=True)
+            calibration_rows.check_groups(labels, decisions.calibration)
+            outcome = fitting.fit(
+                given,
+                decisions,
+                table=self.table_,
+                names=getattr(self, "feature_names_in_", None),
+                earlier=attributes.earlier_of(self, PARTIAL_FIT),
+                store=None,
+                score_fold=score_folds_from(self, decisions),
+                interruption=interruption,
+            )
+            attributes.take_over(self, outcome, decisions, given, labels)
+        return self
+
     def stop_fit(self) -> None:
         """End a `fit` that runs in another thread, as Ctrl-C does: with the epoch that its members are in.
 
         The fit then returns a detector with `interrupted_` True and warns of it. It finishes at least one
-        epoch; where a threshold needs trainings in folds, it raises `KeyboardInterrupt`. Without a fit that
-        trains, nothing happens. Any thread may call it, any number of times.
+        epoch; where a threshold needs trainings in folds, it raises `KeyboardInterrupt`, and so does a
+        `partial_fit` that goes on with a stream. Without a fit that trains, nothing happens. Any thread may
+        call it, any number of times.
 
         Examples
         --------
@@ -942,7 +1065,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         with the n `calibration_scores_`. If x is exchangeable with the calibration rows, p(x) <= alpha has a
         probability of at most alpha, for every alpha and whatever the model (Vovk, Gammerman & Shafer 2005);
-        with ``calibration`` in folds this holds nearly, because folds are scored by other models. No p-value
+        with ``calibration`` out of bag or in folds this holds nearly, because calibration rows are scored by
+        some of the members, or by other models. No p-value
         is below 1 / (n + 1). It is not the probability that the row is normal.
 
         Parameters
@@ -1123,8 +1247,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If no rows were held out for calibration (folds are scored by other models, of which nothing
-            exact is known), if there are too few for ``rate``, or for values outside (0, 1).
+            If no rows were held out for calibration (where members or folds score the rows that they left
+            out, nothing exact is known), if there are too few for ``rate``, or for values outside (0, 1).
 
         Examples
         --------
@@ -1172,8 +1296,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If no rows were held out for calibration (folds hold out none: their scores are those of other
-            models), or for a rate outside (0, 1).
+            If no rows were held out for calibration (out of bag and in folds, none are: their scores are
+            those of some members or of other models), or for a rate outside (0, 1).
 
         Examples
         --------
@@ -1193,7 +1317,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     # -- the model ----------------------------------------------------------------------------------------
     def encode(self, X: MatrixLike) -> Floats:
-        """Posterior means of z.
+        """Where each row lies among z: the posterior's mean, by the first member.
+
+        Of a flow, the image of its base's mean; of categories, their probabilities.
 
         Parameters
         ----------
@@ -1317,8 +1443,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             (those that are not the defaults; a later set_params shows here), "training" (the last epoch's
             figures, in nats), "threshold", "notes" and "versions" (those of now, not of the fit). Between the
             threshold's ``realized_rates`` lie 95 % of the false-alarm rates that chance makes of so many
-            calibration rows (nearly, if they are scored by folds); ``certified_rate`` is that of
-            `false_alarm_certificate`, with 95 % confidence, None if no rows were held out.
+            calibration rows (nearly, if they are scored out of bag or by folds); ``certified_rate`` is that
+            of `false_alarm_certificate`, with 95 % confidence, None if no rows were held out.
             ``str(card)`` is Markdown, ``card.to_dict()`` is JSON's.
 
         Raises

@@ -22,7 +22,7 @@ def check_calibrated(detector: Detector) -> Floats:
     """The fitted detector's scores of rows that were not trained on; a ValueError if it has none."""
     if detector.calibration_scores_ is None:
         raise ValueError(
-            "p-values need scores of rows that were not trained on: fit with calibration='folds', "
+            "p-values need scores of rows that were not trained on: fit with calibration='out_of_bag', "
             f"with a fraction such as calibration=0.2, or with threshold='conformal'; now calibration="
             f"{detector.calibration!r} and threshold={detector.threshold!r}."
         )
@@ -30,7 +30,7 @@ def check_calibrated(detector: Detector) -> Floats:
 
 
 def find_held_out_scores(detector: Detector) -> Floats | None:
-    """The scores of rows that were held out of training; None if there are none, or those of folds."""
+    """The scores of rows that were held out of training; None if there are none, or other models' scores."""
     scores = detector.calibration_scores_
     if scores is None or len(scores) == getattr(detector, "n_samples_fit_", None):
         return None
@@ -42,10 +42,10 @@ def held_out_scores(detector: Detector, asks: str) -> Floats:
     check_is_fitted(detector)
     scores = find_held_out_scores(detector)
     if scores is None:
-        by_folds = "" if detector.calibration_scores_ is None else " (folds are scored by other models)"
+        by_others = "" if detector.calibration_scores_ is None else " (members or folds score)"
         raise ValueError(
             f"{asks} scores of rows that were held out of training: fit with a fraction such as "
-            f"calibration=0.2; now calibration={detector.calibration!r}{by_folds} and "
+            f"calibration=0.2; now calibration={detector.calibration!r}{by_others} and "
             f"threshold={detector.threshold!r}."
         )
     return scores

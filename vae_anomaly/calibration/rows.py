@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import KFold, train_test_split
 
+from vae_anomaly.core import parallel
 from vae_anomaly.core.types import Array, Floats, Matrix, Splitter
 
 __all__ = [
+    "OUT_OF_BAG",
     "check_groups",
     "groups_of_calibration",
     "out_of_fold_scores",
@@ -22,29 +24,40 @@ __all__ = [
     "warn_of_other_rows",
 ]
 
-# A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Folds promise it only nearly.
+#: Every row is judged by the members that left it out of their training.
+OUT_OF_BAG = "out_of_bag"
+
+# A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Others promise it only nearly.
 _ROWS_ENOUGH_TO_SPLIT = 500
 _FRACTION, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
 
 
-def resolve(calibration: str | float | Splitter | None, wanted: bool, n_rows: int) -> float | Splitter | None:
-    """What the detector's ``calibration`` means for so many rows: a fraction, a splitter, or None.
+def resolve(
+    calibration: str | float | Splitter | None, wanted: bool, n_rows: int, *, left_out_by_members: bool
+) -> float | str | Splitter | None:
+    """What ``calibration`` means for so many rows: a fraction, a splitter, `OUT_OF_BAG` or None.
 
     Parameters
     ----------
-    calibration : "auto", "folds", float, splitter or None
+    calibration : "auto", "out_of_bag", "folds", float, splitter or None
     wanted : bool
         Whether the threshold rule needs scores of rows that were not trained on.
     n_rows : int
+    left_out_by_members : bool
+        Whether each row is left out of the training of some member.
 
     Raises
     ------
     ValueError
-        If the rule needs such scores and ``calibration`` is None, if there are too few rows, or for an int.
+        If the rule needs such scores and ``calibration`` is None, if there are too few rows, if members are
+        to judge rows that they do not leave out, or for an int.
     """
     if isinstance(calibration, str) and calibration == "auto":
-        fraction = min(_FRACTION, _ROWS_AT_MOST / n_rows)
-        calibration = ("folds" if n_rows < _ROWS_ENOUGH_TO_SPLIT else fraction) if wanted else None
+        calibration = None
+        if wanted and n_rows >= _ROWS_ENOUGH_TO_SPLIT:
+            calibration = min(_FRACTION, _ROWS_AT_MOST / n_rows)
+        elif wanted:
+            calibration = OUT_OF_BAG if left_out_by_members else "folds"
     if calibration is None:
         if wanted:
             raise ValueError(
@@ -52,6 +65,13 @@ def resolve(calibration: str | float | Splitter | None, wanted: bool, n_rows: in
                 "calibration='auto', a fraction such as 0.2, or 'folds'."
             )
         return None
+    if isinstance(calibration, str) and calibration == OUT_OF_BAG:
+        if not left_out_by_members:
+            raise ValueError(
+                "calibration='out_of_bag' needs members that together leave every row out of their training: "
+                "set validation_fraction to at least 1 / members, or calibration to 'folds'."
+            )
+        return OUT_OF_BAG
     if isinstance(calibration, str):
         folds: Splitter = KFold(_FOLDS, shuffle=True)
         calibration = folds
@@ -76,7 +96,7 @@ def resolve(calibration: str | float | Splitter | None, wanted: bool, n_rows: in
     return float(calibration)
 
 
-def set_aside(X: Matrix, calibration: float | Splitter | None, seed: int) -> tuple[Matrix, Matrix]:
+def set_aside(X: Matrix, calibration: float | str | Splitter | None, seed: int) -> tuple[Matrix, Matrix]:
     """The rows to train on, and those to hold out if ``calibration`` is a fraction."""
     if not isinstance(calibration, float):
         return X, X[:0]
@@ -87,7 +107,7 @@ def set_aside(X: Matrix, calibration: float | Splitter | None, seed: int) -> tup
     return X[kept], X[held_out]
 
 
-def check_groups(labels: Array | None, calibration: float | Splitter | None) -> None:
+def check_groups(labels: Array | None, calibration: float | str | Splitter | None) -> None:
     """Refuse groups where there are no calibration rows to tell them apart by, before anything is trained."""
     if labels is not None and calibration is None:
         raise ValueError(
@@ -97,7 +117,7 @@ def check_groups(labels: Array | None, calibration: float | Splitter | None) -> 
 
 
 def groups_of_calibration(
-    labels: Array | None, calibration: float | Splitter | None, seed: int
+    labels: Array | None, calibration: float | str | Splitter | None, seed: int
 ) -> Array | None:
     """The groups of the rows that calibration scores are of, in their order."""
     if labels is None:
@@ -122,6 +142,8 @@ def out_of_fold_scores(
     score_fold: Callable[[Matrix, Matrix], Floats], X: Matrix, splitter: Splitter, seed: int
 ) -> Floats:
     """Each row's anomaly score by a model that was trained without the row's fold.
+
+    Folds are scored one after another, or by other processes as `core.parallel.find_place` says.
 
     Parameters
     ----------
@@ -150,6 +172,17 @@ def out_of_fold_scores(
             f"{row} {times[row]} times."
         )
     scores = np.empty(n_rows)
-    for trained_on, held_out in folds:
-        scores[held_out] = score_fold(X[trained_on], X[held_out])
+    if parallel.find_place().elsewhere:
+        by_fold = parallel.map_elsewhere(_score_fold, (score_fold, X), folds)
+    else:  # whose members are trained at once
+        by_fold = [_score_fold(score_fold, X, fold) for fold in folds]
+    for (_, held_out), of_fold in zip(folds, by_fold, strict=True):
+        scores[held_out] = of_fold
     return scores
+
+
+def _score_fold(
+    score_fold: Callable[[Matrix, Matrix], Floats], X: Matrix, fold: tuple[Array, Array]
+) -> Floats:
+    trained_on, held_out = fold
+    return score_fold(X[trained_on], X[held_out])

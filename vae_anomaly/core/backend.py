@@ -24,6 +24,7 @@ __all__ = ["in_float32", "keras", "limit_threads", "open_tensorflow", "tf", "war
 # Eigen's matrix products, TensorFlow's choice on processors without AVX-512, round a row by its place among
 # the others; oneDNN's do not. TensorFlow reads the choice when it is imported.
 _ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+_N_THREADS = "TF_NUM_INTRAOP_THREADS"
 _opening = threading.RLock()
 _is_open = False
 
@@ -117,6 +118,7 @@ def _open() -> None:
             "environment variable KERAS_BACKEND=tensorflow before Keras is first imported."
         ) from missing
     _leave_gpu_memory_to_others(tensorflow)
+    _leave_processors_to_others(tensorflow)
 
 
 @contextlib.contextmanager
@@ -137,6 +139,19 @@ def _leave_gpu_memory_to_others(tensorflow: Any) -> None:
         # An initialized runtime refuses the setting: then the user came first, and their choice holds.
         with contextlib.suppress(RuntimeError, ValueError):
             tensorflow.config.experimental.set_memory_growth(gpu, True)
+
+
+def _leave_processors_to_others(tensorflow: Any) -> None:
+    """Let an operation have as many threads as OMP_NUM_THREADS says, unless the user has told TensorFlow.
+
+    joblib and dask set it for their workers, which share the processors, and TensorFlow knows only a variable
+    of its own.
+    """
+    n_threads, threading_of = os.environ.get("OMP_NUM_THREADS", ""), tensorflow.config.threading
+    if not n_threads.isdigit() or _N_THREADS in os.environ or threading_of.get_intra_op_parallelism_threads():
+        return
+    with contextlib.suppress(RuntimeError):  # it computes already
+        threading_of.set_intra_op_parallelism_threads(int(n_threads))
 
 
 @contextlib.contextmanager

@@ -160,6 +160,7 @@ class Detector(Protocol):
 
     n_features_in_: int
     n_samples_fit_: int
+    n_samples_seen_: int
     n_samples_drawn_: int
     latent_dim_: int
     offset_: float
@@ -182,10 +183,13 @@ class Detector(Protocol):
     table_: Any
     scaler_: Estimator
     score_: Any
+    #: An `objectives.Objective`.
+    objective_: Any
     threshold_: Any
     _member_levels: Floats
     _usual_scores: Floats | None
     _pixel_quantiles: Floats | None
+    _column_ranges: Floats | None
     _split_seeds: list[int]
     _calibration_seed: int
     #: Parameters.
@@ -194,6 +198,7 @@ class Detector(Protocol):
     calibration: Any
     threshold: Any
     random_state: Any
+    callbacks: Any
     checkpoint: Any
 
     @property

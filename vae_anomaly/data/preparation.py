@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from vae_anomaly.data import frames, scaling
 from vae_anomaly.data.lazy import blocks, rows_of
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.pixels import pixels
+from vae_anomaly.data.ranges import ColumnRanges
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.data.survey import survey
 from vae_anomaly.data.tables import Table
@@ -48,6 +49,9 @@ class Preparation:
     missing_fractions : float64 array of shape (n_features,), or None if it is not known
     patches : Patches or None
         The squares of an image that the models see; None if they see whole rows.
+    ranges : ColumnRanges or None
+        What the columns have held in all rows that were trained on, in the units of X; None if it is not
+        known.
     """
 
     table: Table | None
@@ -57,6 +61,7 @@ class Preparation:
     scaler: Estimator
     missing_fractions: Floats | None
     patches: Patches | None = None
+    ranges: ColumnRanges | None = None
 
     @classmethod
     def fit(
@@ -86,6 +91,9 @@ class Preparation:
             If a column holds no value, or values whose squares overflow; names it.
         """
         unfitted = scaling.scaler_for(likelihood, scaler, of_images)
+        channels = n_channels if of_images is None else of_images[-1]
+        if channels is not None and X.shape[1] % channels:  # the network names a wrong length
+            channels = None
         learned = survey(
             X,
             stream,
@@ -93,7 +101,8 @@ class Preparation:
             names=names,
             likelihood=likelihood,
             of_images=of_images is not None,
-            n_channels=n_channels if isinstance(scaler, str) else None,
+            n_channels=channels,
+            scales_channels=n_channels is not None and isinstance(scaler, str),
         )
         return cls(
             table,
@@ -103,7 +112,25 @@ class Preparation:
             learned.scaler,
             learned.missing_fractions,
             patches,
+            learned.ranges,
         )
+
+    def after(self, X: Matrix) -> Self:
+        """The same once these rows, too, have been trained on: what is known of the columns grows."""
+        new = ColumnRanges.of(X, self.n_channels)
+        if self.ranges is None or self.missing_fractions is None:
+            return replace(self, ranges=new, missing_fractions=scaling.count_missing(X) / X.shape[0])
+        ranges = self.ranges.merge(new)
+        n_missing = self.missing_fractions * self.ranges.n_rows + scaling.count_missing(X)
+        return replace(self, ranges=ranges, missing_fractions=n_missing / ranges.n_rows)
+
+    @property
+    def n_channels(self) -> int | None:
+        """How many channels alternate in a row, if those of pixels or steps have ranges together."""
+        if self.ranges is None or self.missing_fractions is None:
+            return None
+        n_columns = len(self.ranges.least)
+        return None if n_columns == len(self.missing_fractions) else n_columns
 
     def in_units(self, X: Matrix, dtype: DtypeOrNone, likelihood: Likelihood) -> Matrix:
         """New rows in the units of the training rows: bytes become shares of 255 if they were such."""

@@ -20,6 +20,7 @@ from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
     "FARTHEST",
+    "ROUNDING",
     "FitInBlocks",
     "ScalerOfColumns",
     "any_infinite",
@@ -29,9 +30,9 @@ __all__ = [
     "check_magnitude",
     "clip_gross_errors",
     "column_names",
+    "count_missing",
     "fit_channel_scaler",
     "fit_scaler",
-    "missing_counts",
     "missing_fractions",
     "repeat_channels",
     "scale",
@@ -43,6 +44,8 @@ __all__ = [
 
 #: Where scaled rows are clipped: far enough to be any anomaly, near enough for its square to be a float32.
 FARTHEST = 1e14
+#: Of the largest value: what sums and means of equal numbers may be off by.
+ROUNDING = 32 * np.finfo(np.float64).eps
 
 _LARGEST = 1e150
 # Beyond, nearly all rows are a fiftieth of a unit.
@@ -51,8 +54,6 @@ _FARTHEST_TRAINED = 1e6
 _ROWS_FOR_QUANTILES = 10_000
 # Standard deviations of a normal distribution between its 2.5th and its 97.5th percentile.
 _CENTRAL_DEVIATIONS = 3.92
-# Of the largest value: what sums and means of equal numbers may be off by.
-_ROUNDING = 32 * np.finfo(np.float64).eps
 # A third of a smaller one may be no normal number any more.
 _SMALLEST_CONSTANT = 1e-300
 
@@ -161,7 +162,7 @@ def check_magnitude(X: Matrix, names: Array | None) -> None:
         )
 
 
-def missing_counts(X: Matrix) -> Array:
+def count_missing(X: Matrix) -> Array:
     """How many values are missing in each column."""
     if sparse.issparse(X):
         return np.bincount(X.indices[np.isnan(X.data)], minlength=X.shape[1])
@@ -280,7 +281,7 @@ def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -
     """
     size = np.maximum(np.abs(least), np.abs(greatest))
     # Of a column without a value, the least is infinite and the greatest is, below zero.
-    constant = (least <= greatest) & (greatest - least <= _ROUNDING * size)
+    constant = (least <= greatest) & (greatest - least <= ROUNDING * size)
     scaler.mean_[constant] = least[constant]
     scaler.scale_[constant] = np.where(size > _SMALLEST_CONSTANT, size / 3, 1.0)[constant]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from vae_anomaly.core.rows import dense
 from vae_anomaly.core.types import Array, Estimator, Floats, Matrix
 from vae_anomaly.data import scaling
 from vae_anomaly.data.pixels import pixel_range
+from vae_anomaly.data.ranges import ColumnRanges
 from vae_anomaly.data.scaling import FitInBlocks, ScalerOfColumns, as_numbers
 from vae_anomaly.data.streams import Stream, map_blocks
 from vae_anomaly.likelihoods import Likelihood
@@ -26,11 +28,13 @@ class Survey(NamedTuple):
     pixel_range : (float, float) or None
         Lowest and highest value of images.
     scaler : fitted transformer or None
+    ranges : ColumnRanges
     """
 
     missing_fractions: Floats
     pixel_range: tuple[float, float] | None
     scaler: Estimator
+    ranges: ColumnRanges
 
 
 def survey(
@@ -42,6 +46,7 @@ def survey(
     likelihood: Likelihood,
     of_images: bool,
     n_channels: int | None,
+    scales_channels: bool,
 ) -> Survey:
     """Visit all rows once.
 
@@ -58,18 +63,21 @@ def survey(
     likelihood : Likelihood
     of_images : bool
     n_channels : int or None
-        Of signals, whose channels are scaled alike at all positions.
+        That alternate in a row of a signal or an image; each has one range.
+    scales_channels : bool
+        Whether each is scaled alike at all positions.
 
     Raises
     ------
     ValueError
         If a column holds no value, or values whose squares overflow or that the likelihood does not allow.
     """
-    fit = None if stream is None else _begin(scaler, X.shape[1], n_channels)
+    scaled = n_channels if scales_channels else None
+    fit = None if stream is None else _begin(scaler, X.shape[1], scaled)
     # Behind a scaler, what the likelihood allows cannot be told before it has been fitted.
     columns = scaler.columns if isinstance(scaler, ScalerOfColumns) else None
 
-    def visit(block: Matrix) -> tuple[Array, tuple[float, float] | None]:
+    def visit(block: Matrix) -> tuple[Array, tuple[float, float] | None, ColumnRanges]:
         scaling.check_magnitude(block, names)
         if fit is not None:
             fit.add(dense(as_numbers(block)))
@@ -77,22 +85,27 @@ def survey(
                 rows = scaling.scale(block, None)
                 rows[:, columns or []] = np.nan
                 likelihood.check_support(rows, names)
-        return scaling.missing_counts(block), pixel_range(block) if of_images else None
+        ends = pixel_range(block) if of_images else None
+        return scaling.count_missing(block), ends, ColumnRanges.of(block, n_channels)
 
     everything = X if stream is None else stream
-    found = list(map_blocks(everything, visit, scaling.block_size(X.shape[1])))
-    n_missing = np.sum([counts for counts, _ in found], axis=0)
+    counts, of_pixels, of_columns = zip(
+        *map_blocks(everything, visit, scaling.block_size(X.shape[1])), strict=True
+    )
+    n_missing, ranges = np.sum(counts, axis=0), reduce(ColumnRanges.merge, of_columns)
     fractions = scaling.missing_fractions(n_missing, everything.shape[0], names)
     likelihood.check_columns(X.shape[1])
     ends = None
     if of_images:
-        low, high = np.transpose([ends for _, ends in found if ends is not None])
+        low, high = np.transpose(of_pixels)
         ends = float(np.fmin.reduce(low)), float(np.fmax.reduce(high))
     if fit is not None:
-        return Survey(fractions, ends, fit.result(X))
-    if n_channels is not None:
-        return Survey(fractions, ends, scaling.fit_channel_scaler(scaler, X, n_channels))
-    return Survey(fractions, ends, scaling.fit_scaler(scaler, X))
+        fitted = fit.result(X)
+    elif scaled is not None:
+        fitted = scaling.fit_channel_scaler(scaler, X, scaled)
+    else:
+        fitted = scaling.fit_scaler(scaler, X)
+    return Survey(fractions, ends, fitted, ranges)
 
 
 class _Fit(Protocol):

@@ -6,10 +6,12 @@ from vae_anomaly import scoring
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Array, Detector
 from vae_anomaly.data.preparation import Preparation
+from vae_anomaly.data.ranges import ColumnRanges
 from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.fitting import Earlier, Outcome
+from vae_anomaly.ensemble.members import Continuation
 
 __all__ = ["earlier_of", "fitted_of", "take_over"]
 
@@ -21,16 +23,19 @@ def take_over(
     fitted = outcome.fitted
     preparation = fitted.preparation
     detector.n_samples_fit_, detector.n_samples_drawn_ = given.n_rows, given.X.shape[0]
+    detector.n_samples_seen_ = outcome.n_rows_seen
     detector.do_early_stopping_ = decisions.recipe.early_stopping
     detector.image_shape_, detector.patches_ = preparation.image_shape, preparation.patches
     detector.pixel_range_ = preparation.pixel_range
     detector.scaler_ = preparation.scaler
     detector.missing_fraction_ = preparation.missing_fractions
+    detector._column_ranges = None if preparation.ranges is None else preparation.ranges.numbers
     detector.members_, detector.draws_ = tuple(fitted.members), fitted.draws
     detector.latent_dim_ = fitted.members[0].specification.latent_dim
     detector.member_weights_, detector._member_levels = fitted.weights, fitted.levels
     detector._usual_scores = fitted.usual_scores
     detector.score_, detector.threshold_ = decisions.score, decisions.rule
+    detector.objective_ = decisions.plan.objective
     detector.history_, detector.interrupted_ = outcome.history, outcome.interrupted
     detector._split_seeds, detector._calibration_seed = outcome.split_seeds, outcome.calibration_seed
     detector.calibration_scores_ = outcome.unseen_scores
@@ -44,7 +49,8 @@ def take_over(
 def fitted_of(detector: Detector) -> Fitted:
     """What the fit has left, as functions of rows."""
     network = detector.members_[0].specification.network
-    patches = getattr(detector, "patches_", None)  # files of earlier versions hold none
+    # Files of earlier versions hold none of these.
+    patches, ranges = getattr(detector, "patches_", None), getattr(detector, "_column_ranges", None)
     of_whole_images = network.shape_of_images(detector.image_shape_) if patches is None else None
     return Fitted(
         preparation=Preparation(
@@ -55,6 +61,7 @@ def fitted_of(detector: Detector) -> Fitted:
             scaler=detector.scaler_,
             missing_fractions=getattr(detector, "missing_fraction_", None),
             patches=patches,
+            ranges=None if ranges is None else ColumnRanges.restore(ranges),
         ),
         members=detector.members_,
         draws=detector.draws_,
@@ -67,14 +74,17 @@ def fitted_of(detector: Detector) -> Fitted:
     )
 
 
-def earlier_of(detector: Detector) -> Earlier:
-    """What a warm start goes on from."""
+def earlier_of(detector: Detector, continuation: Continuation) -> Earlier:
+    """What a fit of this detector goes on from."""
+    n_rows, new = getattr(detector, "n_samples_fit_", 0), continuation.takes_new_rows
     return Earlier(
+        continuation=continuation,
         fitted=fitted_of(detector),
         cut=-detector.offset_,
         false_alarm_rate=getattr(detector, "false_alarm_rate_", None),
         history=detector.history_,
-        split_seeds=detector._split_seeds,
-        calibration_seed=detector._calibration_seed,
-        n_rows=getattr(detector, "n_samples_fit_", 0),
+        split_seeds=None if new else detector._split_seeds,
+        calibration_seed=None if new else detector._calibration_seed,
+        n_rows=n_rows,
+        n_rows_seen=getattr(detector, "n_samples_seen_", n_rows) if new else 0,
     )

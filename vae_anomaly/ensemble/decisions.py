@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vae_anomaly import likelihoods, networks, scoring, thresholds
+from vae_anomaly import likelihoods, networks, objectives, posteriors, priors, scoring, thresholds
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Shape, Splitter, ThresholdRule
 from vae_anomaly.data.patches import Patches
@@ -23,6 +23,8 @@ from vae_anomaly.ensemble.members import (
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import DenseNetwork, Network
 from vae_anomaly.networks.base import check_unambiguous
+from vae_anomaly.posteriors import Posterior
+from vae_anomaly.priors import Prior
 from vae_anomaly.scoring import Score
 from vae_anomaly.training.plan import PARAMETERS, Plan
 
@@ -30,6 +32,8 @@ __all__ = ["Decisions", "decide"]
 
 # Pixels of the shorter side of images that are seen whole, and of patches of larger ones.
 _LARGEST_WHOLE, _SIDE_OF_PATCHES = 32, 8
+# More passes forget more of earlier rows, fewer learn less of new ones (`benchmarks/streams.py`).
+_PASSES_OVER_NEW_ROWS = 5
 # On one class of MNIST digits found better than 256-64 and convolutions, in a sixth of the latter's time.
 _UNITS_OF_IMAGES = (128, 64)
 
@@ -44,6 +48,10 @@ class Decisions:
         A checked copy, out of reach of a later set_params.
     likelihood : Likelihood
         The same.
+    posterior : Posterior
+        The same.
+    prior : Prior
+        The same.
     image_shape : tuple or None
         The shape of an image that was handed in.
     of_images : (height, width, channels) or None
@@ -54,13 +62,15 @@ class Decisions:
     recipe : Recipe
     score : str or Score
     rule : threshold rule
-    calibration : float, splitter or None
-        A fraction to hold out, or the folds.
+    calibration : float, splitter, "out_of_bag" or None
+        A fraction to hold out, the folds, or that members judge the rows that they leave out.
     parameters : the detector's parameters, for those that nothing has to be decided of
     """
 
     network: Network
     likelihood: Likelihood
+    posterior: Posterior
+    prior: Prior
     image_shape: Shape | None
     of_images: Shape | None
     patches: Patches | None
@@ -68,12 +78,41 @@ class Decisions:
     recipe: Recipe
     score: str | Score
     rule: ThresholdRule
-    calibration: float | Splitter | None
+    calibration: float | str | Splitter | None
     parameters: Mapping[str, Any]
+
+    def latent_dim(self, n_features: int) -> int:
+        """The number of latent dimensions of a model of so many features.
+
+        Raises
+        ------
+        ValueError
+            If network, posterior or prior are none of so many.
+        """
+        given, own = self.parameters["latent_dim"], self.posterior.own_latent_dim()
+        if own is not None and given not in ("auto", own):
+            raise ValueError(
+                f"posterior={self.posterior!r} has {own} latent dimensions; received latent_dim={given!r}: "
+                "leave latent_dim out."
+            )
+        latent_dim = own if own is not None else given
+        if latent_dim == "auto":
+            n_seen = n_features - len(self.likelihood.ignored)
+            usual = self.network.default_latent_dim(n_seen, self.of_images is not None)
+            latent_dim = max(usual, self.posterior.fewest_latents(), self.prior.fewest_latents())
+        latent_dim = int(latent_dim)
+        self.posterior.check(latent_dim)
+        self.prior.check(self.posterior, latent_dim)
+        self.network.check_heads(self.posterior.heads(latent_dim), latent_dim)
+        return latent_dim
 
 
 def decide(
-    parameters: Mapping[str, Any], table: Table | None, image_shape: Shape | None, n_rows: int
+    parameters: Mapping[str, Any],
+    table: Table | None,
+    image_shape: Shape | None,
+    n_rows: int,
+    takes_new_rows: bool = False,
 ) -> Decisions:
     """Decide every "auto", and refuse parameters that contradict each other or the rows.
 
@@ -84,12 +123,20 @@ def decide(
         If columns have likelihoods of their own.
     image_shape : tuple or None
     n_rows : int
+    takes_new_rows : bool, default=False
+        Whether a fitted detector goes on with new rows: "auto" then takes few passes over them, all of them.
 
     Raises
     ------
     TypeError, ValueError
     """
-    plan = Plan(**{name: parameters[name] for name in PARAMETERS})
+    objective = objectives.resolve(parameters["objective"]).snapshot()
+    plan = Plan(**{**{name: parameters[name] for name in PARAMETERS}, "objective": objective})
+    posterior = posteriors.resolve(parameters["posterior"]).snapshot()
+    prior = priors.resolve(parameters["prior"]).snapshot()
+    for part in (objective, posterior, prior):
+        part._validate_params()
+    _check_parts(posterior, prior, plan)
     patches = _resolve_patches(parameters["patches"], parameters["network"], image_shape)
     network = _resolve_network(parameters["network"], image_shape, patches)
     of_images = network.shape_of_images(image_shape) if patches is None else patches.image_shape
@@ -105,6 +152,11 @@ def decide(
         of_images=of_images is not None,
         n_rows=n_rows,
     )
+    if takes_new_rows:
+        if decide:
+            plan = replace(plan, epochs=_PASSES_OVER_NEW_ROWS)
+        if parameters["early_stopping"] == "auto":
+            recipe = recipe._replace(early_stopping=False)
     leaves_rows_out = recipe.validation_fraction > 0
     rule = thresholds.resolve(parameters["threshold"], parameters["contamination"], leaves_rows_out)
     needs_unseen = thresholds.takes_held_out(rule)
@@ -116,6 +168,8 @@ def decide(
     return Decisions(
         network=network,
         likelihood=_resolve_likelihood(parameters["likelihood"], network, table, image_shape, patches),
+        posterior=posterior,
+        prior=prior,
         image_shape=image_shape,
         of_images=of_images,
         patches=patches,
@@ -123,9 +177,30 @@ def decide(
         recipe=recipe,
         score=scoring.resolve_name(parameters["score"], len(recipe.members), of_whole_images),
         rule=rule,
-        calibration=calibration_rows.resolve(parameters["calibration"], needs_unseen, n_rows),
+        calibration=calibration_rows.resolve(
+            parameters["calibration"],
+            needs_unseen,
+            n_rows,
+            left_out_by_members=len(recipe.members) * recipe.validation_fraction >= 1,
+        ),
         parameters=parameters,
     )
+
+
+def _check_parts(posterior: Posterior, prior: Prior, plan: Plan) -> None:
+    """Refuse objectives and allowances that this posterior and prior have no numbers for."""
+    if plan.free_bits and not (plan.objective.is_elbo and prior.has_closed_kl(posterior)):
+        raise ValueError(
+            "free_bits limits the closed-form KL of each latent dimension, which only objective='elbo' has, "
+            f"with a Gaussian or categorical posterior and prior='standard'; set free_bits=0. Received "
+            f"free_bits={plan.free_bits}, objective={plan.objective!r}, posterior={posterior!r}, "
+            f"prior={prior!r}."
+        )
+    if posterior.relaxes and not plan.objective.is_elbo:
+        raise ValueError(
+            f"posterior={posterior!r} draws relaxed z in training, whose density is not that of its z, and "
+            f"objective={plan.objective!r} weighs draws by it: set objective='elbo'."
+        )
 
 
 def _resolve_patches(

@@ -6,19 +6,31 @@ import warnings
 
 import numpy as np
 from scipy import stats
+from sklearn.exceptions import ConvergenceWarning
 
 from vae_anomaly import thresholds
 from vae_anomaly.core.types import Array, Matrix
 from vae_anomaly.data.lazy import representative
+from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.engine.programs import architecture, on_device
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.members import Job
+from vae_anomaly.ensemble.members import Continuation, Job
 
-__all__ = ["check_last_activation", "warn_of_more_alarms", "warn_of_other_data"]
+__all__ = [
+    "check_last_activation",
+    "warn_of_few_rows",
+    "warn_of_interruption",
+    "warn_of_more_alarms",
+    "warn_of_other_data",
+    "warn_of_outside",
+]
 
 # Of a column's range: a sigmoid comes near 0 and 1.
 _NEARLY = 1e-3
 _PATCHES_TO_SEE = 2_048
+_COLUMNS_TO_TELL_OF = 5
+# Of fewer, nothing is known of a false-alarm rate of 5 %.
+_FEWEST_ROWS = 19
 # A warm start tells of other data where at least so many rows are anomalies, and chance makes that so rarely.
 _MANY_ALARMS, _BY_CHANCE = 0.25, 1e-4
 
@@ -60,8 +72,22 @@ def check_last_activation(job: Job, names: Array | None) -> None:
     warnings.warn(message, UserWarning, stacklevel=4)
 
 
-def warn_of_other_data(X: Matrix, earlier: Fitted, cut: float, rate: float, seed: int) -> None:
-    """Warn of rows that a warm start's earlier fit calls anomalies, far more often than rows like its own."""
+def warn_of_interruption(n_trained: int, n_members: int, n_epochs: int, cause: str, resumable: bool) -> None:
+    """Say what is left of a training that was ended before its time."""
+    of_members = "" if n_members == 1 else f" of {n_trained} of {n_members} members"
+    warnings.warn(
+        f"{cause} has ended the training{of_members} after {n_epochs} epochs: the detector works, but was "
+        "trained for less than its parameters say. Its attribute interrupted_ is True."
+        f"{' fit(X, resume=True) goes on with the training.' if resumable else ''}",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
+
+
+def warn_of_other_data(
+    X: Matrix, earlier: Fitted, cut: float, rate: float, seed: int, continuation: Continuation
+) -> None:
+    """Warn of rows that the earlier fit calls anomalies, far more often than rows like its own."""
     some = np.random.RandomState(seed).permutation(X.shape[0])[: thresholds.ROWS_TO_SEE_THE_SPREAD]
     rows = X[some]
     alarms = earlier.scores(rows) > cut
@@ -70,12 +96,71 @@ def warn_of_other_data(X: Matrix, earlier: Fitted, cut: float, rate: float, seed
         return
     where = _column_to_blame(earlier, rows[np.flatnonzero(alarms)])
     warnings.warn(
-        f"warm_start=True goes on with other data: the earlier fit calls {alarms.mean():.2g} of the rows "
+        f"{continuation.name} goes on with other data: the earlier fit calls {alarms.mean():.2g} of the rows "
         f"anomalies, where {rate:.2g} would be expected{where}. Scaler, categories and likelihood stay those "
-        "of the earlier fit: set warm_start=False to fit them to these rows.",
+        f"of the earlier fit: {continuation.otherwise} to fit them to these rows.",
         UserWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
+
+
+def warn_of_outside(X: Matrix, earlier: Fitted) -> None:
+    """Warn of columns whose new values lie outside what they have held, naming each and what is new in it."""
+    preparation, n_rows = earlier.preparation, X.shape[0]
+    if preparation.ranges is None:
+        return
+    ranges, outside = preparation.ranges, preparation.ranges.outside(X, preparation.n_channels)
+    unseen = np.zeros(len(outside.columns), dtype=int)
+    for position, of_table in enumerate(preparation.table.columns if preparation.table is not None else ()):
+        if of_table.categories is not None:  # whose codes have no range
+            unseen[position] = (X[:, position] == len(of_table.categories)).sum()
+            outside.n_below[position] = outside.n_above[position] = 0
+    found = []
+    for column in np.flatnonzero(outside.columns | (unseen > 0)):
+        facts = []
+        for count, side, end, farthest in (
+            (outside.n_below, "below", ranges.least, outside.new.least),
+            (outside.n_above, "above", ranges.greatest, outside.new.greatest),
+        ):
+            if count[column]:
+                facts.append(
+                    f"{count[column]} of {n_rows} rows lie {side} {end[column]:g}, as far as "
+                    f"{farthest[column]:g}"
+                )
+        if unseen[column]:
+            facts.append(f"{unseen[column]} of {n_rows} rows hold categories that it did not have")
+        if outside.n_missing[column]:
+            facts.append(f"{outside.n_missing[column]} of {n_rows} rows are the first that miss a value")
+        found.append((_name(int(column), preparation), " and ".join(facts)))
+    if not found:
+        return
+    told = "; ".join(f"{name}: {facts}" for name, facts in found[:_COLUMNS_TO_TELL_OF])
+    rest = ", ".join(name for name, _ in found[_COLUMNS_TO_TELL_OF:])
+    warnings.warn(
+        f"new rows lie outside what the {int(ranges.n_rows):,} earlier ones held in {told}"
+        f"{f'; and so in {rest}' if rest else ''}. Scaler and categories stay those of the first fit: call "
+        "fit on rows like these if the change is to stay.",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def _name(column: int, preparation: Preparation) -> str:
+    if preparation.n_channels is not None:
+        return f"channel {column}"
+    names = preparation.names
+    return f"column {column if names is None else repr(names[column])}"
+
+
+def warn_of_few_rows(n_rows: int) -> None:
+    """Warn of so few new rows that they cannot tell how scores of others spread."""
+    if n_rows < _FEWEST_ROWS:
+        warnings.warn(
+            f"partial_fit sets the threshold by the scores of its {n_rows} rows, which are few to tell it "
+            "by: collect some hundreds, and hand them in together.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _column_to_blame(fitted: Fitted, X: Matrix) -> str:

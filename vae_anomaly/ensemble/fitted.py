@@ -12,7 +12,6 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from vae_anomaly import explanations
-from vae_anomaly.core.objective import IMPOSSIBLE
 from vae_anomaly.core.rows import Rows, any_missing, dense
 from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike, Shape
 from vae_anomaly.data.lazy import LazyRows, blocks, has_gaps
@@ -26,7 +25,7 @@ from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.patches import PatchPasses, usual_scores
-from vae_anomaly.scoring.score import Score
+from vae_anomaly.scoring.score import IMPOSSIBLE, Score
 
 __all__ = ["Fitted"]
 

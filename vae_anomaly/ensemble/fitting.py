@@ -35,6 +35,7 @@ from vae_anomaly.ensemble import averaging, fit_warnings
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import (
+    Continuation,
     Job,
     ProgressStore,
     Seeds,
@@ -60,28 +61,37 @@ ScoreFold = Callable[[Matrix, Matrix], Floats]
 
 @dataclass(frozen=True, eq=False)
 class Earlier:
-    """What a warm start goes on from.
+    """What a fit goes on from.
 
     Attributes
     ----------
+    continuation : Continuation
     fitted : Fitted
     cut : float
     false_alarm_rate : float or None
         The fraction of new rows like the earlier ones above the cut, None if it is not known.
     history : dict of list of float
-    split_seeds : list of int
-        Held-out rows of the earlier fit stay held out if the rows are the same.
-    calibration_seed : int
+    split_seeds : list of int or None
+        Held-out rows of the earlier fit stay held out if the rows are the same. None for new rows.
+    calibration_seed : int or None
     n_rows : int
+        Rows of the earlier fit.
+    n_rows_seen : int
+        Rows that were seen before new ones, in all; 0 for the same rows.
+    warns : bool
+        Whether rows that are not like the earlier ones are warned of.
     """
 
+    continuation: Continuation
     fitted: Fitted
     cut: float
     false_alarm_rate: float | None
     history: dict[str, list[float]]
-    split_seeds: list[int]
-    calibration_seed: int
+    split_seeds: list[int] | None
+    calibration_seed: int | None
     n_rows: int
+    n_rows_seen: int
+    warns: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +107,8 @@ class Outcome:
     split_seeds, calibration_seed : what a warm start needs, see `Earlier`
     unseen_scores : float64 array or None
         Scores of rows that their model was not trained on.
+    n_rows_seen : int
+        Rows of this fit and of those that new rows went on from.
     cut : float
     false_alarm_rate : float or None
         What the rule promises for new rows, or what rows that members left out tell of it.
@@ -110,6 +122,7 @@ class Outcome:
     split_seeds: list[int]
     calibration_seed: int
     unseen_scores: Floats | None
+    n_rows_seen: int
     cut: float
     false_alarm_rate: float | None
     pixel_quantiles: Floats | None
@@ -127,15 +140,21 @@ def seed_of_draw(random_state: RandomStateLike, store: ProgressStore | None, ear
 
 
 def draw_seeds(
-    random_state: RandomStateLike, n_members: int, store: ProgressStore | None
+    random_state: RandomStateLike, n_members: int, store: ProgressStore | None, n_rows_seen: int = 0
 ) -> tuple[int, list[Seeds]]:
-    """What decides the draws, and what decides each member's training."""
+    """What decides the draws, and what decides each member's training; others after rows that were seen."""
     rng = check_random_state(random_state)
     drawn = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * n_members)
+    if n_rows_seen:  # one seed is to make other splits and other noise at each step of a stream
+        sequence = np.random.SeedSequence((n_rows_seen, *map(int, drawn)))
+        drawn = np.random.RandomState(sequence.generate_state(4)).randint(
+            np.iinfo(np.int32).max, size=len(drawn)
+        )
     if store is not None:
         drawn = store.seeds(drawn, random_state)
     draws_seed, *seeds = map(int, drawn)
-    return draws_seed, [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
+    of_members = [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
+    return draws_seed, [own._replace(split=of_members[0].split) for own in of_members]
 
 
 def fit(
@@ -175,9 +194,12 @@ def fit(
         X = in_units(X, fitted_range=None if earlier is None else earlier.fitted.preparation.pixel_range)
         if stream is not None:
             stream = stream.followed_by(partial(in_units, fitted_range=pixel_range(X)))
-    draws_seed, seeds = draw_seeds(parameters["random_state"], len(decisions.recipe.members), store)
+    takes_new_rows = earlier is not None and earlier.continuation.takes_new_rows
+    n_rows_seen = 0 if earlier is None else earlier.n_rows_seen
+    n_members = len(decisions.recipe.members)
+    draws_seed, seeds = draw_seeds(parameters["random_state"], n_members, store, n_rows_seen)
     calibration_seed = draws_seed
-    if earlier is not None:
+    if earlier is not None and earlier.calibration_seed is not None:
         calibration_seed = earlier.calibration_seed
         if decisions.calibration is not None:
             calibration_rows.warn_of_other_rows(given.n_rows, earlier.n_rows)
@@ -189,6 +211,9 @@ def fit(
         stream = stream.without(unseen_positions)
     if earlier is not None:
         preparation = earlier.fitted.preparation
+        preparation.check_finite(X)
+        if takes_new_rows:
+            preparation = preparation.after(kept)
     else:
         preparation = Preparation.fit(
             kept,
@@ -206,10 +231,9 @@ def fit(
     job = _job(decisions, rows, preparation, draws_seed, seeds, earlier)
     if earlier is None:
         fit_warnings.check_last_activation(job, names)
-    elif earlier.false_alarm_rate is not None:
-        fit_warnings.warn_of_other_data(
-            kept, earlier.fitted, earlier.cut, earlier.false_alarm_rate, draws_seed
-        )
+    elif earlier.warns:
+        _warn_of_rows(X, earlier, draws_seed)
+    interruption = interruption or Interruption()
     states, history, interrupted = train_members(
         job,
         callbacks=parameters["callbacks"] or (),
@@ -217,6 +241,12 @@ def fit(
         store=store,
         interruption=interruption,
     )
+    if interrupted and takes_new_rows:  # rows of a stream are learned whole or not at all
+        raise KeyboardInterrupt
+    if interrupted:
+        fit_warnings.warn_of_interruption(
+            len(states), n_members, len(history["loss"]), interruption.cause, bool(store) and not earlier
+        )
     takes_unseen = thresholds.takes_held_out(decisions.rule)
     if held_out.shape[0] and not takes_unseen:  # a fraction of anomalies means all of X
         rows = concatenate(rows, preparation.training_rows(held_out, likelihood))
@@ -229,20 +259,22 @@ def fit(
         parameters["device"],
         rows if chosen is None else subset(rows, chosen),
     )
+    as_new = None
+    if decisions.recipe.validation_fraction:
+        left_out = _left_out(job, len(states), len(rows))
+        left_out = left_out if chosen is None else left_out[:, chosen]
+        as_new = averaging.out_of_bag(by_member, fitted.weights, left_out)
     unseen = None
     if isinstance(decisions.calibration, float):
         unseen = fitted.scores(held_out)
+    elif isinstance(decisions.calibration, str):  # out of bag
+        unseen = as_new
     elif decisions.calibration is not None and not interrupted:
         images = kept if decisions.image_shape is None else kept.reshape(-1, *decisions.image_shape)
         of_fold = score_fold(likelihood, draws_seed)
         unseen = calibration_rows.out_of_fold_scores(of_fold, images, decisions.calibration, draws_seed)
     elif takes_unseen:
         raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
-    as_new = None
-    if decisions.recipe.validation_fraction:
-        left_out = _left_out(job, len(states), len(rows))
-        left_out = left_out if chosen is None else left_out[:, chosen]
-        as_new = averaging.out_of_bag(by_member, fitted.weights, left_out)
     scores = averaging.average(by_member, fitted.weights)
     if takes_unseen and unseen is not None:
         scores = unseen
@@ -260,10 +292,22 @@ def fit(
         split_seeds=[own.split for own in job.seeds[: len(states)]],
         calibration_seed=calibration_seed,
         unseen_scores=unseen,
+        n_rows_seen=n_rows_seen + given.n_rows,
         cut=cut,
         false_alarm_rate=rate,
         pixel_quantiles=_pixel_quantiles(fitted, decisions, job, rows),
     )
+
+
+def _warn_of_rows(X: Matrix, earlier: Earlier, seed: int) -> None:
+    """What is to be said of rows that an earlier fit goes on with."""
+    if earlier.continuation.takes_new_rows:
+        fit_warnings.warn_of_outside(X, earlier.fitted)
+        fit_warnings.warn_of_few_rows(X.shape[0])
+    if earlier.false_alarm_rate is not None:
+        fit_warnings.warn_of_other_data(
+            X, earlier.fitted, earlier.cut, earlier.false_alarm_rate, seed, earlier.continuation
+        )
 
 
 def _job(
@@ -282,24 +326,36 @@ def _job(
             f"{rows.shape[1]} numbers of images of shape {patches.image_shape}: leave scaler out, or set "
             "patches=None."
         )
-    latent_dim = parameters["latent_dim"]
-    if latent_dim == "auto":
-        n_seen = n_features - len(decisions.likelihood.ignored)
-        latent_dim = network.default_latent_dim(n_seen, decisions.of_images is not None)
     if earlier is not None:
         marks_missing = earlier.fitted.members[0].specification.marks_missing
     else:
         marks_missing = network.marks_missing() and (
             decisions.plan.fraction_to_mask(rows) > 0 or has_gaps(rows)
         )
-    specification = Specification(network, decisions.likelihood, n_features, int(latent_dim), marks_missing)
+    specification = Specification(
+        network,
+        decisions.likelihood,
+        n_features,
+        decisions.latent_dim(n_features),
+        marks_missing,
+        posterior=decisions.posterior,
+        prior=decisions.prior,
+    )
     if earlier is None:
         rng = np.random.RandomState(draws_seed)
-        draws = rng.standard_normal((parameters["n_draws"], specification.latent_dim)).astype(np.float32)
+        draws = rng.standard_normal((parameters["n_draws"], specification.noise_dim)).astype(np.float32)
     else:
         draws = earlier.fitted.draws
-        check_continues(earlier.fitted.members, specification, len(seeds), len(draws), parameters["n_draws"])
-        seeds = [own._replace(split=split) for own, split in zip(seeds, earlier.split_seeds, strict=True)]
+        check_continues(
+            earlier.fitted.members,
+            specification,
+            len(seeds),
+            len(draws),
+            parameters["n_draws"],
+            earlier.continuation,
+        )
+        if earlier.split_seeds is not None:
+            seeds = [own._replace(split=split) for own, split in zip(seeds, earlier.split_seeds, strict=True)]
     members = None if earlier is None else earlier.fitted.members
     transform = None if earlier is not None else _column_transform(decisions, rows, preparation)
     return Job(
@@ -322,8 +378,8 @@ def _column_transform(decisions: Decisions, rows: Matrix, preparation: Preparati
 def _left_out(job: Job, n_members: int, n_rows: int) -> Flags:
     """Which rows each member was not trained on; of more rows than the job's, the others are new to all."""
     left_out = np.ones((n_members, n_rows), dtype=bool)
-    for of_member, seed in zip(left_out, job.seeds, strict=False):
-        kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split)
+    for member, (of_member, seed) in enumerate(zip(left_out, job.seeds, strict=False)):
+        kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split, member)
         of_member[kept] = False
     return left_out
 
@@ -351,6 +407,8 @@ def _rows_to_score(decisions: Decisions, rows: Matrix, seed: int) -> Array | Non
     None for all of them.
     """
     rule, (n_rows, n_columns) = decisions.rule, rows.shape
+    if decisions.calibration == calibration_rows.OUT_OF_BAG:
+        return None
     spread = thresholds.ROWS_TO_SEE_THE_SPREAD if thresholds.takes_held_out(rule) else None
     n_scores = getattr(rule, "n_scores", spread)
     if n_scores is not None and decisions.patches is not None:

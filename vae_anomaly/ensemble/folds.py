@@ -1,17 +1,31 @@
-"""Folds: rows scored by a detector that is trained on the others."""
+"""Folds: rows scored by a detector that is trained on the others.
+
+How a fold is scored travels to other processes: it is a function of this module with its first arguments.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from sklearn.base import clone
 
-from vae_anomaly.core.types import Estimator, Floats, Matrix
+from vae_anomaly.core.types import Detector, Estimator, Floats, Matrix
+from vae_anomaly.data.reading import TrainingRows
+from vae_anomaly.ensemble import attributes, fitting
+from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitting import ScoreFold
+from vae_anomaly.ensemble.members import PARTIAL_FIT
 from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.thresholds import OutOfBag
 
-__all__ = ["score_folds_like"]
+# Nobody asks for the cut of a fold's models: by this rule it warns of nothing.
+_NO_RULE = OutOfBag(0.5)
+
+__all__ = ["score_folds_from", "score_folds_like"]
 
 
 def score_folds_like(detector: Estimator) -> Callable[[Likelihood, int], ScoreFold]:
@@ -29,13 +43,47 @@ def score_folds_like(detector: Estimator) -> Callable[[Likelihood, int], ScoreFo
             verbose=0,
             random_state=seed,
         )
-
-        def score_fold(trained_on: Matrix, held_out: Matrix) -> Floats:
-            of_fold = clone(unfitted).fit(trained_on)
-            if of_fold.interrupted_:  # its rows would be scored by another kind of detector
-                raise KeyboardInterrupt
-            return np.asarray(-of_fold.score_samples(held_out))
-
-        return score_fold
+        return partial(_fit_and_score, unfitted)
 
     return of_seed
+
+
+def _fit_and_score(unfitted: Estimator, trained_on: Matrix, held_out: Matrix) -> Floats:
+    of_fold = clone(unfitted).fit(trained_on)
+    if of_fold.interrupted_:  # its rows would be scored by another kind of detector
+        raise KeyboardInterrupt
+    return np.asarray(-of_fold.score_samples(held_out))
+
+
+def score_folds_from(detector: Detector, decisions: Decisions) -> Callable[[Likelihood, int], ScoreFold]:
+    """The same by models that go on from the detector's, as it is now, which have seen none of the rows."""
+    before: Detector = copy.copy(detector)
+    before.callbacks = None  # which may not travel
+
+    def of_seed(_: Likelihood, seed: int) -> ScoreFold:
+        parameters = {**decisions.parameters, "callbacks": None, "verbose": 0, "random_state": seed}
+        of_fold = replace(decisions, rule=_NO_RULE, calibration=None, parameters=parameters)
+        return partial(_go_on_and_score, before, of_fold)
+
+    return of_seed
+
+
+def _go_on_and_score(
+    detector: Detector, decisions: Decisions, trained_on: Matrix, held_out: Matrix
+) -> Floats:
+    earlier = replace(attributes.earlier_of(detector, PARTIAL_FIT), warns=False)
+    outcome = fitting.fit(
+        TrainingRows(_flat(trained_on), None, trained_on.dtype, len(trained_on)),
+        decisions,
+        table=detector.table_,
+        names=getattr(detector, "feature_names_in_", None),
+        earlier=earlier,
+        store=None,
+        score_fold=score_folds_from(detector, decisions),
+    )
+    return outcome.fitted.scores(_flat(held_out))
+
+
+def _flat(X: Matrix) -> Matrix:
+    """Images as rows."""
+    return X if X.ndim == 2 else X.reshape(len(X), -1)

@@ -7,7 +7,6 @@ a bound: by Jensen's inequality, of the log-density of the members' mixture :mat
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -15,13 +14,11 @@ from functools import partial
 from numbers import Real
 from typing import ClassVar, NamedTuple, Protocol
 
-import joblib
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from vae_anomaly.core import parallel
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Callback, Constraints, Floats, RandomStateLike
 from vae_anomaly.data.lazy import representative, subset
@@ -35,6 +32,9 @@ from vae_anomaly.training.observers import files_of_member
 from vae_anomaly.training.plan import Plan
 
 __all__ = [
+    "PARTIAL_FIT",
+    "WARM_START",
+    "Continuation",
     "Job",
     "Member",
     "ProgressStore",
@@ -268,10 +268,12 @@ def train_members(
     store: ProgressStore | None = None,
     interruption: Interruption | None = None,
 ) -> Trained:
-    """Train every member on its own split of the rows, one on each processor, and average their histories.
+    """Train every member on its own split of the rows, several at once, and average their histories.
 
-    The result does not depend on how many are trained at once. Ctrl-C ends all trainings with the epochs that
-    they are in, and members that have not begun are left out.
+    Members are trained where `core.parallel.find_place` says. The result does not depend on it. In threads of
+    this process, Ctrl-C ends all trainings with the epochs that they are in, and members that have not begun
+    are left out; in other processes, it ends them at once. What watches a training epoch by epoch, callbacks,
+    a progress bar or a store, has it in this process.
 
     Parameters
     ----------
@@ -283,75 +285,19 @@ def train_members(
     Raises
     ------
     KeyboardInterrupt
-        If Ctrl-C comes before an epoch has been finished, or twice.
+        If Ctrl-C comes before an epoch has been finished, or twice, or while others train.
     """
     n_members = job.n_members
-    begun: list[Progress | None] = [None] * n_members
-    if store is not None:
-        begun = store.begin(job)
+    n_at_once, elsewhere = parallel.find_place()
+    n_at_once = min(n_at_once, n_members)
     interruption = interruption or Interruption()
-
-    def train_one(position: int) -> TrainingResult | None:
-        member, seed = job.recipe.members[position], job.seeds[position]
-        if interruption.stop_requested and begun[position] is None:
-            return None
-        before, numbers = None, None
-        if job.earlier is not None:
-            before, numbers = programs.without_column_transform(job.earlier[position])
-        elif job.column_transform is not None:
-            numbers = no_transform(job.rows.shape[1])
-            if member.column_transform is not None:
-                numbers = job.column_transform
-        rows = job.rows
-        if numbers is not None and numbers[0].any():
-            rows = np.asarray(transform(rows[:], numbers))
-        kept, validation = _split(rows, job.recipe.validation_fraction, seed.split, job.draws)
-        if job.patches is not None:
-            kept, validation = _cut(kept, validation, job.patches, seed.split)
-        if verbose and n_members > 1:
-            print(f"Member {position + 1} of {n_members}")
-        with programs.on_device(job.plan.device):
-            if before is None:
-                architecture = programs.architecture(job.specification)
-                start = architecture.initial_state(seed.initial, representative(kept))
-            else:
-                start = programs.architecture_of(before).on_new_rows(before, representative(kept))
-        with files_of_member(callbacks, position, n_members):
-            result = train(
-                start,
-                kept,
-                replace(
-                    job.plan,
-                    beta=job.plan.beta * member.beta_factor,
-                    trimmed_fraction=member.trimmed_fraction,
-                    early_stopping=job.recipe.early_stopping,
-                    n_trainings=n_members,
-                ),
-                shuffle_seed=seed.shuffle,
-                noise_seed=seed.noise,
-                validation=validation,
-                callbacks=callbacks,
-                verbose=verbose,
-                progress=begun[position],
-                keep=None if store is None else partial(store.keep, position),
-                interruption=interruption,
-            )
-        if numbers is None:
-            return result
-        return result._replace(state=programs.with_column_transform(result.state, numbers))
-
-    # Programs are pure functions and run outside Python's lock; a terminal and callbacks take one at a time.
-    n_threads = 1 if callbacks or verbose else min(n_members, joblib.cpu_count())
-    try:
-        if n_threads == 1:
-            found = _one_by_one(train_one, n_members, interruption)
-        else:
-            # Built before the threads start: Keras' settings and custom objects are the calling thread's.
-            programs.architecture(job.specification)
-            found = _in_threads(train_one, n_members, n_threads, interruption)
-    finally:
-        if store is not None:
-            store.flush()
+    if elsewhere and n_at_once > 1 and not (callbacks or verbose or store is not None):
+        without_rows = replace(job, rows=job.rows[:0])  # they are sent once, on their own
+        found = parallel.map_elsewhere(_train_elsewhere, (without_rows, job.rows), range(n_members))
+    else:
+        # A terminal and callbacks take one training at a time.
+        n_threads = 1 if callbacks or verbose else n_at_once
+        found = _train_here(job, callbacks, verbose, store, interruption, n_threads)
     results = []
     for result in found:
         if result is None or not result.history:  # it had not begun, or finished no epoch
@@ -360,17 +306,104 @@ def train_members(
     if not results:
         raise KeyboardInterrupt
     history = _mean_history([result.history for result in results])
-    if interruption.stop_requested:
-        of_members = "" if n_members == 1 else f" of {len(results)} of {n_members} members"
-        warnings.warn(
-            f"{interruption.cause} has ended the training{of_members} after {len(history['loss'])} epochs: "
-            "the detector works, but was trained for less than its parameters say. Its attribute "
-            "interrupted_ is True."
-            f"{'' if store is None or job.earlier else ' fit(X, resume=True) goes on with the training.'}",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
     return Trained(tuple(result.state for result in results), history, interruption.stop_requested)
+
+
+def _train_elsewhere(job: Job, rows: Rows, position: int) -> TrainingResult:
+    return _train_member(replace(job, rows=rows), position)
+
+
+def _train_here(
+    job: Job,
+    callbacks: Sequence[Callback],
+    verbose: int,
+    store: ProgressStore | None,
+    interruption: Interruption,
+    n_threads: int,
+) -> list[TrainingResult | None]:
+    n_members = job.n_members
+    begun = [None] * n_members if store is None else store.begin(job)
+
+    def train_one(position: int) -> TrainingResult | None:
+        if interruption.stop_requested and begun[position] is None:
+            return None
+        if verbose and n_members > 1:
+            print(f"Member {position + 1} of {n_members}")
+        with files_of_member(callbacks, position, n_members):
+            return _train_member(
+                job,
+                position,
+                callbacks=callbacks,
+                verbose=verbose,
+                progress=begun[position],
+                keep=None if store is None else partial(store.keep, position),
+                interruption=interruption,
+            )
+
+    try:
+        if n_threads == 1:
+            return _one_by_one(train_one, n_members, interruption)
+        # Built before the threads start: Keras' settings and custom objects are the calling thread's.
+        programs.architecture(job.specification)
+        return _in_threads(train_one, n_members, n_threads, interruption)
+    finally:
+        if store is not None:
+            store.flush()
+
+
+def _train_member(
+    job: Job,
+    position: int,
+    *,
+    callbacks: Sequence[Callback] = (),
+    verbose: int = 0,
+    progress: Progress | None = None,
+    keep: Callable[[Progress], None] | None = None,
+    interruption: Interruption | None = None,
+) -> TrainingResult:
+    """Train the member at this position; see `train`."""
+    member, seed = job.recipe.members[position], job.seeds[position]
+    before, numbers = None, None
+    if job.earlier is not None:
+        before, numbers = programs.without_column_transform(job.earlier[position])
+    elif job.column_transform is not None:
+        numbers = no_transform(job.rows.shape[1])
+        if member.column_transform is not None:
+            numbers = job.column_transform
+    rows = job.rows
+    if numbers is not None and numbers[0].any():
+        rows = np.asarray(transform(rows[:], numbers))
+    kept, validation = _split(rows, job, position)
+    if job.patches is not None:
+        kept, validation = _cut(kept, validation, job.patches, seed.split)
+    with programs.on_device(job.plan.device):
+        if before is None:
+            architecture = programs.architecture(job.specification)
+            start = architecture.initial_state(seed.initial, representative(kept))
+        else:
+            start = programs.architecture_of(before).on_new_rows(before, representative(kept))
+    result = train(
+        start,
+        kept,
+        replace(
+            job.plan,
+            beta=job.plan.beta * member.beta_factor,
+            trimmed_fraction=member.trimmed_fraction,
+            early_stopping=job.recipe.early_stopping,
+            n_trainings=job.n_members,
+        ),
+        shuffle_seed=seed.shuffle,
+        noise_seed=seed.noise,
+        validation=validation,
+        callbacks=callbacks,
+        verbose=verbose,
+        progress=progress,
+        keep=keep,
+        interruption=interruption,
+    )
+    if numbers is None:
+        return result
+    return result._replace(state=programs.with_column_transform(result.state, numbers))
 
 
 def _one_by_one(
@@ -413,44 +446,77 @@ def _result(future: Future[TrainingResult | None]) -> TrainingResult | None:
     return future.result()
 
 
+class Continuation(NamedTuple):
+    """A way to go on from an earlier fit.
+
+    Attributes
+    ----------
+    name, otherwise : str
+        What errors and warnings call it, and how they tell to start anew instead.
+    takes_new_rows : bool
+        Whether its rows are other ones than the earlier fit's: others are held out, and what is known of the
+        columns grows.
+    """
+
+    name: str
+    otherwise: str
+    takes_new_rows: bool
+
+
+WARM_START = Continuation("warm_start=True", "set warm_start=False", takes_new_rows=False)
+PARTIAL_FIT = Continuation("partial_fit", "call fit", takes_new_rows=True)
+
+
 def check_continues(
-    earlier: Sequence[ModelState], specification: Specification, n_members: int, n_kept: int, n_draws: int
+    earlier: Sequence[ModelState],
+    specification: Specification,
+    n_members: int,
+    n_kept: int,
+    n_draws: int,
+    continuation: Continuation,
 ) -> None:
-    """Refuse a warm start that cannot go on from the ``earlier`` models and their ``n_kept`` draws."""
+    """Refuse to go on from the ``earlier`` models and their ``n_kept`` draws where that cannot be."""
+    name, otherwise, _ = continuation
     if n_draws != n_kept:
         raise ValueError(
-            f"warm_start=True keeps the {n_kept} draws of the earlier fit, but n_draws is {n_draws} now; set "
-            "warm_start=False to start anew."
+            f"{name} keeps the {n_kept} draws of the earlier fit, but n_draws is {n_draws} now; {otherwise} "
+            "to start anew."
         )
     if n_members != len(earlier):
         raise ValueError(
-            f"warm_start=True goes on with the {len(earlier)} members of the earlier fit, but now there are "
-            f"to be {n_members}; set warm_start=False to start anew."
+            f"{name} goes on with the {len(earlier)} members of the earlier fit, but now there are to be "
+            f"{n_members}; {otherwise} to start anew."
         )
     if specification.key != earlier[0].specification._replace(transforms_columns=False).key:
         raise ValueError(
-            "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
-            "latent_dim or the width of X have changed since; set warm_start=False to start anew."
+            f"{name} goes on with the network of the earlier fit, but network, likelihood, latent_dim or the "
+            f"width of X have changed since; {otherwise} to start anew."
         )
 
 
-def split_positions(n_rows: int, fraction: float, seed: int) -> tuple[Array, Array]:
-    """Positions of the rows that a member with this seed is trained on, and of those that it leaves out."""
+def split_positions(n_rows: int, fraction: float, seed: int, member: int) -> tuple[Array, Array]:
+    """Positions of the rows that a member is trained on, and of those that it leaves out.
+
+    All members have the same seed. It shuffles the rows and puts them in a circle; each member leaves out the
+    next part of it, so that every row is left out as often as every other, or once more.
+    """
     n_held_out = math.ceil(fraction * n_rows)
     if n_held_out >= n_rows:
         raise ValueError(
             f"validation_fraction={fraction:g} leaves none of the {n_rows} rows to train on; lower it, or "
             "fit on more rows."
         )
-    kept, held_out = train_test_split(np.arange(n_rows), test_size=n_held_out, random_state=seed)
-    return kept, held_out
+    circle = np.roll(np.random.RandomState(seed).permutation(n_rows), -member * n_held_out)
+    return circle[n_held_out:], circle[:n_held_out]
 
 
-def _split(rows: Rows, fraction: float, seed: int, draws: Rows) -> tuple[Rows, Validation | None]:
-    if not fraction:
+def _split(rows: Rows, job: Job, member: int) -> tuple[Rows, Validation | None]:
+    if not job.recipe.validation_fraction:
         return rows, None
-    kept, held_out = split_positions(len(rows), fraction, seed)
-    return subset(rows, kept), Validation(subset(rows, held_out), draws)
+    kept, held_out = split_positions(
+        len(rows), job.recipe.validation_fraction, job.seeds[member].split, member
+    )
+    return subset(rows, kept), Validation(subset(rows, held_out), job.draws)
 
 
 def _cut(

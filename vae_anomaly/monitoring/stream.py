@@ -46,8 +46,9 @@ class Monitor:
     :math:`1 + \lambda (1[p \le 0.01] / 0.01 - 1)`.
 
     The probability is one of calibration and stream together. After an alarm, look into it, fit anew if the
-    change is to stay, and begin a new monitor. It keeps all scores, 8 bytes for each row. `save` and `load`
-    let another process go on with it.
+    change is to stay, and begin a new monitor. A monitor of a copy of the detector goes on while the detector
+    itself learns new rows by `partial_fit`. It keeps all scores, 8 bytes for each row. `save` and `load` let
+    another process go on with it.
 
     Parameters
     ----------
@@ -107,7 +108,7 @@ class Monitor:
         check_probability(false_alarm_rate, "false_alarm_rate")
         self.detector = detector
         self.false_alarm_rate = float(false_alarm_rate)
-        calibration = held_out_scores(detector, ASKS)
+        calibration = self._calibration_scores = held_out_scores(detector, ASKS)
         self._known = np.sort(calibration)
         self._calibration = _identity(calibration)
         self._rng = check_random_state(random_state)
@@ -128,10 +129,17 @@ class Monitor:
         Returns
         -------
         Evidence
+
+        Raises
+        ------
+        ValueError
+            If the detector has been fitted again since the monitor began, by `fit` or `partial_fit`: its
+            scores cannot be compared with those before. The monitor stays as it was.
         """
+        calibration = self._check_detector()
         scores = -self.detector.score_samples(X)
         if self.selection is not None:
-            self.selected = self.selection.update(p_values(scores, held_out_scores(self.detector, ASKS)))
+            self.selected = self.selection.update(p_values(scores, calibration))
         return self._update(scores)
 
     def save(self, path: PathOrFile) -> None:
@@ -172,7 +180,7 @@ class Monitor:
         >>> Monitor.load(file, detector).evidence == monitor.evidence
         True
         """
-        _check_same(_identity(held_out_scores(self.detector, ASKS)), self._calibration)
+        self._check_detector()
         state = {
             "false_alarm_rate": self.false_alarm_rate,
             "random_state": self._rng,
@@ -248,6 +256,14 @@ class Monitor:
         monitor._drift, monitor._anomalies = games
         monitor.selection = selection
         return monitor
+
+    def _check_detector(self) -> Floats:
+        """The detector's calibration scores, which must be those that the monitor began with."""
+        calibration = held_out_scores(self.detector, ASKS)
+        if calibration is not self._calibration_scores:  # their checksum takes as long as a row's score
+            _check_same(_identity(calibration), self._calibration)
+            self._calibration_scores = calibration
+        return calibration
 
     def _update(self, scores: Floats) -> Evidence:
         for start in range(0, len(scores), _BLOCK):
@@ -354,7 +370,8 @@ def _check_same(found: Values, expected: Values) -> None:
     raise ValueError(
         "new scores can only be compared with calibration scores of the same fitted detector, and the one "
         f"here is not the one that the monitor was made with: it has {difference}. Load that one "
-        "(VAEDetector.save keeps it); or begin anew with Monitor(detector)."
+        "(VAEDetector.save keeps it); or begin anew with Monitor(detector). A monitor of a copy, "
+        "Monitor(copy.deepcopy(detector)), goes on while the detector itself is fitted again."
     )
 
 
