@@ -50,37 +50,47 @@ def make(n_rows: int, folder: Path) -> None:
         )
 
 
-# -- steps: rows -> seconds --------------------------------------------------------------------------------
-def fit(rows: Path, model: Path) -> float:
+# -- steps: rows -> seconds by the clock, and of the processor ---------------------------------------------
+class Stopwatch:
+    """Seconds since it was made: by the clock, and of the processor in this process."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter() - self._start[0], time.process_time() - self._start[1]
+
+
+def fit(rows: Path, model: Path) -> tuple[float, float]:
     """The default detector, from files to a model file."""
-    start = time.perf_counter()
+    watch = Stopwatch()
     detector = VAEDetector(random_state=0).fit(rows)
-    seconds = time.perf_counter() - start
+    seconds = watch.read()
     detector.save(model)
     return seconds
 
 
-def score(rows: Path, model: Path) -> float:
+def score(rows: Path, model: Path) -> tuple[float, float]:
     """All rows by `score_dataset`, without the compilation of the first of them."""
     detector = vae_anomaly.load(model)
     detector.score_samples(next_rows(rows, 300_000))
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        watch = Stopwatch()
         vae_anomaly.score_dataset(detector, rows, Path(folder) / "scores", verbose=0)
-        return time.perf_counter() - start
+        return watch.read()
 
 
-def svm(rows: Path, _: Path) -> float:
+def svm(rows: Path, _: Path) -> tuple[float, float]:
     """scikit-learn's linear one-class SVM on a kernel's approximation, fitted on as many rows."""
     rival = make_pipeline(StandardScaler(), Nystroem(random_state=0), SGDOneClassSVM(random_state=0))
     rival.fit(next_rows(rows, ROWS_TO_FIT))
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        watch = Stopwatch()
         vae_anomaly.score_dataset(rival, rows, Path(folder) / "scores", verbose=0)
-        return time.perf_counter() - start
+        return watch.read()
 
 
-def workers(rows: Path, model: Path, n_workers: int) -> float:
+def workers(rows: Path, model: Path, n_workers: int) -> tuple[float, float]:
     """All rows by a cluster of so many processes of one thread, from lazy rows to their mean score."""
     import dask.dataframe as dd
     from distributed import Client, LocalCluster
@@ -97,9 +107,9 @@ def workers(rows: Path, model: Path, n_workers: int) -> float:
         client.gather([client.submit(len, warm_up, workers=address, pure=False) for address in addresses])
         for address in addresses:
             client.compute(warm_up, workers=address, allow_other_workers=False).result()
-        start = time.perf_counter()
+        watch = Stopwatch()
         detector.score_samples(X).mean().compute()
-        return time.perf_counter() - start
+        return watch.read()
 
 
 STEPS = {"fit": fit, "score": score, "svm": svm}
@@ -120,23 +130,30 @@ def n_rows_of(rows: Path) -> int:
 def summary(path: Path) -> str:
     """Medians of each step, how they grow, and what a thousand million rows would take."""
     measured = pd.read_csv(path)
-    table = measured.groupby(["step", "rows"])[["seconds", "peak_mb"]].median().reset_index()
-    lines = ["| step | rows | seconds | peak memory (MB) | rows a second |", "|---|---|---|---|---|"]
-    for _, line in table.iterrows():
-        lines.append(
-            f"| {line['step']} | {line['rows']:,} | {line['seconds']:.1f} | {line['peak_mb']:,.0f} | "
-            f"{line['rows'] / line['seconds']:,.0f} |"
-        )
-    lines += ["", "| step | exponent of seconds | of memory | hours at 1e9 rows |", "|---|---|---|---|"]
-    for step, of_step in table.groupby("step"):
-        last = of_step.iloc[-2:]
-        if len(last) < 2:
-            continue
-        rows, seconds, memory = (np.log(last[name].to_numpy()) for name in ("rows", "seconds", "peak_mb"))
-        growth, of_memory = (np.diff(values)[0] / np.diff(rows)[0] for values in (seconds, memory))
-        slope = np.diff(last["seconds"].to_numpy())[0] / np.diff(last["rows"].to_numpy())[0]
-        hours = (last["seconds"].iloc[-1] + slope * (N_TO_TELL - last["rows"].iloc[-1])) / 3600
-        lines.append(f"| {step} | {growth:.2f} | {of_memory:.2f} | {hours:.1f} |")
+    columns = ["seconds", "cpu_seconds", "peak_mb"]
+    table = measured.groupby(["step", "rows"])[columns].median().reset_index()
+    lines = [
+        "| step | rows | seconds | of the processor | peak memory, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for line in table.itertuples():
+        cpu = "" if np.isnan(line.cpu_seconds) else f"{line.cpu_seconds:.1f}"
+        lines.append(f"| {line.step} | {line.rows:,} | {line.seconds:.1f} | {cpu} | {line.peak_mb:,.0f} |")
+    lines += [
+        "",
+        "| step, last two sizes | exponent of processor time | of memory | hours of it at 1e9 rows |",
+        "|---|---|---|---|",
+    ]
+    for step, of_step in table.dropna().groupby("step"):
+        if len(of_step) > 1:
+            first, last = of_step.iloc[-2], of_step.iloc[-1]
+            of_time, of_memory = (
+                np.log(last[name] / first[name]) / np.log(last["rows"] / first["rows"])
+                for name in ("cpu_seconds", "peak_mb")
+            )
+            slope = (last["cpu_seconds"] - first["cpu_seconds"]) / (last["rows"] - first["rows"])
+            hours = (last["cpu_seconds"] + slope * (N_TO_TELL - last["rows"])) / 3600
+            lines.append(f"| {step} | {of_time:.2f} | {of_memory:.2f} | {hours:.1f} |")
     return "\n".join(lines)
 
 
@@ -158,17 +175,19 @@ def main() -> None:
     name, n_rows = given.step, n_rows_of(rows)
     if name == "workers":
         n_workers = int(given.arguments[0])
-        name, seconds = f"{n_workers} workers", workers(rows, given.model, n_workers)
+        name, (seconds, cpu_seconds) = f"{n_workers} workers", workers(rows, given.model, n_workers)
     else:
-        seconds = STEPS[name](rows, given.model)
+        seconds, cpu_seconds = STEPS[name](rows, given.model)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     is_new = not given.out.exists()
     with given.out.open("a", newline="") as file:
         writer = csv.writer(file)
         if is_new:
-            writer.writerow(["step", "rows", "seconds", "peak_mb"])
-        writer.writerow([name, n_rows, round(seconds, 2), round(peak)])
-    print(name, n_rows, f"{seconds:.1f} s", f"{peak:.0f} MB")
+            writer.writerow(["step", "rows", "seconds", "cpu_seconds", "peak_mb"])
+        # What workers take is theirs.
+        cpu = "" if given.step == "workers" else round(cpu_seconds, 2)
+        writer.writerow([name, n_rows, round(seconds, 2), cpu, round(peak)])
+    print(name, n_rows, f"{seconds:.1f} s", cpu, f"{peak:.0f} MB")
 
 
 if __name__ == "__main__":

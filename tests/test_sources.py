@@ -254,6 +254,7 @@ def test_what_pandas_keeps_of_an_index_is_no_column_and_a_folder_can_be_one(tmp_
     found = source_of(tmp_path).read()
     assert list(found.columns) == ["a", "b", "year"]
     assert found["year"].tolist() == [2025, 2025, 2026, 2026]
+    assert next(source_of(tmp_path).blocks(9, columns=["year"]))["year"].tolist() == found["year"].tolist()
 
 
 # -- which rows are drawn -------------------------------------------------------------------------------
@@ -358,17 +359,27 @@ def folder(tmp_path):
     return write_files(frame, tmp_path / "rows", n_files=2)
 
 
-@pytest.mark.parametrize("max_samples", [40, None])
+@pytest.mark.parametrize("max_samples", [2, 129, None], ids=["not drawn", "drawn", "all rows"])
 def test_an_infinite_value_is_named_with_its_row_and_file(folder, max_samples):
     frame = pd.DataFrame(make_numbers(30), columns=list("abcd"))
     frame.loc[29, "b"] = np.inf
     frame.to_parquet(folder / "part-002.parquet")
-    place = r"row 29 of the file '.*part-002\.parquet'" if max_samples else "row 129"
+    place = r"row 29 of the file '.*part-002\.parquet'"
     with pytest.raises(ValueError, match=f"infinity: column 'b' holds inf in {place}"):
         quick(max_samples=max_samples).fit(folder)
     detector = quick().fit(frame.iloc[:29]).set_params(invalid="raise")
     with pytest.raises(ValueError, match=r"column 'b' holds inf in row 29 of the file '.*part-002"):
         detector.score_samples(folder)
+
+
+@pytest.mark.parametrize("kind", ["a folder of files", "a table of pyarrow"])
+@pytest.mark.parametrize("n_drawn", [99, None])
+def test_a_value_that_is_no_number_is_named_with_its_row(kind, n_drawn, tmp_path):
+    frame = pd.DataFrame({"a": [None] * 98 + ["x", "x"], "b": np.arange(100.0)})
+    X = TABLES[kind](frame, tmp_path / "rows")
+    detector = quick(likelihood={"a": "gaussian", "b": "gaussian"}, max_samples=n_drawn)
+    with pytest.raises(ValueError, match="column 'a' holds 'x' in row 98"):
+        detector.fit(X)
 
 
 def test_an_impossible_value_in_rows_that_are_not_drawn_is_named(folder):

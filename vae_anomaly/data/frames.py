@@ -113,7 +113,10 @@ def rows_at(X: Unchecked, positions: Array | slice) -> Unchecked:
     """Some rows of an array or a table, as a DataFrame if it is a table."""
     if isinstance(X, pd.DataFrame):
         return X.iloc[positions]
-    return to_pandas(_narwhals(X).from_native(X)[positions].to_native()) if is_foreign(X) else X[positions]
+    if not is_foreign(X):
+        return X[positions]
+    frame = to_pandas(_narwhals(X).from_native(X)[positions].to_native())
+    return frame.set_axis(pd.RangeIndex(X.shape[0])[positions])
 
 
 def like(given: Unchecked, frame: pd.DataFrame) -> Any:

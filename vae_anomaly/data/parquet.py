@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib
 import os
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, BinaryIO
@@ -89,7 +90,7 @@ def _open(path: str) -> Any:
 
 def _import_pyarrow(module: str) -> Any:
     try:
-        return __import__(module, fromlist=["_"])
+        return importlib.import_module(module)
     except ImportError:
         raise ImportError(
             "Parquet files and datasets are read by pyarrow: pip install 'vae-anomaly[parquet]'."
@@ -136,6 +137,9 @@ class _Dataset(Sequential):
                         yield table.select(names).cast(schema)
             first = end
 
+    def take(self, positions: Positions) -> Unchecked:
+        return super().take(positions).set_axis(positions)
+
     def rows_at(self, piece: Any, positions: Positions | slice) -> Any:
         return piece[positions] if isinstance(positions, slice) else piece.take(positions)
 
@@ -179,7 +183,8 @@ def _tables_of_file(part: Any, start: int, names: Sequence[Hashable]) -> Iterato
             if start >= n_rows:
                 start -= n_rows
                 continue
-            in_file = [name for name in names if name not in of_folder]
+            # At least one column: without any, a batch would have no rows.
+            in_file = [name for name in names if name not in of_folder] or file.schema_arrow.names[:1]
             for batch in file.iter_batches(_ROWS_AT_ONCE, [group], in_file, use_threads=False):
                 if start < batch.num_rows:
                     table = pa.Table.from_batches([batch[start:]])

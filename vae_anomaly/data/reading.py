@@ -5,6 +5,7 @@ Rows that are not in memory become a `Stream` of such tables.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from vae_anomaly.data.images import check_image_shape, flatten, warn_of_channels
 from vae_anomaly.data.pixels import dtype_of
 from vae_anomaly.data.scaling import check_finite
 from vae_anomaly.data.sources import memory_source, source_of
-from vae_anomaly.data.streams import NUMBERS_AT_ONCE, Positions, Source, Stream
+from vae_anomaly.data.streams import NUMBERS_AT_ONCE, Positions, Source, Stream, locating
 from vae_anomaly.data.tables import table_of
 
 __all__ = ["TrainingRows", "open_rows", "read", "read_groups", "read_stream", "read_training_rows"]
@@ -89,11 +90,15 @@ def read_training_rows(
     """
     source = X if isinstance(X, Source) else memory_source(X)
     if source is None or n_at_most is None or source.n_rows <= n_at_most:
-        everything = X.read() if isinstance(X, Source) else X
-        rows, image_shape, dtype = read(detector, everything, reset, shape_of_images=shape_of_images)
+        with contextlib.ExitStack() as stack:
+            if isinstance(X, Source):
+                stack.enter_context(locating(X, range(X.n_rows)))
+                X = X.read()
+            rows, image_shape, dtype = read(detector, X, reset, shape_of_images=shape_of_images)
         return TrainingRows(rows, image_shape, dtype, rows.shape[0])
     positions = np.sort(sample_without_replacement(source.n_rows, n_at_most, random_state=seed()))
-    drawn, image_shape, dtype = read(detector, source.take(positions), reset, source, shape_of_images)
+    with locating(source, positions):
+        drawn, image_shape, dtype = read(detector, source.take(positions), reset, source, shape_of_images)
     names = getattr(detector, "feature_names_in_", None)
 
     def numbers(rows: Unchecked) -> Matrix:

@@ -26,6 +26,7 @@ __all__ = [
     "Source",
     "Stream",
     "choose",
+    "locating",
     "map_blocks",
     "starts_of",
 ]
@@ -146,12 +147,12 @@ class Stream:
         for block in self._source.blocks(size):
             n_rows = block.shape[0] if hasattr(block, "shape") else len(block)
             positions = np.arange(start, start + n_rows)
-            with _locating(self._source, positions):
+            with locating(self._source, positions):
                 numbers = self._numbers(block)
             if self._without is not None:
                 left = ~np.isin(positions, self._without)
                 positions, numbers = positions[left], numbers[left]
-            with _locating(self._source, positions):
+            with locating(self._source, positions):
                 result = function(numbers)
             yield result
             start += n_rows
@@ -184,7 +185,7 @@ def starts_of(start: int, n_rows: int, size: int) -> Sequence[int]:
 
 
 @contextlib.contextmanager
-def _locating(source: Source, positions: Positions) -> Iterator[None]:
+def locating(source: Source, positions: Positions | range) -> Iterator[None]:
     """An error in a row at one of these positions names its place; any other one is followed by a note."""
     try:
         yield
@@ -193,6 +194,6 @@ def _locating(source: Source, positions: Positions) -> Iterator[None]:
         raise
     except (ValueError, TypeError) as error:
         if len(positions):
-            first, last = (source.locate(int(position)) for position in positions[[0, -1]])
+            first, last = source.locate(int(positions[0])), source.locate(int(positions[-1]))
             error.add_note(f"This is of the rows from {first} to {last}.")
         raise
