@@ -192,11 +192,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     calibration : {"auto", "out_of_bag", "folds"}, float, splitter or None, default="auto"
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
         float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the one or two
-        of the default eight members that left it out of their training: it costs neither rows nor time.
-        "folds" fits five more detectors, each without one fold of the rows, and scores the fold by it; a
-        splitter that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing
-        unless the threshold asks; then it is "out_of_bag" for fewer than 500 rows ("folds" if members leave
-        out too few), else a fifth of the rows, at most 10,000.
+        of the default eight members that left it out of their training: it costs neither rows nor time, and
+        promises less (`docs <../user_guide/thresholds.html>`__). "folds" fits five more detectors, each
+        without one fold of the rows, and scores the fold by it; a splitter that holds out each row once, such
+        as ``KFold(10)``, makes other folds. "auto" does nothing unless the threshold asks; then it is "folds"
+        for fewer than 500 rows, else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the likelihood:
         `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel, and
