@@ -294,7 +294,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     Notes
     -----
     Members are trained in as many threads as there are processors, or where `joblib.parallel_config` says: in
-    other processes or on a cluster, with the same bits. A fit within a task of joblib or dask has one thread.
+    other processes or on a cluster, with the same bits. A fit that is a task of joblib or dask itself has as
+    many threads as its worker is told to have.
 
     Scores are computed in float32 over tiles of a fixed number of rows, and are bit-identical whether
     rows are scored alone, together or in another order.
