@@ -11,8 +11,9 @@ PACKAGE = Path(vae_anomaly.__file__).parent
 # From the ground up: what stands in a folder imports its own folder and those of lower floors.
 FLOORS = [
     {"core"},
-    {"calibration", "likelihoods"},
-    {"data", "networks"},
+    {"calibration", "flows", "likelihoods", "objectives"},
+    {"posteriors"},
+    {"data", "networks", "priors"},
     {"model"},
     {"engine"},
     {"scoring"},

@@ -24,24 +24,24 @@ def normal():
 
 # -- where honest scores come from ----------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("given", "wanted", "n_rows", "n_judges", "expected"),
+    ("given", "wanted", "n_rows", "left_out", "expected"),
     [
-        ("auto", False, 100, 2, None),
-        ("auto", True, 100, 2, "out_of_bag"),
-        ("auto", True, 499, 2, "out_of_bag"),
-        ("auto", True, 499, 1, "folds"),
-        ("auto", True, 500, 2, 0.2),
-        ("auto", True, 1_000_000, 0, 0.01),
-        (None, False, 100, 2, None),
-        ("folds", False, 100, 2, "folds"),
-        ("out_of_bag", False, 1000, 3, "out_of_bag"),
-        (0.3, True, 100, 2, 0.3),
+        ("auto", False, 100, True, None),
+        ("auto", True, 100, True, "out_of_bag"),
+        ("auto", True, 499, True, "out_of_bag"),
+        ("auto", True, 499, False, "folds"),
+        ("auto", True, 500, True, 0.2),
+        ("auto", True, 1_000_000, False, 0.01),
+        (None, False, 100, True, None),
+        ("folds", False, 100, True, "folds"),
+        ("out_of_bag", False, 1000, True, "out_of_bag"),
+        (0.3, True, 100, True, 0.3),
     ],
 )
 def test_auto_calibrates_where_the_rule_asks_and_out_of_bag_where_rows_are_few(
-    given, wanted, n_rows, n_judges, expected
+    given, wanted, n_rows, left_out, expected
 ):
-    resolved = resolve(given, wanted, n_rows, n_judges)
+    resolved = resolve(given, wanted, n_rows, left_out_by_members=left_out)
     if expected == "folds":
         assert (resolved.n_splits, resolved.shuffle) == (5, True)
     else:
@@ -50,7 +50,7 @@ def test_auto_calibrates_where_the_rule_asks_and_out_of_bag_where_rows_are_few(
 
 def test_a_splitter_makes_the_folds():
     splitter = KFold(7)
-    assert resolve(splitter, False, 100, 2) is splitter
+    assert resolve(splitter, False, 100, left_out_by_members=True) is splitter
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_a_splitter_makes_the_folds():
         (KFold(20), "20 folds needs.*received 10"),
         (200, r"may mean folds or rows: set a splitter such as KFold\(200, shuffle=True\).*200/n"),
         (0.01, "at least 1 of the 10 rows"),
-        ("out_of_bag", "needs 2 members at least .*some rows have 1: set validation_fraction to 2 / members"),
+        ("out_of_bag", "set validation_fraction to at least 1 / members"),
     ],
 )
 def test_calibration_that_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        resolve(given, True, 10, n_judges=1)
+        resolve(given, True, 10, left_out_by_members=False)
 
 
 def test_a_share_is_held_out_of_training_and_scaling(normal):
@@ -121,9 +121,9 @@ def test_a_splitter_that_does_not_hold_out_each_row_once_is_refused(splitter, no
 
 
 @pytest.mark.parametrize(
-    ("members", "fraction", "judged"), [(4, 0.5, True), (4, 0.4, False), (3, 0.67, True), (1, 0.25, False)]
+    ("members", "fraction", "judged"), [(2, 0.5, True), (2, 0.4, False), (4, 0.25, True), (1, 0.25, False)]
 )
-def test_members_judge_every_row_if_two_of_them_leave_it_out(normal, members, fraction, judged):
+def test_members_judge_every_row_if_their_shares_together_make_the_table(normal, members, fraction, judged):
     detector = VAEDetector(
         members=members,
         validation_fraction=fraction,
@@ -136,12 +136,12 @@ def test_members_judge_every_row_if_two_of_them_leave_it_out(normal, members, fr
         assert scores.shape == (300,)
         assert np.isfinite(scores).all()
     else:
-        with pytest.raises(ValueError, match="2 members at least that leave a row out"):
+        with pytest.raises(ValueError, match="together leave every row out"):
             detector.fit(normal[0])
 
 
 def test_out_of_bag_a_row_has_one_score_for_p_values_and_the_default_threshold(normal):
-    settings = {"members": 4, "validation_fraction": 0.5, "epochs": 2, "random_state": 0}
+    settings = {"members": 4, "validation_fraction": 0.25, "epochs": 2, "random_state": 0}
     judged = VAEDetector(calibration="out_of_bag", threshold=Conformal(0.1), **settings).fit(normal[0])
     default = VAEDetector(threshold=OutOfBag(0.1), **settings).fit(normal[0])
     assert judged.offset_ == default.offset_

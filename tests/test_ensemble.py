@@ -33,7 +33,7 @@ def fit(X, **settings):
 # -- what "auto" means ----------------------------------------------------------------------------------
 def test_automatic_epochs_of_a_table_train_the_ensemble_that_detects_best():
     decided = decide(VAEDetector().get_params(deep=False), None, None, n_rows=500)
-    assert decided.recipe == (DEFAULT_MEMBERS, 0.25, True)
+    assert decided.recipe == (DEFAULT_MEMBERS, 0.2, True)
 
 
 def test_given_epochs_train_one_model_on_all_rows_for_so_long(table):
@@ -50,13 +50,13 @@ def test_given_epochs_train_one_model_on_all_rows_for_so_long(table):
 def test_images_get_four_members_that_hold_images_out_however_long_they_train(shape, image_shape, epochs):
     parameters = VAEDetector(ConvNetwork(shape), epochs=epochs).get_params(deep=False)
     decided = decide(parameters, None, image_shape, n_rows=500)
-    assert decided.recipe == (IMAGE_MEMBERS, 0.25, epochs == "auto")
+    assert decided.recipe == (IMAGE_MEMBERS, 0.2, epochs == "auto")
     assert isinstance(decided.rule, OutOfBag)
 
 
 def test_patches_get_members_whose_latents_carry_a_texture():
     decided = decide(VAEDetector().get_params(deep=False), None, (40, 40), n_rows=500)
-    assert decided.recipe == (PATCH_MEMBERS, 0.25, True)
+    assert decided.recipe == (PATCH_MEMBERS, 0.2, True)
     assert [member.beta_factor for member in PATCH_MEMBERS] == [0.3, 0.1, 0.3, 0.1]
 
 
@@ -69,8 +69,8 @@ def test_patches_get_members_whose_latents_carry_a_texture():
         ({"n_rows": 9}, (0.0, False)),
         ({"decide": False}, (0.0, False)),
         ({"decide": False, "validation_fraction": 0.3}, (0.3, False)),
-        ({"decide": False, "early_stopping": True}, (0.25, True)),
-        ({"decide": False, "of_images": True}, (0.25, False)),
+        ({"decide": False, "early_stopping": True}, (0.2, True)),
+        ({"decide": False, "of_images": True}, (0.2, False)),
         ({"decide": False, "of_images": True, "n_rows": 9}, (0.0, False)),
         ({"of_images": True, "validation_fraction": 0.0}, (0.0, False)),
     ],

@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from vae_anomaly import objectives
 from vae_anomaly.core.backend import tf
-from vae_anomaly.core.objective import (
-    LossTerms,
-    importance_weighted_bound,
-    kl_divergence,
-    log_weight,
-    loss_terms,
-    reparameterize,
-)
 from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.objectives import LossTerms, loss_terms
+from vae_anomaly.objectives.renyi import importance_weighted_bound
+from vae_anomaly.posteriors import Gaussian as GaussianPosterior
+from vae_anomaly.posteriors.gaussian import kl_divergence, reparameterize
 
 Z_MEANS, Z_LOG_VARS = (
     values.ravel()
@@ -121,18 +118,31 @@ class Draws:
         """The explicit log p(z) - log q(z|x)."""
         return (log_density(self.z) - log_density(self.z, self.z_mean, self.z_log_var)).sum(axis=-1)
 
-    def loss_terms(self, **options: Any) -> LossTerms:
-        names = ("log_prob", "z", "noise", "z_mean", "z_log_var")
-        terms = loss_terms(*(tensor(getattr(self, name)) for name in names), **options)
+    def loss_terms(self, objective: str = "elbo", **options: Any) -> LossTerms:
+        kl = kl_divergence(tensor(self.z_mean), tensor(self.z_log_var))
+        chosen = objectives.resolve(objective)
+        terms = loss_terms(tensor(self.log_prob), tensor(self.log_ratio()), kl, objective=chosen, **options)
         return LossTerms(*(term.numpy() for term in terms))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 4.0])
-def test_log_weight_equals_the_explicit_densities(beta: float) -> None:
+def log_ratio_of(z_mean: Any, z_log_var: Any, noise: Any) -> tuple[Any, Any]:
+    """z and log p(z) - log q(z|x), by the package's own parts."""
+    z, log_q = GaussianPosterior().sample((z_mean, z_log_var), noise, {})
+    return z, GaussianPosterior().standard_log_prob(z) - log_q
+
+
+def test_the_log_ratio_of_a_draw_is_that_of_the_explicit_densities() -> None:
     draws = Draws()
-    names = ("log_prob", "z", "noise", "z_log_var")
-    weights = log_weight(*(tensor(getattr(draws, name)) for name in names), beta=beta)
-    np.testing.assert_allclose(weights.numpy(), draws.log_prob + beta * draws.log_ratio(), rtol=1e-12)
+    z, log_ratio = log_ratio_of(tensor(draws.z_mean), tensor(draws.z_log_var), tensor(draws.noise))
+    np.testing.assert_allclose(z.numpy(), draws.z, rtol=1e-15)
+    np.testing.assert_allclose(log_ratio.numpy(), draws.log_ratio(), rtol=1e-12)
+
+
+def test_the_density_of_a_draw_is_that_of_the_point() -> None:
+    draws = Draws()
+    context = (tensor(draws.z_mean), tensor(draws.z_log_var))
+    z, log_q = GaussianPosterior().sample(context, tensor(draws.noise), {})
+    np.testing.assert_allclose(GaussianPosterior().log_prob(z, context, {}), log_q, rtol=1e-12)
 
 
 def test_importance_weighted_bound_is_the_log_of_the_mean_weight() -> None:
@@ -183,11 +193,9 @@ def test_iwae_with_one_draw_is_the_single_sample_estimate_of_the_elbo() -> None:
     np.testing.assert_allclose(-loss, draws.log_prob[0] + draws.log_ratio()[0], rtol=1e-12)
 
 
-def test_elbo_is_the_default_objective_with_beta_1_and_no_free_bits() -> None:
+def test_a_loss_has_a_beta_of_1_and_no_free_bits_by_default() -> None:
     draws = Draws()
-    np.testing.assert_array_equal(
-        draws.loss_terms().loss, draws.loss_terms(objective="elbo", beta=1.0, free_bits=0.0).loss
-    )
+    np.testing.assert_array_equal(draws.loss_terms().loss, draws.loss_terms(beta=1.0, free_bits=0.0).loss)
 
 
 def mean_kl_per_latent(draws: Draws) -> Any:
@@ -221,10 +229,9 @@ def test_free_bits_stop_the_gradient_below_the_allowance_and_leave_it_above(free
             tape.watch([z_mean, z_log_var])
             terms = loss_terms(
                 tensor(draws.log_prob),
-                tensor(draws.z),
-                tensor(draws.noise),
-                z_mean,
-                z_log_var,
+                tensor(draws.log_ratio()),
+                kl_divergence(z_mean, z_log_var),
+                objective=objectives.resolve("elbo"),
                 free_bits=free_bits,
             )
             loss = tf.reduce_mean(terms.loss)
@@ -258,12 +265,12 @@ class LinearGaussian:
     def log_weights(self, z_mean: Any, z_log_var: Any, n_draws: int, seed: int = 0) -> Any:
         """By the package's own parts, from the noise to the weight."""
         noise = tensor(np.random.RandomState(seed).standard_normal((n_draws, *z_mean.shape)))
-        z = reparameterize(tensor(z_mean), tensor(z_log_var), noise)
+        z, log_ratio = log_ratio_of(tensor(z_mean), tensor(z_log_var), noise)
         location = z @ self.loadings.T + self.offset
         likelihood = Gaussian(scale="per_feature", minimum_scale=self.scale / 2)
         raw_scale = tensor(np.full(3, math.log(self.scale / 2)))
         log_prob = tf.reduce_sum(likelihood.log_prob(tensor(self.x), (location, raw_scale)), axis=-1)
-        return log_weight(log_prob, z, noise, tensor(z_log_var)).numpy()
+        return (log_prob + log_ratio).numpy()
 
     def elbo(self, z_mean: Any, z_log_var: Any) -> Any:
         """The exact E_q log p(x|z) - KL."""

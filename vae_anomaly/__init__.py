@@ -17,6 +17,7 @@ _ADDRESS: dict[str, str | None] = {
     "ModelFileError": "files.archive",
     "VAEDetector": "detector",
     "load": "persistence",
+    "score_dataset": "bulk_scoring",
     "warm_up": "core.backend",
     "calibration": None,
     "checkpoints": None,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from vae_anomaly import scorers as scorers
     from vae_anomaly import scoring as scoring
     from vae_anomaly import thresholds as thresholds
+    from vae_anomaly.bulk_scoring import score_dataset as score_dataset
     from vae_anomaly.core.backend import warm_up as warm_up
     from vae_anomaly.detector import VAEDetector as VAEDetector
     from vae_anomaly.ensemble.members import Member as Member

@@ -126,10 +126,18 @@ class CheckpointFile:
 
     def seeds(self, drawn: Sequence[int], random_state: RandomStateLike) -> list[int]:
         """The seeds of the fit to go on with, where only chance decided them; else those ``drawn`` now."""
-        kept = self._found["seeds"] if self._found is not None else []
+        kept = self._kept_seeds()
         seeds = drawn if isinstance(random_state, Integral) or len(kept) != len(drawn) else kept
         self._about["seeds"] = [int(seed) for seed in seeds]
         return list(self._about["seeds"])
+
+    def first_seed(self, drawn: int, random_state: RandomStateLike) -> int:
+        """The first seed of that fit; else the one ``drawn`` now."""
+        kept = self._kept_seeds()
+        return drawn if isinstance(random_state, Integral) or not kept else int(kept[0])
+
+    def _kept_seeds(self) -> list[int]:
+        return [] if self._found is None else [*self._found["seeds"]]
 
     def begin(self, job: Job) -> list[Progress | None]:
         """Where each member's training is to go on; None is its beginning.
@@ -154,6 +162,8 @@ class CheckpointFile:
                 "early_stopping": job.recipe.early_stopping,
                 "network": job.specification.network.architecture_key(),
                 "likelihood": job.specification.likelihood.architecture_key(),
+                "posterior": job.specification.posterior.architecture_key(),
+                "prior": job.specification.prior.architecture_key(),
                 "patches": None if job.patches is None else job.patches.side,
                 "latent_dim": job.specification.latent_dim,
                 "n_draws": len(job.draws),

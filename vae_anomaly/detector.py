@@ -48,8 +48,10 @@ from vae_anomaly.core.types import (
     Transformer,
     Values,
 )
+from vae_anomaly.data.partitions import on_partitions
 from vae_anomaly.data.preparation import in_form_of
-from vae_anomaly.data.reading import read, read_groups
+from vae_anomaly.data.reading import open_rows, read, read_groups, read_stream, read_training_rows
+from vae_anomaly.data.streams import Stream
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.fitted import Fitted
@@ -63,6 +65,9 @@ from vae_anomaly.model_card import ModelCard
 from vae_anomaly.monitoring import Drift
 from vae_anomaly.monitoring.batch import ASKS as DRIFT_ASKS
 from vae_anomaly.networks import Network
+from vae_anomaly.objectives import Objective
+from vae_anomaly.posteriors import Posterior
+from vae_anomaly.priors import Prior
 from vae_anomaly.scoring.score import Score
 from vae_anomaly.thresholds import Conformal
 from vae_anomaly.training.interruption import interruptible, stop
@@ -74,8 +79,8 @@ __all__ = ["VAEDetector"]
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Anomaly detector: a variational autoencoder as a scikit-learn estimator.
 
-    Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), both neural
-    networks, by maximizing the evidence lower bound (Kingma & Welling 2014)
+    Fits p(x) = ∫ p(x|z) p(z) dz with the prior p(z) = N(0, I) and a posterior q(z|x), unless others are
+    chosen, by neural networks that maximize the evidence lower bound (Kingma & Welling 2014)
 
     .. math:: \mathrm{E}_{q(z|x)} \log p(x|z) - \beta\,\mathrm{KL}(q(z|x) \,\|\, p(z))
 
@@ -105,6 +110,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         `ConvNetwork` too. Identifiers in a DataFrame, columns in which nearly every row has a value of its
         own, are left out with a warning, texts that write numbers are read with one; "ignored" leaves a
         column out.
+    posterior : name or Posterior, default="gaussian"
+        q(z|x). "gaussian" has a mean and a variance for each latent dimension. "planar", "realnvp", "iaf" and
+        "spline" send that through a flow, whose draws can have any shape. "categorical" has categories for
+        latents, eight of four values each. Or an instance from `vae_anomaly.posteriors`, such as
+        ``Flow([Planar()] * 4)`` or ``Categorical(n_variables=3, n_values=10)``.
+    prior : name or Prior, default="standard"
+        p(z). "standard" is N(0, I), and of categories the uniform distribution. "mixture", "vamp", "flow" and
+        "aggregate" are learned with the model: a mixture of Gaussians, one of posteriors of pseudo-inputs, a
+        flow, and the mixture of posteriors of a sample of training rows. Or an instance from
+        `vae_anomaly.priors`, such as ``Mixture(8)``. All scores and bounds are those of the model with this
+        prior, and `sample` draws from it.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -117,8 +133,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         square; that of an image is the mean of its six most unusual ones.
     n_draws : int, default=10
         Draws of z that a score averages over. They are made once in `fit` and shared by all rows.
-    objective : {"elbo", "iwae"}, default="elbo"
-        The bound that training maximizes; ``val_loss`` is made of the ELBO's parts in both cases.
+    objective : {"elbo", "iwae"} or Objective, default="elbo"
+        The bound that training maximizes, by ``n_training_draws`` draws: the ELBO, the importance-weighted
+        bound, or an instance from `vae_anomaly.objectives`: ``Renyi(alpha)``, of which "elbo" is Renyi(1) and
+        "iwae" Renyi(0), or ``Chi(n)``, an upper bound. ``loss`` in `history_` is minus this bound;
+        ``val_loss`` is made of the ELBO's parts in all cases, and the ``score`` has its own name.
     n_training_draws : int, default=1
         Draws of z for each row in a training step.
     beta : float, default=1.0
@@ -126,7 +145,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     kl_warm_up : float, default=0.0
         Share of the training, in [0, 1], over which the weight of the KL rises linearly to ``beta``.
     free_bits : float, default=0.0
-        Nats of KL that each latent dimension may use unpenalized. Only for ``objective="elbo"``.
+        Nats of KL that each latent dimension, or each variable of categories, may use unpenalized. Only for
+        ``objective="elbo"`` with a KL in closed form.
     members : "auto", int or list of Member, default="auto"
         The models to train and average: so many that differ by their seeds only, or one for each
         `vae_anomaly.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
@@ -152,7 +172,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         detection. "auto" is 0.05 if values are missing among the training rows, else 0.
     validation_fraction : "auto" or float, default="auto"
         Share of the rows, in [0, 1), held out of training to follow ``val_loss`` in `history_`; each member
-        holds out others. "auto" is 0.25 with early stopping and for 10 images or more, else 0. Of many
+        holds out others. "auto" is 0.2 with early stopping and for 10 images or more, else 0. Of many
         held-out rows, 2,048 are followed, with as many of the draws as make 1,000 rows times draws.
     early_stopping : "auto" or bool, default="auto"
         Stop when ``val_loss`` has not improved for ``patience`` epochs, and restore the best weights.
@@ -174,12 +194,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "pareto_tail" extrapolates to rare ones; both take scores of rows that were not trained on.
     calibration : {"auto", "out_of_bag", "folds"}, float, splitter or None, default="auto"
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
-        float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the members that
-        left it out of their training, two of the default eight, which costs neither rows nor time. "folds"
-        fits five more detectors, each without one fold of the rows, and scores the fold by it; a splitter
-        that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing unless the
-        threshold asks; then it is "out_of_bag" for fewer than 500 rows ("folds" if members leave out too
-        few), else a fifth of the rows, at most 10,000.
+        float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the one or two
+        of the default eight members that left it out of their training: it costs neither rows nor time.
+        "folds" fits five more detectors, each without one fold of the rows, and scores the fold by it; a
+        splitter that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing
+        unless the threshold asks; then it is "out_of_bag" for fewer than 500 rows ("folds" if members leave
+        out too few), else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the likelihood:
         `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel, and
@@ -197,6 +217,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         rows of the earlier fit. The optimizer starts anew, and an int as ``random_state`` repeats the earlier
         fit's shuffles and noise. A warning tells if the earlier fit calls far more of the rows anomalies than
         it would of rows like its own: scaler and categories stay.
+    max_samples : int or None, default=500_000
+        How many rows the training, the calibration and the threshold use. Of more, so many are drawn by
+        chance, by ``random_state``. The default costs at most 16,000 steps of 128 rows for each member, which
+        are five passes; time and memory would grow with further rows. What a pass can tell is learned of all
+        rows: the scaler (if it has ``partial_fit``), categories, missing values, and which values are wrong;
+        so rows need not fit in memory. ``epochs`` and fractions of rows count those that were drawn. None
+        uses all rows, and reads them into memory.
     callbacks : list of keras.callbacks.Callback or None, default=None
         Called at the beginning and the end of the training and of each epoch, and of each batch if they have
         methods for that (about 5 ms a batch), with a `VAE` that holds the present weights and the learning
@@ -230,10 +257,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ``decision_function = score_samples - offset_``.
     history_ : dict of list of float
         For each epoch, means per row, and over the members that still trained, in nats: "loss",
-        "reconstruction", "kl", and with validation rows "val_loss", "val_reconstruction", "val_kl". For
+        "reconstruction", "kl", and with validation rows "val_loss", "val_reconstruction", "val_kl". A KL
+        without a closed form is the mean of log q(z|x) - log p(z) over the same draws. For
         ``objective="elbo"`` without trimming, warm-up, free bits or layers that add losses,
         loss = reconstruction + beta * kl; val_loss always is. After a warm start, NaN marks epochs in
         which a figure was not measured.
+    objective_ : Objective
+        The bound that the training has maximized; its ``side`` says on which side of log p(x) it lies.
     calibration_scores_ : float64 array of shape (n_rows,), or None
         Anomaly scores, larger = more anomalous, of rows that were not trained on; see ``calibration``.
     calibration_groups_ : array of shape (n_rows,), or None
@@ -252,7 +282,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     latent_dim_ : int
         Latent dimensions.
     draws_ : float32 array of shape (n_draws, latent_dim_)
-        The draws that scores average over.
+        The standard normal numbers that make the draws which scores average over; of categories, twice as
+        many for each draw.
     members_ : tuple of ModelState
         The trained models as arrays and configuration.
     member_weights_ : float64 array of shape (n_members,)
@@ -261,6 +292,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
     n_samples_fit_ : int
         Rows that the last `fit` or `partial_fit` was given, those that it held out included.
+    n_samples_drawn_ : int
+        How many of them were drawn to be trained on, held out and judged; see ``max_samples``.
     n_samples_seen_ : int
         Those of all calls of `partial_fit` since the last `fit`, and of that.
     missing_fraction_ : float64 array of shape (n_features_in_,)
@@ -344,9 +377,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "patches": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), None],
         "latent_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "likelihood": [str, Likelihood, dict, list, tuple],
+        "posterior": [str, Posterior],
+        "prior": [str, Prior],
         "score": [str, Score],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
-        "objective": [StrOptions({"elbo", "iwae"})],
+        "objective": [str, Objective],
         "n_training_draws": [Interval(Integral, 1, None, closed="left")],
         "beta": [Interval(Real, 0, None, closed="left")],
         "kl_warm_up": [Interval(Real, 0, 1, closed="both")],
@@ -373,6 +408,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "scaler": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "invalid": [StrOptions({"score", "raise"})],
         "warm_start": ["boolean"],
+        "max_samples": [Interval(Integral, 2, None, closed="left"), None],
         "callbacks": [list, tuple, None],
         "checkpoint": [str, HasMethods("__fspath__"), Checkpoint, None],
         "jit_compile": [StrOptions({"auto"}), "boolean"],
@@ -388,9 +424,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         patches: str | int | None = "auto",
         latent_dim: str | int = "auto",
         likelihood: LikelihoodLike = "auto",
+        posterior: str | Posterior = "gaussian",
+        prior: str | Prior = "standard",
         score: str | Score = "auto",
         n_draws: int = 10,
-        objective: str = "elbo",
+        objective: str | Objective = "elbo",
         n_training_draws: int = 1,
         beta: float = 1.0,
         kl_warm_up: float = 0.0,
@@ -411,6 +449,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         scaler: str | Transformer | None = "auto",
         invalid: str = "score",
         warm_start: bool = False,
+        max_samples: int | None = 500_000,
         callbacks: Sequence[Callback] | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         jit_compile: str | bool = "auto",
@@ -422,6 +461,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.patches = patches
         self.latent_dim = latent_dim
         self.likelihood = likelihood
+        self.posterior = posterior
+        self.prior = prior
         self.score = score
         self.n_draws = n_draws
         self.objective = objective
@@ -445,6 +486,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.scaler = scaler
         self.invalid = invalid
         self.warm_start = warm_start
+        self.max_samples = max_samples
         self.callbacks = callbacks
         self.checkpoint = checkpoint
         self.jit_compile = jit_compile
@@ -484,12 +526,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images of shape (n, height, width) or
-            (n, height, width, channels)
+        X : array or DataFrame of shape (n_rows, n_features), images of shape (n, height, width) or
+            (n, height, width, channels), or where such rows are
             At least 2 rows. Of numbers, or a DataFrame with booleans and categories too; NaN, None and NA
             are missing values. A sparse table is made dense a block at a time. Images of dtype uint8 are
             divided by 255; all others are taken as they are, of any range unless the likelihood is one of
             values in [0, 1]. A list of images of one size is as good as an array.
+            Rows need not be in memory: Parquet files (a path, a glob or a folder), a dataset of pyarrow, a
+            DataFrame or array of dask, `numpy.memmap`, and whatever else has a shape and slices of rows, such
+            as datasets of h5py. Wherever they are, the same rows give the same bits; see ``max_samples``.
         y : ignored
             For scikit-learn's conventions.
         groups : array of shape (n_rows,), str or None, default=None
@@ -523,19 +568,30 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            rows, image_shape, dtype = read(self, X, reset=not continues)
+            X = open_rows(X)
+            given = read_training_rows(
+                self,
+                X,
+                self._shape_of_images if continues else None,
+                reset=not continues,
+                n_at_most=self.max_samples,
+                seed=lambda: fitting.seed_of_draw(
+                    self.random_state, checkpoint, self._calibration_seed if continues else None
+                ),
+            )
             labels = None if groups is None else read_groups(X, groups)
+            if labels is not None and given.positions is not None:
+                labels = labels[given.positions]
             decisions = decide(
                 self.get_params(deep=False),
                 self.table_,
-                self.image_shape_ if continues else image_shape,
-                rows.shape[0],
+                self.image_shape_ if continues else given.image_shape,
+                given.X.shape[0],
             )
             del X  # a temporary one needs no memory any more
             calibration_rows.check_groups(labels, decisions.calibration)
             outcome = fitting.fit(
-                rows,
-                dtype,
+                given,
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
@@ -544,7 +600,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 score_fold=score_folds_like(self),
                 interruption=interruption,
             )
-            attributes.take_over(self, outcome, decisions, rows.shape[0], labels)
+            attributes.take_over(self, outcome, decisions, given, labels)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -620,14 +676,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self.fit(X, groups=groups)
         with all_or_nothing(self), interruptible(self) as interruption:
             self._validate_params()
-            rows, _, dtype = read(self, X, reset=False)
+            X = open_rows(X)
+            given = read_training_rows(
+                self, X, self._shape_of_images, reset=False, n_at_most=None, seed=lambda: 0
+            )
             labels = None if groups is None else read_groups(X, groups)
             parameters = self.get_params(deep=False)
-            decisions = decide(parameters, self.table_, self.image_shape_, rows.shape[0], takes_new_rows=True)
+            decisions = decide(parameters, self.table_, self.image_shape_, given.n_rows, takes_new_rows=True)
             calibration_rows.check_groups(labels, decisions.calibration)
             outcome = fitting.fit(
-                rows,
-                dtype,
+                given,
                 decisions,
                 table=self.table_,
                 names=getattr(self, "feature_names_in_", None),
@@ -636,7 +694,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 score_fold=score_folds_from(self, decisions),
                 interruption=interruption,
             )
-            attributes.take_over(self, outcome, decisions, rows.shape[0], labels)
+            attributes.take_over(self, outcome, decisions, given, labels)
         return self
 
     def stop_fit(self) -> None:
@@ -665,16 +723,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         stop(self)
 
     # -- scoring --------------------------------------------------------------------------------------
+    @on_partitions(np.float64)
     def score_samples(self, X: MatrixLike) -> Floats:
         """Normality of each row: the negative of the score named by ``score``.
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
 
         Returns
         -------
-        float64 array of shape (n_rows,)
+        float64 array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
             Higher = more normal; in nats, except for errors and shares. Densities are those of
             the scaled rows.
 
@@ -686,15 +745,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             For rows that don't fit the training rows: other width, names, types or image shape, values that
             are infinite or lie outside the likelihood's support, pixels of another range.
         """
-        X = self._validate(X)
-        return -self._fitted.scores(X)
+        rows = self._stream(X)
+        return -self._fitted.scores(rows)
 
+    @on_partitions(np.float64)
     def decision_function(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         """``score_samples(X) - offset_``: negative for anomalies.
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         groups : array of shape (n_rows,), str or None, default=None
             As in `fit`. The offset of each row is then that of its group: the false-alarm rate of
             ``threshold="conformal"`` holds in every group, and not only on average over them. Groups with
@@ -702,7 +762,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        float64 array of shape (n_rows,)
+        float64 array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
 
         Raises
         ------
@@ -714,18 +774,19 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self.score_samples(X) - self.offset_
         return self.score_samples(X) + grouped.cuts_of(self, read_groups(X, groups))
 
+    @on_partitions(np.int64)
     def predict(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> npt.NDArray[np.int64]:
         """-1 for anomalies, +1 for the others.
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         groups : array of shape (n_rows,), str or None, default=None
             See `decision_function`.
 
         Returns
         -------
-        int array of shape (n_rows,)
+        int array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
 
         Raises
         ------
@@ -745,15 +806,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         y : ignored
 
         Returns
         -------
         float
         """
-        X = self._validate(X)
-        return self._fitted.evidence_lower_bound(X)
+        rows = self._stream(X)
+        return self._fitted.evidence_lower_bound(rows)
 
     def warm_up(self, n_rows: int | Iterable[int] = 1) -> Self:
         """Compile now what scoring would compile during its first calls, so that none of them waits for it.
@@ -987,7 +1048,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
 
         Returns
         -------
@@ -998,10 +1059,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             If there is one draw and one member: nothing to compare.
         """
-        X = self._validate(X)
-        return self._fitted.confidence(X, self.offset_)
+        rows = self._stream(X)
+        return self._fitted.confidence(rows, self.offset_)
 
     # -- what a score means -------------------------------------------------------------------------------
+    @on_partitions(np.float64)
     def p_values(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> Floats:
         r"""Conformal p-values: how often a normal row would look at least as anomalous.
 
@@ -1015,14 +1077,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         groups : array of shape (n_rows,), str or None, default=None
             As in `fit`. Each row is then compared with the calibration rows of its group alone, so that the
             above holds in every group (`calibration.group_p_values`); groups with fewer than 19 are pooled.
 
         Returns
         -------
-        float64 array of shape (n_rows,)
+        float64 array of shape (n_rows,), or a lazy Series or array of dask if X is of dask
 
         Raises
         ------
@@ -1038,11 +1100,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> float(detector.p_values([[1000.0, 0.0, 0.0]])[0]) == 1 / 101
         True
         """
-        given, X = X, self._validate(X)
+        rows = self._stream(X)
         unseen = check_calibrated(self)
         if groups is None:
-            return calibration.p_values(self._fitted.scores(X), unseen)
-        return grouped.p_values_of(self, self._fitted.scores(X), read_groups(given, groups))
+            return calibration.p_values(self._fitted.scores(rows), unseen)
+        return grouped.p_values_of(self, self._fitted.scores(rows), read_groups(X, groups))
 
     def group_rates(
         self, X: MatrixLike | None = None, groups: npt.ArrayLike | str | None = None
@@ -1229,7 +1291,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
         false_alarm_rate : float, default=0.01
             In (0, 1).
 
@@ -1254,24 +1316,28 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> detector.drift(2 * rng.normal(size=(300, 3))).reason[:34]
         'Drift: the median row scores above'
         """
-        X = self._validate(X)
-        return monitoring.drift(self._fitted.scores(X), held_out_scores(self, DRIFT_ASKS), false_alarm_rate)
+        rows = self._stream(X)
+        return monitoring.drift(
+            self._fitted.scores(rows), held_out_scores(self, DRIFT_ASKS), false_alarm_rate
+        )
 
     # -- the model ----------------------------------------------------------------------------------------
     def encode(self, X: MatrixLike) -> Floats:
-        """Posterior means of z.
+        """Where each row lies among z: the posterior's mean, by the first member.
+
+        Of a flow, the image of its base's mean; of categories, their probabilities.
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
+        X : rows as in `fit`, in memory or not
 
         Returns
         -------
         float64 array of shape (n_rows, latent_dim_); of images in patches, those of all squares side by side,
         (n_rows, n_patches * latent_dim_)
         """
-        X = self._validate(X)
-        return self._fitted.posterior_means(X)
+        rows = self._stream(X)
+        return self._fitted.posterior_means(rows)
 
     def reconstruct(self, X: MatrixLike) -> Any:
         """Expected x given z, averaged over draws and members, in the units of X: gaps are filled.
@@ -1601,5 +1667,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _validate(self, X: MatrixLike) -> Matrix:
         check_is_fitted(self)
-        X, _, dtype = read(self, X, reset=False)
-        return self._fitted.preparation.in_units(X, dtype, self.members_[0].specification.likelihood)
+        rows, _, dtype = read(self, X, reset=False, shape_of_images=self._shape_of_images)
+        return self._fitted.preparation.in_units(rows, dtype, self.members_[0].specification.likelihood)
+
+    def _stream(self, X: MatrixLike) -> Matrix | Stream:
+        """The same, of rows that need not be in memory."""
+        check_is_fitted(self)
+        return read_stream(X, self._validate, self.n_features_in_)

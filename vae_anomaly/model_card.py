@@ -23,6 +23,9 @@ from vae_anomaly.core.types import Detector, Json, Values
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.tables import Table
 from vae_anomaly.model.states import ModelState
+from vae_anomaly.objectives import Objective
+from vae_anomaly.posteriors import Gaussian
+from vae_anomaly.priors import Standard
 
 __all__ = ["ModelCard"]
 
@@ -112,13 +115,14 @@ def describe(detector: Detector) -> ModelCard:
 def summary(detector: Detector) -> dict[str, Values]:
     """The sections of a card whose size does not grow with the columns."""
     state, history = detector.members_[0], detector.history_
-    network, likelihood, *_ = state.specification
+    network, likelihood, *_, posterior, prior = state.specification
     patches = getattr(detector, "patches_", None)
     missing = getattr(detector, "missing_fraction_", None)
     last_epoch = {name: _number(values[-1]) for name, values in history.items() if values}
     return {
         "data": {
             "rows": getattr(detector, "n_samples_fit_", None),
+            "rows_drawn": _rows_drawn(detector),
             "features": int(detector.n_features_in_),
             "image_shape": None if detector.image_shape_ is None else list(map(int, detector.image_shape_)),
             "likelihoods": None if detector.table_ is None else _count_likelihoods(detector.table_),
@@ -132,11 +136,14 @@ def summary(detector: Detector) -> dict[str, Values]:
             "weights_of_a_member": int(state.trainable.size),
             "latent_dim": int(detector.latent_dim_),
             "likelihood": _shorten(likelihood) if detector.table_ is None else likelihood.name,
+            "posterior": None if posterior == Gaussian() else _shorten(posterior),
+            "prior": None if prior == Standard() else _shorten(prior),
             "scaler": _shorten(detector.scaler_),
             "score": detector.score_ if isinstance(detector.score_, str) else _shorten(detector.score_),
             "draws": len(detector.draws_),
         },
         "training": {
+            "objective": _objective(detector),
             "epochs": len(history["loss"]),
             "early_stopping": getattr(detector, "do_early_stopping_", None),
             "interrupted": getattr(detector, "interrupted_", None),
@@ -144,6 +151,20 @@ def summary(detector: Detector) -> dict[str, Values]:
         },
         "threshold": _threshold(detector),
     }
+
+
+def _rows_drawn(detector: Detector) -> int | None:
+    """How many of more rows were drawn to be trained on; None if all were."""
+    n_drawn = getattr(detector, "n_samples_drawn_", None)
+    return None if n_drawn == getattr(detector, "n_samples_fit_", None) else n_drawn
+
+
+def _objective(detector: Detector) -> str | None:
+    """Which bound the training has maximized; None for the ELBO, or if it is not known."""
+    objective: Objective | None = getattr(detector, "objective_", None)
+    if objective is None or objective.is_elbo:
+        return None
+    return f"{_shorten(objective)}, {'an' if objective.side == 'upper' else 'a'} {objective.side} bound"
 
 
 def _transforms(state: ModelState) -> bool:

@@ -174,7 +174,7 @@ def warn_of_one_cut(detector: Detector, groups: object) -> None:
             "the detector was fitted with groups, and predict received none: all rows have the cut of all "
             "groups together. Pass groups= to keep the false-alarm rate in each.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -30,13 +30,10 @@ OUT_OF_BAG = "out_of_bag"
 # A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Others promise it only nearly.
 _ROWS_ENOUGH_TO_SPLIT = 500
 _FRACTION, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
-# By one member of eight, 2.9 % of new rows had a p-value of at most 1 %; by two of them, 1.4 %
-# (36 tables of 200 rows).
-_FEWEST_JUDGES = 2
 
 
 def resolve(
-    calibration: str | float | Splitter | None, wanted: bool, n_rows: int, n_judges: int
+    calibration: str | float | Splitter | None, wanted: bool, n_rows: int, *, left_out_by_members: bool
 ) -> float | str | Splitter | None:
     """What ``calibration`` means for so many rows: a fraction, a splitter, `OUT_OF_BAG` or None.
 
@@ -46,8 +43,8 @@ def resolve(
     wanted : bool
         Whether the threshold rule needs scores of rows that were not trained on.
     n_rows : int
-    n_judges : int
-        Members that leave a row out of their training: of every row at least so many.
+    left_out_by_members : bool
+        Whether each row is left out of the training of some member.
 
     Raises
     ------
@@ -60,7 +57,7 @@ def resolve(
         if wanted and n_rows >= _ROWS_ENOUGH_TO_SPLIT:
             calibration = min(_FRACTION, _ROWS_AT_MOST / n_rows)
         elif wanted:
-            calibration = OUT_OF_BAG if n_judges >= _FEWEST_JUDGES else "folds"
+            calibration = OUT_OF_BAG if left_out_by_members else "folds"
     if calibration is None:
         if wanted:
             raise ValueError(
@@ -69,11 +66,10 @@ def resolve(
             )
         return None
     if isinstance(calibration, str) and calibration == OUT_OF_BAG:
-        if n_judges < _FEWEST_JUDGES:
+        if not left_out_by_members:
             raise ValueError(
-                f"calibration='out_of_bag' needs {_FEWEST_JUDGES} members at least that leave a row out of "
-                f"their training, and some rows have {n_judges}: set validation_fraction to "
-                f"{_FEWEST_JUDGES} / members, or calibration to 'folds'."
+                "calibration='out_of_bag' needs members that together leave every row out of their training: "
+                "set validation_fraction to at least 1 / members, or calibration to 'folds'."
             )
         return OUT_OF_BAG
     if isinstance(calibration, str):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vae_anomaly.core import forks
 from vae_anomaly.core.log_lines import load_silently, silence_log_lines
 
-__all__ = ["in_float32", "keras", "open_tensorflow", "tf", "warm_up", "without_weights"]
+__all__ = ["in_float32", "keras", "limit_threads", "open_tensorflow", "tf", "warm_up", "without_weights"]
 
 # Eigen's matrix products, TensorFlow's choice on processors without AVX-512, round a row by its place among
 # the others; oneDNN's do not. TensorFlow reads the choice when it is imported.
@@ -78,6 +78,15 @@ def warm_up() -> None:
 
     # No daemon: Python waits for the end of an import before it ends itself.
     threading.Thread(target=open_quietly, name="vae_anomaly.warm_up").start()
+
+
+def limit_threads(n_threads: int) -> None:
+    """Let TensorFlow use so many threads, in one process of many; unless it has begun to compute."""
+    open_tensorflow()
+    threading_options = importlib.import_module("tensorflow").config.threading
+    with contextlib.suppress(RuntimeError):
+        threading_options.set_intra_op_parallelism_threads(n_threads)
+        threading_options.set_inter_op_parallelism_threads(n_threads)
 
 
 def _load(name: str) -> ModuleType:

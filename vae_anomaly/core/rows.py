@@ -9,6 +9,7 @@ from scipy import sparse
 from vae_anomaly.core.types import Array, Matrix, Shape, Unchecked
 
 __all__ = [
+    "RowError",
     "Rows",
     "any_missing",
     "array_of",
@@ -18,6 +19,28 @@ __all__ = [
 ]
 
 Rows = npt.NDArray[np.float32]
+
+
+class RowError(ValueError):
+    """An error in one row, whose message has a place for where the row is.
+
+    Attributes
+    ----------
+    template : str
+        The message, with ``{row}`` in the place of "row 3".
+    row : int
+        The row's position among those that were looked at.
+    where : str
+        The row's address; whoever knows that those rows are some of many more says it anew.
+    """
+
+    def __init__(self, template: str, row: int) -> None:
+        super().__init__(template, row)
+        self.template, self.row, self.where = template, int(row), f"row {row}"
+
+    def __str__(self) -> str:
+        return self.template.replace("{row}", self.where, 1)
+
 
 _OUTERMOST = 0.005
 _TAIL_WIDTHS = 10

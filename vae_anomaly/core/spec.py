@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.types import Constraints, Estimator, Values
 
-__all__ = ["Spec", "config_json", "state_of"]
+__all__ = ["Part", "Spec", "config_json", "state_of"]
 
 _Value = TypeVar("_Value")
 
@@ -39,6 +39,70 @@ class Spec(BaseEstimator):  # type: ignore[misc]
         """A copy that no later change of this object reaches: what a fitted model keeps."""
         parameters = self.get_params(deep=False)
         return type(self)(**{name: _copy_containers(value) for name, value in parameters.items()})
+
+
+class Part(Spec):
+    """A specification whose class has a name among those of its family: a posterior, a prior, an objective.
+
+    A base class opens a family, ``class Prior(Part, family="prior")``; a subclass of it that has a ``name``
+    registers itself. Equal parameters make equal parts.
+
+    Attributes
+    ----------
+    name : str
+        What files, and where it says so the detector's parameters, call the class.
+    """
+
+    name: ClassVar[str] = ""
+    #: Every class that has a name, by family.
+    families: ClassVar[dict[str, dict[str, type[Part]]]] = {}
+    _family: ClassVar[str] = ""
+
+    def __init_subclass__(cls, family: str | None = None, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if family is not None:
+            cls._family, Part.families[family] = family, {}
+        elif cls.__dict__.get("name"):
+            Part.families[cls._family][cls.name] = cls
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Part) and self.architecture_key() == other.architecture_key()
+
+    def __hash__(self) -> int:
+        return hash(self.architecture_key())
+
+    def config(self) -> Values:
+        """Family, name and parameters as plain data, from which `from_config` makes an equal part."""
+        if Part.families[self._family].get(self.name) is not type(self):
+            raise TypeError(
+                f"only a {self._family} with a name of its own can be saved and found again; give "
+                f"{type(self).__name__} a class attribute `name`."
+            )
+        parameters = self.get_params(deep=False)
+        return {
+            "family": self._family,
+            "name": self.name,
+            **{key: _plain(value) for key, value in parameters.items()},
+        }
+
+    @staticmethod
+    def from_config(config: Values) -> Any:
+        """The part that `config` describes."""
+        parameters = dict(config)
+        kind = Part.families[parameters.pop("family")][parameters.pop("name")]
+        return kind(**{key: _part(value) for key, value in parameters.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.config()
+    return [*map(_plain, value)] if isinstance(value, (list, tuple)) else value
+
+
+def _part(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Part.from_config(value)
+    return [*map(_part, value)] if isinstance(value, list) else value
 
 
 def config_json(keras_object: object) -> str:

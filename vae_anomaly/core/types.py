@@ -27,6 +27,7 @@ __all__ = [
     "FittedLabelingRule",
     "Flags",
     "Floats",
+    "Fragmented",
     "Initializer",
     "Json",
     "KerasClass",
@@ -38,6 +39,7 @@ __all__ = [
     "MatrixLike",
     "PathOrFile",
     "RandomStateLike",
+    "RowsElsewhere",
     "Shape",
     "SparseMatrix",
     "Splitter",
@@ -93,8 +95,25 @@ class SparseMatrix(Protocol):
     def toarray(self) -> Any: ...
 
 
-#: Rows or images as users have them.
-MatrixLike: TypeAlias = "npt.ArrayLike | pd.DataFrame | SparseMatrix"
+class RowsElsewhere(Protocol):
+    """Rows that are not in memory, by a shape and slices: a dataset of h5py, an array of zarr or of dask."""
+
+    @property
+    def shape(self) -> tuple[Any, ...]: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+class Fragmented(Protocol):
+    """A dataset of pyarrow."""
+
+    def get_fragments(self, filter: Any = None) -> Any: ...  # noqa: A002
+
+
+#: Rows or images as users have them, or where they are: a path or a glob of Parquet files among them.
+MatrixLike: TypeAlias = (
+    "npt.ArrayLike | pd.DataFrame | SparseMatrix | os.PathLike[str] | RowsElsewhere | Fragmented"
+)
 #: The same before anyone has looked which of them it is.
 Unchecked: TypeAlias = Any
 
@@ -142,6 +161,7 @@ class Detector(Protocol):
     n_features_in_: int
     n_samples_fit_: int
     n_samples_seen_: int
+    n_samples_drawn_: int
     latent_dim_: int
     offset_: float
     history_: dict[str, list[float]]
@@ -163,6 +183,8 @@ class Detector(Protocol):
     table_: Any
     scaler_: Estimator
     score_: Any
+    #: An `objectives.Objective`.
+    objective_: Any
     threshold_: Any
     _member_levels: Floats
     _usual_scores: Floats | None

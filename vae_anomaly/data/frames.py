@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from vae_anomaly.core.types import Floats, Unchecked
+from vae_anomaly.core.types import Array, Floats, Unchecked
 
-__all__ = ["check_names", "like", "names_of", "to_pandas", "with_values"]
+__all__ = ["check_names", "is_foreign", "like", "names_of", "rows_at", "to_pandas", "with_values"]
 
 
 def to_pandas(X: Unchecked) -> Unchecked:
@@ -40,7 +40,7 @@ def to_pandas(X: Unchecked) -> Unchecked:
         if isinstance(X, np.ma.MaskedArray):
             return np.ma.filled(X.astype(np.result_type(X.dtype, np.float32)), np.nan)
         return X
-    if not _is_foreign(X):
+    if not is_foreign(X):
         return X
     nw = _narwhals(X)
     frame = nw.from_native(X, pass_through=True)
@@ -62,14 +62,18 @@ def _check_holds_rows(X: Unchecked) -> None:
         raise TypeError("tables are DataFrames or arrays; received a dict. Pass pd.DataFrame(X).")
     if isinstance(X, (str, bytes, os.PathLike)):
         raise TypeError(
-            f"rows are a DataFrame or an array; received the text or path {X!r}. Pass what is in the file, "
-            "such as pd.read_csv(path)."
+            f"rows are a DataFrame, an array or Parquet files; received the text or path {X!r}. Pass what is "
+            "in the file, such as pd.read_csv(path) or pd.read_parquet(path)."
         )
     if isinstance(X, Iterator):
         raise TypeError(
             f"rows are a DataFrame or an array; received an iterator ({type(X).__name__}). Pass "
             "np.concatenate(list(X)) if it gives batches of rows, np.stack(list(X)) if it gives rows."
         )
+    if hasattr(X, "__dask_graph__") and hasattr(type(X), "columns"):
+        raise TypeError(f"received {_described(X)}, which is not in memory: pass X.compute().")
+    if hasattr(X, "get_fragments"):
+        raise TypeError(f"received {_described(X)}, which is not in memory: pass X.to_table().")
     if hasattr(X, "as_numpy_iterator"):
         raise TypeError(
             "rows are a DataFrame or an array; received a dataset of TensorFlow. Pass "
@@ -105,9 +109,19 @@ def _holds_labels(X: Unchecked) -> bool:
     return is_table and (second is None or getattr(second, "ndim", 2) == 1)
 
 
+def rows_at(X: Unchecked, positions: Array | slice) -> Unchecked:
+    """Some rows of an array or a table, as a DataFrame if it is a table."""
+    if isinstance(X, pd.DataFrame):
+        return X.iloc[positions]
+    if not is_foreign(X):
+        return X[positions]
+    frame = to_pandas(_narwhals(X).from_native(X)[positions].to_native())
+    return frame.set_axis(pd.RangeIndex(X.shape[0])[positions])
+
+
 def like(given: Unchecked, frame: pd.DataFrame) -> Any:
     """A DataFrame as a table of the library that X is of; X may be a DataFrame itself."""
-    if not _is_foreign(given):
+    if not is_foreign(given):
         return frame
     nw = _narwhals(given)
     backend = nw.get_native_namespace(given)
@@ -120,7 +134,7 @@ def like(given: Unchecked, frame: pd.DataFrame) -> Any:
 
 def with_values(given: Unchecked, values: Floats) -> Any:
     """Numbers of cells as a table like the one given: its library, names and index."""
-    if not _is_foreign(given):
+    if not is_foreign(given):
         return pd.DataFrame(values, columns=given.columns, index=given.index)
     names = _narwhals(given).from_native(given).columns
     return like(given, pd.DataFrame(values, columns=names))
@@ -155,7 +169,7 @@ def check_names(X: Unchecked, expected: list[str] | None) -> None:
         )
 
 
-def _is_foreign(X: Unchecked) -> bool:
+def is_foreign(X: Unchecked) -> bool:
     """Whether X is a table of columns of another library than pandas."""
     # Of the class: a table that is not in memory would have to find out its columns.
     return hasattr(type(X), "columns") and not hasattr(X, "iloc")
@@ -188,7 +202,7 @@ def _column(values: Any) -> Any:
     if dtype == nw.String:
         return pd.Series(values.to_list(), dtype=object)
     if dtype in (nw.Categorical, nw.Enum):
-        return pd.Categorical(values.cast(nw.String).to_list())
+        return pd.Categorical(values.to_list())
     return pd.Series(values.to_list())
 
 

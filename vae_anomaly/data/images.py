@@ -69,7 +69,7 @@ def warn_of_channels_first(image_shape: Shape | None) -> None:
                 "'", ""
             ),
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -22,8 +22,10 @@ from vae_anomaly.core.types import (
 from vae_anomaly.data import frames, scaling
 from vae_anomaly.data.lazy import blocks, rows_of
 from vae_anomaly.data.patches import Patches
-from vae_anomaly.data.pixels import pixel_range, pixels
+from vae_anomaly.data.pixels import pixels
 from vae_anomaly.data.ranges import ColumnRanges
+from vae_anomaly.data.streams import Stream
+from vae_anomaly.data.survey import survey
 from vae_anomaly.data.tables import Table
 from vae_anomaly.likelihoods import Likelihood
 
@@ -65,6 +67,7 @@ class Preparation:
     def fit(
         cls,
         X: Matrix,
+        stream: Stream | None = None,
         *,
         table: Table | None,
         names: Array | None,
@@ -75,7 +78,7 @@ class Preparation:
         scaler: str | Transformer | None,
         n_channels: int | None = None,
     ) -> Self:
-        """Learn from the rows that are trained on.
+        """Learn from the rows that are trained on, or from a stream of all those that they stand for.
 
         ``image_shape`` is that of images that were handed in, ``of_images`` that of what the network takes
         rows for, ``scaler`` the detector's parameter.
@@ -87,20 +90,30 @@ class Preparation:
         ValueError
             If a column holds no value, or values whose squares overflow; names it.
         """
-        scaling.check_magnitude(X, names)
-        missing_fractions = scaling.missing_fractions(X, names)
-        likelihood.check_columns(X.shape[1])
-        of_pixels = None if of_images is None else pixel_range(X)
         unfitted = scaling.scaler_for(likelihood, scaler, of_images)
-        if n_channels is not None and isinstance(scaler, str):
-            fitted = scaling.fit_channel_scaler(unfitted, X, n_channels)
-        else:
-            fitted = scaling.fit_scaler(unfitted, X)
         channels = n_channels if of_images is None else of_images[-1]
         if channels is not None and X.shape[1] % channels:  # the network names a wrong length
             channels = None
-        ranges = ColumnRanges.of(X, channels)
-        return cls(table, names, image_shape, of_pixels, fitted, missing_fractions, patches, ranges)
+        learned = survey(
+            X,
+            stream,
+            unfitted,
+            names=names,
+            likelihood=likelihood,
+            of_images=of_images is not None,
+            n_channels=channels,
+            scales_channels=n_channels is not None and isinstance(scaler, str),
+        )
+        return cls(
+            table,
+            names,
+            image_shape,
+            learned.pixel_range,
+            learned.scaler,
+            learned.missing_fractions,
+            patches,
+            learned.ranges,
+        )
 
     def after(self, X: Matrix) -> Self:
         """The same once these rows, too, have been trained on: what is known of the columns grows."""

@@ -74,8 +74,8 @@ _WRITTEN_NUMBERS = (
 )
 
 
-def recognize(values: pd.Series, name: Hashable) -> Recognized:
-    """What a column is taken for.
+def recognize(values: pd.Series, name: Hashable, n_rows: int | None = None) -> Recognized:
+    """What a column is taken for; of ``n_rows`` rows, if ``values`` are those of some of them.
 
     Raises
     ------
@@ -83,34 +83,36 @@ def recognize(values: pd.Series, name: Hashable) -> Recognized:
         If it holds dates or times, or has a dtype that nothing is known of; the message says what to do.
     """
     present = values.dropna()
+    # For how many values each of these stands.
+    stands_for = 1.0 if n_rows is None or not len(values) else n_rows / len(values)
     if holds_times(values):
         raise _of_times(name, present.iloc[0])
     if types.is_bool_dtype(values.dtype):
         return Recognized("bernoulli")
     if is_number(values):
-        return _recognize_numbers(present, name)
+        return _recognize_numbers(present, name, stands_for)
     if isinstance(values.dtype, pd.CategoricalDtype):
         return _IDENTIFIERS if _is_of_single_values(present) else Recognized("categorical")
     if types.is_object_dtype(values.dtype) or types.is_string_dtype(values.dtype):
-        return _recognize_objects(present, name)
+        return _recognize_objects(present, name, stands_for)
     raise TypeError(
         f"column {name!r} has the dtype {values.dtype}, which no likelihood knows; turn it into numbers or "
         f"categories, or leave it out with likelihood={{{name!r}: 'ignored'}}."
     )
 
 
-def serial_numbers(values: pd.Series, name: Hashable) -> bool:
+def serial_numbers(values: pd.Series, name: Hashable, stands_for: float = 1.0) -> bool:
     """Whether a column of whole numbers counts or names its rows, and does not measure them.
 
     All its values differ, and they fill at least half of their range, as running numbers do, or the name of
-    the column says that they are identifiers.
+    the column says that they are identifiers. Of more rows than these, each value stands for so many.
     """
     present = values.dropna()
     if not types.is_integer_dtype(values.dtype) or len(present) < _FEWEST_ROWS_OF_IDENTIFIERS:
         return False
     if not present.is_unique:
         return False
-    is_dense = int(present.max()) - int(present.min()) < 2 * len(present)
+    is_dense = int(present.max()) - int(present.min()) < 2 * len(present) * stands_for
     return is_dense or (isinstance(name, str) and _ID_NAME.search(name) is not None)
 
 
@@ -173,8 +175,8 @@ def kind_of(value: object) -> str:
     return type(value).__name__
 
 
-def _recognize_numbers(present: pd.Series, name: Hashable) -> Recognized:
-    if serial_numbers(present, name):
+def _recognize_numbers(present: pd.Series, name: Hashable, stands_for: float) -> Recognized:
+    if serial_numbers(present, name, stands_for):
         return _IDENTIFIERS
     if not types.is_integer_dtype(present.dtype) or present.min() < 0:
         return Recognized("gaussian")
@@ -183,7 +185,7 @@ def _recognize_numbers(present: pd.Series, name: Hashable) -> Recognized:
     return Recognized("count" if present.median() < _MANY else "gaussian")
 
 
-def _recognize_objects(present: pd.Series, name: Hashable) -> Recognized:
+def _recognize_objects(present: pd.Series, name: Hashable, stands_for: float) -> Recognized:
     kinds = {kind_of(value) for value in present}
     if kinds == {"number"}:
         return Recognized("gaussian")
@@ -200,7 +202,7 @@ def _recognize_objects(present: pd.Series, name: Hashable) -> Recognized:
         if numbers is not None:
             written = pd.Series(numbers)
             whole = (written % 1 == 0).all() and written.abs().max() < 2**53
-            found = _recognize_numbers(written.astype("int64") if whole else written, name)
+            found = _recognize_numbers(written.astype("int64") if whole else written, name, stands_for)
             # Identifiers and categories are taken as the texts that they are.
             is_read = found.likelihood in ("count", "gaussian")
             return Recognized(found.likelihood, _WRITTEN_NUMBERS) if is_read else found

@@ -13,7 +13,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
-from vae_anomaly.core.rows import Rows, dense
+from vae_anomaly.core.rows import RowError, Rows, dense
 from vae_anomaly.core.types import Array, Estimator, Floats, Matrix, Shape, Transformer
 from vae_anomaly.data.pixels import PixelScaler
 from vae_anomaly.likelihoods import Likelihood
@@ -21,9 +21,11 @@ from vae_anomaly.likelihoods import Likelihood
 __all__ = [
     "FARTHEST",
     "ROUNDING",
+    "FitInBlocks",
     "ScalerOfColumns",
     "any_infinite",
     "as_numbers",
+    "block_size",
     "check_finite",
     "check_magnitude",
     "clip_gross_errors",
@@ -32,9 +34,11 @@ __all__ = [
     "fit_channel_scaler",
     "fit_scaler",
     "missing_fractions",
+    "repeat_channels",
     "scale",
     "scaled_zero",
     "scaler_for",
+    "scales_channels",
     "unscale",
 ]
 
@@ -135,9 +139,10 @@ def check_finite(X: Matrix, names: Array | None) -> None:
         return
     rows, columns = np.isinf(dense(X)).nonzero()
     row, column = rows[0], columns[0]
-    raise ValueError(
-        f"Input X contains infinity: {_label(column, names)} holds {X[row, column]} in row {row}. Put NaN in "
-        "its place if the value is not known."
+    raise RowError(
+        f"Input X contains infinity: {_label(column, names)} holds {X[row, column]} in {{row}}. Put NaN in "
+        "its place if the value is not known.",
+        row,
     )
 
 
@@ -150,35 +155,35 @@ def check_magnitude(X: Matrix, names: Array | None) -> None:
     if (values > _LARGEST).any() or (values < -_LARGEST).any():
         rows, columns = (abs(X) > _LARGEST).nonzero()
         row, column = rows[0], columns[0]
-        raise ValueError(
-            f"{_label(column, names)} holds {X[row, column]:g} in row {row}: its square exceeds what "
-            "float64 holds. Rescale the column, or take its logarithm."
+        raise RowError(
+            f"{_label(column, names)} holds {X[row, column]:g} in {{row}}: its square exceeds what "
+            "float64 holds. Rescale the column, or take its logarithm.",
+            row,
         )
 
 
-def missing_fractions(X: Matrix, names: Array | None) -> Floats:
+def count_missing(X: Matrix) -> Array:
+    """How many values are missing in each column."""
+    if sparse.issparse(X):
+        return np.bincount(X.indices[np.isnan(X.data)], minlength=X.shape[1])
+    return np.asarray(np.isnan(X).sum(axis=0)) if X.dtype.kind == "f" else np.zeros(X.shape[1], dtype=np.intp)
+
+
+def missing_fractions(n_missing: Array, n_rows: int, names: Array | None) -> Floats:
     """Share of missing values in each column; there is nothing to learn of one without any value.
 
     Raises
     ------
     ValueError
-        If a column holds none; ``names`` are those of X's columns.
+        If a column holds none; ``names`` are the columns'.
     """
-    n_missing = count_missing(X)
-    (empty,) = (n_missing == X.shape[0]).nonzero()
+    (empty,) = (n_missing == n_rows).nonzero()
     if len(empty):
         raise ValueError(
-            f"{_label(empty[0], names)} holds no value in any of the {X.shape[0]} training rows, so there is "
+            f"{_label(empty[0], names)} holds no value in any of the {n_rows} training rows, so there is "
             "nothing to learn of it; drop the column."
         )
-    return np.asarray(n_missing / X.shape[0])
-
-
-def count_missing(X: Matrix) -> Array:
-    """How many values of each column are missing."""
-    if sparse.issparse(X):
-        return np.bincount(X.indices[np.isnan(X.data)], minlength=X.shape[1])
-    return np.isnan(X).sum(axis=0) if X.dtype.kind == "f" else np.zeros(X.shape[1])
+    return np.asarray(n_missing / n_rows)
 
 
 def column_names(scaler: Estimator, names: Array | None, n_columns: int) -> Array | None:
@@ -196,22 +201,39 @@ def column_names(scaler: Estimator, names: Array | None, n_columns: int) -> Arra
 
 def fit_scaler(scaler: Estimator, X: Matrix) -> Estimator:
     """A clone of the scaler, fitted on X; None stays None."""
+    if scaler is None:
+        return None
     in_blocks = type(scaler) in (PixelScaler, StandardScaler)
     if in_blocks or (sparse.issparse(X) and hasattr(scaler, "partial_fit")):
         # In blocks: a variance makes copies of what it gets at once, and a sparse table is never dense.
-        scaler = clone(scaler)
-        least, greatest = np.full(X.shape[1], np.inf), np.full(X.shape[1], -np.inf)
-        for start in range(0, X.shape[0], block := _block_of(X)):
-            rows = dense(as_numbers(X[start : start + block]))
-            scaler.partial_fit(rows)
-            least, greatest = np.fmin(least, np.fmin.reduce(rows)), np.fmax(greatest, np.fmax.reduce(rows))
-        if _standardizes(scaler):
-            _give_constants_a_unit(scaler, least, greatest)
-            if not sparse.issparse(X):
-                _give_gross_errors_no_say(scaler, X)
-        return scaler
+        fit = FitInBlocks(scaler, X.shape[1])
+        for start in range(0, X.shape[0], block := block_size(X.shape[1])):
+            fit.add(dense(as_numbers(X[start : start + block])))
+        return fit.result(X)
     # A transformer of the user's may write into its argument.
-    return None if scaler is None else clone(scaler).fit(as_numbers(X).copy())
+    return clone(scaler).fit(as_numbers(X).copy())
+
+
+class FitInBlocks:
+    """The fit of a scaler that has ``partial_fit``, some rows after others."""
+
+    def __init__(self, scaler: Estimator, n_columns: int) -> None:
+        self._scaler = clone(scaler)
+        self._least, self._greatest = np.full(n_columns, np.inf), np.full(n_columns, -np.inf)
+
+    def add(self, rows: Array) -> None:
+        """Learn of some rows."""
+        self._scaler.partial_fit(rows)
+        self._least = np.fmin(self._least, np.fmin.reduce(rows))
+        self._greatest = np.fmax(self._greatest, np.fmax.reduce(rows))
+
+    def result(self, X: Matrix) -> Estimator:
+        """The fitted scaler; X are all rows, or such as stand for them."""
+        if _standardizes(self._scaler):
+            _give_constants_a_unit(self._scaler, self._least, self._greatest)
+            if not sparse.issparse(X):
+                _give_gross_errors_no_say(self._scaler, X)
+        return self._scaler
 
 
 def fit_channel_scaler(scaler: Estimator, X: Matrix, n_channels: int) -> Estimator:
@@ -224,10 +246,20 @@ def fit_channel_scaler(scaler: Estimator, X: Matrix, n_channels: int) -> Estimat
         The channels of a position next to each other.
     n_channels : int
     """
-    n_rows, n_features = X.shape
-    if type(scaler) is not StandardScaler or n_features % n_channels:  # the network names a wrong length
+    n_features = X.shape[1]
+    if not scales_channels(scaler, n_features, n_channels):
         return fit_scaler(scaler, X)
-    fitted = fit_scaler(scaler, X.reshape(n_rows * n_features // n_channels, n_channels))
+    return repeat_channels(fit_scaler(scaler, X.reshape(-1, n_channels)), n_features)
+
+
+def scales_channels(scaler: Estimator, n_features: int, n_channels: int | None) -> bool:
+    """Whether a scaler of signals is the same at all positions; the network names a wrong length."""
+    return n_channels is not None and type(scaler) is StandardScaler and not n_features % n_channels
+
+
+def repeat_channels(fitted: Estimator, n_features: int) -> Estimator:
+    """A StandardScaler of channels as one of all positions."""
+    n_channels = fitted.n_features_in_
     for name in ("mean_", "scale_", "var_", "n_samples_seen_"):
         value = getattr(fitted, name)
         if np.ndim(value):
@@ -302,7 +334,7 @@ def scale(X: Matrix, scaler: Estimator, names: Array | None = None) -> Rows:
     ValueError
         If the scaler turns finite values into others; ``names`` are those of X's columns.
     """
-    block = _block_of(X)
+    block = block_size(X.shape[1])
     first = _scale_block(X, 0, block, scaler, names)
     if X.shape[0] <= block:
         return first
@@ -329,10 +361,11 @@ def _scale_block(X: Matrix, start: int, size: int, scaler: Estimator, names: Arr
         row, column = np.argwhere(wrong)[0]
         label = _label(column, column_names(scaler, names, rows.shape[1]))
         same = rows.shape == block.shape
-        held = f" (row {start + row} holds {block[row, column]:g})" if same else f" in row {start + row}"
-        raise ValueError(
+        held = f" ({{row}} holds {block[row, column]:g})" if same else " in {row}"
+        raise RowError(
             f"{type(scaler).__name__} turns {label}{held} into {rows[row, column]}; rescale "
-            "or transform the column first, or pass another scaler."
+            "or transform the column first, or pass another scaler.",
+            start + row,
         )
     within: Rows = np.clip(rows, -FARTHEST, FARTHEST).astype(np.float32, copy=False)
     return within
@@ -365,9 +398,9 @@ def unscale(rows: Floats, scaler: Estimator) -> Floats:
     return np.asarray(scaler.inverse_transform(rows))
 
 
-def _block_of(X: Matrix) -> int:
-    """How many rows of X to work on at once."""
-    return max(1, _NUMBERS_AT_ONCE // int(X.shape[1]))
+def block_size(n_columns: int) -> int:
+    """How many rows of so many columns to work on at once."""
+    return max(1, _NUMBERS_AT_ONCE // int(n_columns))
 
 
 def _label(column: int, names: Array | None) -> str:

@@ -31,6 +31,7 @@ from vae_anomaly.data.recognition import (
     recognize,
     serial_numbers,
 )
+from vae_anomaly.data.streams import NUMBERS_AT_ONCE, Source
 from vae_anomaly.likelihoods import Categorical, Count, Gaussian, Likelihood, LikelihoodLike, Mixed
 
 __all__ = ["Column", "Table", "table_of"]
@@ -198,7 +199,7 @@ class Table:
         return frame if index is None else frame.set_index(index)
 
 
-def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
+def table_of(X: Unchecked, likelihood: LikelihoodLike, source: Source | None = None) -> Table | None:
     """How the columns of X become numbers; None for rows of numbers that share one likelihood.
 
     Parameters
@@ -212,6 +213,8 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
         out. "categorical" is for all columns. A dict gives likelihoods of columns by their names (positions,
         if X is an array), a list holds pairs of a likelihood and the columns that have it, and "ignored"
         leaves columns out; others are taken for what they hold.
+    source : Source or None
+        All rows, if X is some of them, drawn by chance: categories are those that any row holds.
 
     Warns
     -----
@@ -225,11 +228,13 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
         message names it.
     """
     chosen: dict[Hashable, str | Likelihood] = {}
+    n_rows = None if source is None else source.n_rows
+    stands_for = 1.0 if source is None else source.n_rows / X.shape[0]
     if isinstance(likelihood, str) and likelihood == "auto":
         if not hasattr(X, "columns"):
             return None
         if all(is_number(values) for _, values in X.items()):
-            others = [name for name, values in X.items() if not serial_numbers(values, name)]
+            others = [name for name, values in X.items() if not serial_numbers(values, name, stands_for)]
             if len(others) == X.shape[1]:
                 return None
             chosen = dict.fromkeys(others, Gaussian.name)
@@ -260,7 +265,7 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
     for name in X.columns:
         if chosen.get(name, "auto") == "auto":
             _check_values(X[name], name)
-            chosen[name], reason = recognize(X[name], name)
+            chosen[name], reason = recognize(X[name], name, n_rows)
             if reason is not None:
                 reasons.setdefault(reason, []).append(name)
     table = Table(tuple(_column(X[name], name, chosen[name]) for name in X.columns), named)
@@ -271,8 +276,33 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike) -> Table | None:
         )
     for reason, names in reasons.items():
         columns = f"column{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
-        warnings.warn(f"{columns}: {reason.format(first=names[0])}", UserWarning, stacklevel=4)
-    return table
+        warnings.warn(f"{columns}: {reason.format(first=names[0])}", UserWarning, stacklevel=5)
+    return table if source is None else _with_all_categories(table, source)
+
+
+def _with_all_categories(table: Table, source: Source) -> Table:
+    """The table with the categories that any row of the source holds."""
+    names = [column.name for column in table.columns if column.categories is not None]
+    if not names:
+        return table
+    found: dict[Hashable, set[Hashable]] = {name: set() for name in names}
+    for block in source.blocks(max(1, NUMBERS_AT_ONCE // len(names)), columns=names):
+        frame = block if hasattr(block, "columns") else pd.DataFrame(block, columns=names).infer_objects()
+        for name in names:
+            found[name].update(pd.Series(frame[name].dropna().unique()).astype(object))
+
+    def complete(column: Column) -> Column:
+        if column.likelihood is None or column.categories is None:
+            return column
+        values = pd.Series([*found[column.name]], dtype=object)
+        _, likelihood, _, categories = _column(values, column.name, column.likelihood)
+        dtype = column.dtype
+        assert categories is not None
+        if isinstance(dtype, pd.CategoricalDtype) and not categories.isin(dtype.categories).all():
+            dtype = pd.CategoricalDtype(categories.infer_objects(), dtype.ordered)
+        return Column(column.name, likelihood, dtype, categories)
+
+    return Table(tuple(map(complete, table.columns)), table.named)
 
 
 def _pairs(likelihood: Sequence[Any]) -> Iterator[tuple[Hashable, str | Likelihood]]:

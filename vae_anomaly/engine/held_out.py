@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vae_anomaly.core.backend import tf
-from vae_anomaly.core.objective import kl_divergence
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Tensor
 from vae_anomaly.engine.programs import Architecture
 from vae_anomaly.engine.tiles import wide_tile
 from vae_anomaly.model.states import ModelState
+from vae_anomaly.objectives.base import kl_of
 
 __all__ = ["HELD_OUT_ROWS", "HELD_OUT_TILE", "Best", "HeldOut", "best_of", "held_out_tiles", "measure"]
 
@@ -95,7 +95,7 @@ def measure(
         with architecture.holding(trainable, non_trainable):
             inferred = vae.infer(x, held_out.draws[:, None])
             log_prob = tf.reduce_sum(vae.likelihood.log_prob(x, inferred.parameters), axis=-1)
-        kl = tf.reduce_sum(kl_divergence(inferred.z_mean, inferred.z_log_var), axis=-1)
+            kl = kl_of(vae.kl_per_latent(inferred.context), inferred.log_ratio)
         terms = tf.cast(tf.stack([-tf.reduce_mean(log_prob, axis=0), kl]), tf.float64)
         counts = position * tile + tf.range(tile) < held_out.n_rows
         return position + 1, sums + tf.reduce_sum(tf.where(counts, terms, 0.0), axis=1)

@@ -25,7 +25,9 @@ import numpy as np
 from vae_anomaly.core.backend import in_float32, keras, tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, KerasModel, Tensor
+from vae_anomaly.core.weights import PROGRESS
 from vae_anomaly.model.states import ModelState, Specification
+from vae_anomaly.networks.base import usual_heads
 
 __all__ = [
     "Architecture",
@@ -80,7 +82,7 @@ class Architecture:
 
     def __init__(self, specification: Specification) -> None:
         self.specification = specification
-        self.n_features, self.latent_dim = specification.n_features, specification.latent_dim
+        self.n_features, self.noise_dim = specification.n_features, specification.noise_dim
         self.template = self.new_model()
         self._shapes = [tuple(v.shape) for v in self.template.trainable_variables]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
@@ -117,17 +119,17 @@ class Architecture:
         """A new `VAE` of this architecture."""
         from vae_anomaly.model.vae import VAE
 
-        network, likelihood, n_features, latent_dim, marks_missing, transforms_columns = self.specification
+        network, likelihood, n_features, latent_dim, marks_missing, *_ = self.specification
         n_inputs = likelihood.n_inputs(n_features) + (n_features if marks_missing else 0)
         n_outputs = likelihood.n_outputs(n_features)
+        heads = self.specification.posterior.heads(latent_dim)
+        others = {} if heads == usual_heads(latent_dim) else {"heads": heads}
         with in_float32():
             if (n_inputs, n_outputs) == (n_features, n_features * likelihood.n_params):
-                models = network.build(n_features, latent_dim, likelihood.n_params)
+                models = network.build(n_features, latent_dim, likelihood.n_params, **others)
             else:
-                models = network.build_apart(n_inputs, n_outputs, latent_dim)
-            return VAE(
-                *models, likelihood, n_features, latent_dim, marks_missing, transforms_columns, name="vae"
-            )
+                models = network.build_apart(n_inputs, n_outputs, latent_dim, **others)
+            return VAE(*models, **self.specification.of_model(), name="vae")
 
     def initial_state(self, seed: int, rows: Rows) -> ModelState:
         """New weights drawn from ``seed``, for a model that is to be trained on these rows."""
@@ -142,6 +144,7 @@ class Architecture:
         values[id(self.template.input_range)] = likelihood.input_range(rows)
         if likelihood.n_shared:
             values[id(self.template.shared)] = self.template.initial_shared(rows)
+        values |= self.template.initial_own_values(seed, rows)
         trainable = [values[id(v)].ravel() for v in self.template.trainable_variables]
         return ModelState(
             self.specification,
@@ -159,6 +162,16 @@ class Architecture:
             [np.minimum(low, input_range[0]), np.maximum(high, input_range[1])]
         )
         return replace(state, non_trainable=tuple(non_trainable))
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether the posterior asks how far the training is."""
+        return PROGRESS in self.template.own_variables["posterior"]
+
+    def at_progress(self, non_trainable: Sequence[Tensor], progress: Tensor) -> list[Tensor]:
+        """What is not trained, when the training has come so far."""
+        position = self._position(self.template.own_variables["posterior"][PROGRESS])
+        return [*non_trainable[:position], progress, *non_trainable[position + 1 :]]
 
     def _position(self, wanted: Any) -> int:
         """The place of a variable among those that are not trained."""

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import tf
-from vae_anomaly.core.objective import loss_terms
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Flags, Tensor
 from vae_anomaly.engine.held_out import HELD_OUT_ROWS, HELD_OUT_TILE, Best, HeldOut, measure
 from vae_anomaly.engine.programs import Architecture, Program, on_device
 from vae_anomaly.model.states import ModelState
+from vae_anomaly.objectives import ELBO, Objective, loss_terms
 
 __all__ = [
     "BlockFigures",
@@ -77,7 +77,7 @@ class BlockOptions(NamedTuple):
     """
 
     batch_size: int
-    objective: str = "elbo"
+    objective: Objective = ELBO
     n_training_draws: int = 1
     has_free_bits: bool = False
     clips_gradient: bool = False
@@ -129,6 +129,7 @@ def train_block(
     first_step: int,
     only: int | None = None,
     ends: Flags | None = None,
+    progress: npt.NDArray[np.float32] | None = None,
     held_out: HeldOut | None = None,
     best: Best | None = None,
 ) -> tuple[TrainingState, BlockFigures, Best | None]:
@@ -153,6 +154,8 @@ def train_block(
         The position of a batch: the one step of the block to take.
     ends : bool array of shape (n_steps,) or None, default=None
         Which steps end an epoch: the loss of the held-out rows is measured after them.
+    progress : array of shape (n_steps,) or None, default=None
+        How far the training is at each step, from 0 to 1, where the posterior asks for it; None is 0.
     held_out : HeldOut or None, default=None
     best : Best or None, default=None
         Of the epochs before, where there are held-out rows.
@@ -168,8 +171,9 @@ def train_block(
         chosen = slice(only, only + 1)
         order, rates, betas, first_step = order[chosen], rates[chosen], betas[chosen], first_step + only
         ends = None if ends is None else ends[chosen]
+        progress = None if progress is None else progress[chosen]
     n_steps = len(order)
-    shape = (options.n_training_draws, options.batch_size, architecture.latent_dim)
+    shape = (options.n_training_draws, options.batch_size, architecture.noise_dim)
     # One operation; tf.random.stateless_normal is thirty, which mix the seed that Philox takes as it is.
     noise = _numbers_of_steps(tf.raw_ops.StatelessRandomNormalV2, noise_seed, 0, first_step, n_steps, shape)
     uniform = None
@@ -181,12 +185,15 @@ def train_block(
     rates = _ADAM.rates(rates, first_step)
     if ends is None:
         ends = np.zeros(n_steps, dtype=bool)
+    if progress is None:
+        progress = np.zeros(n_steps, dtype=np.float32)
     if options.jit_compile:
         n_filled = block_steps(architecture, options.batch_size)
         noise = tf.pad(noise, [[0, n_filled - n_steps], [0, 0], [0, 0], [0, 0]])
         uniform = None if uniform is None else tf.pad(uniform, [[0, n_filled - n_steps], [0, 0], [0, 0]])
         order = np.resize(order, (n_filled, options.batch_size))
-        rates, betas, ends = (np.resize(v, n_filled) for v in (rates, betas, ends))  # type: ignore[assignment]
+        rates, betas, progress = (np.resize(v, n_filled) for v in (rates, betas, progress))
+        ends = np.resize(ends, n_filled)
     program = architecture.program(options, lambda: _compile(architecture, options))
     state, terms, held_out_terms, best = program(
         state,
@@ -198,6 +205,7 @@ def train_block(
         tf.constant(betas),
         limits,
         tf.constant(ends),
+        tf.constant(progress) if architecture.follows_progress else None,
         held_out,
         best,
     )
@@ -231,13 +239,13 @@ def _compile(architecture: Architecture, options: BlockOptions) -> Program:
     by_step = tf.TensorSpec((n_blocked,), tf.float32)
     non_trainable = [tf.TensorSpec(v.shape, v.dtype) for v in architecture.template.non_trainable_variables]
     batch = (n_blocked, options.batch_size, architecture.n_features)
-    noise = (n_blocked, options.n_training_draws, options.batch_size, architecture.latent_dim)
+    noise = (n_blocked, options.n_training_draws, options.batch_size, architecture.noise_dim)
     held_out = best = None
     if options.n_held_out_draws:
         tiles: tuple[int | None, ...] = (None, None, architecture.n_features)
         if options.jit_compile:
             tiles = (HELD_OUT_ROWS // HELD_OUT_TILE, HELD_OUT_TILE, architecture.n_features)
-        draws = (options.n_held_out_draws, architecture.latent_dim)
+        draws = (options.n_held_out_draws, architecture.noise_dim)
         held_out = HeldOut(tf.TensorSpec(tiles, tf.float32), count, tf.TensorSpec(draws, tf.float32), precise)
         best = Best(precise, vector, non_trainable)
     function = tf.function(_block(architecture, options), autograph=False, jit_compile=options.jit_compile)
@@ -252,6 +260,7 @@ def _compile(architecture: Architecture, options: BlockOptions) -> Program:
             by_step,
             Limits(number, number, count, number),
             tf.TensorSpec((n_blocked,), tf.bool),
+            by_step if architecture.follows_progress else None,
             held_out,
             best,
         )
@@ -269,12 +278,16 @@ def _block(architecture: Architecture, options: BlockOptions) -> Program:
         betas: Tensor,
         limits: Limits,
         ends: Tensor,
+        progress: Tensor | None,
         held_out: HeldOut | None,
         best: Best | None,
     ) -> tuple[TrainingState, Tensor, Tensor, Best | None]:
         def step(
             position: Tensor, state: TrainingState, terms: Any, held_out_terms: Any, best: Any
         ) -> tuple[Any, ...]:
+            if progress is not None:
+                others = architecture.at_progress(state.non_trainable, progress[position])
+                state = state._replace(non_trainable=others)
             x, step_noise, rate, beta = (values[position] for values in (batches, noise, rates, betas))
             # The objective keeps the masked values: the bound holds for any encoder.
             seen = x if uniform is None else tf.where(uniform[position] < limits.masked_fraction, math.nan, x)
@@ -341,10 +354,8 @@ def _gradient(
             log_prob = vae.likelihood.log_prob(x, inferred.parameters)
             terms = loss_terms(
                 tf.reduce_sum(log_prob, axis=-1),
-                inferred.z,
-                noise,
-                inferred.z_mean,
-                inferred.z_log_var,
+                inferred.log_ratio,
+                vae.kl_per_latent(inferred.context),
                 objective=options.objective,
                 beta=beta,
                 free_bits=limits.free_bits if options.has_free_bits else None,

@@ -7,6 +7,7 @@ from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Array, Detector
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.ranges import ColumnRanges
+from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.engine.devices import device_of
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitted import Fitted
@@ -17,12 +18,13 @@ __all__ = ["earlier_of", "fitted_of", "take_over"]
 
 
 def take_over(
-    detector: Detector, outcome: Outcome, decisions: Decisions, n_rows: int, groups: Array | None
+    detector: Detector, outcome: Outcome, decisions: Decisions, given: TrainingRows, groups: Array | None
 ) -> None:
-    """Make what a fit leaves the detector's attributes; ``groups`` are those of its rows."""
+    """Make what a fit leaves the detector's attributes; ``groups`` are those of the rows drawn."""
     fitted = outcome.fitted
     preparation = fitted.preparation
-    detector.n_samples_fit_, detector.n_samples_seen_ = n_rows, outcome.n_rows_seen
+    detector.n_samples_fit_, detector.n_samples_drawn_ = given.n_rows, given.X.shape[0]
+    detector.n_samples_seen_ = outcome.n_rows_seen
     detector._rows_fingerprint = outcome.fingerprint
     detector.do_early_stopping_ = decisions.recipe.early_stopping
     detector.image_shape_, detector.patches_ = preparation.image_shape, preparation.patches
@@ -35,6 +37,7 @@ def take_over(
     detector.member_weights_, detector._member_levels = fitted.weights, fitted.levels
     detector._usual_scores = fitted.usual_scores
     detector.score_, detector.threshold_ = decisions.score, decisions.rule
+    detector.objective_ = decisions.plan.objective
     detector.history_, detector.interrupted_ = outcome.history, outcome.interrupted
     detector._split_seeds, detector._calibration_seed = outcome.split_seeds, outcome.calibration_seed
     detector.calibration_scores_ = outcome.unseen_scores

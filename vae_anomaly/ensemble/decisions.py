@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vae_anomaly import likelihoods, networks, scoring, thresholds
+from vae_anomaly import likelihoods, networks, objectives, posteriors, priors, scoring, thresholds
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Shape, Splitter, ThresholdRule
 from vae_anomaly.data.patches import Patches
@@ -25,6 +24,8 @@ from vae_anomaly.ensemble.members import (
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import DenseNetwork, Network
 from vae_anomaly.networks.base import check_unambiguous
+from vae_anomaly.posteriors import Posterior
+from vae_anomaly.priors import Prior
 from vae_anomaly.scoring import Score
 from vae_anomaly.training.plan import PARAMETERS, Plan
 
@@ -48,6 +49,10 @@ class Decisions:
         A checked copy, out of reach of a later set_params.
     likelihood : Likelihood
         The same.
+    posterior : Posterior
+        The same.
+    prior : Prior
+        The same.
     image_shape : tuple or None
         The shape of an image that was handed in.
     of_images : (height, width, channels) or None
@@ -65,6 +70,8 @@ class Decisions:
 
     network: Network
     likelihood: Likelihood
+    posterior: Posterior
+    prior: Prior
     image_shape: Shape | None
     of_images: Shape | None
     patches: Patches | None
@@ -74,6 +81,31 @@ class Decisions:
     rule: ThresholdRule
     calibration: float | str | Splitter | None
     parameters: Mapping[str, Any]
+
+    def latent_dim(self, n_features: int) -> int:
+        """The number of latent dimensions of a model of so many features.
+
+        Raises
+        ------
+        ValueError
+            If network, posterior or prior are none of so many.
+        """
+        given, own = self.parameters["latent_dim"], self.posterior.own_latent_dim()
+        if own is not None and given not in ("auto", own):
+            raise ValueError(
+                f"posterior={self.posterior!r} has {own} latent dimensions; received latent_dim={given!r}: "
+                "leave latent_dim out."
+            )
+        latent_dim = own if own is not None else given
+        if latent_dim == "auto":
+            n_seen = n_features - len(self.likelihood.ignored)
+            usual = self.network.default_latent_dim(n_seen, self.of_images is not None)
+            latent_dim = max(usual, self.posterior.fewest_latents(), self.prior.fewest_latents())
+        latent_dim = int(latent_dim)
+        self.posterior.check(latent_dim)
+        self.prior.check(self.posterior, latent_dim)
+        self.network.check_heads(self.posterior.heads(latent_dim), latent_dim)
+        return latent_dim
 
 
 def decide(
@@ -100,8 +132,14 @@ def decide(
     TypeError, ValueError
     """
     check_devices(parameters["device"])
+    objective = objectives.resolve(parameters["objective"]).snapshot()
     of_plan = {name: parameters[name] for name in PARAMETERS}
-    plan = Plan(**{**of_plan, "device": device_of(parameters["device"])})
+    plan = Plan(**{**of_plan, "objective": objective, "device": device_of(parameters["device"])})
+    posterior = posteriors.resolve(parameters["posterior"]).snapshot()
+    prior = priors.resolve(parameters["prior"]).snapshot()
+    for part in (objective, posterior, prior):
+        part._validate_params()
+    _check_parts(posterior, prior, plan)
     patches = _resolve_patches(parameters["patches"], parameters["network"], image_shape)
     network = _resolve_network(parameters["network"], image_shape, patches)
     of_images = network.shape_of_images(image_shape) if patches is None else patches.image_shape
@@ -133,6 +171,8 @@ def decide(
     return Decisions(
         network=network,
         likelihood=_resolve_likelihood(parameters["likelihood"], network, table, image_shape, patches),
+        posterior=posterior,
+        prior=prior,
         image_shape=image_shape,
         of_images=of_images,
         patches=patches,
@@ -144,10 +184,26 @@ def decide(
             parameters["calibration"],
             needs_unseen,
             n_rows,
-            n_judges=math.floor(round(len(recipe.members) * recipe.validation_fraction, 9)),
+            left_out_by_members=len(recipe.members) * recipe.validation_fraction >= 1,
         ),
         parameters=parameters,
     )
+
+
+def _check_parts(posterior: Posterior, prior: Prior, plan: Plan) -> None:
+    """Refuse objectives and allowances that this posterior and prior have no numbers for."""
+    if plan.free_bits and not (plan.objective.is_elbo and prior.has_closed_kl(posterior)):
+        raise ValueError(
+            "free_bits limits the closed-form KL of each latent dimension, which only objective='elbo' has, "
+            f"with a Gaussian or categorical posterior and prior='standard'; set free_bits=0. Received "
+            f"free_bits={plan.free_bits}, objective={plan.objective!r}, posterior={posterior!r}, "
+            f"prior={prior!r}."
+        )
+    if posterior.relaxes and not plan.objective.is_elbo:
+        raise ValueError(
+            f"posterior={posterior!r} draws relaxed z in training, whose density is not that of its z, and "
+            f"objective={plan.objective!r} weighs draws by it: set objective='elbo'."
+        )
 
 
 def _resolve_patches(

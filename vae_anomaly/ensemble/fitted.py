@@ -12,12 +12,12 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from vae_anomaly import explanations
-from vae_anomaly.core.objective import IMPOSSIBLE
 from vae_anomaly.core.rows import Rows, any_missing, dense
 from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike, Shape
 from vae_anomaly.data.lazy import LazyRows, blocks, has_gaps
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.scaling import as_numbers
+from vae_anomaly.data.streams import Stream, map_blocks
 from vae_anomaly.engine import programs
 from vae_anomaly.engine.tiles import NARROW_TILES
 from vae_anomaly.ensemble import averaging
@@ -25,7 +25,7 @@ from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.patches import PatchPasses, usual_scores
-from vae_anomaly.scoring.score import Score
+from vae_anomaly.scoring.score import IMPOSSIBLE, Score
 
 __all__ = ["Fitted"]
 
@@ -41,7 +41,8 @@ class Fitted:
     """Members, how they are averaged, and what stands before them.
 
     Methods take numbers as they come through the detector's door, X of shape (n_rows, n_features), and work
-    in blocks, so that memory does not grow with the number of rows.
+    in blocks, so that memory does not grow with the number of rows. Those that say something of each row take
+    a `Stream`, too.
 
     Attributes
     ----------
@@ -148,7 +149,7 @@ class Fitted:
         excess = by_member[:, -1] - self.levels
         return np.asarray(by_member[:, :-1] - excess[:, None] * (n_missing / rows.shape[1]))
 
-    def scores(self, X: Matrix) -> Floats:
+    def scores(self, X: Matrix | Stream) -> Floats:
         """The score of each row, larger = more anomalous: shape (n_rows,).
 
         A row with k values that none can have scores k times `IMPOSSIBLE`.
@@ -195,7 +196,7 @@ class Fitted:
     def _compile_for(self, rows: Rows) -> None:
         self._passes.score_rows(self.members, rows, self.draws, self.score, self.device, warm_up=True)
 
-    def evidence_lower_bound(self, X: Matrix) -> float:
+    def evidence_lower_bound(self, X: Matrix | Stream) -> float:
         """Mean over the rows, in nats."""
 
         def of_block(rows: Rows, impossible: Flags) -> Floats:
@@ -211,7 +212,7 @@ class Fitted:
     def _average_by_row(self, by_member: Floats, log_likelihood: Floats) -> Floats:
         return averaging.average(by_member, averaging.weights_by_row(self.weights, log_likelihood))
 
-    def posterior_means(self, X: Matrix) -> Floats:
+    def posterior_means(self, X: Matrix | Stream) -> Floats:
         """Of the first member: shape (n_rows, latent_dim), or those of all patches one after another."""
         first, encode = self.members[:1], self._passes.encode
         return self._map_blocks(X, lambda rows, _: encode(first, rows, self.draws, self.device)[0])
@@ -271,7 +272,7 @@ class Fitted:
         maps = self._map_blocks(X, lambda rows, _: self._average(self.pixel_scores(rows, image_shape)))
         return maps.reshape(len(maps), *image_shape[:2])
 
-    def confidence(self, X: Matrix, offset: float) -> Floats:
+    def confidence(self, X: Matrix | Stream, offset: float) -> Floats:
         """See `averaging.confidence`; the decision function is minus the score, less ``offset``."""
         if len(self.members) == 1 and len(self.draws) == 1:
             raise ValueError("confidence needs several draws or members; fit with n_draws=10 or members=4.")
@@ -355,11 +356,10 @@ class Fitted:
         numbers = _NUMBERS_AT_ONCE if self.preparation.patches is None else _NUMBERS_AT_ONCE // 4
         return max(1, numbers // n_features)
 
-    def _map_blocks(self, X: Matrix, function: Callable[[Rows, Flags], Floats]) -> Floats:
+    def _map_blocks(self, X: Matrix | Stream, function: Callable[[Rows, Flags], Floats]) -> Floats:
         """Scale and process X in blocks."""
-        block = self._rows_at_once(X.shape[1])
-        starts = range(0, X.shape[0], block)
-        parts = [function(*self._possible(X[start : start + block])) for start in starts]
+        size = self._rows_at_once(X.shape[1])
+        parts = list(map_blocks(X, lambda block: function(*self._possible(block)), size))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

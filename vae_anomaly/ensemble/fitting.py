@@ -6,9 +6,11 @@ rows are prepared, members trained and balanced, and the threshold rule cuts. Th
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from sklearn.utils import check_random_state
@@ -18,15 +20,15 @@ from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import (
     Array,
-    DtypeOrNone,
     Flags,
     Floats,
     Matrix,
     RandomStateLike,
 )
 from vae_anomaly.data.lazy import LazyRows, concatenate, fingerprint, has_gaps, subset
-from vae_anomaly.data.pixels import pixels
+from vae_anomaly.data.pixels import pixel_range, pixels
 from vae_anomaly.data.preparation import Preparation
+from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.data.scaling import scaled_zero
 from vae_anomaly.data.tables import Table
 from vae_anomaly.ensemble import averaging, fit_warnings
@@ -47,7 +49,7 @@ from vae_anomaly.model.states import Specification
 from vae_anomaly.training.epochs import append_history
 from vae_anomaly.training.interruption import Interruption
 
-__all__ = ["Earlier", "Outcome", "ScoreFold", "draw_seeds", "fit"]
+__all__ = ["Earlier", "Outcome", "ScoreFold", "draw_seeds", "fit", "seed_of_draw"]
 
 # Images whose maps tell how pixels' scores spread.
 _FEWEST_MAPS, _MOST_MAPS, _PIXELS_OF_MAPS = 8, 50, 2**21
@@ -132,6 +134,17 @@ class Outcome:
     pixel_quantiles: Floats | None
 
 
+def seed_of_draw(random_state: RandomStateLike, store: ProgressStore | None, earlier: int | None) -> int:
+    """What decides which rows are drawn: the first of the fit's seeds, which is drawn only later.
+
+    A warm start draws the rows that the ``earlier`` fit has drawn, by its calibration seed.
+    """
+    if earlier is not None:
+        return earlier
+    drawn = int(copy.deepcopy(check_random_state(random_state)).randint(np.iinfo(np.int32).max))
+    return drawn if store is None else store.first_seed(drawn, random_state)
+
+
 def draw_seeds(
     random_state: RandomStateLike, n_members: int, store: ProgressStore | None, n_rows_seen: int = 0
 ) -> tuple[int, list[Seeds]]:
@@ -151,8 +164,7 @@ def draw_seeds(
 
 
 def fit(
-    X: Matrix,
-    dtype: DtypeOrNone,
+    given: TrainingRows,
     decisions: Decisions,
     *,
     table: Table | None,
@@ -166,8 +178,7 @@ def fit(
 
     Parameters
     ----------
-    X : array or CSR table of shape (n_rows, n_features)
-    dtype : dtype that X was handed in with, or None
+    given : TrainingRows
     decisions : Decisions
     table, names : how columns became numbers, and their names
     earlier : Earlier or None
@@ -182,11 +193,13 @@ def fit(
         If Ctrl-C ends what a threshold cannot do without.
     """
     likelihood, parameters = decisions.likelihood, decisions.parameters
+    X, stream = given.X, given.stream
     if decisions.of_images is not None:
         scaled = parameters["scaler"] is not None and not isinstance(parameters["scaler"], str)
-        X = pixels(
-            X, dtype, likelihood, scaled, None if earlier is None else earlier.fitted.preparation.pixel_range
-        )
+        in_units = partial(pixels, dtype=given.dtype, likelihood=likelihood, scaled=scaled)
+        X = in_units(X, fitted_range=None if earlier is None else earlier.fitted.preparation.pixel_range)
+        if stream is not None:
+            stream = stream.followed_by(partial(in_units, fitted_range=pixel_range(X)))
     takes_new_rows = earlier is not None and earlier.continuation.takes_new_rows
     n_rows_seen = 0 if earlier is None else earlier.n_rows_seen
     n_members = len(decisions.recipe.members)
@@ -195,8 +208,13 @@ def fit(
     if earlier is not None and earlier.calibration_seed is not None:
         calibration_seed = earlier.calibration_seed
         if decisions.calibration is not None:
-            calibration_rows.warn_of_other_rows(X.shape[0], earlier.n_rows)
+            calibration_rows.warn_of_other_rows(given.n_rows, earlier.n_rows)
     kept, held_out = calibration_rows.set_aside(X, decisions.calibration, calibration_seed)
+    if stream is not None:
+        _, unseen_positions = calibration_rows.set_aside(
+            given.positions, decisions.calibration, calibration_seed
+        )
+        stream = stream.without(unseen_positions)
     if earlier is not None:
         preparation = earlier.fitted.preparation
         preparation.check_finite(X)
@@ -205,6 +223,7 @@ def fit(
     else:
         preparation = Preparation.fit(
             kept,
+            stream,
             table=table,
             names=names,
             image_shape=decisions.image_shape,
@@ -280,7 +299,7 @@ def fit(
         split_seeds=[own.split for own in job.seeds[: len(states)]],
         calibration_seed=calibration_seed,
         unseen_scores=unseen,
-        n_rows_seen=n_rows_seen + X.shape[0],
+        n_rows_seen=n_rows_seen + given.n_rows,
         fingerprint=fingerprint(X),
         cut=cut,
         false_alarm_rate=rate,
@@ -317,20 +336,24 @@ def _job(
             f"{rows.shape[1]} numbers of images of shape {patches.image_shape}: leave scaler out, or set "
             "patches=None."
         )
-    latent_dim = parameters["latent_dim"]
-    if latent_dim == "auto":
-        n_seen = n_features - len(decisions.likelihood.ignored)
-        latent_dim = network.default_latent_dim(n_seen, decisions.of_images is not None)
     if earlier is not None:
         marks_missing = earlier.fitted.members[0].specification.marks_missing
     else:
         marks_missing = network.marks_missing() and (
             decisions.plan.fraction_to_mask(rows) > 0 or has_gaps(rows)
         )
-    specification = Specification(network, decisions.likelihood, n_features, int(latent_dim), marks_missing)
+    specification = Specification(
+        network,
+        decisions.likelihood,
+        n_features,
+        decisions.latent_dim(n_features),
+        marks_missing,
+        posterior=decisions.posterior,
+        prior=decisions.prior,
+    )
     if earlier is None:
         rng = np.random.RandomState(draws_seed)
-        draws = rng.standard_normal((parameters["n_draws"], specification.latent_dim)).astype(np.float32)
+        draws = rng.standard_normal((parameters["n_draws"], specification.noise_dim)).astype(np.float32)
     else:
         draws = earlier.fitted.draws
         check_continues(

@@ -14,12 +14,16 @@ import numpy as np
 from sklearn.base import clone
 
 from vae_anomaly.core.types import Detector, Estimator, Floats, Matrix
+from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitting import ScoreFold
 from vae_anomaly.ensemble.members import PARTIAL_FIT
 from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.thresholds import TukeyFence
+from vae_anomaly.thresholds import OutOfBag
+
+# Nobody asks for the cut of a fold's models: by this rule it warns of nothing.
+_NO_RULE = OutOfBag(0.5)
 
 __all__ = ["score_folds_from", "score_folds_like"]
 
@@ -58,7 +62,7 @@ def score_folds_from(detector: Detector, decisions: Decisions) -> Callable[[Like
 
     def of_seed(_: Likelihood, seed: int) -> ScoreFold:
         parameters = {**decisions.parameters, "callbacks": None, "verbose": 0, "random_state": seed}
-        of_fold = replace(decisions, rule=TukeyFence(), calibration=None, parameters=parameters)
+        of_fold = replace(decisions, rule=_NO_RULE, calibration=None, parameters=parameters)
         return partial(_go_on_and_score, before, of_fold)
 
     return of_seed
@@ -69,8 +73,7 @@ def _go_on_and_score(
 ) -> Floats:
     earlier = replace(attributes.earlier_of(detector, PARTIAL_FIT), warns=False)
     outcome = fitting.fit(
-        _flat(trained_on),
-        trained_on.dtype,
+        TrainingRows(_flat(trained_on), None, trained_on.dtype, len(trained_on)),
         decisions,
         table=detector.table_,
         names=getattr(detector, "feature_names_in_", None),

@@ -51,7 +51,7 @@ __all__ = [
 _FEWEST_ROWS_TO_SPLIT = 10
 # Twice as many found no more on five surfaces.
 _N_TRAINING_PATCHES, _N_HELD_OUT_PATCHES = 20_000, 2_048
-_HELD_OUT = 0.25
+_HELD_OUT = 0.2
 
 
 class Member(BaseEstimator):  # type: ignore[misc]
@@ -97,14 +97,13 @@ class Member(BaseEstimator):  # type: ignore[misc]
         self.column_transform = column_transform
 
 
-_KINDS = ((0.0, 0.3), (0.1, 1.0), (0.0, 0.1), (0.2, 1.0))
-
 #: What ``members="auto"`` means for tables. On clean training rows the members with a small beta are better,
 #: on contaminated ones the trimmed; skewed columns want a transform, others none. Their mean is good on all
-#: (`benchmarks/results/ablation.md`). Each quarter of the rows is left out by two of them, one of each kind.
-DEFAULT_MEMBERS = (
-    *(Member(trimmed, beta) for trimmed, beta in _KINDS),
-    *(Member(trimmed, beta, "yeo-johnson") for trimmed, beta in (*_KINDS[1:], _KINDS[0])),
+#: (`benchmarks/results/ablation.md`).
+DEFAULT_MEMBERS = tuple(
+    Member(trimmed_fraction, beta_factor, column_transform)
+    for column_transform in (None, "yeo-johnson")
+    for trimmed_fraction, beta_factor in ((0.0, 0.3), (0.1, 1.0), (0.0, 0.1), (0.2, 1.0))
 )
 
 #: The same for signals: convolutions take longer than dense members, and one found nearly all that two found.
@@ -235,6 +234,9 @@ class ProgressStore(Protocol):
 
     def seeds(self, drawn: Sequence[int], random_state: RandomStateLike) -> list[int]:
         """The seeds of the fit to go on with, where only chance decided them; else those ``drawn`` now."""
+
+    def first_seed(self, drawn: int, random_state: RandomStateLike) -> int:
+        """The first seed of that fit; else the one ``drawn`` now."""
 
     def begin(self, job: Job) -> list[Progress | None]:
         """Where each member's training is to go on; None is its beginning."""
@@ -511,7 +513,7 @@ def split_positions(n_rows: int, fraction: float, seed: int, member: int) -> tup
             "fit on more rows."
         )
     circle = np.roll(np.random.RandomState(seed).permutation(n_rows), -member * n_held_out)
-    return np.sort(circle[n_held_out:]), np.sort(circle[:n_held_out])
+    return circle[n_held_out:], circle[:n_held_out]
 
 
 def _split(rows: Rows, job: Job, member: int) -> tuple[Rows, Validation | None]:

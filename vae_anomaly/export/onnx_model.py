@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.backend import tf
-from vae_anomaly.core.objective import IMPOSSIBLE
 from vae_anomaly.core.types import Array, Detector, Floats, Json, PathOrFile, Tensor
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.patches import Patches
@@ -32,6 +31,7 @@ from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.patches import pool_tensor
+from vae_anomaly.scoring.score import IMPOSSIBLE
 
 __all__ = ["convert", "kind_of", "write"]
 

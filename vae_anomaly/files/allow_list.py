@@ -19,8 +19,12 @@ from vae_anomaly.core.spec import Spec
 from vae_anomaly.core.types import Values
 from vae_anomaly.files.archive import ModelFileError
 from vae_anomaly.files.keras_config import check_config
+from vae_anomaly.flows import TRANSFORMS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.networks import NETWORKS
+from vae_anomaly.objectives import OBJECTIVES
+from vae_anomaly.posteriors import POSTERIORS
+from vae_anomaly.priors import PRIORS
 from vae_anomaly.thresholds import THRESHOLDS
 
 __all__ = [
@@ -69,6 +73,10 @@ REGISTRIES: dict[str, Mapping[str, type[Any]]] = {
     "likelihood": LIKELIHOODS,
     "network": NETWORKS,
     "threshold": THRESHOLDS,
+    "objective": OBJECTIVES,
+    "posterior": POSTERIORS,
+    "prior": PRIORS,
+    "transform": TRANSFORMS,
 }
 #: Named tuples and dataclasses, which are stored by their fields.
 RECORDS: dict[str, str] = {
@@ -168,7 +176,10 @@ def refusal(where: str, what: str, value: object = None) -> ModelFileError:
             "joblib.dump"
         )
     elif isinstance(value, Spec):
-        advice = "Give its class a name in LIKELIHOODS or NETWORKS, or save with joblib.dump"
+        advice = (
+            "Give its class a name in LIKELIHOODS or NETWORKS, or a class attribute `name` if it is a "
+            "posterior, a prior, a transform or an objective; or save with joblib.dump"
+        )
     elif where.endswith(".activation"):
         advice = "Name an activation of Keras, such as activation='relu', or save with joblib.dump"
     elif where.endswith("func"):

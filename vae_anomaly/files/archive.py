@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, NoReturn
 from vae_anomaly.core.types import Json, PathOrFile
 
 __all__ = [
+    "SAVING",
     "Archive",
     "ModelFileError",
     "open_archive",
@@ -35,6 +36,8 @@ __all__ = [
     "write",
 ]
 
+#: How the name of a file begins that is being written.
+SAVING = ".saving-"
 FORMAT, FORMAT_VERSION = "vae_anomaly model", 1
 
 _MANIFEST = "manifest.json"
@@ -166,7 +169,7 @@ def _replace(target: str, write_to: Callable[[BinaryIO], object]) -> None:
     if os.path.exists(target) and not os.path.isdir(target) and not os.path.isfile(target):
         raise OSError(errno.EINVAL, "is not a regular file, which alone can be replaced")
     folder = os.path.dirname(target)
-    temporary = os.path.join(folder, f".saving-{secrets.token_hex(8)}")
+    temporary = os.path.join(folder, f"{SAVING}{secrets.token_hex(8)}")
     try:
         # Not by tempfile, which keeps files from everyone but their owner: others may be meant to load it.
         with open(temporary, "xb") as file:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.column_transform import N_NUMBERS
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
+from vae_anomaly.posteriors import Posterior
+from vae_anomaly.priors import Prior
 from vae_anomaly.thresholds import THRESHOLDS
 
 __all__ = ["read", "write"]
@@ -73,7 +76,13 @@ def _check(detector: Detector) -> None:
     _expect(type(members) is tuple and len(members) > 0, "members")
     for state in members:
         _check_state(state)
-    _expect(_is_array(draws, np.float32, (-1, detector.latent_dim_)) and len(draws) > 0, "draws")
+    specification = members[0].specification
+    _expect(
+        detector.latent_dim_ == specification.latent_dim
+        and _is_array(draws, np.float32, (-1, specification.noise_dim))
+        and len(draws) > 0,
+        "draws",
+    )
     _expect(_is_array(weights, np.float64, (len(members),)), "weights of the members")
     groups, scores = getattr(detector, "calibration_groups_", None), detector.calibration_scores_
     _expect(
@@ -112,17 +121,21 @@ def _check_scaler(detector: Detector, versions: object) -> None:
 
 def _check_state(state: Any) -> None:
     _expect(isinstance(state, ModelState) and isinstance(state.specification, Specification), "a member")
-    network, likelihood, n_features, latent_dim, marks_missing, transforms_columns = state.specification
+    network, likelihood, n_features, latent_dim, *flags, posterior, prior = state.specification
+    marks_missing, transforms_columns = flags
     _expect(
         isinstance(network, Network)
         and isinstance(likelihood, Likelihood)
+        and isinstance(posterior, Posterior)
+        and isinstance(prior, Prior)
         and type(n_features) is type(latent_dim) is int
         and type(marks_missing) is type(transforms_columns) is bool
         and min(n_features, latent_dim) > 0,
         "the specification of a member",
     )
     network._validate_params()
-    likelihood._validate_params()
+    for part in (likelihood, posterior, prior):
+        part._validate_params()
     _check_columns(likelihood, n_features)
     _expect(_is_array(state.trainable, np.float32, (-1,)), "a member's weights")
     n_inputs = likelihood.n_inputs(n_features)
@@ -139,7 +152,11 @@ def _check_state(state: Any) -> None:
     )
     arrays = (state.trainable, *state.non_trainable)
     _expect(all(isinstance(values, (np.ndarray, np.generic)) for values in arrays), "a member's arrays")
-    fewest = network.fewest_weights(n_features, latent_dim, likelihood.n_params)
+    n_said = sum(posterior.heads(latent_dim).values())
+    fewest = network.fewest_weights(n_features, min(latent_dim, n_said // 2), likelihood.n_params)
+    fewest += max(0, n_said - 2 * latent_dim)
+    own = (*posterior.weights(latent_dim).values(), *prior.weights(latent_dim, n_inputs).values())
+    fewest += sum(math.prod(weight.shape) for weight in own)
     n_weights = sum(values.size for values in arrays)
     if fewest > n_weights:
         raise ModelFileError(

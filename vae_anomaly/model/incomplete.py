@@ -11,6 +11,7 @@ from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.core.types import KerasModel, Tensor
 from vae_anomaly.likelihoods import Likelihood, Parameters
+from vae_anomaly.posteriors import Context
 
 __all__ = ["DOUBTED_FROM", "Incomplete"]
 
@@ -35,39 +36,41 @@ class Incomplete:
         self.likelihood = _WithoutMissing(vae.likelihood, missing_counts)
         self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
         self.decode, self.draw = vae.decode, vae.draw
+        self.center, self.kl_per_latent = vae.center, vae.kl_per_latent
 
-    def encode(self, x: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        """Posterior of each row given the values that are there.
+    def encode(self, x: Tensor, training: bool = False) -> Context:
+        """The posterior's context for each row given the values that are there.
 
-        Missing inputs start as what the decoder expects at the prior's mean. An encoder that sees marks for
-        them is asked once. One that has been trained on complete rows is asked again and again, each time
-        with what was expected by its last answer (Rezende, Mohamed & Wierstra 2014, "Stochastic
-        backpropagation and approximate inference in deep generative models", without the noise).
+        Missing inputs start as what the decoder expects at the mean of the standard prior. An encoder that
+        sees marks for them is asked once. One that has been trained on complete rows is asked again and
+        again, each time with what was expected by its last answer (Rezende, Mohamed & Wierstra 2014,
+        "Stochastic backpropagation and approximate inference in deep generative models", without the noise).
 
-        That finds about where z lies, which serves a score. To guess missing values, z_mean of such rows is
-        ``refined``: it goes on to the most probable z given the values that are there.
+        That finds about where z lies, which serves a score. To guess missing values, the posteriors of such
+        rows are ``refined``: their center goes on to the most probable z given the values that are there,
+        unless z are categories, to which no gradient leads.
         """
         vae, ops = self._vae, keras.ops
         missing = ops.isnan(x)
         seen = vae.inputs(ops.where(missing, 0.0, x))
         hidden = ops.take(missing, np.array(vae.likelihood.origins(vae.n_features)), axis=-1)
-        fill = vae.likelihood.expected_inputs(vae.decode(ops.zeros((1, vae.latent_dim), dtype="float32")))
+        fill = vae.likelihood.expected_inputs(vae.decode(vae.posterior.standard_center(vae.latent_dim)))
         inputs = ops.where(hidden, ops.stop_gradient(fill), seen)
 
         def inferred(inputs: Tensor) -> tuple[Tensor]:
-            z_mean, _ = vae.posterior(inputs)
-            expected = vae.likelihood.expected_inputs(vae.decode(z_mean))
+            expected = vae.likelihood.expected_inputs(vae.decode(vae.center(vae.context(inputs))))
             return (ops.where(hidden, expected, seen),)
 
         if vae.marks_missing:
             inputs = ops.concatenate([inputs, ops.cast(missing, seen.dtype)], axis=-1)
         elif not training:
             inputs = _repeat(inferred, _INFERENCES - 1, inputs)
-        z_mean, z_log_var = vae.posterior(inputs, training)
-        if self._refined:
-            has_gaps = ops.any(missing, axis=-1, keepdims=True)
-            z_mean = ops.where(has_gaps, self._most_probable(x, z_mean), z_mean)
-        return z_mean, z_log_var
+        context: Context = vae.context(inputs, training)
+        if self._refined and vae.posterior.latents == "real":
+            has_gaps, center = ops.any(missing, axis=-1, keepdims=True), vae.center(context)
+            center = ops.where(has_gaps, self._most_probable(x, center), center)
+            context = vae.posterior.move(context, center, vae.weights_of("posterior"))
+        return context
 
     def log_derivative(self, x: Tensor) -> Tensor:
         """As `VAE.log_derivative`; 0 for a missing cell."""
@@ -76,7 +79,7 @@ class Incomplete:
 
     def infer(self, x: Tensor, noise: Tensor, training: bool = False) -> Tensor:
         """As `VAE.infer`."""
-        return self.draw(*self.encode(x, training), noise, training)
+        return self.draw(self.encode(x, training), noise, training)
 
     def _most_probable(self, x: Tensor, z: Tensor) -> Tensor:
         """The z of each row at the top of log p(x|z) + log p(z) for the values that are there, from z uphill.
@@ -96,7 +99,7 @@ class Incomplete:
                 parameters = self._vae.decode(z)
                 log_prob = likelihood.log_prob(x, parameters)
                 less = tf.stop_gradient(likelihood.expected_log_prob(parameters) - log_prob)
-                loss = 0.5 * tf.reduce_sum(tf.square(z))
+                loss = -tf.reduce_sum(self._vae.log_prior(z))
                 loss -= tf.reduce_sum(log_prob * DOUBTED_FROM / tf.maximum(less, DOUBTED_FROM))
             gradient = tape.gradient(loss, z)
             gradient = tf.where(tf.math.is_finite(gradient), gradient, 0.0)  # of values beyond float32

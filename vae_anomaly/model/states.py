@@ -9,10 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Array
+from vae_anomaly.core.types import Array, Values
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.column_transform import N_NUMBERS
 from vae_anomaly.networks import Network
+from vae_anomaly.posteriors import Gaussian, Posterior
+from vae_anomaly.priors import Prior, Standard
 
 __all__ = ["ModelState", "Specification"]
 
@@ -26,12 +28,23 @@ class Specification(NamedTuple):
     latent_dim: int
     marks_missing: bool = False
     transforms_columns: bool = False
+    posterior: Posterior = Gaussian()
+    prior: Prior = Standard()
 
     @property
     def key(self) -> Hashable:
         """Equal for specifications that can share compiled programs."""
-        network, likelihood, *sizes = self
-        return network.architecture_key(), likelihood.architecture_key(), *sizes
+        network, likelihood, *others = self
+        return network.architecture_key(), likelihood.architecture_key(), *others
+
+    @property
+    def noise_dim(self) -> int:
+        """How many standard normal numbers make a draw of z."""
+        return self.posterior.noise_dim(self.latent_dim)
+
+    def of_model(self) -> Values:
+        """What a `VAE` is made of besides its two networks."""
+        return {name: value for name, value in self._asdict().items() if name != "network"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from vae_anomaly import likelihoods
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.objective import loss_terms
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.spec import Part
 from vae_anomaly.core.types import Array, Initializer, KerasModel, LayerShape, Shape, Tensor, Values
+from vae_anomaly.core.weights import Weight, Weights
 from vae_anomaly.layers import Sampling
 from vae_anomaly.likelihoods import Likelihood, Parameters
 from vae_anomaly.model.column_transform import (
@@ -25,11 +26,12 @@ from vae_anomaly.model.column_transform import (
 from vae_anomaly.model.incomplete import Incomplete
 from vae_anomaly.networks import initializer_of
 from vae_anomaly.networks.base import last_activation
+from vae_anomaly.objectives import ELBO, loss_terms
+from vae_anomaly.posteriors import Context, Gaussian, Posterior
+from vae_anomaly.priors import Prior, Standard
 
 __all__ = ["VAE", "Inference", "Reach"]
 
-# exp(±10) bounds the posterior's variance: outside, float32 loses the KL or the draw.
-_LOG_VAR_BOUND = 10.0
 # Adam moves a weight by about the learning rate in a step, whatever the gradient. A scale has to travel
 # several nats, a hundred times a network weight's way, and gets a longer stride.
 _SHARED_STRIDE = 10.0
@@ -43,16 +45,15 @@ class Inference(NamedTuple):
 
     Attributes
     ----------
-    z_mean, z_log_var : tensors of shape (n_rows, latent_dim)
-    noise : tensor of shape (n_draws, n_rows, latent_dim), or (n_draws, 1, latent_dim) if shared by all rows
+    context : the posterior's context, tensors of shape (n_rows, ...); of a Gaussian one, z_mean and z_log_var
     z : tensor of shape (n_draws, n_rows, latent_dim)
+    log_ratio : tensor of shape (n_draws, n_rows), log p(z) - log q(z|x) of each draw
     parameters : the likelihood's parameters, tensors that broadcast to (n_draws, n_rows, n_features)
     """
 
-    z_mean: Tensor
-    z_log_var: Tensor
-    noise: Tensor
+    context: Context
     z: Tensor
+    log_ratio: Tensor
     parameters: Parameters
 
 
@@ -81,17 +82,17 @@ class VAE(keras.Model):  # type: ignore[misc]
     What the encoder sees of x, its inputs, and what the decoder computes are the likelihood's to say;
     usually the inputs are x itself.
 
-    The posterior's log-variance is bounded to (-10, 10) by :math:`10\tanh(\cdot/10)`. The encoder sees
-    each input clipped to ``input_range``, the range it was trained on: far outside, a piecewise
-    linear network would extrapolate without limit and can reconstruct the farthest anomaly (Bouman &
-    Heskes 2025, "Autoencoders for anomaly detection are unreliable"). The likelihood always sees x
-    itself, and the bound holds for any encoder.
+    The encoder sees each input clipped to ``input_range``, the range it was trained on: far outside, a
+    piecewise linear network would extrapolate without limit and can reconstruct the farthest anomaly
+    (Bouman & Heskes 2025, "Autoencoders for anomaly detection are unreliable"). The likelihood always sees
+    x itself, and the bound holds for any encoder.
 
     Parameters
     ----------
-    encoder : keras.Model, (n_rows, n_inputs) -> [z_mean, z_log_var] or one tensor with both
-        ``n_inputs`` is the number of features, unless the likelihood says otherwise; with
-        ``marks_missing``, there is one input more for each feature: 1 where it is missing, else 0.
+    encoder : keras.Model, (n_rows, n_inputs) -> a list of the posterior's heads, or one tensor with all
+        Of a Gaussian posterior those are z_mean and z_log_var. ``n_inputs`` is the number of features,
+        unless the likelihood says otherwise; with ``marks_missing``, there is one input more for each
+        feature: 1 where it is missing, else 0.
     decoder : keras.Model, (n_rows, latent_dim) -> (n_rows, n_features * likelihood.n_params)
         Or whatever number of outputs the likelihood says.
     likelihood : Likelihood
@@ -102,6 +103,10 @@ class VAE(keras.Model):  # type: ignore[misc]
     transforms_columns : bool, default=False
         Whether columns are transformed before all else, and back after it, by the numbers in the weight
         ``column_transform``; see `Member`. Then ``likelihood`` gives densities of the transformed values.
+    posterior : Posterior or None, default=None
+        q(z|x); None is `posteriors.Gaussian`.
+    prior : Prior or None, default=None
+        p(z); None is `priors.Standard`.
     **kwargs
         Passed to `keras.Model`.
 
@@ -126,9 +131,13 @@ class VAE(keras.Model):  # type: ignore[misc]
         latent_dim: int,
         marks_missing: bool = False,
         transforms_columns: bool = False,
+        posterior: Posterior | None = None,
+        prior: Prior | None = None,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
+        self.posterior: Posterior = Gaussian() if posterior is None else posterior
+        self.prior: Prior = Standard() if prior is None else prior
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood: Any = likelihood
@@ -158,33 +167,69 @@ class VAE(keras.Model):  # type: ignore[misc]
             if likelihood.n_shared
             else ()
         )
+        n_inputs = likelihood.n_inputs(n_features) + (n_features if marks_missing else 0)
+        self._own = {
+            "posterior": self.posterior.weights(latent_dim),
+            "prior": self.prior.weights(latent_dim, n_inputs),
+        }
+        self.own_variables = {part: self._add_own(part, weights) for part, weights in self._own.items()}
         self.build((None, n_features))
 
     def build(self, input_shape: LayerShape) -> None:
         """Note the shape of the rows, which `export` asks for; the weights are there."""
         self.built = True
 
-    def encode(self, x: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        """Posterior of each row: z_mean and z_log_var, both of shape (n_rows, latent_dim)."""
+    def encode(self, x: Tensor, training: bool = False) -> Context:
+        """The posterior's context for each row; of a Gaussian one, z_mean and z_log_var.
+
+        Both are of shape (n_rows, latent_dim).
+        """
         inputs = self.inputs(x)
         if self.marks_missing:
             nothing = keras.ops.zeros_like(keras.ops.cast(x, self.compute_dtype))
             inputs = keras.ops.concatenate([inputs, nothing], axis=-1)
-        return self.posterior(inputs, training)
+        return self.context(inputs, training)
 
     def inputs(self, x: Tensor) -> Tensor:
         """What the encoder sees of x, within ``input_range``: shape (n_rows, n_inputs)."""
         inputs = self.likelihood.inputs(keras.ops.cast(x, self.compute_dtype), self._shared())
         return keras.ops.clip(inputs, self.input_range[0], self.input_range[1])
 
-    def posterior(self, inputs: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        """The encoder's answer to its inputs, with any marks: z_mean and z_log_var."""
+    def context(self, inputs: Tensor, training: bool = False) -> Context:
+        """The posterior's context, from the encoder's answer to its inputs, with any marks."""
+        widths = [*self.posterior.heads(self.latent_dim).values()]
         outputs = self.encoder(inputs, training=training)
         if isinstance(outputs, (list, tuple)):
-            z_mean, z_log_var = outputs[:2]
+            outputs = outputs[: len(widths)]
         else:
-            z_mean, z_log_var = keras.ops.split(outputs, 2, axis=-1)
-        return z_mean, _LOG_VAR_BOUND * keras.ops.tanh(z_log_var / _LOG_VAR_BOUND)
+            ends = np.cumsum(widths).tolist()
+            outputs = [outputs[..., end - width : end] for end, width in zip(ends, widths, strict=True)]
+        return self.posterior.context(outputs)
+
+    def center(self, context: Context) -> Tensor:
+        """The z that stands for each posterior, (n_rows, latent_dim); of a Gaussian one, z_mean."""
+        return self.posterior.center(context, self.weights_of("posterior"))
+
+    def kl_per_latent(self, context: Context) -> Tensor | None:
+        """KL(q(z|x) || p(z)) of each row and latent dimension in closed form; None if there is none."""
+        return self.posterior.kl(context) if self.prior.has_closed_kl(self.posterior) else None
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Log p(z), in nats: (..., latent_dim) -> (...)."""
+        return self.prior.log_prob(z, self.weights_of("prior"), self)
+
+    def weights_of(self, part: str) -> Weights:
+        """What the "posterior" or the "prior" has of its own, by name."""
+        variables = self.own_variables[part]
+        return {name: keras.ops.convert_to_tensor(variable) for name, variable in variables.items()}
+
+    def _add_own(self, part: str, weights: Mapping[str, Weight]) -> dict[str, Any]:
+        return {
+            name: self.add_weight(
+                shape=weight.shape, initializer="zeros", trainable=weight.trainable, name=f"{part}_{name}"
+            )
+            for name, weight in weights.items()
+        }
 
     def decode(self, z: Tensor, training: bool = False) -> Parameters:
         """Parameters of p(x|z) for `likelihood`, from z of shape (..., latent_dim).
@@ -247,17 +292,17 @@ class VAE(keras.Model):  # type: ignore[misc]
         Parameters
         ----------
         x : tensor of shape (n_rows, n_features)
-        noise : tensor of shape (n_draws, n_rows, latent_dim) or (n_draws, 1, latent_dim)
+        noise : tensor of shape (n_draws, n_rows, noise_dim) or (n_draws, 1, noise_dim)
             Standard normal draws; a middle axis of 1 shares them among the rows.
         training : bool, default=False
             Whether dropout and batch normalization act as in training.
         """
-        return self.draw(*self.encode(x, training), noise, training)
+        return self.draw(self.encode(x, training), noise, training)
 
-    def draw(self, z_mean: Tensor, z_log_var: Tensor, noise: Tensor, training: bool = False) -> Inference:
+    def draw(self, context: Context, noise: Tensor, training: bool = False) -> Inference:
         """Draw z from the posteriors of rows with the given noise, as in `infer`, and decode."""
-        z = self.sampling([z_mean, z_log_var], noise=noise)
-        return Inference(z_mean, z_log_var, noise, z, self.decode(z, training))
+        z, log_q = self.posterior.sample(context, noise, self.weights_of("posterior"), training)
+        return Inference(context, z, self.log_prior(z) - log_q, self.decode(z, training))
 
     def incomplete(self, missing_counts: bool = True, refined: bool = False) -> Incomplete:
         r"""The model for rows in which NaN marks missing values.
@@ -272,8 +317,8 @@ class VAE(keras.Model):  # type: ignore[misc]
 
     def call(self, x: Tensor, training: bool = False) -> Tensor:
         """Expected x at one draw of z from each row's posterior, of shape (n_rows, n_features)."""
-        z = self.sampling(list(self.encode(x, training)))
-        return self.likelihood.mean(self.decode(z, training))
+        inferred = self.infer(x, self._new_noise(x), training)
+        return self.likelihood.mean(inferred.parameters)[0]
 
     def sample(self, n_samples: int, seed: int, noise: bool = True) -> npt.NDArray[np.float32]:
         """New rows: z from the prior, then x from p(x|z); an array of shape (n_samples, n_features).
@@ -281,7 +326,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         Without ``noise``, what is expected of x given z.
         """
         prior_seed, likelihood_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2) // 2)
-        z = keras.random.normal((n_samples, self.latent_dim), dtype="float32", seed=prior_seed)
+        z = self.prior.sample(n_samples, prior_seed, self.weights_of("prior"), self)
         parameters = self.decode(z)
         if not noise:
             expected = self.likelihood.values(_array(self.likelihood.expectations(parameters)))
@@ -298,13 +343,16 @@ class VAE(keras.Model):  # type: ignore[misc]
     ) -> Tensor:
         """Mean negative ELBO of the rows, so that ``compile(optimizer)`` and ``fit(X)`` train the VAE."""
         x = keras.ops.cast(x, self.compute_dtype)
-        noise = keras.random.normal(
-            (1, keras.ops.shape(x)[0], self.latent_dim), dtype=x.dtype, seed=self.sampling.seed_generator
-        )
-        inferred = self.infer(x, noise, training)
+        inferred = self.infer(x, self._new_noise(x), training)
         log_prob = keras.ops.sum(self.likelihood.log_prob(x, inferred.parameters), axis=-1)
-        terms = loss_terms(log_prob, inferred.z, noise, inferred.z_mean, inferred.z_log_var)
+        kl_per_latent = self.kl_per_latent(inferred.context)
+        terms = loss_terms(log_prob, inferred.log_ratio, kl_per_latent, objective=ELBO)
         return sum(self.losses, keras.ops.mean(terms.loss))
+
+    def _new_noise(self, x: Tensor) -> Tensor:
+        """One draw for each row, of the model's own generator."""
+        shape = (1, keras.ops.shape(x)[0], self.posterior.noise_dim(self.latent_dim))
+        return keras.random.normal(shape, dtype=self.compute_dtype, seed=self.sampling.seed_generator)
 
     def initial_values(self, seed: int, new_weights: bool = True) -> list[Array]:
         """New values for ``self.variables``, in their order, as their own initializers would draw them.
@@ -332,6 +380,32 @@ class VAE(keras.Model):  # type: ignore[misc]
             values.append(_array(value))
         return values
 
+    def initial_own_values(self, seed: int, rows: Rows) -> dict[int, Array]:
+        """New values for what posterior and prior have of their own, by the identities of their variables.
+
+        Parameters
+        ----------
+        seed : int
+        rows : array of shape (n_rows, n_features)
+            That the model is to be trained on.
+        """
+        own = {part: weights for part, weights in self._own.items() if weights}
+        if not own:
+            return {}
+        inputs, values = self._complete_inputs(rows), {}
+        for position, (part, weights) in enumerate(own.items()):
+            rng = np.random.RandomState([seed, position])
+            for name, weight in weights.items():
+                values[id(self.own_variables[part][name])] = weight.draw(rng, inputs)
+        return values
+
+    def _complete_inputs(self, rows: Rows) -> Rows:
+        """What the encoder sees of complete rows: shape (n_rows, n_inputs)."""
+        complete = rows[~np.isnan(rows).any(axis=1)]
+        inputs = _array(self.likelihood.inputs(keras.ops.convert_to_tensor(complete), self._shared()))
+        marks = np.zeros((len(complete), self.n_features if self.marks_missing else 0), dtype=np.float32)
+        return np.concatenate([inputs, marks], axis=1)
+
     def get_config(self) -> Values:
         """The model's settings, from which `from_config` makes an equal untrained model."""
         return {
@@ -343,6 +417,8 @@ class VAE(keras.Model):  # type: ignore[misc]
             "latent_dim": self.latent_dim,
             "marks_missing": self.marks_missing,
             "transforms_columns": self.transforms_columns,
+            "posterior": self.posterior.config(),
+            "prior": self.prior.config(),
         }
 
     @classmethod
@@ -351,6 +427,8 @@ class VAE(keras.Model):  # type: ignore[misc]
         config = dict(config)
         for role in ("encoder", "decoder"):
             config[role] = keras.saving.deserialize_keras_object(config[role], custom_objects)
+        for part in ("posterior", "prior"):
+            config[part] = Part.from_config(config[part])
         return cls(**{**config, "likelihood": likelihoods.from_config(config["likelihood"])})
 
 

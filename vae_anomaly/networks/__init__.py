@@ -5,8 +5,8 @@ and grid-searched (``network__hidden_units``), and builds its Keras models only 
 layers and shapes; it does not know what its raw outputs mean (the likelihood does).
 
 Rows in, rows out: an encoder takes ``(n_rows, n_features)`` and returns ``[z_mean, z_log_var]``, both
-``(n_rows, latent_dim)``; a decoder takes ``(n_rows, latent_dim)`` and returns
-``(n_rows, n_features * n_params)``, the parameters of a feature next to each other.
+``(n_rows, latent_dim)``, or whatever else the posterior wants; a decoder takes ``(n_rows, latent_dim)`` and
+returns ``(n_rows, n_features * n_params)``, the parameters of a feature next to each other.
 
 To add one: subclass `Network`, write ``build``, and pass an instance as ``network=``.
 """

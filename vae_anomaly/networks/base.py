@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple, Protocol
@@ -14,19 +15,25 @@ from vae_anomaly.core.spec import Spec
 from vae_anomaly.core.types import Initializer, KerasModel, Layer, Shape, Tensor
 
 __all__ = [
+    "Heads",
     "LastActivation",
     "Network",
     "check_activation",
     "check_sizes",
     "check_unambiguous",
+    "describe_heads",
     "finish_layer",
     "glorot",
     "hidden_initializer",
     "initializer_of",
     "is_ambiguous",
     "last_activation",
-    "posterior",
+    "usual_heads",
+    "with_heads",
 ]
+
+#: What an encoder returns of a row: names and widths of its outputs, in order.
+Heads = Mapping[str, int]
 
 
 # Layers and operations that leave each number what it was, if not in a training step.
@@ -86,7 +93,9 @@ class Network(Spec):
         """A bound from below for the number of weights in what `build` returns, known without building it."""
         return 0
 
-    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
+    def build(
+        self, n_features: int, latent_dim: int, n_params: int, heads: Heads | None = None
+    ) -> tuple[KerasModel, KerasModel]:
         """Return a new Keras encoder and decoder.
 
         Parameters
@@ -97,23 +106,44 @@ class Network(Spec):
             The number of latent dimensions.
         n_params : int
             How many numbers the likelihood wants for each feature.
+        heads : dict of name to width, or None, default=None
+            What the posterior wants the encoder to return, in order; None is `usual_heads`. A network of
+            your own whose ``build`` does not take it serves posteriors that want no more than those.
 
         Returns
         -------
-        encoder : keras.Model, (n_rows, n_features) -> [z_mean, z_log_var]
+        encoder : keras.Model, (n_rows, n_features) -> [z_mean, z_log_var], or a list of the ``heads``
         decoder : keras.Model, (n_rows, latent_dim) -> (n_rows, n_features * n_params)
         """
         raise NotImplementedError
 
-    def build_apart(self, n_inputs: int, n_outputs: int, latent_dim: int) -> tuple[KerasModel, KerasModel]:
+    def build_apart(
+        self, n_inputs: int, n_outputs: int, latent_dim: int, heads: Heads | None = None
+    ) -> tuple[KerasModel, KerasModel]:
         """A new encoder and decoder whose widths differ: of mixed tables, or with marks for missing values.
 
         Returns
         -------
-        encoder : keras.Model, (n_rows, n_inputs) -> [z_mean, z_log_var]
+        encoder : keras.Model, (n_rows, n_inputs) -> as that of `build`
         decoder : keras.Model, (n_rows, latent_dim) -> (n_rows, n_outputs)
         """
-        return self.build(n_inputs, latent_dim, 1)[0], self.build(n_outputs, latent_dim, 1)[1]
+        others = {} if heads is None else {"heads": heads}
+        encoder, _ = self.build(n_inputs, latent_dim, 1, **others)
+        return encoder, self.build(n_outputs, latent_dim, 1)[1]
+
+    def check_heads(self, heads: Heads, latent_dim: int) -> None:
+        """Refuse heads, before anything is built, that `build` cannot give to the encoder.
+
+        Raises
+        ------
+        ValueError
+        """
+        if dict(heads) != usual_heads(latent_dim) and "heads" not in inspect.signature(self.build).parameters:
+            raise ValueError(
+                f"the posterior wants an encoder that returns {describe_heads(heads)}, and "
+                f"{type(self).__name__}.build makes none: give it a parameter `heads`, a dict of name to "
+                "width, and let the encoder return one output for each."
+            )
 
     def marks_missing(self) -> bool:
         """Whether the encoder is to be told which values are missing, by one more input for each feature."""
@@ -245,12 +275,22 @@ def _chain(steps: Iterable[Callable[[Tensor], Tensor]], values: Tensor) -> Tenso
     return values
 
 
-def posterior(hidden: Tensor, latent_dim: int) -> list[Tensor]:
-    """The encoder's outputs, z_mean and z_log_var."""
+def usual_heads(latent_dim: int) -> dict[str, int]:
+    """The heads of an encoder unless the posterior wants others."""
+    return {"z_mean": latent_dim, "z_log_var": latent_dim}
+
+
+def with_heads(hidden: Tensor, latent_dim: int, heads: Heads | None) -> list[Tensor]:
+    """The encoder's outputs, behind its hidden layers."""
     return [
-        keras.layers.Dense(latent_dim, kernel_initializer=glorot(), name=name)(hidden)
-        for name in ("z_mean", "z_log_var")
+        keras.layers.Dense(width, kernel_initializer=glorot(), name=name)(hidden)
+        for name, width in (heads or usual_heads(latent_dim)).items()
     ]
+
+
+def describe_heads(heads: Heads) -> str:
+    """Heads in words."""
+    return ", ".join(f"{name} of width {width}" for name, width in heads.items())
 
 
 def finish_layer(spec: HiddenLayers, x: Tensor, name: str) -> Tensor:

@@ -15,6 +15,7 @@ from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.types import Constraints, KerasClass, KerasModel, Shape, Tensor
 from vae_anomaly.networks.base import (
+    Heads,
     Network,
     check_activation,
     check_sizes,
@@ -23,7 +24,7 @@ from vae_anomaly.networks.base import (
     glorot,
     hidden_initializer,
     is_ambiguous,
-    posterior,
+    with_heads,
 )
 
 __all__ = ["ConvNetwork"]
@@ -258,7 +259,9 @@ class ConvNetwork(Network):
                 n_in = layer.filters
         return n_weights
 
-    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
+    def build(
+        self, n_features: int, latent_dim: int, n_params: int, heads: Heads | None = None
+    ) -> tuple[KerasModel, KerasModel]:
         check_sizes("dense_units", self.dense_units)
         check_activation(self.activation)
         convolutions, transposed = self._convolutions(n_features), self._transposed(n_features, n_params)
@@ -272,7 +275,7 @@ class ConvNetwork(Network):
         hidden = keras.layers.Flatten(data_format="channels_last", name="flat")(hidden)
         for position, units in enumerate(self.dense_units):
             hidden = self._dense(hidden, units, f"encoder_dense_{position}")
-        encoder = keras.Model(rows, posterior(hidden, latent_dim), name="encoder")
+        encoder = keras.Model(rows, with_heads(hidden, latent_dim, heads), name="encoder")
 
         latents = hidden = keras.Input((latent_dim,), name="z")
         for position, units in enumerate(reversed(self.dense_units)):

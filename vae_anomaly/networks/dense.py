@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import Interval
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.types import Constraints, KerasModel, Shape, Tensor
 from vae_anomaly.networks.base import (
+    Heads,
     Network,
     check_activation,
     check_sizes,
@@ -19,7 +20,7 @@ from vae_anomaly.networks.base import (
     finish_layer,
     glorot,
     hidden_initializer,
-    posterior,
+    with_heads,
 )
 
 __all__ = ["DenseNetwork"]
@@ -87,13 +88,15 @@ class DenseNetwork(Network):
         decoder = (latent_dim, *reversed(hidden_units), n_features * n_params)
         return sum(a * b for widths in (encoder, decoder) for a, b in itertools.pairwise(widths))
 
-    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
+    def build(
+        self, n_features: int, latent_dim: int, n_params: int, heads: Heads | None = None
+    ) -> tuple[KerasModel, KerasModel]:
         check_sizes("hidden_units", self.hidden_units)
         check_activation(self.activation)
         rows = hidden = keras.Input((n_features,), name="x")
         for position, units in enumerate(self.hidden_units):
             hidden = self._hidden(hidden, units, f"encoder_{position}")
-        encoder = keras.Model(rows, posterior(hidden, latent_dim), name="encoder")
+        encoder = keras.Model(rows, with_heads(hidden, latent_dim, heads), name="encoder")
 
         latents = hidden = keras.Input((latent_dim,), name="z")
         for position, units in enumerate(reversed(self.hidden_units)):

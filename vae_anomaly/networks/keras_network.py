@@ -21,7 +21,7 @@ from vae_anomaly.core.spec import config_json
 from vae_anomaly.core.types import Array, Constraints, KerasModel, Layer, LayerShape, Shape, Values
 from vae_anomaly.layers import KLDivergence
 from vae_anomaly.networks import Network, initializer_of
-from vae_anomaly.networks.base import is_ambiguous
+from vae_anomaly.networks.base import Heads, is_ambiguous, usual_heads
 
 __all__ = ["Blueprint", "KerasNetwork"]
 
@@ -42,7 +42,8 @@ class KerasNetwork(Network):
         Takes rows of shape (n_rows, n_features), or images of the shape that X holds; flat rows are images of
         the encoder's shape. Sides of any length, ``keras.Input((None, None, 3))``, become those of X. Returns
         ``[z_mean, z_log_var]``, or one tensor of width 2 * latent_dim that holds both in this order. A third
-        output (a draw z) is ignored. It should hold no `KLDivergence` layer: the detector adds the KL itself.
+        output (a draw z) is ignored. A ``posterior`` that wants other heads takes one output for each. It
+        should hold no `KLDivergence` layer: the detector adds the KL itself.
     decoder : keras.Model
         Takes (n_rows, latent_dim). Returns (n_rows, n_features * n_params), or images, with the parameters of
         a channel next to each other: (n_rows, height, width, channels * n_params). *Without* an output
@@ -124,19 +125,24 @@ class KerasNetwork(Network):
         """No: the encoder's width is given."""
         return False
 
-    def build(self, n_features: int, latent_dim: int, n_params: int) -> tuple[KerasModel, KerasModel]:
-        return self.build_apart(n_features, n_features * n_params, latent_dim)
+    def build(
+        self, n_features: int, latent_dim: int, n_params: int, heads: Heads | None = None
+    ) -> tuple[KerasModel, KerasModel]:
+        return self.build_apart(n_features, n_features * n_params, latent_dim, heads=heads)
 
-    def build_apart(self, n_inputs: int, n_outputs: int, latent_dim: int) -> tuple[KerasModel, KerasModel]:
+    def build_apart(
+        self, n_inputs: int, n_outputs: int, latent_dim: int, heads: Heads | None = None
+    ) -> tuple[KerasModel, KerasModel]:
         encoder, decoder = self._blueprints()
         if not _holds(encoder.input_shape, n_inputs):
             raise _misfit("encoder", "input", encoder.input_shape, f"(None, {n_inputs})", n_inputs)
-        outputs, pair = encoder.output_shape, [(None, latent_dim)] * 2
+        outputs, widths = encoder.output_shape, [*(heads or usual_heads(latent_dim)).values()]
+        wanted = [(None, width) for width in widths]
         if not isinstance(outputs, list):
-            if outputs != (None, 2 * latent_dim):
-                raise _misfit("encoder", "output", outputs, f"(None, {2 * latent_dim})")
-        elif list(map(tuple, outputs[:2])) != pair:
-            raise _misfit("encoder", "output", outputs, " and ".join(map(str, pair)))
+            if outputs != (None, sum(widths)):
+                raise _misfit("encoder", "output", outputs, f"(None, {sum(widths)})")
+        elif list(map(tuple, outputs[: len(widths)])) != wanted:
+            raise _misfit("encoder", "output", outputs, " and ".join(map(str, wanted)))
         if decoder.input_shape != (None, latent_dim):
             raise _misfit("decoder", "input", decoder.input_shape, f"(None, {latent_dim})")
         if not _holds(decoder.output_shape, n_outputs):
@@ -408,7 +414,7 @@ def _misfit(
     role: str, side: str, received: LayerShape, expected: str, n_numbers: int | None = None
 ) -> ValueError:
     images = "" if n_numbers is None else f", or that of an image with {n_numbers} numbers"
-    reason = "n_features, latent_dim and the likelihood's n_params decide it"
+    reason = "n_features, latent_dim, the posterior and the likelihood's n_params decide it"
     if side == "input" and isinstance(received, tuple) and None in received[1:]:
         reason = "flat rows don't tell their sides: hand in images, or give it a keras.Input with sides"
     return ValueError(

@@ -38,6 +38,8 @@ from vae_anomaly.plotting.canvas import (
     unwrap,
 )
 from vae_anomaly.plotting.signals import draw_reconstructions, signal_channels_of
+from vae_anomaly.posteriors import Gaussian
+from vae_anomaly.priors import Standard
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["latent_manifold", "latent_scatter", "network_summary", "reconstructions", "samples"]
 
 _MOST_LABELS = 16
+# That tell where the quantiles of a prior lie.
+_DRAWS_OF_PRIOR = 10_000
 # Of the pixels of anomaly maps, at either end of their colors: a few are so unusual that the others would
 # look alike.
 _LEFT_OUT = 0.005
@@ -53,10 +57,11 @@ _LEFT_OUT = 0.005
 def latent_scatter(
     detector: Estimator, X: MatrixLike, y: npt.ArrayLike | None = None, *, ax: Axes | None = None
 ) -> Axes:
-    """Where the encoder puts each row: its posterior mean of z, of the first member.
+    """Where the encoder puts each row: what `VAEDetector.encode` says, by the first member.
 
-    Two latent dimensions are drawn as they are, more as the two directions in which ``z_mean`` varies most
-    (PCA, with each direction's share of the variance), one against the anomaly score.
+    Two latent dimensions are drawn as they are, more as the two directions in which they vary most (PCA, with
+    each direction's share of the variance), one against the anomaly score. They are the posterior's mean,
+    ``z_mean``; of a flow, the mean's image; of categories, the probabilities.
 
     Parameters
     ----------
@@ -97,18 +102,19 @@ def latent_scatter(
     if pd.isna(by).any():
         raise ValueError(f"y must say what colors every row; it is missing for {pd.isna(by).sum()} of them.")
     labels = None if y is None else _labels(by)
+    center = detector.members_[0].specification.posterior.center_name
 
     if n_latents == 1:
         across, up = z_mean[:, 0], scores
-        names = ["z_mean", score_label]
+        names = [center, score_label]
     elif n_latents == 2:
         across, up = z_mean.T
-        names = ["z_mean, dimension 1", "z_mean, dimension 2"]
+        names = [f"{center}, dimension {number}" for number in (1, 2)]
     else:
         pca = PCA(2, svd_solver="full").fit(z_mean)
         across, up = pca.transform(z_mean).T
         names = [
-            f"{which} principal direction of z_mean ({share:.0%} of variance)"
+            f"{which} principal direction of {center} ({share:.0%} of variance)"
             for which, share in zip(("1st", "2nd"), pca.explained_variance_ratio_, strict=True)
         ]
 
@@ -146,7 +152,8 @@ def latent_manifold(
     r"""What the decoder makes of each place in a latent space of two dimensions.
 
     The expected image at each pair of the quantiles :math:`\Phi^{-1}((i - 1/2) / n)`, i = 1 ... n, of the
-    prior N(0, 1), by the first member: each tile stands for as much of the prior as any other.
+    prior N(0, 1), by the first member: each tile stands for as much of the prior as any other. Of other
+    priors, at the quantiles of each dimension by itself.
 
     Parameters
     ----------
@@ -165,7 +172,7 @@ def latent_manifold(
     Raises
     ------
     ValueError
-        If there are not two latent dimensions, or rows are not images.
+        If there are not two latent dimensions, if they are categories, or if rows are not images.
 
     Examples
     --------
@@ -185,19 +192,28 @@ def latent_manifold(
             f"a manifold is drawn of two latent dimensions; the detector has {detector.latent_dim_}: fit it "
             "with latent_dim=2, or draw samples."
         )
-    quantiles = stats.norm.ppf((np.arange(n) + 0.5) / n)
-    z = np.stack(np.meshgrid(quantiles, quantiles[::-1]), axis=-1).reshape(-1, 2)  # upwards, as an axis goes
     model = detector.model_
+    if model.posterior.latents != "real":
+        raise ValueError(
+            "a manifold is drawn of latent dimensions that are real numbers, and those of the detector are "
+            "categories: draw samples."
+        )
+    shares = (np.arange(n) + 0.5) / n
+    across = up = stats.norm.ppf(shares)
+    if not isinstance(model.prior, Standard):
+        draws = np.asarray(model.prior.sample(_DRAWS_OF_PRIOR, 0, model.weights_of("prior"), model))
+        across, up = np.quantile(draws, shares, axis=0).T
+    z = np.stack(np.meshgrid(across, up[::-1]), axis=-1).reshape(-1, 2)  # upwards, as an axis goes
     expected = np.asarray(model.likelihood.expectations(model.decode(z.astype(np.float32))))
     rows = np.asarray(model.likelihood.values(expected), dtype=np.float64)
     images = as_images(detector._fitted.preparation.expected_back(rows), shape)
     ax = new_axes(ax, (6, 6))
     show(ax, tile_images(images, n), find_limits(images))
     ticks = np.unique(np.linspace(0, n - 1, min(n, 5)).round())
-    names = [f"{quantiles[int(tick)]:.1f}" for tick in ticks]
+    names = [[f"{quantiles[int(tick)]:.1f}" for tick in ticks] for quantiles in (across, up)]
     height, width = images.shape[1:3]
-    ax.set_xticks(ticks * (width + 1) + (width - 1) / 2, names)
-    ax.set_yticks((n - 1 - ticks) * (height + 1) + (height - 1) / 2, names)
+    ax.set_xticks(ticks * (width + 1) + (width - 1) / 2, names[0])
+    ax.set_yticks((n - 1 - ticks) * (height + 1) + (height - 1) / 2, names[1])
     ax.set(xlabel="z, dimension 1", ylabel="z, dimension 2")
     return ax
 
@@ -357,18 +373,22 @@ def network_summary(detector: Estimator, *, ax: Axes | None = None) -> Axes:
     n_shared = model.likelihood.n_shared * width
     law += f" ({format_count(n_shared, 'weight')})" if n_shared else ""
     decoder = [*_layers(model.decoder), ("p(x|z)", law)]
+    own = _own_parts(model)
     n_weights = model.encoder.count_params() + model.decoder.count_params() + n_shared
+    n_weights += sum(n_own for _, _, n_own in own)
     z = ("z", format_count(latents, "latent dimension"))
 
+    described = [(name, text) for name, text, _ in own]
     n_lines = max(len(encoder), len(decoder))
-    widest = max(len(name) + len(text) for name, text in [*encoder, *decoder])
-    ax = new_axes(ax, (2 * max(3.0, 0.062 * widest + 0.4), 0.3 * (n_lines + 4)))
+    widest = max(len(name) + len(text) for name, text in [*encoder, *decoder, *described])
+    ax = new_axes(ax, (2 * max(3.0, 0.062 * widest + 0.4), 0.3 * (n_lines + len(own) + 4)))
     size = ax.get_window_extent()
     points = 72 / ax.figure.dpi
-    font = min(8.5, points * size.width * 0.46 / (0.6 * widest), points * size.height * 0.55 / (n_lines + 3))
+    n_in_all = n_lines + len(own) + 3
+    font = min(8.5, points * size.width * 0.46 / (0.6 * widest), points * size.height * 0.55 / n_in_all)
     boxes = [(0.0, line, box, BLUE) for line, box in enumerate(reversed(encoder))]
     boxes += [(0.52, line, box, ORANGE) for line, box in enumerate(decoder)]
-    boxes += [(0.26, -2, z, GREEN)]
+    boxes += [(0.26, -2 - line, box, GREEN) for line, box in enumerate([z, *described])]
     for left, line, (name, text), color in boxes:
         ax.barh(line, 0.48, 0.8, left, color=color, alpha=0.25)
         ax.text(left + 0.01, line, name, va="center", weight="bold", fontsize=font)
@@ -383,9 +403,23 @@ def network_summary(detector: Estimator, *, ax: Axes | None = None) -> Axes:
     ends = format_count(width, "feature")
     each = f", in each of {members} members" if members > 1 else ""
     ax.set_title(f"{ends} → {z[1]} → {ends}: {n_weights:,} weights{each}", fontsize=font + 2)
-    ax.set(xlim=(-0.01, 1.01), ylim=(-2.6, n_lines + 0.6))
+    ax.set(xlim=(-0.01, 1.01), ylim=(-2.6 - len(own), n_lines + 0.6))
     ax.set_axis_off()
     return ax
+
+
+def _own_parts(model: KerasModel) -> list[tuple[str, str, int]]:
+    """Name, description and number of weights of a posterior and a prior that are not the usual ones."""
+    described = []
+    for name, role, part, usual in (
+        ("q(z|x)", "posterior", model.posterior, Gaussian),
+        ("p(z)", "prior", model.prior, Standard),
+    ):
+        if not isinstance(part, usual):
+            n_weights = sum(math.prod(weight.shape) for weight in model.weights_of(role).values())
+            text = f" ({format_count(n_weights, 'weight')})" if n_weights else ""
+            described.append((name, type(part).__name__ + text, n_weights))
+    return described
 
 
 def _layers(network: KerasModel) -> list[tuple[str, str]]:

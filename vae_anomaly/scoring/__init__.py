@@ -10,12 +10,14 @@ shape to a `Score`, in `IMAGE_SCORES`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.objective import importance_weighted_bound
 from vae_anomaly.core.types import Shape
+from vae_anomaly.objectives import Objective
+from vae_anomaly.objectives.renyi import importance_weighted_bound
 from vae_anomaly.scoring.images import ImageShape, unexplained_variance
 from vae_anomaly.scoring.score import (
     Score,
@@ -28,7 +30,7 @@ from vae_anomaly.scoring.score import (
     transformed_log_likelihood,
 )
 
-__all__ = ["IMAGE_SCORES", "SCORES", "ImageShape", "Score", "unexplained_variance"]
+__all__ = ["IMAGE_SCORES", "SCORES", "ImageShape", "Score", "bound", "unexplained_variance"]
 
 # Chosen on four suites of tables (`benchmarks/results/trials.md`): more costs detection, less costs agreement
 # between seeds where columns are independent.
@@ -60,6 +62,27 @@ SCORES: dict[str, Score] = {
 
 #: Scores of images by name: functions from (height, width, channels) to a `Score`.
 IMAGE_SCORES: dict[str, Callable[[Any], Score]] = {"unexplained_variance": unexplained_variance}
+
+
+@functools.cache  # programs are compiled for a score: equal ones are to be one
+def bound(objective: Objective) -> Score:
+    r"""The score that is minus an objective's bound on log p(x), by all draws of the detector.
+
+    ``bound(Renyi(0.0))`` is "iwae". Of an objective whose ``side`` is "upper", such as ``Chi(2)``, it is
+    minus an estimate of an upper bound, which the draws see from below: no bound itself.
+
+    Parameters
+    ----------
+    objective : Objective
+
+    Examples
+    --------
+    >>> from vae_anomaly import VAEDetector
+    >>> from vae_anomaly.objectives import Renyi
+    >>> from vae_anomaly.scoring import bound
+    >>> detector = VAEDetector(score=bound(Renyi(0.5)), n_draws=50)
+    """
+    return Score(log_weight_of_draw, lambda values, _: -objective.bound(values), feature_log_likelihood)
 
 
 def resolve_name(score: str | Score, n_members: int, image_shape: Shape | None) -> str | Score:

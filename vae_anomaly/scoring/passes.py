@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from vae_anomaly.core.backend import keras, tf
-from vae_anomaly.core.objective import kl_divergence
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Floats, KerasModel, Tensor
 from vae_anomaly.engine.tiles import map_rows
 from vae_anomaly.model.incomplete import DOUBTED_FROM
 from vae_anomaly.model.states import ModelState
+from vae_anomaly.posteriors import Context
 from vae_anomaly.scoring.score import Score, log_likelihood, transformed_feature_log_likelihood
 
 __all__ = [
@@ -53,7 +54,7 @@ def score_rows(
 
 def score_tile(score: Score, vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
     """What a program computes of rows x, (n_rows, n_features), with draws of (n_draws, 1, latent_dim)."""
-    return score.combine(*_in_float64(_over_draws(vae, x, draws, score.per_draw)))
+    return score.combine(*_of_all(_in_float64(_over_draws(vae, x, draws, score.per_draw))))
 
 
 def draw_errors(
@@ -67,9 +68,9 @@ def draw_errors(
     n_draws = len(draws)
 
     def tile_errors(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
-        values, kl = _in_float64(_over_draws(vae, x, draws, score.per_draw))
+        found = _in_float64(_over_draws(vae, x, draws, score.per_draw))
         without_one = tf.map_fn(
-            lambda draw: score.combine(tf.concat([values[:draw], values[draw + 1 :]], axis=0), kl),
+            lambda draw: score.combine(*_of_all(_without(found, draw))),
             tf.range(n_draws),
             fn_output_signature=tf.float64,
         )
@@ -94,15 +95,15 @@ def shares(states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, 
         )
 
     def tile_shares(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
-        values, kl = _in_float64(_over_draws(vae, x, draws, score.per_draw))
+        values, kl = _of_all(_in_float64(_over_draws(vae, x, draws, score.per_draw)))
         with tf.GradientTape() as tape:
             tape.watch(values)
             total = score.combine(values, kl)
         slopes = tf.cast(tape.gradient(total, values), tf.float32)
-        posterior = vae.encode(x)
+        context = vae.encode(x)
 
         def weighted_sum(chunk: Tensor, slopes: Tensor) -> Tensor:
-            terms = per_feature(vae, x, vae.draw(*posterior, chunk))
+            terms = per_feature(vae, x, vae.draw(context, chunk))
             return tf.reduce_sum(slopes[..., None] * terms, axis=0)
 
         return tf.reduce_sum(_map_chunks(weighted_sum, draws, slopes), axis=0)
@@ -117,19 +118,19 @@ def elbo_terms(states: Sequence[ModelState], rows: Rows, draws: Rows, device: st
     """
 
     def tile_terms(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
-        values, kl = _over_draws(vae, x, draws, log_likelihood)
+        values, kl = _of_all(_over_draws(vae, x, draws, log_likelihood))
         return keras.ops.stack([-keras.ops.mean(values, axis=0), kl], axis=-1)
 
     return map_rows(tile_terms, "elbo_terms", states, rows, draws, device, missing_counts=False)
 
 
 def encode(states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None) -> Floats:
-    """Posterior means by each model: shape (n_states, n_rows, latent_dim)."""
+    """Where each model's posteriors lie, see `Posterior.center`: shape (n_states, n_rows, latent_dim)."""
 
-    def tile_means(vae: KerasModel, x: Tensor, _: Tensor) -> Tensor:
-        return vae.encode(x)[0]
+    def tile_centers(vae: KerasModel, x: Tensor, _: Tensor) -> Tensor:
+        return vae.center(vae.encode(x))
 
-    return map_rows(tile_means, "encode", states, rows, draws, device)
+    return map_rows(tile_centers, "encode", states, rows, draws, device)
 
 
 def reconstruct(
@@ -159,13 +160,13 @@ def reconstruct_with_values(
     n_draws, n_levels = len(draws), n_values // len(draws)
 
     def tile_values(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
-        posterior = vae.encode(x)
-        parameters = vae.draw(*posterior, draws).parameters
+        context = vae.encode(x)
+        parameters = vae.draw(context, draws).parameters
         of_draws = (np.arange(n_draws)[:, None, None] + 0.5) / n_draws
         levels = [(level + of_draws) / n_levels for level in range(n_levels)]
         values = [vae.likelihood.quantile(level, parameters) for level in levels]
         flat = tf.reshape(tf.transpose(tf.concat(values, axis=0), (1, 0, 2)), (x.shape[0], -1))
-        return tf.concat([_tile_expectations(vae, x, draws, posterior), flat], axis=-1)
+        return tf.concat([_tile_expectations(vae, x, draws, context), flat], axis=-1)
 
     key = ("reconstruct_with_values", n_values)
     results = map_rows(tile_values, key, states, rows, draws, device, refined=True)
@@ -174,14 +175,12 @@ def reconstruct_with_values(
     return results[..., : first - 1], results[..., first - 1], values
 
 
-def _tile_expectations(
-    vae: KerasModel, x: Tensor, draws: Tensor, posterior: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
+def _tile_expectations(vae: KerasModel, x: Tensor, draws: Tensor, context: Context | None = None) -> Tensor:
     """What `reconstruct` returns of rows x, side by side: the log-likelihood comes last."""
-    posterior = vae.encode(x) if posterior is None else posterior
+    context = vae.encode(x) if context is None else context
 
     def weighted_sum(chunk: Tensor, weights: Tensor) -> Tensor:
-        inferred = vae.draw(*posterior, chunk)
+        inferred = vae.draw(context, chunk)
         expectations = vae.likelihood.expectations(inferred.parameters)
         least = vae.likelihood.expected_log_prob(inferred.parameters) - DOUBTED_FROM
         log_prob = tf.maximum(transformed_feature_log_likelihood(vae, x, inferred), least)
@@ -191,18 +190,57 @@ def _tile_expectations(
     return tf.reduce_sum(_map_chunks(weighted_sum, draws), axis=0) / draws.shape[0]
 
 
+class _OverDraws(NamedTuple):
+    """What was found of all draws.
+
+    Attributes
+    ----------
+    values : tensor of shape (n_draws, n_rows)
+    kl : tensor of shape (n_rows,), the closed form, or (n_draws, n_rows), log q(z|x) - log p(z)
+    """
+
+    values: Tensor
+    kl: Tensor
+
+
 def _over_draws(
     vae: KerasModel, x: Tensor, draws: Tensor, per_draw: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """``per_draw`` of all draws, (n_draws, n_rows), and the KL of each row, (n_rows,)."""
-    posterior = vae.encode(x)
-    kl = keras.ops.sum(kl_divergence(*posterior), axis=-1)
-    values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.draw(*posterior, chunk)), draws)
-    return tf.reshape(values, (-1, keras.ops.shape(x)[0]))[: draws.shape[0]], kl
+) -> _OverDraws:
+    """``per_draw`` of all draws, and what their KL is made of."""
+    context = vae.encode(x)
+    kl_per_latent = vae.kl_per_latent(context)
+    n_draws, n_rows = draws.shape[0], keras.ops.shape(x)[0]
+
+    if kl_per_latent is not None:
+        kl = keras.ops.sum(kl_per_latent, axis=-1)
+        values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.draw(context, chunk)), draws)
+        return _OverDraws(tf.reshape(values, (-1, n_rows))[:n_draws], kl)
+
+    def with_log_ratio(chunk: Tensor, _: Tensor) -> Tensor:
+        inferred = vae.draw(context, chunk)
+        return tf.stack([per_draw(vae, x, inferred), -inferred.log_ratio], axis=-1)
+
+    found = tf.reshape(_map_chunks(with_log_ratio, draws), (-1, n_rows, 2))[:n_draws]
+    return _OverDraws(found[..., 0], found[..., 1])
 
 
-def _in_float64(values_and_kl: tuple[Tensor, Tensor]) -> list[Tensor]:
-    return [keras.ops.cast(value, "float64") for value in values_and_kl]
+def _in_float64(found: _OverDraws) -> _OverDraws:
+    return _OverDraws(*(keras.ops.cast(value, "float64") for value in found))
+
+
+def _without(found: _OverDraws, draw: Tensor) -> _OverDraws:
+    """What was found, but for one draw."""
+
+    def others(values: Tensor) -> Tensor:
+        return tf.concat([values[:draw], values[draw + 1 :]], axis=0)
+
+    return _OverDraws(others(found.values), found.kl if len(found.kl.shape) == 1 else others(found.kl))
+
+
+def _of_all(found: _OverDraws) -> tuple[Tensor, Tensor]:
+    """The values of all draws, (n_draws, n_rows), and the KL of each row, (n_rows,)."""
+    kl = found.kl
+    return found.values, kl if len(kl.shape) == 1 else keras.ops.mean(kl, axis=0)
 
 
 def _map_chunks(

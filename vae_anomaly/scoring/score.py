@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.objective import log_weight
 from vae_anomaly.core.types import KerasModel, Tensor
 
+#: Nats that a value counts which no row can have: more than any value that one can.
+IMPOSSIBLE = 1e30
+
 __all__ = [
+    "IMPOSSIBLE",
     "Score",
     "error",
     "feature_error",
@@ -26,7 +29,8 @@ class Score(NamedTuple):
     ----------
     per_draw : callable ``(vae, x, inferred) -> (n_draws, n_rows)``
     combine : callable ``(values, kl) -> (n_rows,)``
-        Takes the values of all draws, (n_draws, n_rows), and the closed-form KL of each row.
+        Takes the values of all draws, (n_draws, n_rows), and the KL of each row, in closed form where there
+        is one, else the mean of log q(z|x) - log p(z) over the same draws.
     per_feature : callable ``(vae, x, inferred) -> (n_draws, n_rows, n_features)``, or None
         What each feature adds to the value of ``per_draw``; None if that is not a sum over features. Only
         explanations ask for it.
@@ -72,8 +76,7 @@ def transformed_log_likelihood(vae: KerasModel, x: Tensor, inferred: Tensor) -> 
 
 def log_weight_of_draw(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
     """Log p(x, z) - log q(z|x) of each row: shape (n_draws, n_rows)."""
-    log_prob = log_likelihood(vae, x, inferred)
-    return log_weight(log_prob, inferred.z, inferred.noise, inferred.z_log_var)
+    return log_likelihood(vae, x, inferred) + inferred.log_ratio
 
 
 def feature_error(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:

@@ -331,6 +331,7 @@ class _Epochs:
                     first_step=first_step,
                     only=only,
                     ends=ends[chosen],
+                    progress=elapsed.astype(np.float32),
                     held_out=self._held_out,
                     best=best,
                 )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Floats
 from vae_anomaly.data.lazy import has_gaps
+from vae_anomaly.objectives import ELBO, Objective
 
 __all__ = ["PARAMETERS", "SCHEDULES", "Plan"]
 
@@ -45,7 +46,7 @@ class Plan:
     learning_rate: float
     learning_rate_schedule: Schedule = None
     gradient_clip_norm: float | None = None
-    objective: str = "elbo"
+    objective: Objective = ELBO
     n_training_draws: int = 1
     beta: float = 1.0
     kl_warm_up: float = 0.0
@@ -57,13 +58,6 @@ class Plan:
     early_stopping: bool = False
     trimmed_fraction: float = 0.0
     n_trainings: int = 1
-
-    def __post_init__(self) -> None:
-        if self.objective == "iwae" and self.free_bits:
-            raise ValueError(
-                "free_bits limits the closed-form KL, which objective='iwae' does not have; set "
-                f"free_bits=0 or objective='elbo'. Received free_bits={self.free_bits}."
-            )
 
     def steps_per_epoch(self, n_rows: int) -> int:
         """Batches it takes to use every row at least once."""

@@ -1,0 +1,308 @@
+"""The detector with each posterior and prior: everything that it has with the usual ones."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import stars
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import vae_anomaly
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, plotting
+from vae_anomaly.checkpoints import Checkpoint, CheckpointFile
+from vae_anomaly.core.backend import keras
+from vae_anomaly.core.weights import PROGRESS
+from vae_anomaly.engine.programs import architecture_of
+from vae_anomaly.flows import Autoregressive, Coupling, Planar, Spline
+from vae_anomaly.model.vae import VAE
+from vae_anomaly.networks import Network
+from vae_anomaly.objectives import Chi, Renyi
+from vae_anomaly.posteriors import POSTERIORS, Categorical, Gaussian
+from vae_anomaly.posteriors import Flow as FlowPosterior
+from vae_anomaly.priors import PRIORS, AggregatePosterior, Mixture, Standard, VampPrior
+from vae_anomaly.priors import Flow as FlowPrior
+
+rng = np.random.RandomState(0)
+X = rng.normal(size=(80, 2)) @ rng.normal(size=(2, 3)) + 0.3 * rng.normal(size=(80, 3))
+GAPS = np.where(rng.uniform(size=X.shape) < 0.2, np.nan, X)
+GAPS[::2] = X[::2]
+
+# What the detector is made of, and the classes of posteriors and priors that are met at least once.
+PARTS = {
+    "iaf, flow": {"posterior": FlowPosterior([Autoregressive(4)], 3), "prior": FlowPrior([Coupling(4)])},
+    "categorical": {"posterior": Categorical(2, 3)},
+    "vamp": {"prior": VampPrior(4)},
+    "planar": {"posterior": FlowPosterior([Planar()] * 2, 3)},
+    "coupling, mixture": {"posterior": FlowPosterior([Coupling(4)] * 2, 3), "prior": Mixture(3)},
+    "spline": {"posterior": FlowPosterior([Spline(3, n_units=4)] * 2, 3)},
+    "mixture": {"prior": Mixture(3)},
+    "autoregressive prior": {"prior": FlowPrior([Autoregressive(4)] * 2)},
+    "aggregate": {"prior": AggregatePosterior(6)},
+    "straight through": {"posterior": Categorical(2, 3, straight_through=True, temperature=0.5)},
+}
+
+
+def with_parts(*by_default):
+    """Each of the detectors; those that are not named here are `wide`."""
+    return pytest.mark.parametrize("name", stars({name: name for name in PARTS}, by_default))
+
+
+each = with_parts("iaf, flow", "categorical", "vamp")
+_fitted = {}
+
+
+def quick(**options):
+    settings = {"latent_dim": 2, "epochs": 3, "batch_size": 32, "n_draws": 4, "random_state": 0}
+    if isinstance(options.get("posterior"), Categorical):
+        del settings["latent_dim"]
+    return VAEDetector(DenseNetwork((6,)), **{**settings, **options})
+
+
+def detector_of(name):
+    """One of a kind: tests leave it as it is."""
+    if name not in _fitted:
+        _fitted[name] = quick(**PARTS[name]).fit(X)
+    return _fitted[name]
+
+
+def test_every_posterior_and_prior_is_tried_in_the_detector():
+    tried = [{"posterior": Gaussian(), "prior": Standard()}, *PARTS.values()]
+    for part, registry in (("posterior", POSTERIORS), ("prior", PRIORS)):
+        assert {type(parts[part]) for parts in tried if part in parts} == set(registry.values())
+
+
+@each
+def test_a_row_scores_the_same_bits_alone_and_among_others(name):
+    detector = detector_of(name)
+    scores, order = detector.score_samples(X), np.random.RandomState(1).permutation(len(X))
+    np.testing.assert_array_equal(detector.score_samples(X[order]), scores[order])
+    np.testing.assert_array_equal([detector.score_samples(X[i : i + 1])[0] for i in range(3)], scores[:3])
+
+
+@each
+def test_the_same_seed_gives_the_same_bits(name):
+    again = quick(**PARTS[name]).fit(X)
+    np.testing.assert_array_equal(again.score_samples(X), detector_of(name).score_samples(X))
+
+
+@each
+def test_a_file_holds_the_same_bits(name, tmp_path):
+    detector = detector_of(name)
+    detector.save(tmp_path / "detector.vae")
+    found = vae_anomaly.load(tmp_path / "detector.vae")
+    np.testing.assert_array_equal(found.score_samples(X), detector.score_samples(X))
+    np.testing.assert_array_equal(found.sample(5, random_state=0), detector.sample(5, random_state=0))
+    assert found.get_params()["posterior"] == detector.get_params()["posterior"]
+    assert found.members_[0].specification.key == detector.members_[0].specification.key
+
+
+@each
+def test_every_weight_is_trained(name):
+    detector = detector_of(name)
+    shared = architecture_of(detector.members_[0])
+    start = shared.initial_state(0, np.asarray(X, dtype="f4"))
+    n_trainable = len(shared.template.trainable_variables)
+    before, after = (shared.arrays(state)[:n_trainable] for state in (start, detector.members_[0]))
+    untrained = [
+        variable.path
+        for variable, old, new in zip(shared.template.trainable_variables, before, after, strict=True)
+        if np.array_equal(old, new)
+    ]
+    assert untrained == []
+
+
+@with_parts("iaf, flow")
+def test_missing_values_cost_nothing_but_what_they_hide(name):
+    detector = detector_of(name)
+    for answer in (detector.score_samples(GAPS), detector.reconstruct(GAPS), detector.expected(GAPS[:4])):
+        assert np.isfinite(answer).all()
+    expected, low, high = detector.expected(X[:3], coverage=0.9)
+    assert ((low <= high) & np.isfinite(expected)).all()
+    trained_on_gaps = quick(**PARTS[name]).fit(GAPS)
+    assert np.isfinite(trained_on_gaps.score_samples(GAPS)).all()
+
+
+@each
+def test_shares_sum_to_the_score_and_the_elbo_is_its_terms(name):
+    detector = detector_of(name)
+    np.testing.assert_allclose(detector.explain(X).sum(axis=1), -detector.score_samples(X), rtol=1e-9)
+    assert detector.score(X) == pytest.approx(detector.score_samples(X).mean(), abs=1e-4)
+    assert ((detector.confidence(X) >= 0.5) & (detector.confidence(X) <= 1)).all()
+
+
+@each
+def test_samples_are_drawn_from_the_prior(name):
+    model = detector_of(name).model_
+    z = np.asarray(model.prior.sample(2000, 1, model.weights_of("prior"), model))
+    rows = detector_of(name).sample(500, random_state=0)
+    assert rows.shape == (500, 3)
+    assert np.isfinite(rows).all()
+    # The mean of -log p(z) over draws is the entropy, which lies near that of the standard prior at first.
+    entropy = -np.asarray(model.log_prior(z)).mean()
+    usual = model.latent_dim * 0.5 * (1 + math.log(2 * math.pi))
+    usual = 2 * math.log(3) if model.posterior.latents == "categories" else usual
+    assert entropy == pytest.approx(usual, abs=1.5)
+
+
+@each
+def test_encodings_are_the_centers_of_posteriors(name):
+    detector = detector_of(name)
+    encoded, model = detector.encode(X), detector.model_
+    rows = detector.scaler_.transform(X).astype("f4")
+    np.testing.assert_allclose(encoded, model.center(model.encode(rows)), rtol=1e-4, atol=1e-5)
+    assert encoded.shape == (80, detector.latent_dim_)
+    if model.posterior.latents == "categories":
+        np.testing.assert_allclose(encoded.reshape(80, 2, 3).sum(axis=2), 1.0, rtol=1e-5)
+
+
+@each
+def test_cards_and_pictures_name_the_parts(name):
+    detector = detector_of(name)
+    card = detector.model_card()
+    specification = detector.members_[0].specification
+    for part in PARTS[name]:
+        assert card["model"][part] == repr(getattr(specification, part))
+        assert type(getattr(specification, part)).__name__ in str(card)
+    ax = plotting.network_summary(detector)
+    own = [v for weights in detector.model_.own_variables.values() for v in weights.values()]
+    n_fixed = sum(math.prod(variable.shape) for variable in own if not variable.trainable)
+    assert f"{card['model']['weights_of_a_member'] + n_fixed:,} weights" in ax.get_title()
+    center = {"real": "z_mean", "categories": "probabilities of z"}[specification.posterior.latents]
+    assert center in plotting.latent_scatter(detector, X).get_xlabel()
+
+
+@with_parts("iaf, flow")
+def test_a_saved_keras_model_computes_the_same(name, tmp_path):
+    model = detector_of(name).model_
+    model.save(tmp_path / "model.keras")
+    found = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(found, VAE)
+    noise = np.random.RandomState(0).standard_normal((2, 1, model.posterior.noise_dim(model.latent_dim)))
+    one, other = (each.infer(X.astype("f4"), noise.astype("f4")) for each in (model, found))
+    np.testing.assert_array_equal(other.log_ratio, one.log_ratio)
+
+
+@with_parts()
+def test_keras_own_fit_trains_the_model(name):
+    model = detector_of(name).model_
+    model.compile("adam")
+    losses = model.fit(X.astype("f4"), epochs=3, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+    assert np.isfinite(model.predict(X.astype("f4"), verbose=0)).all()
+
+
+@with_parts()
+@pytest.mark.parametrize("score", ["elbo", "iwae"])
+def test_an_onnx_graph_computes_the_same(name, score, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    detector = quick(**PARTS[name], score=score).fit(X)
+    detector.to_onnx(tmp_path / "detector.onnx")
+    session = runtime.InferenceSession(tmp_path / "detector.onnx")
+    (scores,) = session.run(["score_samples"], {"X": GAPS})
+    np.testing.assert_allclose(scores, detector.score_samples(GAPS), rtol=1e-4, atol=1e-4)
+
+
+@with_parts("categorical")
+def test_a_fit_in_two_sittings_ends_with_the_same_bits(name, tmp_path, monkeypatch):
+    """Also where the temperature follows the progress of the training."""
+    checkpoint, keep = Checkpoint(tmp_path / "fit.ckpt", every=1), CheckpointFile.keep
+
+    def keep_two(self, position, progress):
+        keep(self, position, progress)
+        if progress.n_epochs == 2:
+            raise InterruptedError
+
+    monkeypatch.setattr(CheckpointFile, "keep", keep_two)
+    with pytest.raises(InterruptedError):
+        quick(**PARTS[name], checkpoint=checkpoint).fit(X)
+    monkeypatch.undo()
+    resumed = quick(**PARTS[name], checkpoint=checkpoint).fit(X, resume=True)
+    np.testing.assert_array_equal(resumed.score_samples(X), detector_of(name).score_samples(X))
+
+
+def test_the_temperature_follows_the_training():
+    state = detector_of("categorical").members_[0]
+    shared = architecture_of(state)
+    progress = shared.template.own_variables["posterior"][PROGRESS]
+    position = [v is progress for v in shared.template.non_trainable_variables].index(True)
+    assert float(state.non_trainable[position]) == pytest.approx(8 / 9)  # of nine steps, the last one
+
+
+@with_parts()
+def test_xla_trains_the_same_model(name):
+    by_xla = quick(**PARTS[name], jit_compile=True).fit(X)
+    found, expected = (detector.score_samples(X) for detector in (by_xla, detector_of(name)))
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", PARTS)
+def test_mixed_tables_and_images_take_every_part(name):
+    frame = pd.DataFrame(X, columns=list("abc")).assign(kind=np.where(X[:, 0] > 0, "high", "low"))
+    frame.loc[::7, "kind"] = None
+    detector = quick(**PARTS[name], members=2).fit(frame)
+    assert np.isfinite(detector.score_samples(frame)).all()
+    images = np.random.RandomState(0).uniform(size=(40, 8, 8))
+    for network in (DenseNetwork((6,)), ConvNetwork(filters=(4,), dense_units=())):
+        detector = quick(**PARTS[name]).set_params(network=network, batch_size=16).fit(images)
+        assert np.isfinite(detector.score_samples(images)).all()
+    patches = quick(**PARTS[name]).set_params(patches=4, epochs=1).fit(images)
+    assert np.isfinite(patches.explain(images[:2])).all()
+
+
+# -- networks of one's own ------------------------------------------------------------------------------
+def keras_encoder(widths):
+    x = keras.Input((3,))
+    hidden = keras.layers.Dense(6, "relu")(x)
+    return keras.Model(x, [keras.layers.Dense(width)(hidden) for width in widths])
+
+
+def keras_decoder():
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(6, "relu"), keras.layers.Dense(3)])
+
+
+def test_a_keras_encoder_returns_what_the_posterior_wants():
+    detector = quick(**PARTS["iaf, flow"])
+    detector.set_params(network=KerasNetwork(keras_encoder([2, 2, 3]), keras_decoder())).fit(X)
+    assert np.isfinite(detector.score_samples(X)).all()
+    detector.set_params(network=KerasNetwork(keras_encoder([2, 2]), keras_decoder()))
+    with pytest.raises(ValueError, match=r"output shape \(None, 2\) and \(None, 2\) and \(None, 3\)"):
+        detector.fit(X)
+
+
+def test_a_network_without_heads_says_what_is_missing():
+    class Old(Network):
+        def build(self, n_features, latent_dim, n_params):
+            return DenseNetwork((4,)).build(n_features, latent_dim, n_params)
+
+    quick().set_params(network=Old()).fit(X)
+    with pytest.raises(ValueError, match="returns z_mean of width 2.*context of width 3.*`heads`"):
+        quick(**PARTS["iaf, flow"]).set_params(network=Old()).fit(X)
+
+
+# -- manifolds ------------------------------------------------------------------------------------------
+@pytest.mark.wide
+def test_a_manifold_is_drawn_where_the_prior_lies_and_of_real_latents_alone():
+    images = np.random.RandomState(0).uniform(size=(20, 4, 4))
+    detector = quick(prior=Mixture(2)).fit(images)
+    assert plotting.latent_manifold(detector, 3).images[0].get_array().shape == (14, 14)
+    with pytest.raises(ValueError, match="those of the detector are categories: draw samples"):
+        plotting.latent_manifold(quick(posterior=Categorical(1, 2)).fit(images), 3)
+
+
+# -- scikit-learn's checks ------------------------------------------------------------------------------
+CONFORMING = {
+    **{name: quick(**parts).set_params(batch_size=128) for name, parts in PARTS.items()},
+    "renyi": quick(objective=Renyi(0.5), n_training_draws=3),
+    "chi": quick(objective=Chi(2), n_training_draws=3),
+}
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", CONFORMING)
+def test_every_check_of_scikit_learn_is_passed(name):
+    detector = CONFORMING[name]
+    for estimator, check in estimator_checks_generator(detector, mark=None):
+        if getattr(check, "func", check).__name__ != "check_array_api_input":  # see test_conformance
+            check(estimator)
