@@ -25,7 +25,6 @@ from vae_anomaly import (
 )
 from vae_anomaly.calibration import Certificate
 from vae_anomaly.calibration import groups as grouped
-from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.calibration.checks import check_calibrated, held_out_scores
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
@@ -50,12 +49,10 @@ from vae_anomaly.core.types import (
 )
 from vae_anomaly.data.partitions import on_partitions
 from vae_anomaly.data.preparation import in_form_of
-from vae_anomaly.data.reading import open_rows, read, read_groups, read_stream, read_training_rows
+from vae_anomaly.data.reading import read, read_groups, read_stream
 from vae_anomaly.data.streams import Stream
-from vae_anomaly.ensemble import attributes, fitting
-from vae_anomaly.ensemble.decisions import decide
+from vae_anomaly.ensemble import attributes, estimator
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.folds import score_folds_from, score_folds_like
 from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START, Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
@@ -568,39 +565,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            X = open_rows(X)
-            given = read_training_rows(
-                self,
-                X,
-                self._shape_of_images if continues else None,
-                reset=not continues,
-                n_at_most=self.max_samples,
-                seed=lambda: fitting.seed_of_draw(
-                    self.random_state, checkpoint, self._calibration_seed if continues else None
-                ),
-            )
-            labels = None if groups is None else read_groups(X, groups)
-            if labels is not None and given.positions is not None:
-                labels = labels[given.positions]
-            decisions = decide(
-                self.get_params(deep=False),
-                self.table_,
-                self.image_shape_ if continues else given.image_shape,
-                given.X.shape[0],
-            )
+            earlier = attributes.earlier_of(self, WARM_START) if continues else None
+            given = estimator.read_rows(self, X, groups, earlier, checkpoint)
             del X  # a temporary one needs no memory any more
-            calibration_rows.check_groups(labels, decisions.calibration)
-            outcome = fitting.fit(
-                given,
-                decisions,
-                table=self.table_,
-                names=getattr(self, "feature_names_in_", None),
-                earlier=attributes.earlier_of(self, WARM_START) if continues else None,
-                store=checkpoint,
-                score_fold=score_folds_like(self),
-                interruption=interruption,
-            )
-            attributes.take_over(self, outcome, decisions, given, labels)
+            estimator.fit(self, given, earlier, checkpoint, interruption)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -638,8 +606,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of.
+        X : rows as in `fit`, in memory or not
+            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of. Of more than
+            ``max_samples``, so many are trained on, held out and judged.
         y : ignored
             For scikit-learn's conventions.
         groups : array of shape (n_rows,), str or None, default=None
@@ -676,25 +645,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self.fit(X, groups=groups)
         with all_or_nothing(self), interruptible(self) as interruption:
             self._validate_params()
-            X = open_rows(X)
-            given = read_training_rows(
-                self, X, self._shape_of_images, reset=False, n_at_most=None, seed=lambda: 0
-            )
-            labels = None if groups is None else read_groups(X, groups)
-            parameters = self.get_params(deep=False)
-            decisions = decide(parameters, self.table_, self.image_shape_, given.n_rows, takes_new_rows=True)
-            calibration_rows.check_groups(labels, decisions.calibration)
-            outcome = fitting.fit(
-                given,
-                decisions,
-                table=self.table_,
-                names=getattr(self, "feature_names_in_", None),
-                earlier=attributes.earlier_of(self, PARTIAL_FIT),
-                store=None,
-                score_fold=score_folds_from(self, decisions),
-                interruption=interruption,
-            )
-            attributes.take_over(self, outcome, decisions, given, labels)
+            earlier = attributes.earlier_of(self, PARTIAL_FIT)
+            given = estimator.read_rows(self, X, groups, earlier)
+            del X
+            estimator.fit(self, given, earlier, None, interruption)
         return self
 
     def stop_fit(self) -> None:
