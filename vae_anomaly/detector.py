@@ -51,7 +51,7 @@ from vae_anomaly.data.partitions import on_partitions
 from vae_anomaly.data.preparation import in_form_of
 from vae_anomaly.data.reading import read, read_groups, read_stream
 from vae_anomaly.data.streams import Stream
-from vae_anomaly.ensemble import attributes, estimator
+from vae_anomaly.ensemble import attributes, fits
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START, Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
@@ -566,9 +566,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
             earlier = attributes.earlier_of(self, WARM_START) if continues else None
-            given = estimator.read_rows(self, X, groups, earlier, checkpoint)
+            given = fits.read(self, X, groups, earlier, checkpoint)
             del X  # a temporary one needs no memory any more
-            estimator.fit(self, given, earlier, checkpoint, interruption)
+            fits.fit(self, given, earlier, checkpoint, interruption)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -646,9 +646,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         with all_or_nothing(self), interruptible(self) as interruption:
             self._validate_params()
             earlier = attributes.earlier_of(self, PARTIAL_FIT)
-            given = estimator.read_rows(self, X, groups, earlier)
+            given = fits.read(self, X, groups, earlier)
             del X
-            estimator.fit(self, given, earlier, None, interruption)
+            fits.fit(self, given, earlier, None, interruption)
         return self
 
     def stop_fit(self) -> None:

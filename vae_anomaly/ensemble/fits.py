@@ -1,4 +1,4 @@
-"""Estimator: the fit of a detector, from rows as they are handed in to its fitted attributes.
+"""Fits of a detector, from rows as they are handed in to its fitted attributes.
 
 A first fit, a warm start and a `partial_fit` differ by the `Earlier` that they go on from.
 """
@@ -19,10 +19,10 @@ from vae_anomaly.ensemble.folds import score_folds_from, score_folds_like
 from vae_anomaly.ensemble.members import ProgressStore
 from vae_anomaly.training.interruption import Interruption
 
-__all__ = ["fit", "read_rows"]
+__all__ = ["fit", "read"]
 
 
-def read_rows(
+def read(
     detector: Detector,
     X: MatrixLike,
     groups: npt.ArrayLike | str | None,
