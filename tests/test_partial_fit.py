@@ -319,6 +319,8 @@ CHANGED = {
     "latent_dim": 3,
     "network": DenseNetwork((4,)),
     "likelihood": "laplace",
+    "posterior": "planar",
+    "prior": "mixture",
     "members": 3,
     "n_draws": 3,
 }
