@@ -53,7 +53,7 @@ from vae_anomaly.data.reading import read, read_groups, read_stream
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.ensemble import attributes, fits
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START, Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
@@ -324,7 +324,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     Notes
     -----
     Members are trained in as many threads as there are processors, or where `joblib.parallel_config` says: in
-    other processes or on a cluster, with the same bits. A fit within a task of joblib or dask has one thread.
+    other processes or on a cluster, with the same bits. A fit that is a task of joblib or dask itself has as
+    many threads as its worker is told to have.
 
     Scores are computed in float32 over tiles of a fixed number of rows, and are bit-identical whether
     rows are scored alone, together or in another order.
@@ -564,17 +565,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            given, labels = fits.read(
-                self,
-                X,
-                groups,
-                shape_of_images=self._shape_of_images if continues else None,
-                n_at_most=self.max_samples,
-                store=checkpoint,
-                is_known=continues,
-            )
+            earlier = attributes.earlier_of(self, WARM_START) if continues else None
+            given = fits.read(self, X, groups, earlier, checkpoint)
             del X  # a temporary one needs no memory any more
-            fits.fit(self, given, labels, continues=continues, store=checkpoint, interruption=interruption)
+            fits.fit(self, given, earlier, checkpoint, interruption)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -612,8 +606,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of.
+        X : rows as in `fit`, in memory or not
+            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of. Of more than
+            ``max_samples``, so many are trained on, held out and judged.
         y : ignored
             For scikit-learn's conventions.
         groups : array of shape (n_rows,), str or None, default=None
@@ -650,8 +645,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self.fit(X, groups=groups)
         with all_or_nothing(self), interruptible(self) as interruption:
             self._validate_params()
-            given, labels = fits.read(self, X, groups, shape_of_images=self._shape_of_images)
-            fits.go_on(self, given, labels, interruption=interruption)
+            earlier = attributes.earlier_of(self, PARTIAL_FIT)
+            given = fits.read(self, X, groups, earlier)
+            del X
+            fits.fit(self, given, earlier, None, interruption)
         return self
 
     def stop_fit(self) -> None:
