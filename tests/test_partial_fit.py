@@ -115,7 +115,7 @@ def test_the_same_sequence_gives_the_same_bits_saved_in_between_or_not(stream, f
 
 def test_each_call_splits_anew_although_the_seed_is_one(stream, fitted):
     goes_on = copy.deepcopy(fitted)
-    seeds = [goes_on._split_seeds, *(goes_on.partial_fit(stream[1])._split_seeds for _ in range(2))]
+    seeds = [goes_on._split_seeds, *(goes_on.partial_fit(batch)._split_seeds for batch in stream[1:3])]
     assert len({tuple(each) for each in seeds}) == 3
     assert copy.deepcopy(fitted).partial_fit(stream[1])._split_seeds == seeds[1]
 
@@ -180,6 +180,16 @@ def test_few_rows_are_taken_with_a_warning(stream, fitted):
     for n_rows in (1, 18):
         with pytest.warns(UserWarning, match=f"sets the threshold by the scores of its {n_rows} rows"):
             assert np.isfinite(goes_on.partial_fit(stream[1][:n_rows]).offset_)
+
+
+def test_the_rows_of_the_last_call_are_warned_of_and_no_others(stream, fitted):
+    goes_on = copy.deepcopy(fitted)
+    for batch in (stream[0], stream[0]):
+        with pytest.warns(
+            UserWarning, match="the rows of the last call again: rows that were trained on set"
+        ):
+            goes_on.partial_fit(batch)
+    goes_on.partial_fit(stream[1]).partial_fit(stream[0][::-1])
 
 
 # -- rows that are not like the earlier ones ------------------------------------------------------------
@@ -349,16 +359,16 @@ def test_an_interrupted_call_leaves_the_detector_as_it_was(way, stream, fitted):
 # -- all kinds of rows ----------------------------------------------------------------------------------
 SMALL_CONVOLUTIONS = ConvNetwork(filters=(4,), dimensions=1)
 KINDS = {
-    "sparse": lambda rng: (sparse.csr_matrix(rng.normal(size=(60, 4))), {}),
-    "images": lambda rng: (rng.randint(0, 256, size=(60, 8, 8), dtype=np.uint8), {}),
-    "patches": lambda rng: (rng.uniform(size=(60, 16, 16)), {"patches": 8}),
+    "sparse": lambda rng: (sparse.csr_matrix(rng.normal(size=(80, 4))), {}),
+    "images": lambda rng: (rng.randint(0, 256, size=(80, 8, 8), dtype=np.uint8), {}),
+    "patches": lambda rng: (rng.uniform(size=(80, 16, 16)), {"patches": 8}),
     "signals": lambda rng: (
-        rng.normal(size=(60, 16, 2)),
+        rng.normal(size=(80, 16, 2)),
         {"network": ConvNetwork(filters=(4,), dimensions=1)},
     ),
-    "gaps": lambda rng: (np.where(rng.uniform(size=(60, 4)) < 0.2, np.nan, rng.normal(size=(60, 4))), {}),
+    "gaps": lambda rng: (np.where(rng.uniform(size=(80, 4)) < 0.2, np.nan, rng.normal(size=(80, 4))), {}),
     "transformed columns": lambda rng: (
-        rng.lognormal(size=(60, 4)),
+        rng.lognormal(size=(80, 4)),
         {"members": [Member(column_transform="yeo-johnson"), Member(trimmed_fraction=0.1)]},
     ),
 }
@@ -369,10 +379,10 @@ KINDS = {
 def test_rows_of_any_kind_go_on_to_the_same_bits(kind, calibration):
     X, settings = KINDS[kind](np.random.RandomState(0))
     settings = {**SETTINGS, "epochs": 1, "calibration": calibration, **settings}
-    detector = VAEDetector(**settings).fit(X[:30])
-    other = copy.deepcopy(detector).partial_fit(X[30:])
-    assert_same(detector.partial_fit(X[30:]), other, X)
-    assert detector.n_samples_seen_ == 60
+    detector = VAEDetector(**settings).fit(X[:40])
+    other = copy.deepcopy(detector).partial_fit(X[40:])
+    assert_same(detector.partial_fit(X[40:]), other, X)
+    assert detector.n_samples_seen_ == 80
 
 
 @of_other_data

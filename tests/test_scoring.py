@@ -39,6 +39,20 @@ def test_chunks_of_draws_change_nothing(monkeypatch, state, rows, name, n_draws)
     np.testing.assert_allclose(passes.score_rows([state], rows, draws, at_once, None)[0], chunked, rtol=1e-5)
 
 
+@pytest.mark.parametrize("n_draws", [10, wide(130)])
+@pytest.mark.parametrize("name", [name for name, score in SCORES.items() if score.slope is not None])
+def test_a_known_slope_gives_the_shares_that_the_derivative_gives(state, rows, name, n_draws):
+    shares, by_derivative = (
+        passes.shares([state], rows, noise(n_draws), score, None)
+        for score in (SCORES[name], SCORES[name]._replace(slope=None))
+    )
+    np.testing.assert_array_equal(shares, by_derivative)
+
+
+def test_the_bound_by_importance_has_no_slope_of_its_own():
+    assert SCORES["iwae"].slope is None
+
+
 def test_chunks_of_draws_change_no_reconstruction(state, rows):
     draws = noise(130)
     parts = [

@@ -25,7 +25,6 @@ from vae_anomaly import (
 )
 from vae_anomaly.calibration import Certificate
 from vae_anomaly.calibration import groups as grouped
-from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.calibration.checks import check_calibrated, held_out_scores
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
@@ -50,13 +49,11 @@ from vae_anomaly.core.types import (
 )
 from vae_anomaly.data.partitions import on_partitions
 from vae_anomaly.data.preparation import in_form_of
-from vae_anomaly.data.reading import open_rows, read, read_groups, read_stream, read_training_rows
+from vae_anomaly.data.reading import read, read_groups, read_stream
 from vae_anomaly.data.streams import Stream
-from vae_anomaly.ensemble import attributes, fitting
-from vae_anomaly.ensemble.decisions import decide
+from vae_anomaly.ensemble import attributes, fits
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.folds import score_folds_from, score_folds_like
-from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START, Member
+from vae_anomaly.ensemble.members import Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
@@ -155,7 +152,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         images it is four, for patches with a small beta (`ensemble.members.PATCH_MEMBERS`).
     epochs : "auto" or int, default="auto"
         Passes over the training rows, of more than ``max_samples`` over those drawn. "auto" makes about 1,000
-        training steps of them, 2,000 with early stopping, and at least 5 passes.
+        training steps of them, 2,000 with early stopping, and at least 5 passes; in `partial_fit`, 5 passes
+        over the new rows.
     batch_size : int, default=128
         Rows in a training step. Fewer training rows than that are repeated to fill it.
     learning_rate : float, default=3e-3
@@ -239,9 +237,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         convolutions if all members together are expected to take 3,000 steps, such as the default on 650
         rows: the faster steps soon pay for the compilation. Its sums are rounded otherwise in their last
         bits.
-    device : str or None, default=None
+    device : str, list of str or None, default=None
         Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
-        the CPU. A fitted detector is tied to no device.
+        the CPU. Members are trained on the devices of a list, such as ``["gpu:0", "gpu:1"]``, in turn; the
+        first one scores. `fit` warns of a device that is not there. A fitted detector is tied to no device.
     random_state : int, RandomState instance or None, default=None
         Seeds initial weights, shuffling, training noise and scoring draws. The same int gives the same
         scores, bit for bit, on the same machine. None draws from numpy's global generator.
@@ -325,6 +324,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     Notes
     -----
+    Members are trained in as many threads as there are processors, or where `joblib.parallel_config` says: in
+    other processes or on a cluster, with the same bits. A fit within a task of joblib or dask has one thread.
+
     Scores are computed in float32 over tiles of a fixed number of rows, and are bit-identical whether
     rows are scored alone, together or in another order.
 
@@ -407,7 +409,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "callbacks": [list, tuple, None],
         "checkpoint": [str, HasMethods("__fspath__"), Checkpoint, None],
         "jit_compile": [StrOptions({"auto"}), "boolean"],
-        "device": [str, None],
+        "device": [str, list, tuple, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -448,7 +450,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         callbacks: Sequence[Callback] | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         jit_compile: str | bool = "auto",
-        device: str | None = None,
+        device: str | Sequence[str] | None = None,
         random_state: RandomStateLike = None,
         verbose: int = 0,
     ) -> None:
@@ -563,39 +565,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            X = open_rows(X)
-            given = read_training_rows(
+            given, labels = fits.read(
                 self,
                 X,
-                self._shape_of_images if continues else None,
-                reset=not continues,
+                groups,
+                shape_of_images=self._shape_of_images if continues else None,
                 n_at_most=self.max_samples,
-                seed=lambda: fitting.seed_of_draw(
-                    self.random_state, checkpoint, self._calibration_seed if continues else None
-                ),
-            )
-            labels = None if groups is None else read_groups(X, groups)
-            if labels is not None and given.positions is not None:
-                labels = labels[given.positions]
-            decisions = decide(
-                self.get_params(deep=False),
-                self.table_,
-                self.image_shape_ if continues else given.image_shape,
-                given.X.shape[0],
+                store=checkpoint,
+                is_known=continues,
             )
             del X  # a temporary one needs no memory any more
-            calibration_rows.check_groups(labels, decisions.calibration)
-            outcome = fitting.fit(
-                given,
-                decisions,
-                table=self.table_,
-                names=getattr(self, "feature_names_in_", None),
-                earlier=attributes.earlier_of(self, WARM_START) if continues else None,
-                store=checkpoint,
-                score_fold=score_folds_like(self),
-                interruption=interruption,
-            )
-            attributes.take_over(self, outcome, decisions, given, labels)
+            fits.fit(self, given, labels, continues=continues, store=checkpoint, interruption=interruption)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -619,11 +599,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Whatever is set by scores is set anew, by the new rows alone: the members' weights, the threshold,
         `calibration_scores_` and `false_alarm_rate_`. Calibration rows are new rows, too: a fraction of them
-        that no member is trained on, or for "folds" all of them, each scored by models that went on from the
-        earlier ones without its fold. So what the threshold promises after `fit` it promises after this call,
-        for rows of the new ones' kind: nothing that was learned before has seen a calibration row, as long as
-        each row of the stream is handed in once. Rules need as many rows as in `fit`, such as 19 calibration
-        rows for ``Conformal(0.05)``: collect some hundreds for a call.
+        that no member is trained on; for "out_of_bag" all of them, each judged by the members that left it
+        out; for "folds" all of them, each scored by models that went on from the earlier ones without its
+        fold. So what the threshold promises after `fit` it promises after this call, for rows of the new
+        ones' kind: nothing that was learned before has seen a calibration row, as long as each row of the
+        stream is handed in once (the rows of the last call are warned of). Rules need as many rows as in
+        `fit`, such as 19 calibration rows for ``Conformal(0.05)``: collect some hundreds for a call.
 
         With an int as ``random_state``, a sequence of calls gives the same bits again, also if the detector
         has been saved and loaded between them; the seeds of each call depend on `n_samples_seen_`.
@@ -670,25 +651,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self.fit(X, groups=groups)
         with all_or_nothing(self), interruptible(self) as interruption:
             self._validate_params()
-            X = open_rows(X)
-            given = read_training_rows(
-                self, X, self._shape_of_images, reset=False, n_at_most=None, seed=lambda: 0
-            )
-            labels = None if groups is None else read_groups(X, groups)
-            parameters = self.get_params(deep=False)
-            decisions = decide(parameters, self.table_, self.image_shape_, given.n_rows, takes_new_rows=True)
-            calibration_rows.check_groups(labels, decisions.calibration)
-            outcome = fitting.fit(
-                given,
-                decisions,
-                table=self.table_,
-                names=getattr(self, "feature_names_in_", None),
-                earlier=attributes.earlier_of(self, PARTIAL_FIT),
-                store=None,
-                score_fold=score_folds_from(self, decisions),
-                interruption=interruption,
-            )
-            attributes.take_over(self, outcome, decisions, given, labels)
+            given, labels = fits.read(self, X, groups, shape_of_images=self._shape_of_images)
+            fits.go_on(self, given, labels, interruption=interruption)
         return self
 
     def stop_fit(self) -> None:
@@ -697,7 +661,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         The fit then returns a detector with `interrupted_` True and warns of it. It finishes at least one
         epoch; where a threshold needs trainings in folds, it raises `KeyboardInterrupt`, and so does a
         `partial_fit` that goes on with a stream. Without a fit that trains, nothing happens. Any thread may
-        call it, any number of times.
+        call it, any number of times. It does not reach members that are trained in other processes.
 
         Examples
         --------

@@ -190,10 +190,11 @@ class Detector(Protocol):
     _usual_scores: Floats | None
     _pixel_quantiles: Floats | None
     _column_ranges: Floats | None
+    _rows_fingerprint: str
     _split_seeds: list[int]
     _calibration_seed: int
     #: Parameters.
-    device: str | None
+    device: str | Sequence[str] | None
     invalid: str
     calibration: Any
     threshold: Any
@@ -205,6 +206,8 @@ class Detector(Protocol):
     def _fitted(self) -> Any: ...
 
     def _validate_params(self) -> None: ...
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]: ...
 
     def score_samples(self, X: Any, /) -> Floats: ...
 

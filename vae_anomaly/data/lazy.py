@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from vae_anomaly.core.rows import Rows, any_missing
+from vae_anomaly.core.rows import Rows, any_missing, dense
 from vae_anomaly.core.types import Array, Estimator, Matrix
 from vae_anomaly.data import scaling
 
@@ -16,6 +17,7 @@ __all__ = [
     "LazyRows",
     "blocks",
     "concatenate",
+    "fingerprint",
     "has_gaps",
     "representative",
     "rows_of",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 _NUMBERS_AT_ONCE = 2**22
+_ROWS_TO_KNOW = 1_000
 
 
 class LazyRows:
@@ -92,6 +95,13 @@ def blocks(rows: Rows | LazyRows) -> Iterator[Rows]:
 def has_gaps(rows: Rows | LazyRows) -> bool:
     """Whether values are missing."""
     return any(any_missing(block) for block in blocks(rows))
+
+
+def fingerprint(X: Matrix) -> str:
+    """What rows are known by again: a checksum of how many there are, and of a thousand of them at most."""
+    some = X[np.linspace(0, X.shape[0] - 1, min(X.shape[0], _ROWS_TO_KNOW)).astype(int)]
+    values = np.ascontiguousarray(dense(scaling.as_numbers(some)), dtype=np.float64)
+    return hashlib.sha256(repr(X.shape).encode() + values.tobytes()).hexdigest()
 
 
 def representative(rows: Rows | LazyRows) -> Rows:

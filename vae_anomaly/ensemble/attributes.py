@@ -8,6 +8,7 @@ from vae_anomaly.core.types import Array, Detector
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.ranges import ColumnRanges
 from vae_anomaly.data.reading import TrainingRows
+from vae_anomaly.engine.devices import device_of
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.fitting import Earlier, Outcome
@@ -24,6 +25,7 @@ def take_over(
     preparation = fitted.preparation
     detector.n_samples_fit_, detector.n_samples_drawn_ = given.n_rows, given.X.shape[0]
     detector.n_samples_seen_ = outcome.n_rows_seen
+    detector._rows_fingerprint = outcome.fingerprint
     detector.do_early_stopping_ = decisions.recipe.early_stopping
     detector.image_shape_, detector.patches_ = preparation.image_shape, preparation.patches
     detector.pixel_range_ = preparation.pixel_range
@@ -66,7 +68,7 @@ def fitted_of(detector: Detector) -> Fitted:
         members=detector.members_,
         draws=detector.draws_,
         score=scoring.resolve(detector.score_, of_whole_images),
-        device=detector.device,
+        device=device_of(detector.device),
         weights=detector.member_weights_,
         levels=detector._member_levels,
         usual_scores=getattr(detector, "_usual_scores", None),
@@ -87,4 +89,5 @@ def earlier_of(detector: Detector, continuation: Continuation) -> Earlier:
         calibration_seed=None if new else detector._calibration_seed,
         n_rows=n_rows,
         n_rows_seen=getattr(detector, "n_samples_seen_", n_rows) if new else 0,
+        fingerprint=getattr(detector, "_rows_fingerprint", None),
     )

@@ -11,6 +11,7 @@ from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Shape, Splitter, ThresholdRule
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.tables import Table
+from vae_anomaly.engine.devices import check_devices, device_of
 from vae_anomaly.ensemble.members import (
     DEFAULT_MEMBERS,
     IMAGE_MEMBERS,
@@ -130,8 +131,10 @@ def decide(
     ------
     TypeError, ValueError
     """
+    check_devices(parameters["device"])
     objective = objectives.resolve(parameters["objective"]).snapshot()
-    plan = Plan(**{**{name: parameters[name] for name in PARAMETERS}, "objective": objective})
+    of_plan = {name: parameters[name] for name in PARAMETERS}
+    plan = Plan(**{**of_plan, "objective": objective, "device": device_of(parameters["device"])})
     posterior = posteriors.resolve(parameters["posterior"]).snapshot()
     prior = priors.resolve(parameters["prior"]).snapshot()
     for part in (objective, posterior, prior):

@@ -23,6 +23,7 @@ __all__ = [
     "warn_of_more_alarms",
     "warn_of_other_data",
     "warn_of_outside",
+    "warn_of_same_rows",
 ]
 
 # Of a column's range: a sigmoid comes near 0 and 1.
@@ -161,6 +162,17 @@ def warn_of_few_rows(n_rows: int) -> None:
             UserWarning,
             stacklevel=5,
         )
+
+
+def warn_of_same_rows() -> None:
+    """Warn of the rows of the last call, which are not new."""
+    warnings.warn(
+        "partial_fit was given the rows of the last call again: rows that were trained on set the threshold "
+        "now, so that rates and p-values promise too much. Hand in each row once; for more passes over the "
+        "same rows raise epochs, or fit with warm_start=True.",
+        UserWarning,
+        stacklevel=5,
+    )
 
 
 def _column_to_blame(fitted: Fitted, X: Matrix) -> str:

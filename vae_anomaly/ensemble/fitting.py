@@ -25,7 +25,7 @@ from vae_anomaly.core.types import (
     Matrix,
     RandomStateLike,
 )
-from vae_anomaly.data.lazy import LazyRows, concatenate, has_gaps, subset
+from vae_anomaly.data.lazy import LazyRows, concatenate, fingerprint, has_gaps, subset
 from vae_anomaly.data.pixels import pixel_range, pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.reading import TrainingRows
@@ -78,8 +78,10 @@ class Earlier:
         Rows of the earlier fit.
     n_rows_seen : int
         Rows that were seen before new ones, in all; 0 for the same rows.
+    fingerprint : str or None
+        That of the earlier fit's rows, None if it is not known.
     warns : bool
-        Whether rows that are not like the earlier ones are warned of.
+        Whether anything is warned of; not where a fold is trained.
     """
 
     continuation: Continuation
@@ -91,6 +93,7 @@ class Earlier:
     calibration_seed: int | None
     n_rows: int
     n_rows_seen: int
+    fingerprint: str | None
     warns: bool = True
 
 
@@ -109,6 +112,8 @@ class Outcome:
         Scores of rows that their model was not trained on.
     n_rows_seen : int
         Rows of this fit and of those that new rows went on from.
+    fingerprint : str
+        What the rows are known by again.
     cut : float
     false_alarm_rate : float or None
         What the rule promises for new rows, or what rows that members left out tell of it.
@@ -123,6 +128,7 @@ class Outcome:
     calibration_seed: int
     unseen_scores: Floats | None
     n_rows_seen: int
+    fingerprint: str
     cut: float
     false_alarm_rate: float | None
     pixel_quantiles: Floats | None
@@ -256,7 +262,7 @@ def fit(
         states,
         job.draws,
         scoring.resolve(decisions.score, decisions.of_images if decisions.patches is None else None),
-        parameters["device"],
+        decisions.plan.device,
         rows if chosen is None else subset(rows, chosen),
     )
     as_new = None
@@ -284,7 +290,8 @@ def fit(
     rate = thresholds.promised_rate(decisions.rule)
     if rate is None and as_new is not None:
         rate = float((as_new > cut).mean())
-        fit_warnings.warn_of_more_alarms(float((scores > cut).mean()), rate)
+        if earlier is None or earlier.warns:
+            fit_warnings.warn_of_more_alarms(float((scores > cut).mean()), rate)
     return Outcome(
         fitted=fitted,
         history=append_history({} if earlier is None else earlier.history, history),
@@ -293,6 +300,7 @@ def fit(
         calibration_seed=calibration_seed,
         unseen_scores=unseen,
         n_rows_seen=n_rows_seen + given.n_rows,
+        fingerprint=fingerprint(X),
         cut=cut,
         false_alarm_rate=rate,
         pixel_quantiles=_pixel_quantiles(fitted, decisions, job, rows),
@@ -304,6 +312,8 @@ def _warn_of_rows(X: Matrix, earlier: Earlier, seed: int) -> None:
     if earlier.continuation.takes_new_rows:
         fit_warnings.warn_of_outside(X, earlier.fitted)
         fit_warnings.warn_of_few_rows(X.shape[0])
+        if fingerprint(X) == earlier.fingerprint:
+            fit_warnings.warn_of_same_rows()
     if earlier.false_alarm_rate is not None:
         fit_warnings.warn_of_other_data(
             X, earlier.fitted, earlier.cut, earlier.false_alarm_rate, seed, earlier.continuation
@@ -359,7 +369,16 @@ def _job(
     members = None if earlier is None else earlier.fitted.members
     transform = None if earlier is not None else _column_transform(decisions, rows, preparation)
     return Job(
-        specification, rows, decisions.plan, decisions.recipe, seeds, draws, members, transform, patches
+        specification,
+        rows,
+        decisions.plan,
+        decisions.recipe,
+        seeds,
+        draws,
+        members,
+        transform,
+        patches,
+        parameters["device"],
     )
 
 

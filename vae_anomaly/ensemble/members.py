@@ -24,6 +24,7 @@ from vae_anomaly.core.types import Array, Callback, Constraints, Floats, RandomS
 from vae_anomaly.data.lazy import representative, subset
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.engine import programs
+from vae_anomaly.engine.devices import Devices, device_of
 from vae_anomaly.model.column_transform import no_transform, transform
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.training.epochs import Progress, TrainingResult, Validation, train
@@ -207,6 +208,8 @@ class Job:
         How members that transform columns do; see `model.column_transform`. None if none does.
     patches : Patches or None
         The squares that members see of rows that are images; None if they see whole rows.
+    devices : str, sequence of str or None
+        Where members are trained, in turn.
     """
 
     specification: Specification
@@ -218,6 +221,7 @@ class Job:
     earlier: Sequence[ModelState] | None = None
     column_transform: Rows | None = None
     patches: Patches | None = None
+    devices: Devices = None
 
     @property
     def n_members(self) -> int:
@@ -376,7 +380,8 @@ def _train_member(
     kept, validation = _split(rows, job, position)
     if job.patches is not None:
         kept, validation = _cut(kept, validation, job.patches, seed.split)
-    with programs.on_device(job.plan.device):
+    device = device_of(job.devices, position)
+    with programs.on_device(device):
         if before is None:
             architecture = programs.architecture(job.specification)
             start = architecture.initial_state(seed.initial, representative(kept))
@@ -391,6 +396,7 @@ def _train_member(
             trimmed_fraction=member.trimmed_fraction,
             early_stopping=job.recipe.early_stopping,
             n_trainings=job.n_members,
+            device=device,
         ),
         shuffle_seed=seed.shuffle,
         noise_seed=seed.noise,

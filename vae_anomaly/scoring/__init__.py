@@ -44,20 +44,29 @@ _SCORE_BETA = 0.1
 #: "reconstruction_error": E_q of the squared error, or of the binary cross-entropy.
 SCORES: dict[str, Score] = {
     "elbo": Score(
-        log_likelihood, lambda values, kl: kl - keras.ops.mean(values, axis=0), feature_log_likelihood
+        log_likelihood,
+        lambda values, kl: kl - keras.ops.mean(values, axis=0),
+        feature_log_likelihood,
+        slope=-1.0,
     ),
     "iwae": Score(
         log_weight_of_draw, lambda values, _: -importance_weighted_bound(values), feature_log_likelihood
     ),
     "reconstruction_probability": Score(
-        log_likelihood, lambda values, _: -keras.ops.mean(values, axis=0), feature_log_likelihood
+        log_likelihood,
+        lambda values, _: -keras.ops.mean(values, axis=0),
+        feature_log_likelihood,
+        slope=-1.0,
     ),
     "beta_elbo": Score(
         transformed_log_likelihood,
         lambda values, kl: _SCORE_BETA * kl - keras.ops.mean(values, axis=0),
         transformed_feature_log_likelihood,
+        slope=-1.0,
     ),
-    "reconstruction_error": Score(error, lambda values, _: keras.ops.mean(values, axis=0), feature_error),
+    "reconstruction_error": Score(
+        error, lambda values, _: keras.ops.mean(values, axis=0), feature_error, slope=1.0
+    ),
 }
 
 #: Scores of images by name: functions from (height, width, channels) to a `Score`.

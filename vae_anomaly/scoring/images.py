@@ -107,7 +107,7 @@ def _unexplained_variance(image_shape: ImageShape, smoothing: float) -> Score:
         around = smoothed(of_pixels(vae, x, inferred))
         return keras.ops.cast(keras.ops.reshape(around, (-1, keras.ops.shape(x)[0], n_features)), "float32")
 
-    return Score(per_draw, lambda values, _: keras.ops.mean(values, axis=0), per_feature)
+    return Score(per_draw, lambda values, _: keras.ops.mean(values, axis=0), per_feature, slope=1.0)
 
 
 def _filter(smoothing: float) -> list[float]:

@@ -34,6 +34,9 @@ class Score(NamedTuple):
     per_feature : callable ``(vae, x, inferred) -> (n_draws, n_rows, n_features)``, or None
         What each feature adds to the value of ``per_draw``; None if that is not a sum over features. Only
         explanations ask for it.
+    slope : float or None, default=None
+        If ``combine`` is a multiple of the mean over the draws, plus what does not depend on them: the
+        factor. Explanations then take half as long.
 
     All are traced by TensorFlow: write them in ``keras.ops``.
 
@@ -52,6 +55,7 @@ class Score(NamedTuple):
     per_draw: Callable[[Tensor, Tensor, Tensor], Tensor]
     combine: Callable[[Tensor, Tensor], Tensor]
     per_feature: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    slope: float | None = None
 
 
 def feature_log_likelihood(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
