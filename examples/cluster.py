@@ -21,7 +21,7 @@ import pandas as pd
 from vae_anomaly import DenseNetwork, VAEDetector, score_dataset
 
 QUICK = bool(os.environ.get("VAE_ANOMALY_QUICK"))
-N_HOURS, ROWS_OF_HOUR = (6, 500) if QUICK else (48, 20_000)
+N_HOURS, ROWS_OF_HOUR = (6, 500) if QUICK else (48, 12_000)
 FAULTY = {2, 5} if QUICK else {11, 30, 31}
 
 

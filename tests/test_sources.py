@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from conftest import stars, wide
 from scipy import sparse
+from sklearn.decomposition import IncrementalPCA
+from sklearn.model_selection import KFold
 from sklearn.preprocessing import MinMaxScaler, QuantileTransformer
 
-from vae_anomaly import DenseNetwork, VAEDetector, checkpoints, load
+from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector, checkpoints, load
 from vae_anomaly.data.sources import memory_source, source_of
 
 pa = pytest.importorskip("pyarrow")
@@ -280,6 +282,27 @@ def test_of_a_scaler_that_learns_in_parts_all_rows_count_and_of_another_one_thos
     np.testing.assert_array_equal(in_parts.scaler_.data_max_, X.max(axis=0))
     at_once = quick(scaler=QuantileTransformer(n_quantiles=10)).fit(X)
     assert at_once.scaler_.quantiles_.max() <= X.max()
+
+
+def test_a_scaler_that_wants_many_rows_at_a_time_gets_blocks_of_equal_size(monkeypatch):
+    X = np.random.RandomState(0).normal(size=(N_ROWS + 1, 4))
+    monkeypatch.setattr("vae_anomaly.data.scaling._NUMBERS_AT_ONCE", 4 * 100)  # and a rest of one row
+    assert quick(scaler=IncrementalPCA(3)).fit(X).scaler_.n_samples_seen_ == N_ROWS + 1
+
+
+def test_the_channels_of_signals_are_scaled_as_those_of_all(tmp_path):
+    signals = np.random.RandomState(0).normal([1.0, 5.0], [1.0, 3.0], size=(60, 8, 2))
+    network = ConvNetwork(filters=(4,), dimensions=1)
+    detector = quick(members=1, epochs=1, max_samples=30).set_params(network=network)
+    found = detector.fit(to_memmap(signals, tmp_path / "signals")).scaler_
+    np.testing.assert_allclose(found.mean_, np.tile(signals.mean(axis=(0, 1)), 8))
+
+
+def test_folds_are_folds_of_the_rows_drawn(tmp_path):
+    X = pd.DataFrame(make_numbers(), columns=list("abcd"))
+    folder = write_files(X, tmp_path)
+    found = quick(calibration=KFold(2), epochs=1).fit(folder)
+    assert found.calibration_scores_.shape == (N_DRAWN,)
 
 
 def test_other_seeds_draw_other_rows_and_an_equal_one_the_same():

@@ -151,8 +151,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         skewed columns transformed; for signals, two. Of a table or signals it is otherwise one model. Of
         images it is four, for patches with a small beta (`ensemble.members.PATCH_MEMBERS`).
     epochs : "auto" or int, default="auto"
-        Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
-        stopping, and at least 5 passes; in `partial_fit`, 5 passes over the new rows.
+        Passes over the training rows, of more than ``max_samples`` over those drawn. "auto" makes about 1,000
+        training steps of them, 2,000 with early stopping, and at least 5 passes; in `partial_fit`, 5 passes
+        over the new rows.
     batch_size : int, default=128
         Rows in a training step. Fewer training rows than that are repeated to fill it.
     learning_rate : float, default=3e-3

@@ -49,7 +49,7 @@ def memory_source(X: Unchecked) -> Source | None:
     if sparse.issparse(X):
         return _InMemory(X.tocsr())
     if isinstance(X, list) and len(X) and _is_row(X[0]):
-        return _InMemory(array_of(X))
+        return _InList(X)
     is_table = isinstance(X, pd.DataFrame) or (frames.is_foreign(X) and hasattr(X, "shape"))
     if is_table or (isinstance(X, np.ndarray) and X.ndim > 1):
         return _InMemory(X)
@@ -75,7 +75,7 @@ class _InMemory(Source):
     """Rows of an array, a CSR table or a table of columns in memory."""
 
     def __init__(self, X: Unchecked) -> None:
-        self._X, self.n_rows = X, X.shape[0]
+        self._X, self.n_rows = X, X.shape[0] if hasattr(X, "shape") else len(X)
 
     def blocks(self, size: int, *, start: int = 0, columns: Columns = None) -> Iterator[Unchecked]:
         for first in starts_of(start, self.n_rows, size):
@@ -86,6 +86,16 @@ class _InMemory(Source):
 
     def _slice(self, start: int, stop: int) -> Unchecked:
         return frames.rows_at(self._X, slice(start, stop))
+
+
+class _InList(_InMemory):
+    """Rows that are lists or vectors themselves."""
+
+    def take(self, positions: Positions) -> Array:
+        return np.asarray(array_of([self._X[position] for position in positions]))
+
+    def _slice(self, start: int, stop: int) -> Array:
+        return np.asarray(array_of(self._X[start:stop]))
 
 
 class _OnDisk(_InMemory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import NamedTuple, Protocol
 
@@ -89,11 +90,13 @@ def survey(
         return scaling.count_missing(block), ends, ColumnRanges.of(block, n_channels)
 
     everything = X if stream is None else stream
-    counts, of_pixels, of_columns = zip(
-        *map_blocks(everything, visit, scaling.block_size(X.shape[1])), strict=True
-    )
+    n_rows = everything.shape[0]
+    n_blocks = math.ceil(n_rows / scaling.block_size(X.shape[1]))
+    # Of equal size: some transformers want more rows at a time than a rest would have.
+    size = math.ceil(n_rows / n_blocks)
+    counts, of_pixels, of_columns = zip(*map_blocks(everything, visit, size), strict=True)
     n_missing, ranges = np.sum(counts, axis=0), reduce(ColumnRanges.merge, of_columns)
-    fractions = scaling.missing_fractions(n_missing, everything.shape[0], names)
+    fractions = scaling.missing_fractions(n_missing, n_rows, names)
     likelihood.check_columns(X.shape[1])
     ends = None
     if of_images:
