@@ -114,10 +114,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ``Flow([Planar()] * 4)`` or ``Categorical(n_variables=3, n_values=10)``.
     prior : name or Prior, default="standard"
         p(z). "standard" is N(0, I), and of categories the uniform distribution. "mixture", "vamp", "flow" and
-        "aggregate" are learned with the model: a mixture of Gaussians, one of posteriors of pseudo-inputs, a
-        flow, and the mixture of posteriors of a sample of training rows. Or an instance from
-        `vae_anomaly.priors`, such as ``Mixture(8)``. All scores and bounds are those of the model with this
-        prior, and `sample` draws from it.
+        "aggregate" are learned: a mixture of Gaussians, one of posteriors of pseudo-inputs, a flow, and,
+        after a training with "standard", the mixture of posteriors of a sample of training rows. Or an
+        instance from `vae_anomaly.priors`, such as ``Mixture(8)``. All scores and bounds are those of the
+        model with this prior, and `sample` draws from it.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
