@@ -426,8 +426,8 @@ def check_continues(
         )
     if specification.key != earlier[0].specification._replace(transforms_columns=False).key:
         raise ValueError(
-            "warm_start=True goes on with the network of the earlier fit, but network, likelihood, "
-            "latent_dim or the width of X have changed since; set warm_start=False to start anew."
+            "warm_start=True goes on with the model of the earlier fit, but network, likelihood, posterior, "
+            "prior, latent_dim or the width of X have changed since; set warm_start=False to start anew."
         )
 
 
