@@ -27,8 +27,7 @@ def normal():
     ("given", "wanted", "n_rows", "left_out", "expected"),
     [
         ("auto", False, 100, True, None),
-        ("auto", True, 100, True, "out_of_bag"),
-        ("auto", True, 499, True, "out_of_bag"),
+        ("auto", True, 100, True, "folds"),
         ("auto", True, 499, False, "folds"),
         ("auto", True, 500, True, 0.2),
         ("auto", True, 1_000_000, False, 0.01),
@@ -38,7 +37,7 @@ def normal():
         (0.3, True, 100, True, 0.3),
     ],
 )
-def test_auto_calibrates_where_the_rule_asks_and_out_of_bag_where_rows_are_few(
+def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(
     given, wanted, n_rows, left_out, expected
 ):
     resolved = resolve(given, wanted, n_rows, left_out_by_members=left_out)
@@ -150,12 +149,13 @@ def test_out_of_bag_a_row_has_one_score_for_p_values_and_the_default_threshold(n
 
 @pytest.mark.long
 def test_out_of_bag_alarms_are_about_as_many_as_promised(normal):
-    """Means over fits of the default to 120 rows; each calibration spreads by more."""
+    """Means over fits of the default to 300 rows; each calibration spreads by more."""
     X, new = normal
     rates = []
     for seed in range(10):
-        rows = np.random.RandomState(seed).permutation(X)[:120]
-        detector = VAEDetector(threshold=Conformal(0.1), random_state=seed).fit(rows)
+        rows = np.random.RandomState(seed).permutation(X)
+        detector = VAEDetector(threshold=Conformal(0.1), calibration="out_of_bag", random_state=seed)
+        detector.fit(rows)
         rates.append((detector.predict(new) == -1).mean())
     assert 0.07 < np.mean(rates) < 0.13
 
@@ -255,7 +255,7 @@ def test_a_p_value_below_alpha_is_an_alarm_of_the_conformal_rule(normal):
 
 def test_without_calibration_there_are_no_p_values_and_the_error_says_what_to_do(normal, small_detector):
     detector = small_detector.fit(normal[0])
-    with pytest.raises(ValueError, match="calibration='out_of_bag'.*calibration=0.2.*threshold='conformal'"):
+    with pytest.raises(ValueError, match="calibration='folds'.*calibration=0.2.*threshold='conformal'"):
         detector.p_values(normal[0])
 
 

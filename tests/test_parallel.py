@@ -105,6 +105,13 @@ def test_a_task_of_a_search_has_one_thread():
     )
 
 
+@pytest.mark.parametrize(("told", "n_threads"), [("4", 4), ("", 1)])
+def test_a_task_in_a_process_of_its_own_has_as_many_threads_as_it_is_told(told, n_threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    with parallel_config(backend=ThreadingBackend(nesting_level=1)):  # what a worker of loky finds
+        assert find_place() == Place(n_threads, elsewhere=False)
+
+
 def test_a_search_without_jobs_leaves_the_processors_to_its_fits():
     (place,) = Parallel()(delayed(find_place)() for _ in range(1))
     assert place == find_place()
@@ -244,7 +251,8 @@ def test_loky_trains_members_folds_and_candidates_to_the_same_bits(X):
         assert_same(VAEDetector(calibration=KFold(2), **SETTINGS).fit(X), expected, X)
         np.testing.assert_array_equal(search.fit(X).cv_results_["mean_test_score"], by_one)
         places = Parallel()(delayed(find_place)() for _ in range(2))
-    assert places == [Place(1, elsewhere=False)] * 2
+    n_threads = int(os.environ.get("OMP_NUM_THREADS", max(1, joblib.cpu_count() // 2)))
+    assert places == [Place(n_threads, elsewhere=False)] * 2
 
 
 @contextlib.contextmanager

@@ -319,6 +319,8 @@ CHANGED = {
     "latent_dim": 3,
     "network": DenseNetwork((4,)),
     "likelihood": "laplace",
+    "posterior": "planar",
+    "prior": "mixture",
     "members": 3,
     "n_draws": 3,
 }
@@ -397,6 +399,28 @@ def test_channels_have_ranges_together(channel, kind):
     moved[..., channel] += 10
     with pytest.warns(UserWarning, match=f"earlier ones held in channel {channel}: 40 of 40 rows lie above"):
         detector.partial_fit(moved)
+
+
+def test_of_more_rows_than_max_samples_so_many_are_drawn_wherever_the_rows_are(stream, fitted, tmp_path):
+    X = np.concatenate(stream[1:])
+    X[:100, 2] = np.nan
+    on_disk = np.memmap(tmp_path / "rows", dtype=X.dtype, mode="w+", shape=X.shape)
+    on_disk[:] = X
+    labels = np.arange(400)
+    found = []
+    for rows in (X, on_disk):
+        goes_on = copy.deepcopy(fitted).set_params(max_samples=60)
+        with pytest.warns(UserWarning, match="column 2: .* of 60 rows are the first that miss a value"):
+            found.append(goes_on.partial_fit(rows, groups=labels))
+    assert_same(*found, X)
+    drawn = found[0]
+    assert (drawn.n_samples_seen_, len(drawn.calibration_scores_)) == (500, 18)
+    np.testing.assert_array_equal(
+        drawn.calibration_scores_, -drawn.score_samples(X[drawn.calibration_groups_])
+    )
+    # All of them, but those that were held out, are known.
+    assert drawn._column_ranges[-1][0] == 70 + 400 - 18
+    assert drawn.missing_fraction_[2] == pytest.approx(100 / 452, abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["table", "mixed", "gaps", "images"])

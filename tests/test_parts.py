@@ -1,6 +1,8 @@
 """The detector with each posterior and prior: everything that it has with the usual ones."""
 
+import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -48,7 +50,7 @@ def with_parts(*by_default):
     return pytest.mark.parametrize("name", stars({name: name for name in PARTS}, by_default))
 
 
-each = with_parts("iaf, flow", "categorical", "vamp")
+each = with_parts("iaf, flow", "categorical")
 _fitted = {}
 
 
@@ -86,7 +88,7 @@ def test_the_same_seed_gives_the_same_bits(name):
     np.testing.assert_array_equal(again.score_samples(X), detector_of(name).score_samples(X))
 
 
-@each
+@with_parts("iaf, flow", "categorical", "vamp")
 def test_a_file_holds_the_same_bits(name, tmp_path):
     detector = detector_of(name)
     detector.save(tmp_path / "detector.vae")
@@ -95,6 +97,26 @@ def test_a_file_holds_the_same_bits(name, tmp_path):
     np.testing.assert_array_equal(found.sample(5, random_state=0), detector.sample(5, random_state=0))
     assert found.get_params()["posterior"] == detector.get_params()["posterior"]
     assert found.members_[0].specification.key == detector.members_[0].specification.key
+
+
+@pytest.mark.parametrize(
+    ("forged", "reason"),
+    [
+        ({"prior": Mixture(10**9)}, "a network of at least 5000000"),
+        ({"posterior": FlowPosterior([Coupling(10**9)])}, "a network of at least"),
+        ({"posterior": FlowPosterior("planar", n_context=10**12)}, "a network of at least"),
+        ({"posterior": Categorical(10**6, 10**6)}, "the latent dimensions of a member"),
+        ({"posterior": FlowPosterior([Mixture()])}, "TypeError"),
+        ({"prior": "standard"}, "the specification of a member"),
+    ],
+)
+def test_a_file_of_parts_that_the_weights_cannot_be_of_is_refused(forged, reason, tmp_path):
+    detector = copy.copy(detector_of("iaf, flow"))
+    state = detector.members_[0]
+    detector.members_ = (replace(state, specification=state.specification._replace(**forged)),)
+    detector.save(tmp_path / "forged.vae")
+    with pytest.raises(vae_anomaly.ModelFileError, match=reason):
+        vae_anomaly.load(tmp_path / "forged.vae")
 
 
 @each
@@ -112,7 +134,7 @@ def test_every_weight_is_trained(name):
     assert untrained == []
 
 
-@with_parts("iaf, flow")
+@with_parts()
 def test_missing_values_cost_nothing_but_what_they_hide(name):
     detector = detector_of(name)
     for answer in (detector.score_samples(GAPS), detector.reconstruct(GAPS), detector.expected(GAPS[:4])):
@@ -123,7 +145,7 @@ def test_missing_values_cost_nothing_but_what_they_hide(name):
     assert np.isfinite(trained_on_gaps.score_samples(GAPS)).all()
 
 
-@each
+@with_parts("iaf, flow")
 def test_shares_sum_to_the_score_and_the_elbo_is_its_terms(name):
     detector = detector_of(name)
     np.testing.assert_allclose(detector.explain(X).sum(axis=1), -detector.score_samples(X), rtol=1e-9)
@@ -162,7 +184,7 @@ def test_cards_and_pictures_name_the_parts(name):
     card = detector.model_card()
     specification = detector.members_[0].specification
     for part in PARTS[name]:
-        assert card["model"][part] == repr(getattr(specification, part))
+        assert card["model"][part] == " ".join(repr(getattr(specification, part)).split())
         assert type(getattr(specification, part)).__name__ in str(card)
     ax = plotting.network_summary(detector)
     own = [v for weights in detector.model_.own_variables.values() for v in weights.values()]
@@ -276,7 +298,6 @@ def test_a_network_without_heads_says_what_is_missing():
         def build(self, n_features, latent_dim, n_params):
             return DenseNetwork((4,)).build(n_features, latent_dim, n_params)
 
-    quick().set_params(network=Old()).fit(X)
     with pytest.raises(ValueError, match="returns z_mean of width 2.*context of width 3.*`heads`"):
         quick(**PARTS["iaf, flow"]).set_params(network=Old()).fit(X)
 

@@ -23,6 +23,7 @@ _ADDRESS: dict[str, str | None] = {
     "checkpoints": None,
     "datasets": None,
     "explanations": None,
+    "flows": None,
     "layers": None,
     "likelihoods": None,
     "model": None,
@@ -30,9 +31,12 @@ _ADDRESS: dict[str, str | None] = {
     "model_card": None,
     "monitoring": None,
     "networks": None,
+    "objectives": None,
     "persistence": None,
     "plotting": None,
+    "posteriors": None,
     "preprocessing": None,
+    "priors": None,
     "scorers": None,
     "scoring": None,
     "thresholds": None,
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from vae_anomaly import checkpoints as checkpoints
     from vae_anomaly import datasets as datasets
     from vae_anomaly import explanations as explanations
+    from vae_anomaly import flows as flows
     from vae_anomaly import layers as layers
     from vae_anomaly import likelihoods as likelihoods
     from vae_anomaly import masks as masks
@@ -52,9 +57,12 @@ if TYPE_CHECKING:
     from vae_anomaly import model_card as model_card
     from vae_anomaly import monitoring as monitoring
     from vae_anomaly import networks as networks
+    from vae_anomaly import objectives as objectives
     from vae_anomaly import persistence as persistence
     from vae_anomaly import plotting as plotting
+    from vae_anomaly import posteriors as posteriors
     from vae_anomaly import preprocessing as preprocessing
+    from vae_anomaly import priors as priors
     from vae_anomaly import scorers as scorers
     from vae_anomaly import scoring as scoring
     from vae_anomaly import thresholds as thresholds

@@ -53,7 +53,7 @@ from vae_anomaly.data.reading import read, read_groups, read_stream
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.ensemble import attributes, fits
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START, Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
@@ -114,10 +114,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ``Flow([Planar()] * 4)`` or ``Categorical(n_variables=3, n_values=10)``.
     prior : name or Prior, default="standard"
         p(z). "standard" is N(0, I), and of categories the uniform distribution. "mixture", "vamp", "flow" and
-        "aggregate" are learned with the model: a mixture of Gaussians, one of posteriors of pseudo-inputs, a
-        flow, and the mixture of posteriors of a sample of training rows. Or an instance from
-        `vae_anomaly.priors`, such as ``Mixture(8)``. All scores and bounds are those of the model with this
-        prior, and `sample` draws from it.
+        "aggregate" are learned: a mixture of Gaussians, one of posteriors of pseudo-inputs, a flow, and,
+        after a training with "standard", the mixture of posteriors of a sample of training rows. Or an
+        instance from `vae_anomaly.priors`, such as ``Mixture(8)``. All scores and bounds are those of the
+        model with this prior, and `sample` draws from it.
     score : "auto", name or Score, default="auto"
         What `score_samples` is the negative of. "elbo": KL(q(z|x) || p(z)) - E_q log p(x|z), whatever
         the beta trained with. "iwae": the negative importance-weighted bound, closer to -log p(x).
@@ -193,11 +193,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     calibration : {"auto", "out_of_bag", "folds"}, float, splitter or None, default="auto"
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
         float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the one or two
-        of the default eight members that left it out of their training: it costs neither rows nor time.
-        "folds" fits five more detectors, each without one fold of the rows, and scores the fold by it; a
-        splitter that holds out each row once, such as ``KFold(10)``, makes other folds. "auto" does nothing
-        unless the threshold asks; then it is "out_of_bag" for fewer than 500 rows ("folds" if members leave
-        out too few), else a fifth of the rows, at most 10,000.
+        of the default eight members that left it out of their training: it costs neither rows nor time, and
+        promises less (`docs <../user_guide/thresholds.html>`__). "folds" fits five more detectors, each
+        without one fold of the rows, and scores the fold by it; a splitter that holds out each row once, such
+        as ``KFold(10)``, makes other folds. "auto" does nothing unless the threshold asks; then it is "folds"
+        for fewer than 500 rows, else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the likelihood:
         `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel, and
@@ -325,7 +325,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     Notes
     -----
     Members are trained in as many threads as there are processors, or where `joblib.parallel_config` says: in
-    other processes or on a cluster, with the same bits. A fit within a task of joblib or dask has one thread.
+    other processes or on a cluster, with the same bits. A fit that is a task of joblib or dask itself has as
+    many threads as its worker is told to have.
 
     Scores are computed in float32 over tiles of a fixed number of rows, and are bit-identical whether
     rows are scored alone, together or in another order.
@@ -565,17 +566,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # The checkpoint of an interrupted fit is that of a fit from the beginning.
             from_beginning = resume and getattr(self, "interrupted_", False)
             continues = self.warm_start and hasattr(self, "members_") and not from_beginning
-            given, labels = fits.read(
-                self,
-                X,
-                groups,
-                shape_of_images=self._shape_of_images if continues else None,
-                n_at_most=self.max_samples,
-                store=checkpoint,
-                is_known=continues,
-            )
+            earlier = attributes.earlier_of(self, WARM_START) if continues else None
+            given = fits.read(self, X, groups, earlier, checkpoint)
             del X  # a temporary one needs no memory any more
-            fits.fit(self, given, labels, continues=continues, store=checkpoint, interruption=interruption)
+            fits.fit(self, given, earlier, checkpoint, interruption)
             if checkpoint is not None and not self.interrupted_:
                 checkpoint.remove()
         return self
@@ -613,8 +607,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array or DataFrame of shape (n_rows, n_features), or images as in `fit`
-            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of.
+        X : rows as in `fit`, in memory or not
+            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of. Of more than
+            ``max_samples``, so many are trained on, held out and judged.
         y : ignored
             For scikit-learn's conventions.
         groups : array of shape (n_rows,), str or None, default=None
@@ -651,8 +646,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self.fit(X, groups=groups)
         with all_or_nothing(self), interruptible(self) as interruption:
             self._validate_params()
-            given, labels = fits.read(self, X, groups, shape_of_images=self._shape_of_images)
-            fits.go_on(self, given, labels, interruption=interruption)
+            earlier = attributes.earlier_of(self, PARTIAL_FIT)
+            given = fits.read(self, X, groups, earlier)
+            del X
+            fits.fit(self, given, earlier, None, interruption)
         return self
 
     def stop_fit(self) -> None:

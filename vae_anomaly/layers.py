@@ -173,7 +173,8 @@ class FlowSampling(_WeightedDivergence):
 
     It takes the place of both `Sampling` and `KLDivergence`. The divergence has no closed form: it is the
     mean over the rows of log q(z|x) - log p(z) at the z that are drawn, in nats, in float32 under any dtype
-    policy. Its mean over an epoch, before the weight, is a metric of the model, "kl".
+    policy. Its mean over an epoch, before the weight, is a metric of the model, "kl". The log-variance is
+    bounded to (-10, 10), as that of `posteriors.Gaussian`.
 
     Parameters
     ----------

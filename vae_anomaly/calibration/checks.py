@@ -22,7 +22,7 @@ def check_calibrated(detector: Detector) -> Floats:
     """The fitted detector's scores of rows that were not trained on; a ValueError if it has none."""
     if detector.calibration_scores_ is None:
         raise ValueError(
-            "p-values need scores of rows that were not trained on: fit with calibration='out_of_bag', "
+            "p-values need scores of rows that were not trained on: fit with calibration='folds', "
             f"with a fraction such as calibration=0.2, or with threshold='conformal'; now calibration="
             f"{detector.calibration!r} and threshold={detector.threshold!r}."
         )

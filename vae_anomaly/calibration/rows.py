@@ -57,7 +57,7 @@ def resolve(
         if wanted and n_rows >= _ROWS_ENOUGH_TO_SPLIT:
             calibration = min(_FRACTION, _ROWS_AT_MOST / n_rows)
         elif wanted:
-            calibration = OUT_OF_BAG if left_out_by_members else "folds"
+            calibration = "folds"
     if calibration is None:
         if wanted:
             raise ValueError(

@@ -1,12 +1,15 @@
 """Where independent trainings run: in threads of this process, or where joblib's active backend says.
 
 Nobody sets a number of jobs here: `joblib.parallel_config` does, around a fit. Without it, a fit has as many
-threads as there are processors; a fit that is a task itself, in a worker of a search or a cluster, has one.
+threads as there are processors. A fit that is a task itself, in a worker of a search or a cluster, has as
+many as the worker is told to have, or one if it shares its process with other tasks.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
@@ -44,7 +47,9 @@ def find_place() -> Place:
     if n_jobs is None:
         n_jobs = backend.default_n_jobs
         if n_jobs == 1:  # nobody has said anything
-            return Place(1 if backend.nesting_level else joblib.cpu_count(), elsewhere=False)
+            return Place(
+                _n_threads_of_task() if backend.nesting_level else joblib.cpu_count(), elsewhere=False
+            )
     n_at_once = backend.effective_n_jobs(n_jobs)
     shares_memory = getattr(backend, "supports_sharedmem", False)
     return Place(n_at_once, elsewhere=n_at_once > 1 and not shares_memory)
@@ -79,6 +84,13 @@ def _call(function: Callable[..., Any], *arguments: Any) -> tuple[Any, list[Warn
         warnings.simplefilter("always")
         result = function(*arguments)
     return result, [each.message for each in recorded if isinstance(each.message, Warning)]
+
+
+def _n_threads_of_task() -> int:
+    """How many threads a task of joblib may have: what joblib has told a process that is the task's own."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    is_alone = threading.current_thread() is threading.main_thread()
+    return int(told) if is_alone and told.isdigit() else 1
 
 
 def _is_dask_task() -> bool:

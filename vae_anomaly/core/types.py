@@ -198,12 +198,16 @@ class Detector(Protocol):
     invalid: str
     calibration: Any
     threshold: Any
+    max_samples: int | None
     random_state: Any
     callbacks: Any
     checkpoint: Any
 
     @property
     def _fitted(self) -> Any: ...
+
+    @property
+    def _shape_of_images(self) -> Shape | None: ...
 
     def _validate_params(self) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Self
 
 import numpy as np
@@ -24,7 +25,7 @@ from vae_anomaly.data.lazy import blocks, rows_of
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.pixels import pixels
 from vae_anomaly.data.ranges import ColumnRanges
-from vae_anomaly.data.streams import Stream
+from vae_anomaly.data.streams import Stream, map_blocks
 from vae_anomaly.data.survey import survey
 from vae_anomaly.data.tables import Table
 from vae_anomaly.likelihoods import Likelihood
@@ -115,13 +116,17 @@ class Preparation:
             learned.ranges,
         )
 
-    def after(self, X: Matrix) -> Self:
+    def after(self, X: Matrix | Stream) -> Self:
         """The same once these rows, too, have been trained on: what is known of the columns grows."""
-        new = ColumnRanges.of(X, self.n_channels)
-        if self.ranges is None or self.missing_fractions is None:
-            return replace(self, ranges=new, missing_fractions=scaling.count_missing(X) / X.shape[0])
-        ranges = self.ranges.merge(new)
-        n_missing = self.missing_fractions * self.ranges.n_rows + scaling.count_missing(X)
+
+        def visit(block: Matrix) -> tuple[Array, ColumnRanges]:
+            return scaling.count_missing(block), ColumnRanges.of(block, self.n_channels)
+
+        counts, of_columns = zip(*map_blocks(X, visit, scaling.block_size(X.shape[1])), strict=True)
+        n_missing, ranges = np.sum(counts, axis=0), reduce(ColumnRanges.merge, of_columns)
+        if self.ranges is not None and self.missing_fractions is not None:
+            n_missing = n_missing + self.missing_fractions * self.ranges.n_rows
+            ranges = self.ranges.merge(ranges)
         return replace(self, ranges=ranges, missing_fractions=n_missing / ranges.n_rows)
 
     @property

@@ -45,6 +45,8 @@ class TrainingRows:
         Those of the drawn rows among all, ascending; None if X is all of them.
     stream : Stream or None
         All rows, if X is some of them.
+    groups : array of shape (len(X),) or None
+        The groups of the rows of X.
     """
 
     X: Matrix
@@ -53,6 +55,7 @@ class TrainingRows:
     n_rows: int
     positions: Positions | None = None
     stream: Stream | None = None
+    groups: Array | None = None
 
 
 def open_rows(X: Unchecked) -> Unchecked:

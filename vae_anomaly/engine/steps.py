@@ -355,7 +355,7 @@ def _gradient(
             terms = loss_terms(
                 tf.reduce_sum(log_prob, axis=-1),
                 inferred.log_ratio,
-                vae.kl_per_latent(inferred.context),
+                vae.kl_per_latent(inferred.context, training=True),
                 objective=options.objective,
                 beta=beta,
                 free_bits=limits.free_bits if options.has_free_bits else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vae_anomaly import scoring
 from vae_anomaly.calibration import rows as calibration_rows
-from vae_anomaly.core.types import Array, Detector
+from vae_anomaly.core.types import Detector
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.ranges import ColumnRanges
 from vae_anomaly.data.reading import TrainingRows
@@ -17,10 +17,8 @@ from vae_anomaly.ensemble.members import Continuation
 __all__ = ["earlier_of", "fitted_of", "take_over"]
 
 
-def take_over(
-    detector: Detector, outcome: Outcome, decisions: Decisions, given: TrainingRows, groups: Array | None
-) -> None:
-    """Make what a fit leaves the detector's attributes; ``groups`` are those of the rows drawn."""
+def take_over(detector: Detector, outcome: Outcome, decisions: Decisions, given: TrainingRows) -> None:
+    """Make what a fit leaves the detector's attributes."""
     fitted = outcome.fitted
     preparation = fitted.preparation
     detector.n_samples_fit_, detector.n_samples_drawn_ = given.n_rows, given.X.shape[0]
@@ -42,7 +40,9 @@ def take_over(
     detector._split_seeds, detector._calibration_seed = outcome.split_seeds, outcome.calibration_seed
     detector.calibration_scores_ = outcome.unseen_scores
     detector.calibration_groups_ = calibration_rows.groups_of_calibration(
-        None if outcome.unseen_scores is None else groups, decisions.calibration, outcome.calibration_seed
+        None if outcome.unseen_scores is None else given.groups,
+        decisions.calibration,
+        outcome.calibration_seed,
     )
     detector.false_alarm_rate_ = outcome.false_alarm_rate
     detector.offset_, detector._pixel_quantiles = -outcome.cut, outcome.pixel_quantiles

@@ -134,15 +134,27 @@ class Outcome:
     pixel_quantiles: Floats | None
 
 
-def seed_of_draw(random_state: RandomStateLike, store: ProgressStore | None, earlier: int | None) -> int:
+def seed_of_draw(
+    random_state: RandomStateLike, store: ProgressStore | None, earlier: int | None, n_rows_seen: int = 0
+) -> int:
     """What decides which rows are drawn: the first of the fit's seeds, which is drawn only later.
 
     A warm start draws the rows that the ``earlier`` fit has drawn, by its calibration seed.
     """
     if earlier is not None:
         return earlier
-    drawn = int(copy.deepcopy(check_random_state(random_state)).randint(np.iinfo(np.int32).max))
+    drawn = copy.deepcopy(check_random_state(random_state)).randint(np.iinfo(np.int32).max, size=1)
+    drawn = int(_at_place_in_stream(drawn, n_rows_seen)[0])
     return drawn if store is None else store.first_seed(drawn, random_state)
+
+
+def _at_place_in_stream(seeds: Array, n_rows_seen: int) -> Array:
+    """Other seeds after rows that were seen: one ``random_state`` is to make other splits and other noise."""
+    if not n_rows_seen:
+        return seeds
+    sequence = np.random.SeedSequence((n_rows_seen, *map(int, seeds)))
+    rng = np.random.RandomState(sequence.generate_state(4))
+    return rng.randint(np.iinfo(np.int32).max, size=len(seeds))
 
 
 def draw_seeds(
@@ -151,11 +163,7 @@ def draw_seeds(
     """What decides the draws, and what decides each member's training; others after rows that were seen."""
     rng = check_random_state(random_state)
     drawn = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * n_members)
-    if n_rows_seen:  # one seed is to make other splits and other noise at each step of a stream
-        sequence = np.random.SeedSequence((n_rows_seen, *map(int, drawn)))
-        drawn = np.random.RandomState(sequence.generate_state(4)).randint(
-            np.iinfo(np.int32).max, size=len(drawn)
-        )
+    drawn = _at_place_in_stream(drawn, n_rows_seen).tolist()
     if store is not None:
         drawn = store.seeds(drawn, random_state)
     draws_seed, *seeds = map(int, drawn)
@@ -197,9 +205,10 @@ def fit(
     if decisions.of_images is not None:
         scaled = parameters["scaler"] is not None and not isinstance(parameters["scaler"], str)
         in_units = partial(pixels, dtype=given.dtype, likelihood=likelihood, scaled=scaled)
-        X = in_units(X, fitted_range=None if earlier is None else earlier.fitted.preparation.pixel_range)
+        fitted_range = None if earlier is None else earlier.fitted.preparation.pixel_range
+        X = in_units(X, fitted_range=fitted_range)
         if stream is not None:
-            stream = stream.followed_by(partial(in_units, fitted_range=pixel_range(X)))
+            stream = stream.followed_by(partial(in_units, fitted_range=fitted_range or pixel_range(X)))
     takes_new_rows = earlier is not None and earlier.continuation.takes_new_rows
     n_rows_seen = 0 if earlier is None else earlier.n_rows_seen
     n_members = len(decisions.recipe.members)
@@ -219,7 +228,7 @@ def fit(
         preparation = earlier.fitted.preparation
         preparation.check_finite(X)
         if takes_new_rows:
-            preparation = preparation.after(kept)
+            preparation = preparation.after(kept if stream is None else stream)
     else:
         preparation = Preparation.fit(
             kept,

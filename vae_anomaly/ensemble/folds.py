@@ -73,7 +73,7 @@ def _go_on_and_score(
 ) -> Floats:
     earlier = replace(attributes.earlier_of(detector, PARTIAL_FIT), warns=False)
     outcome = fitting.fit(
-        TrainingRows(_flat(trained_on), None, trained_on.dtype, len(trained_on)),
+        TrainingRows(_flat(trained_on), None, trained_on.dtype, trained_on.shape[0]),
         decisions,
         table=detector.table_,
         names=getattr(detector, "feature_names_in_", None),

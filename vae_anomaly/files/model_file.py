@@ -136,6 +136,9 @@ def _check_state(state: Any) -> None:
     network._validate_params()
     for part in (likelihood, posterior, prior):
         part._validate_params()
+    _expect(posterior.own_latent_dim() in (None, latent_dim), "the latent dimensions of a member")
+    posterior.check(latent_dim)
+    prior.check(posterior, latent_dim)
     _check_columns(likelihood, n_features)
     _expect(_is_array(state.trainable, np.float32, (-1,)), "a member's weights")
     n_inputs = likelihood.n_inputs(n_features)
@@ -156,7 +159,7 @@ def _check_state(state: Any) -> None:
     fewest = network.fewest_weights(n_features, min(latent_dim, n_said // 2), likelihood.n_params)
     fewest += max(0, n_said - 2 * latent_dim)
     own = (*posterior.weights(latent_dim).values(), *prior.weights(latent_dim, n_inputs).values())
-    fewest += sum(math.prod(weight.shape) for weight in own)
+    fewest += sum(math.prod(map(int, weight.shape)) for weight in own)
     n_weights = sum(values.size for values in arrays)
     if fewest > n_weights:
         raise ModelFileError(

@@ -4,6 +4,7 @@ A posterior draws by them and a prior measures by them; both go `forward`, in on
 `Transform`, give it a ``name``, and write ``weights``, ``forward`` and ``inverse``.
 """
 
+from vae_anomaly.core.weights import Weight
 from vae_anomaly.flows.autoregressive import Autoregressive
 from vae_anomaly.flows.base import TRANSFORMS, Transform
 from vae_anomaly.flows.chain import Chain, Transforms
@@ -21,6 +22,7 @@ __all__ = [
     "Spline",
     "Transform",
     "Transforms",
+    "Weight",
     "resolve",
 ]
 

@@ -210,13 +210,15 @@ class VAE(keras.Model):  # type: ignore[misc]
         """The z that stands for each posterior, (n_rows, latent_dim); of a Gaussian one, z_mean."""
         return self.posterior.center(context, self.weights_of("posterior"))
 
-    def kl_per_latent(self, context: Context) -> Tensor | None:
+    def kl_per_latent(self, context: Context, training: bool = False) -> Tensor | None:
         """KL(q(z|x) || p(z)) of each row and latent dimension in closed form; None if there is none."""
-        return self.posterior.kl(context) if self.prior.has_closed_kl(self.posterior) else None
+        prior = self.prior.in_training() if training else self.prior
+        return self.posterior.kl(context) if prior.has_closed_kl(self.posterior) else None
 
-    def log_prior(self, z: Tensor) -> Tensor:
+    def log_prior(self, z: Tensor, training: bool = False) -> Tensor:
         """Log p(z), in nats: (..., latent_dim) -> (...)."""
-        return self.prior.log_prob(z, self.weights_of("prior"), self)
+        prior = self.prior.in_training() if training else self.prior
+        return prior.log_prob(z, self.weights_of("prior"), self)
 
     def weights_of(self, part: str) -> Weights:
         """What the "posterior" or the "prior" has of its own, by name."""
@@ -302,7 +304,7 @@ class VAE(keras.Model):  # type: ignore[misc]
     def draw(self, context: Context, noise: Tensor, training: bool = False) -> Inference:
         """Draw z from the posteriors of rows with the given noise, as in `infer`, and decode."""
         z, log_q = self.posterior.sample(context, noise, self.weights_of("posterior"), training)
-        return Inference(context, z, self.log_prior(z) - log_q, self.decode(z, training))
+        return Inference(context, z, self.log_prior(z, training) - log_q, self.decode(z, training))
 
     def incomplete(self, missing_counts: bool = True, refined: bool = False) -> Incomplete:
         r"""The model for rows in which NaN marks missing values.
@@ -345,7 +347,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         x = keras.ops.cast(x, self.compute_dtype)
         inferred = self.infer(x, self._new_noise(x), training)
         log_prob = keras.ops.sum(self.likelihood.log_prob(x, inferred.parameters), axis=-1)
-        kl_per_latent = self.kl_per_latent(inferred.context)
+        kl_per_latent = self.kl_per_latent(inferred.context, training)
         terms = loss_terms(log_prob, inferred.log_ratio, kl_per_latent, objective=ELBO)
         return sum(self.losses, keras.ops.mean(terms.loss))
 

@@ -35,6 +35,10 @@ class Prior(Part, family="prior"):
                 "categories: set prior='standard', under which all are equally probable."
             )
 
+    def in_training(self) -> Prior:
+        """The prior that training takes: this one, unless it is made of what the training leaves."""
+        return self
+
     def has_closed_kl(self, posterior: Posterior) -> bool:
         """Whether there is a `Posterior.kl`, and it is the divergence from this prior."""
         return False

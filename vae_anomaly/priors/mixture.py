@@ -14,6 +14,7 @@ from vae_anomaly.core.types import Constraints, KerasModel, Tensor
 from vae_anomaly.core.weights import Weight, Weights
 from vae_anomaly.posteriors import Context, Gaussian, Posterior
 from vae_anomaly.priors.base import Prior
+from vae_anomaly.priors.standard import Standard
 
 __all__ = ["AggregatePosterior", "Mixture", "VampPrior"]
 
@@ -156,13 +157,15 @@ class VampPrior(_MixtureOfPosteriors):
 
 
 class AggregatePosterior(_MixtureOfPosteriors):
-    r"""The mixture of the posteriors of a sample of training rows (Norouzi et al. 2020).
+    r"""The mixture of the posteriors of a sample of training rows (Hoffman & Johnson 2016).
 
     .. math:: p(z) = \frac1K \sum_{k} q(z|x_k)
 
-    As `VampPrior`, but that the rows :math:`x_k` stay what they are: complete rows, drawn at random when the
-    training starts. The encoder learns with the prior that it makes; a row of the sample finds its own
-    posterior in the prior, and has a smaller KL for it, by at most log K.
+    The mixture of the posteriors of all rows is the prior with the greatest ELBO. The model is trained with
+    the standard prior, and this one takes its place wherever a bound, a score, ``val_loss`` or a sample is
+    asked for: rows in a prior that is trained with them would be learned by heart, at a divergence of at most
+    log K. The rows :math:`x_k` are complete ones, drawn at random. Each finds its own posterior in the prior,
+    and scores lower for it than a new row, by at most log K.
 
     Parameters
     ----------
@@ -171,8 +174,7 @@ class AggregatePosterior(_MixtureOfPosteriors):
 
     References
     ----------
-    Norouzi, Fleet & Norouzi 2020, "Exemplar VAE: linking generative models, nearest neighbor retrieval, and
-    data augmentation".
+    Hoffman & Johnson 2016, "ELBO surgery: yet another way to carve up the variational evidence lower bound".
 
     Examples
     --------
@@ -191,3 +193,6 @@ class AggregatePosterior(_MixtureOfPosteriors):
 
     def weights(self, latent_dim: int, n_inputs: int) -> dict[str, Weight]:
         return {"inputs": Weight((self.n_components, n_inputs), "training_rows", trainable=False)}
+
+    def in_training(self) -> Prior:
+        return Standard()

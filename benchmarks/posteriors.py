@@ -1,0 +1,146 @@
+"""Posteriors, priors and objectives beside the default: density, detection and the cost of a step.
+
+One model (no ensemble), trained for the same number of steps with each part, on the clean setting of
+`quality.py`'s protocol. The held-out bound is the mean over the normal test rows of the importance-weighted
+bound by 100 draws, in nats of the scaled rows, and the ELBO by the same draws; AUROC is that of the
+detector's score, the ELBO. On the first data set, trainings are timed, each after one of the default::
+
+    python benchmarks/posteriors.py DATASETS --sets 29_Pima --out posteriors.csv --table posteriors.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from vae_anomaly import VAEDetector
+from vae_anomaly.core.types import Floats
+from vae_anomaly.objectives import Chi, Renyi
+from vae_anomaly.posteriors import Categorical
+from vae_anomaly.scoring import SCORES
+from vae_anomaly.scoring.passes import score_rows
+
+DEFAULT = "default"
+#: What is tried, by name: parameters of the detector.
+PARTS: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "planar": {"posterior": "planar"},
+    "realnvp": {"posterior": "realnvp"},
+    "iaf": {"posterior": "iaf"},
+    "spline": {"posterior": "spline"},
+    "categorical": {"posterior": Categorical(8, 4)},
+    "prior mixture": {"prior": "mixture"},
+    "prior vamp": {"prior": "vamp"},
+    "prior flow": {"prior": "flow"},
+    "prior aggregate": {"prior": "aggregate"},
+    "elbo, 8 draws": {"n_training_draws": 8},
+    "iwae, 8 draws": {"objective": "iwae", "n_training_draws": 8},
+    "Renyi(0.5), 8 draws": {"objective": Renyi(0.5), "n_training_draws": 8},
+    "Chi(2), 8 draws": {"objective": Chi(2), "n_training_draws": 8},
+}
+COLUMNS = {"iwae": "IWAE bound", "elbo": "ELBO", "auroc": "AUROC", "step": "time"}
+_STEPS, _DRAWS, _REPEATS = 2000, 100, 2
+
+
+def clean_split(X: Floats, y: Floats, seed: int) -> tuple[Floats, Floats, Floats]:
+    """Training rows, test rows and the labels of those."""
+    rng = np.random.default_rng(seed)
+    normal = rng.permutation(np.flatnonzero(y == 0))
+    n_train = round(0.5 * len(normal))
+    test = np.r_[normal[n_train:], np.flatnonzero(y == 1)]
+    return X[normal[:n_train]], X[test], y[test]
+
+
+def detector_of(parts: dict[str, Any], n_rows: int, seed: int) -> VAEDetector:
+    """One model of equally many steps, whatever the parts."""
+    batch_size = 128
+    epochs = max(1, round(_STEPS / -(-n_rows // batch_size)))
+    return VAEDetector(
+        members=1, epochs=epochs, batch_size=batch_size, score="elbo", random_state=seed, **parts
+    )
+
+
+def measure(parts: dict[str, Any], X: Floats, y: Floats, seed: int) -> dict[str, float]:
+    """Bounds of new normal rows, and the AUROC."""
+    train, test, labels = clean_split(X, y, seed)
+    detector = detector_of(parts, len(train), seed).fit(train)
+    rows = detector._fitted.rows(test[labels == 0])
+    noise_dim = detector.draws_.shape[1]
+    draws = np.random.RandomState(seed).standard_normal((_DRAWS, noise_dim)).astype(np.float32)
+    bounds = {
+        name: -float(score_rows(detector.members_, rows, draws, SCORES[name], None).mean())
+        for name in ("iwae", "elbo")
+    }
+    return {**bounds, "auroc": float(roc_auc_score(labels, -detector.score_samples(test)))}
+
+
+def cost_of_a_step(parts: dict[str, Any], X: Floats) -> float:
+    """Processor seconds of a training, over those of the default beside it: the smallest ratio of some."""
+    ratios = []
+    for each in ({}, parts):  # compile
+        detector_of(each, len(X), 0).fit(X)
+    for _ in range(_REPEATS):
+        seconds = []
+        for each in ({}, parts):
+            start = time.process_time()
+            detector_of(each, len(X), 0).fit(X)
+            seconds.append(time.process_time() - start)
+        ratios.append(seconds[1] / seconds[0])
+    return min(ratios)
+
+
+def table_of(found: pd.DataFrame) -> str:
+    """For each data set means over the seeds, and the time of a training beside the default's where known."""
+    lines = []
+    by_set = found.groupby(["dataset", "part"], sort=False).mean(numeric_only=True)
+    for dataset in found["dataset"].unique():
+        rows = by_set.loc[dataset]
+        names = [name for name in COLUMNS if rows[name].notna().all()]
+        lines += [f"## {dataset}", "", f"| part | {' | '.join(COLUMNS[name] for name in names)} |"]
+        lines.append("|---|" + "--:|" * len(names))
+        for part, row in rows.iterrows():
+            figures = [f"{row[name]:{'.3f' if name == 'auroc' else '.2f'}}" for name in names]
+            lines.append(f"| {part} | {' | '.join(figures)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure every part on every data set, and write what was found so far after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("datasets", type=Path, help="folder of .npz files with X and y")
+    parser.add_argument("--sets", nargs="+", required=True, help="names of files without their ending")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    arguments = parser.parse_args()
+    known = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame()
+    lines = known.to_dict("records")
+    done = {(line["dataset"], line["part"], line["seed"]) for line in lines}
+    warnings.simplefilter("ignore")
+    for dataset in arguments.sets:
+        with np.load(arguments.datasets / f"{dataset}.npz") as file:
+            X, y = file["X"].astype(float), file["y"].astype(float)
+        for part in arguments.parts:
+            seeds = [seed for seed in range(arguments.seeds) if (dataset, part, seed) not in done]
+            is_timed = seeds and dataset == arguments.sets[0]
+            step = cost_of_a_step(PARTS[part], clean_split(X, y, 0)[0]) if is_timed else np.nan
+            for seed in seeds:
+                figures = measure(PARTS[part], X, y, seed)
+                lines.append({"dataset": dataset, "part": part, "seed": seed, "step": step, **figures})
+                print(lines[-1], flush=True)
+            pd.DataFrame(lines).to_csv(arguments.out, index=False)
+    if arguments.table:
+        arguments.table.write_text(f"# Posteriors, priors and objectives\n\n{table_of(pd.DataFrame(lines))}")
+
+
+if __name__ == "__main__":
+    main()
