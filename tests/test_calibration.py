@@ -24,7 +24,7 @@ def normal():
 
 # -- where honest scores come from ----------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("given", "wanted", "n_rows", "left_out", "expected"),
+    ("given", "wanted", "n_rows", "leaves_out", "expected"),
     [
         ("auto", False, 100, True, None),
         ("auto", True, 100, True, "folds"),
@@ -38,9 +38,9 @@ def normal():
     ],
 )
 def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(
-    given, wanted, n_rows, left_out, expected
+    given, wanted, n_rows, leaves_out, expected
 ):
-    resolved = resolve(given, wanted, n_rows, left_out_by_members=left_out)
+    resolved = resolve(given, wanted, n_rows, leaves_rows_out=leaves_out)
     if expected == "folds":
         assert (resolved.n_splits, resolved.shuffle) == (5, True)
     else:
@@ -49,7 +49,7 @@ def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(
 
 def test_a_splitter_makes_the_folds():
     splitter = KFold(7)
-    assert resolve(splitter, False, 100, left_out_by_members=True) is splitter
+    assert resolve(splitter, False, 100, leaves_rows_out=True) is splitter
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ def test_a_splitter_makes_the_folds():
         (KFold(20), "20 folds needs.*received 10"),
         (200, r"may mean folds or rows: set a splitter such as KFold\(200, shuffle=True\).*200/n"),
         (0.01, "at least 1 of the 10 rows"),
-        ("out_of_bag", "set validation_fraction to at least 1 / members"),
+        ("out_of_bag", "members that leave rows out of their training: set validation_fraction"),
     ],
 )
 def test_calibration_that_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        resolve(given, True, 10, left_out_by_members=False)
+        resolve(given, True, 10, leaves_rows_out=False)
 
 
 def test_a_share_is_held_out_of_training_and_scaling(normal):
@@ -117,26 +117,6 @@ def test_folds_are_shuffled_by_the_seed_unless_they_have_their_own(normal):
 def test_a_splitter_that_does_not_hold_out_each_row_once_is_refused(splitter, normal):
     with pytest.raises(ValueError, match=r"each row exactly once.* holds out row \d+ [02] times"):
         VAEDetector(epochs=1, calibration=splitter, random_state=0).fit(normal[0][:60])
-
-
-@pytest.mark.parametrize(
-    ("members", "fraction", "judged"), [(2, 0.5, True), (2, 0.4, False), (4, 0.25, True), (1, 0.25, False)]
-)
-def test_members_judge_every_row_if_their_shares_together_make_the_table(normal, members, fraction, judged):
-    detector = VAEDetector(
-        members=members,
-        validation_fraction=fraction,
-        calibration="out_of_bag",
-        epochs=1,
-        random_state=0,
-    )
-    if judged:
-        scores = detector.fit(normal[0]).calibration_scores_
-        assert scores.shape == (300,)
-        assert np.isfinite(scores).all()
-    else:
-        with pytest.raises(ValueError, match="together leave every row out"):
-            detector.fit(normal[0])
 
 
 def test_out_of_bag_a_row_has_one_score_for_p_values_and_the_default_threshold(normal):

@@ -9,7 +9,6 @@ from vae_anomaly import DenseNetwork, VAEDetector, thresholds
 from vae_anomaly.ensemble.averaging import average, out_of_bag
 from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.members import split_positions
 from vae_anomaly.thresholds import (
     THRESHOLDS,
     Conformal,
@@ -272,18 +271,6 @@ def test_a_row_takes_the_place_among_new_rows_that_it_has_among_those_trained_on
     for probability in (0.5, 0.9, 0.95, 0.99):
         expected = np.quantile(honest.mean(axis=0), probability)
         assert np.quantile(found, probability) == pytest.approx(expected, abs=0.06 * expected)
-
-
-@pytest.mark.parametrize("fraction", [0.25, 0.3, 0.1])
-@pytest.mark.parametrize("n_rows", [10, 101])
-def test_members_leave_out_every_row_as_often_as_every_other_or_once_more(n_rows, fraction):
-    times = np.zeros(n_rows, dtype=int)
-    for member in range(8):
-        kept, held_out = split_positions(n_rows, fraction, seed=0, member=member)
-        np.testing.assert_array_equal(np.sort(np.r_[kept, held_out]), np.arange(n_rows))
-        assert len(held_out) == np.ceil(fraction * n_rows)
-        times[held_out] += 1
-    assert np.ptp(times) <= 1
 
 
 def test_the_default_threshold_is_that_of_rows_judged_as_new_ones():

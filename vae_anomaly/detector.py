@@ -192,8 +192,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "pareto_tail" extrapolates to rare ones; both take scores of rows that were not trained on.
     calibration : {"auto", "out_of_bag", "folds"}, float, splitter or None, default="auto"
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
-        float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the one or two
-        of the default eight members that left it out of their training: it costs neither rows nor time, and
+        float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the members
+        that left it out of their training, as `thresholds.OutOfBag` does: it costs neither rows nor time, and
         promises less (`docs <../user_guide/thresholds.html>`__). "folds" fits five more detectors, each
         without one fold of the rows, and scores the fold by it; a splitter that holds out each row once, such
         as ``KFold(10)``, makes other folds. "auto" does nothing unless the threshold asks; then it is "folds"

@@ -24,7 +24,7 @@ __all__ = [
     "warn_of_other_rows",
 ]
 
-#: Every row is judged by the members that left it out of their training.
+#: Every row is judged as one that no member was trained on, see `ensemble.averaging.out_of_bag`.
 OUT_OF_BAG = "out_of_bag"
 
 # A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Others promise it only nearly.
@@ -33,7 +33,7 @@ _FRACTION, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
 
 
 def resolve(
-    calibration: str | float | Splitter | None, wanted: bool, n_rows: int, *, left_out_by_members: bool
+    calibration: str | float | Splitter | None, wanted: bool, n_rows: int, *, leaves_rows_out: bool
 ) -> float | str | Splitter | None:
     """What ``calibration`` means for so many rows: a fraction, a splitter, `OUT_OF_BAG` or None.
 
@@ -43,14 +43,14 @@ def resolve(
     wanted : bool
         Whether the threshold rule needs scores of rows that were not trained on.
     n_rows : int
-    left_out_by_members : bool
-        Whether each row is left out of the training of some member.
+    leaves_rows_out : bool
+        Whether members leave rows out of their training.
 
     Raises
     ------
     ValueError
         If the rule needs such scores and ``calibration`` is None, if there are too few rows, if members are
-        to judge rows that they do not leave out, or for an int.
+        to judge rows and leave none out, or for an int.
     """
     if isinstance(calibration, str) and calibration == "auto":
         calibration = None
@@ -66,10 +66,10 @@ def resolve(
             )
         return None
     if isinstance(calibration, str) and calibration == OUT_OF_BAG:
-        if not left_out_by_members:
+        if not leaves_rows_out:
             raise ValueError(
-                "calibration='out_of_bag' needs members that together leave every row out of their training: "
-                "set validation_fraction to at least 1 / members, or calibration to 'folds'."
+                "calibration='out_of_bag' needs members that leave rows out of their training: set "
+                "validation_fraction, for example to 0.2, or calibration to 'folds'."
             )
         return OUT_OF_BAG
     if isinstance(calibration, str):

@@ -184,7 +184,7 @@ def decide(
             parameters["calibration"],
             needs_unseen,
             n_rows,
-            left_out_by_members=len(recipe.members) * recipe.validation_fraction >= 1,
+            leaves_rows_out=leaves_rows_out,
         ),
         parameters=parameters,
     )

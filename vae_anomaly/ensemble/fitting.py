@@ -167,8 +167,7 @@ def draw_seeds(
     if store is not None:
         drawn = store.seeds(drawn, random_state)
     draws_seed, *seeds = map(int, drawn)
-    of_members = [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
-    return draws_seed, [own._replace(split=of_members[0].split) for own in of_members]
+    return draws_seed, [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
 
 
 def fit(
@@ -406,8 +405,8 @@ def _column_transform(decisions: Decisions, rows: Matrix, preparation: Preparati
 def _left_out(job: Job, n_members: int, n_rows: int) -> Flags:
     """Which rows each member was not trained on; of more rows than the job's, the others are new to all."""
     left_out = np.ones((n_members, n_rows), dtype=bool)
-    for member, (of_member, seed) in enumerate(zip(left_out, job.seeds, strict=False)):
-        kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split, member)
+    for of_member, seed in zip(left_out, job.seeds, strict=False):
+        kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split)
         of_member[kept] = False
     return left_out
 

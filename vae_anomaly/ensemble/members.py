@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core import parallel
@@ -377,7 +378,7 @@ def _train_member(
     rows = job.rows
     if numbers is not None and numbers[0].any():
         rows = np.asarray(transform(rows[:], numbers))
-    kept, validation = _split(rows, job, position)
+    kept, validation = _split(rows, job.recipe.validation_fraction, seed.split, job.draws)
     if job.patches is not None:
         kept, validation = _cut(kept, validation, job.patches, seed.split)
     device = device_of(job.devices, position)
@@ -500,29 +501,23 @@ def check_continues(
         )
 
 
-def split_positions(n_rows: int, fraction: float, seed: int, member: int) -> tuple[Array, Array]:
-    """Positions of the rows that a member is trained on, and of those that it leaves out.
-
-    All members have the same seed. It shuffles the rows and puts them in a circle; each member leaves out the
-    next part of it, so that every row is left out as often as every other, or once more.
-    """
+def split_positions(n_rows: int, fraction: float, seed: int) -> tuple[Array, Array]:
+    """Positions of the rows that a member with this seed is trained on, and of those that it leaves out."""
     n_held_out = math.ceil(fraction * n_rows)
     if n_held_out >= n_rows:
         raise ValueError(
             f"validation_fraction={fraction:g} leaves none of the {n_rows} rows to train on; lower it, or "
             "fit on more rows."
         )
-    circle = np.roll(np.random.RandomState(seed).permutation(n_rows), -member * n_held_out)
-    return circle[n_held_out:], circle[:n_held_out]
+    kept, held_out = train_test_split(np.arange(n_rows), test_size=n_held_out, random_state=seed)
+    return kept, held_out
 
 
-def _split(rows: Rows, job: Job, member: int) -> tuple[Rows, Validation | None]:
-    if not job.recipe.validation_fraction:
+def _split(rows: Rows, fraction: float, seed: int, draws: Rows) -> tuple[Rows, Validation | None]:
+    if not fraction:
         return rows, None
-    kept, held_out = split_positions(
-        len(rows), job.recipe.validation_fraction, job.seeds[member].split, member
-    )
-    return subset(rows, kept), Validation(subset(rows, held_out), job.draws)
+    kept, held_out = split_positions(len(rows), fraction, seed)
+    return subset(rows, kept), Validation(subset(rows, held_out), draws)
 
 
 def _cut(
