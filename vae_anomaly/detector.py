@@ -96,7 +96,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         size; an unusual object that is made of the usual squares is not found. "auto" is 8 for images more
         than 32 pixels high and wide, and None for smaller ones and for a ``network`` of your choice.
     latent_dim : "auto" or int, default="auto"
-        Latent dimensions. "auto" asks the network: min(n_features, 8), of images 16.
+        Latent dimensions. "auto" asks the network: min(n_features, 8), of images 16; of most flows at least
+        2. Categories decide it themselves.
     likelihood : "auto", name, Likelihood, dict or list, default="auto"
         p(x|z): "gaussian", "laplace", "student_t" for real values, "bernoulli", "continuous_bernoulli",
         "unit_gaussian" for values in [0, 1], "pixel_gaussian", "count", "categorical", or an instance from

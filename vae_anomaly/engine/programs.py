@@ -89,7 +89,9 @@ class Architecture:
         self._programs: _Recent[Program | None] = _Recent(_CACHED_PROGRAMS)
         self._calls: _Recent[Iterator[int]] = _Recent(_COUNTED_KEYS)
         self.encoder_size = self.template.encoder.count_params()
-        self.decoder_size = self.template.decoder.count_params()
+        # What posterior and prior have of their own is met by each draw too.
+        own = [variable for part in self.template.own_variables.values() for variable in part.values()]
+        self.decoder_size = self.template.decoder.count_params() + sum(int(np.prod(v.shape)) for v in own)
         if not self._sizes:
             raise ValueError(
                 "there is nothing to train: the network has no trainable weights. Set "

@@ -192,7 +192,8 @@ def decide(
 
 def _check_parts(posterior: Posterior, prior: Prior, plan: Plan) -> None:
     """Refuse objectives and allowances that this posterior and prior have no numbers for."""
-    if plan.free_bits and not (plan.objective.is_elbo and prior.has_closed_kl(posterior)):
+    is_closed = plan.objective.is_elbo and prior.in_training().has_closed_kl(posterior)
+    if plan.free_bits and not is_closed:
         raise ValueError(
             "free_bits limits the closed-form KL of each latent dimension, which only objective='elbo' has, "
             f"with a Gaussian or categorical posterior and prior='standard'; set free_bits=0. Received "
