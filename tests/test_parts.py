@@ -243,6 +243,17 @@ def test_a_fit_in_two_sittings_ends_with_the_same_bits(name, tmp_path, monkeypat
     np.testing.assert_array_equal(resumed.score_samples(X), detector_of(name).score_samples(X))
 
 
+@with_parts()
+def test_a_warm_start_goes_on_with_the_parts_and_not_with_others(name):
+    detector = quick(**PARTS[name], warm_start=True).fit(X)
+    before = detector.score(X)
+    assert detector.fit(X).score(X) > before - 0.5
+    assert len(detector.history_["loss"]) == 6
+    detector.set_params(prior="standard", posterior="gaussian", latent_dim=detector.latent_dim_)
+    with pytest.raises(ValueError, match="posterior, prior, latent_dim or the width of X have changed"):
+        detector.fit(X)
+
+
 def test_the_temperature_follows_the_training():
     state = detector_of("categorical").members_[0]
     shared = architecture_of(state)

@@ -495,7 +495,7 @@ def check_continues(
         )
     if specification.key != earlier[0].specification._replace(transforms_columns=False).key:
         raise ValueError(
-            f"{name} goes on with the network of the earlier fit, but network, likelihood, posterior, prior, "
+            f"{name} goes on with the model of the earlier fit, but network, likelihood, posterior, prior, "
             f"latent_dim or the width of X have changed since; {otherwise} to start anew."
         )
 

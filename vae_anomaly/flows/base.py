@@ -42,7 +42,7 @@ class Transform(Part, family="transform"):
         Returns
         -------
         image : tensor of shape (..., latent_dim)
-        log_det : tensor of shape (...), log |det d image / d z| in nats
+        log_det : tensor of shape (...), the log of the absolute value of the determinant, in nats
         """
         raise NotImplementedError
 

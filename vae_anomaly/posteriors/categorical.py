@@ -54,7 +54,8 @@ class Categorical(Posterior):
 
     .. math:: \mathrm{KL} = \sum_v \Bigl(\log K + \sum_k \pi_{vk} \log \pi_{vk}\Bigr) \in [0, V \log K]
 
-    Relaxed draws have another density than categories, so that only ``objective="elbo"`` trains them.
+    Relaxed draws have another density than categories, so that only ``objective="elbo"`` trains them. Keras'
+    own ``fit`` of a `VAE` leaves the temperature where it is.
 
     Parameters
     ----------
