@@ -61,6 +61,8 @@ def test_an_array_is_answered_by_a_vector_of_its_chunks():
     answer = detector.score_samples(da.from_array(X, chunks=(70, 3)))
     assert (answer.chunks, answer.dtype) == (((70, 70, 70, 70, 20),), np.float64)
     np.testing.assert_array_equal(answer.compute(), detector.score_samples(X))
+    of_unknown_length = dd.from_pandas(pd.DataFrame(X), npartitions=3).to_dask_array()
+    np.testing.assert_array_equal(detector.score_samples(of_unknown_length).compute(), answer.compute())
     images = da.from_array(X.reshape(-1, 2, 2), chunks=(100, 1, 2))
     of_images = VAEDetector(epochs=1, members=1, random_state=0).fit(X.reshape(-1, 2, 2))
     np.testing.assert_array_equal(of_images.predict(images).compute(), of_images.predict(X.reshape(-1, 2, 2)))

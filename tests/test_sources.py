@@ -353,6 +353,16 @@ def test_a_resumed_fit_goes_on_with_the_rows_that_were_drawn(tmp_path):
     assert resumed.n_samples_drawn_ == N_DRAWN  # of other rows, the checkpoint would be refused
 
 
+def test_a_line_says_how_many_rows_have_been_read(capsys, tmp_path, monkeypatch):
+    folder = write_files(pd.DataFrame(make_numbers(), columns=list("abcd")), tmp_path)
+    monkeypatch.setattr("vae_anomaly.data.scaling._NUMBERS_AT_ONCE", 4 * 300)
+    quick(verbose=1, members=1).fit(folder)
+    lines = capsys.readouterr().err.split("\r")
+    assert [line.split(" (")[0] for line in lines[1:]] == [f"{n} of 600 rows read" for n in (0, 300, 600)]
+    quick(members=1).fit(folder)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_was_drawn_is_kept_in_files(tmp_path):
     detector = quick().fit(make_numbers())
     detector.save(tmp_path / "model.vae")

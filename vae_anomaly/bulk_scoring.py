@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -18,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
+from vae_anomaly.core.progress import ProgressLine
 from vae_anomaly.core.types import Json, Unchecked
 from vae_anomaly.data import parquet
 from vae_anomaly.data.sources import memory_source, source_of
@@ -185,14 +184,13 @@ class _Folder:
         self._begin()
         n_rows, size = self._scoring.rows.n_rows, self._scoring.size
         missing = [n for n in range(self._scoring.n_files) if not os.path.exists(self._file(n))]
-        progress = _Progress(n_rows, verbose)
-        progress.show(n_rows - len(missing) * size)
+        progress = ProgressLine(n_rows, "scored", bool(verbose))
+        progress.show(max(0, n_rows - len(missing) * size))
         if missing:
             for number, block in enumerate(self._scoring.blocks(missing[0]), start=missing[0]):
                 if not os.path.exists(self._file(number)):
                     self._write(number, self._scoring.table(block, number * size))
                 progress.show(min(n_rows, (number + 1) * size))
-        progress.end()
 
     def _begin(self) -> None:
         about, manifest = self._scoring.about(), os.path.join(self._path, _MANIFEST)
@@ -225,32 +223,3 @@ class _Folder:
             parquet.write(table, file)
 
         replace_file(self._file(number), write_to, "scores")
-
-
-class _Progress:
-    """A line that says how many rows have been scored, and how long the others will take."""
-
-    def __init__(self, n_rows: int, verbose: int) -> None:
-        self._n_rows, self._verbose = n_rows, verbose
-        self._start, self._n_before = time.monotonic(), -1
-
-    def show(self, n_done: int) -> None:
-        """Say how many rows have been scored."""
-        n_done = max(0, n_done)
-        if self._n_before < 0:
-            self._n_before = n_done
-        if not self._verbose:
-            return
-        share = 100 * n_done // max(1, self._n_rows)
-        left = ""
-        if self._n_before < n_done < self._n_rows:
-            seconds = time.monotonic() - self._start
-            seconds *= (self._n_rows - n_done) / (n_done - self._n_before)
-            left = f", {int(seconds) // 60}:{int(seconds) % 60:02} left"
-        line = f"{n_done:,} of {self._n_rows:,} rows scored ({share} %){left}"
-        print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """End the line."""
-        if self._verbose:
-            print(file=sys.stderr)

@@ -200,6 +200,7 @@ class Detector(Protocol):
     threshold: Any
     max_samples: int | None
     random_state: Any
+    verbose: Any
     callbacks: Any
     checkpoint: Any
 

@@ -16,6 +16,7 @@ from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import validate_data
 
 from vae_anomaly.calibration.groups import labels_of
+from vae_anomaly.core.progress import ProgressLine
 from vae_anomaly.core.types import Array, DtypeOrNone, Estimator, Matrix, MatrixLike, Shape, Unchecked
 from vae_anomaly.data import frames
 from vae_anomaly.data.images import check_image_shape, flatten, warn_of_channels_first
@@ -72,6 +73,7 @@ def read_training_rows(
     reset: bool,
     n_at_most: int | None,
     seed: Callable[[], int],
+    verbose: bool = False,
 ) -> TrainingRows:
     """The rows to train on, of which no more than ``n_at_most`` are ever in memory if they are a `Source`.
 
@@ -85,6 +87,8 @@ def read_training_rows(
         None is all.
     seed : function that gives the seed of the draw
         It is asked only if there is one.
+    verbose : bool, default=False
+        Whether a line shows how many of the stream's rows have been read.
 
     Raises
     ------
@@ -103,10 +107,16 @@ def read_training_rows(
     with locating(source, positions):
         drawn, image_shape, dtype = read(detector, source.take(positions), reset, source, shape_of_images)
     names = getattr(detector, "feature_names_in_", None)
+    n_read, progress = 0, ProgressLine(source.n_rows, "read", verbose)
 
     def numbers(rows: Unchecked) -> Matrix:
+        nonlocal n_read
+        if not n_read:
+            progress.show(0)
         block, _, _ = read(detector, rows, reset=False, shape_of_images=image_shape)
         check_finite(block, names)
+        n_read += block.shape[0]
+        progress.show(n_read)
         return block
 
     stream = Stream(source, numbers, drawn.shape[1])

@@ -43,6 +43,7 @@ def read(
             None if earlier is None else earlier.calibration_seed,
             0 if earlier is None else earlier.n_rows_seen,
         ),
+        verbose=bool(detector.verbose),
     )
     if groups is None:
         return found
