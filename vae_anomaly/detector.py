@@ -195,10 +195,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Where scores of rows that were not trained on come from, for such thresholds and for `p_values`. A
         float in (0, 1) holds out that fraction of the rows. "out_of_bag" judges each row by the members
         that left it out of their training, as `thresholds.OutOfBag` does: it costs neither rows nor time, and
-        promises less (`docs <../user_guide/thresholds.html>`__). "folds" fits five more detectors, each
-        without one fold of the rows, and scores the fold by it; a splitter that holds out each row once, such
-        as ``KFold(10)``, makes other folds. "auto" does nothing unless the threshold asks; then it is "folds"
-        for fewer than 500 rows, else a fifth of the rows, at most 10,000.
+        rates may be a little above those promised. "folds" fits five more detectors, each without one fold of
+        the rows, and scores the fold by it; a splitter that holds out each row once, such as ``KFold(10)``,
+        makes other folds. "auto" does nothing unless the threshold asks; then it is "folds" for fewer than
+        500 rows, else a fifth of the rows, at most 10,000.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the likelihood:
         `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel, and
