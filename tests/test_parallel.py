@@ -43,12 +43,18 @@ class Elsewhere(ThreadingBackend):
     sizes: list[int] = []  # noqa: RUF012
 
     def submit(self, func, callback=None):
+        return super().submit(self._elsewhere(func), callback)
+
+    def apply_async(self, func, callback=None):  # what joblib 1.3 calls it
+        return super().apply_async(self._elsewhere(func), callback)
+
+    def _elsewhere(self, func):
         def call():
             sent = pickle.dumps(func)
             self.sizes.append(len(sent))
             return pickle.loads(pickle.dumps(pickle.loads(sent)()))
 
-        return super().submit(call, callback)
+        return call
 
 
 register_parallel_backend("elsewhere", Elsewhere)
