@@ -1,6 +1,8 @@
 """VAEDetector: parameters, results, and what it says about input that cannot work."""
 
 import pickle
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     MinMaxScaler,
@@ -715,3 +718,26 @@ def test_the_unit_of_a_constant_changes_no_score():
 def test_training_stops_where_nothing_is_left_to_learn():
     detector = VAEDetector(DenseNetwork((8,)), members=2, random_state=0).fit(np.full((100, 3), 5.0))
     assert len(detector.history_["loss"]) < 1500  # of at most 2,000
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda detector, X: detector.set_params(validation_fraction=0.2, threshold="out_of_bag").fit(X[:15]),
+        lambda detector, X: detector.fit(X).partial_fit(X[:10] * 50),
+        lambda detector, X: detector.set_params(device="gpu:7").fit(X),
+        lambda detector, X: detector.fit(
+            pd.DataFrame(X, columns=[*"abc"]).assign(name=[f"row {i}" for i in range(len(X))])
+        ),
+        lambda detector, X: make_pipeline(detector.set_params(device="gpu:7")).fit(X),
+    ],
+    ids=["a threshold", "a stream", "a device", "a column", "a pipeline"],
+)
+def test_a_warning_names_the_line_outside_that_called(call):
+    detector = VAEDetector(DenseNetwork((4,)), epochs=1, random_state=0)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        call(detector, np.random.RandomState(0).normal(size=(60, 3)))
+    of_ours = [each for each in warned if issubclass(each.category, UserWarning)]
+    assert of_ours
+    assert not any("vae_anomaly" in Path(each.filename).parts for each in of_ours)

@@ -12,7 +12,6 @@ pythresh's, work as they are.
 from __future__ import annotations
 
 import math
-import warnings
 from numbers import Real
 from typing import ClassVar
 
@@ -23,6 +22,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.calibration.certificate import fewest_rows, most_above
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.types import Constraints, Estimator, ThresholdRule
 
 __all__ = ["THRESHOLDS", "Conformal", "MedianDeviation", "OutOfBag", "ParetoTail", "Quantile", "TukeyFence"]
@@ -119,12 +119,11 @@ class OutOfBag(_Ranked):
         self._validate_params()
         rank = self._rank(len(scores))
         if rank > len(scores):
-            warnings.warn(
+            warn_user(
                 f"{len(scores)} training rows cannot tell where a threshold with a false-alarm rate of "
                 f"{self.false_alarm_rate:g} lies: it takes {self.fewest_scores}. It is set to the "
                 "largest score; more of the new normal rows may raise an alarm.",
                 UserWarning,
-                stacklevel=5,
             )
         return float(np.sort(scores)[min(rank, len(scores)) - 1])
 

@@ -8,7 +8,6 @@ score, so that the promises stay exact.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -20,6 +19,7 @@ import pandas as pd
 
 from vae_anomaly.calibration.checks import check_calibrated
 from vae_anomaly.calibration.conformal import p_values
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.types import Array, Detector, Floats
 
 __all__ = ["Grouping", "cuts_of", "group_p_values", "group_rows", "labels_of", "p_values_of", "rates_of"]
@@ -170,11 +170,10 @@ def group_p_values(
 def warn_of_one_cut(detector: Detector, groups: object) -> None:
     """Warn that a detector with groups is asked for labels without them."""
     if groups is None and getattr(detector, "calibration_groups_", None) is not None:
-        warnings.warn(
+        warn_user(
             "the detector was fitted with groups, and predict received none: all rows have the cut of all "
             "groups together. Pass groups= to keep the false-alarm rate in each.",
             UserWarning,
-            stacklevel=4,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from sklearn.model_selection import KFold, train_test_split
 
 from vae_anomaly.core import parallel
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.types import Array, Floats, Matrix, Splitter
 
 __all__ = [
@@ -129,12 +129,11 @@ def groups_of_calibration(
 def warn_of_other_rows(n_rows: int, n_rows_before: int) -> None:
     """Warn that a warm start cannot hold out what the earlier fit held out."""
     if n_rows != n_rows_before:
-        warnings.warn(
+        warn_user(
             f"warm_start=True goes on with {n_rows} rows from a fit of {n_rows_before}: rows that the "
             "earlier fit was trained on may be held out now, so that rates and p-values promise too much. "
             "Fit with the same rows, or with warm_start=False.",
             UserWarning,
-            stacklevel=3,
         )
 
 

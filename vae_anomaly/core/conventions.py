@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Concatenate, Generic, ParamSpec, TypeVar, overload
 
-__all__ = ["MethodNamedAsParameter", "all_or_nothing"]
+__all__ = ["MethodNamedAsParameter", "all_or_nothing", "warn_user"]
 
 _Owner = TypeVar("_Owner")
 _Result = TypeVar("_Result")
@@ -52,3 +54,11 @@ def all_or_nothing(estimator: object) -> Iterator[None]:
     except BaseException:
         estimator.__dict__ = before
         raise
+
+
+def warn_user(message: str | Warning, category: type[Warning] = UserWarning) -> None:
+    """Warn in the name of the line that called this package, however deep the cause lies."""
+    depth, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("vae_anomaly."):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=depth)

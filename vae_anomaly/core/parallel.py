@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import joblib
 from joblib.parallel import SequentialBackend, get_active_backend
 
+from vae_anomaly.core.conventions import warn_user
+
 __all__ = ["Place", "find_place", "map_elsewhere"]
 
 _ATTEMPTS = 3
@@ -73,7 +75,7 @@ def map_elsewhere(function: Callable[..., Any], shared: tuple[Any, ...], tasks: 
     results = []
     for result, warned in found:
         for message in warned:
-            warnings.warn(message, stacklevel=3)
+            warn_user(message)
         results.append(result)
     return results
 

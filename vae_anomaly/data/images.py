@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.types import Matrix, Shape, Unchecked
 
@@ -63,13 +63,12 @@ def warn_of_channels_first(image_shape: Shape | None) -> None:
         return
     first, height, width = image_shape
     if min(height, width) > _MOST_CHANNELS and (first == 3 or (first == 1 and height == width)):
-        warnings.warn(
+        warn_user(
             f"X holds images of height {first}, width {height} and {width} channels, by its shape "
             f"{('n', *image_shape)}. If the channels come first, hand in np.moveaxis(X, 1, -1).".replace(
                 "'", ""
             ),
             UserWarning,
-            stacklevel=5,
         )
 
 

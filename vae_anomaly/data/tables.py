@@ -9,7 +9,6 @@ model leaves out is 0 in every row.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from pandas.api.extensions import ExtensionDtype
 from scipy import sparse
 
 from vae_anomaly import likelihoods
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.rows import array_of
 from vae_anomaly.core.types import Floats, Unchecked, Values
 from vae_anomaly.data.recognition import (
@@ -276,7 +276,7 @@ def table_of(X: Unchecked, likelihood: LikelihoodLike, source: Source | None = N
         )
     for reason, names in reasons.items():
         columns = f"column{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
-        warnings.warn(f"{columns}: {reason.format(first=names[0])}", UserWarning, stacklevel=5)
+        warn_user(f"{columns}: {reason.format(first=names[0])}", UserWarning)
     return table if source is None else _with_all_categories(table, source)
 
 

@@ -6,10 +6,10 @@ members about rows is one program, and computes on the first device.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 from vae_anomaly.core.backend import tf
+from vae_anomaly.core.conventions import warn_user
 
 __all__ = ["Devices", "check_devices", "device_of"]
 
@@ -51,11 +51,10 @@ def check_devices(devices: Devices) -> None:
             )
         if (wanted.device_type, wanted.device_index or 0) not in here:
             seen = ", ".join(f"{kind.lower()}:{index}" for kind, index in here)
-            warnings.warn(
+            warn_user(
                 f"device names {name!r}, which TensorFlow does not see here: it computes on one of {seen} in "
                 "its place.",
                 UserWarning,
-                stacklevel=4,
             )
 
 

@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 
 from vae_anomaly import thresholds
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.types import Array, Matrix
 from vae_anomaly.data.lazy import representative
 from vae_anomaly.data.preparation import Preparation
@@ -70,18 +71,17 @@ def check_last_activation(job: Job, names: Array | None) -> None:
     )
     if repeats_link:
         raise ValueError(message)
-    warnings.warn(message, UserWarning, stacklevel=4)
+    warn_user(message, UserWarning)
 
 
 def warn_of_interruption(n_trained: int, n_members: int, n_epochs: int, cause: str, resumable: bool) -> None:
     """Say what is left of a training that was ended before its time."""
     of_members = "" if n_members == 1 else f" of {n_trained} of {n_members} members"
-    warnings.warn(
+    warn_user(
         f"{cause} has ended the training{of_members} after {n_epochs} epochs: the detector works, but was "
         "trained for less than its parameters say. Its attribute interrupted_ is True."
         f"{' fit(X, resume=True) goes on with the training.' if resumable else ''}",
         ConvergenceWarning,
-        stacklevel=4,
     )
 
 
@@ -96,12 +96,11 @@ def warn_of_other_data(
     if by_chance > _BY_CHANCE or alarms.mean() < _MANY_ALARMS:
         return
     where = _column_to_blame(earlier, rows[np.flatnonzero(alarms)])
-    warnings.warn(
+    warn_user(
         f"{continuation.name} goes on with other data: the earlier fit calls {alarms.mean():.2g} of the rows "
         f"anomalies, where {rate:.2g} would be expected{where}. Scaler, categories and likelihood stay those "
         f"of the earlier fit: {continuation.otherwise} to fit them to these rows.",
         UserWarning,
-        stacklevel=5,
     )
 
 
@@ -137,12 +136,11 @@ def warn_of_outside(X: Matrix, earlier: Fitted) -> None:
         return
     told = "; ".join(f"{name}: {facts}" for name, facts in found[:_COLUMNS_TO_TELL_OF])
     rest = ", ".join(name for name, _ in found[_COLUMNS_TO_TELL_OF:])
-    warnings.warn(
+    warn_user(
         f"new rows lie outside what the {int(ranges.n_rows):,} earlier ones held in {told}"
         f"{f'; and so in {rest}' if rest else ''}. Scaler and categories stay those of the first fit: call "
         "fit on rows like these if the change is to stay.",
         UserWarning,
-        stacklevel=5,
     )
 
 
@@ -156,22 +154,20 @@ def _name(column: int, preparation: Preparation) -> str:
 def warn_of_few_rows(n_rows: int) -> None:
     """Warn of so few new rows that they cannot tell how scores of others spread."""
     if n_rows < _FEWEST_ROWS:
-        warnings.warn(
+        warn_user(
             f"partial_fit sets the threshold by the scores of its {n_rows} rows, which are few to tell it "
             "by: collect some hundreds, and hand them in together.",
             UserWarning,
-            stacklevel=5,
         )
 
 
 def warn_of_same_rows() -> None:
     """Warn of the rows of the last call, which are not new."""
-    warnings.warn(
+    warn_user(
         "partial_fit was given the rows of the last call again: rows that were trained on set the threshold "
         "now, so that rates and p-values promise too much. Hand in each row once; for more passes over the "
         "same rows raise epochs, or fit with warm_start=True.",
         UserWarning,
-        stacklevel=5,
     )
 
 
@@ -189,11 +185,10 @@ def _column_to_blame(fitted: Fitted, X: Matrix) -> str:
 def warn_of_more_alarms(of_training_rows: float, of_new_rows: float) -> None:
     """Warn of a threshold that calls far more of new rows anomalies than of the training rows."""
     if of_new_rows > max(2 * of_training_rows, of_training_rows + 0.05):
-        warnings.warn(
+        warn_user(
             f"the threshold calls {of_training_rows:.2g} of the training rows anomalies, and about "
             f"{of_new_rows:.2g} of new rows like them, by rows that members left out of their training: the "
             "model knows the training rows too well. Fit on more rows; or set threshold='out_of_bag' or "
             "'conformal', which hold for new rows.",
             UserWarning,
-            stacklevel=4,
         )

@@ -24,12 +24,14 @@ from vae_anomaly.core.types import (
     Floats,
     Matrix,
     RandomStateLike,
+    ThresholdRule,
 )
 from vae_anomaly.data.lazy import LazyRows, concatenate, fingerprint, has_gaps, subset
 from vae_anomaly.data.pixels import pixel_range, pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.data.scaling import scaled_zero
+from vae_anomaly.data.streams import Stream
 from vae_anomaly.data.tables import Table
 from vae_anomaly.ensemble import averaging, fit_warnings
 from vae_anomaly.ensemble.decisions import Decisions
@@ -200,14 +202,7 @@ def fit(
         If Ctrl-C ends what a threshold cannot do without.
     """
     likelihood, parameters = decisions.likelihood, decisions.parameters
-    X, stream = given.X, given.stream
-    if decisions.of_images is not None:
-        scaled = parameters["scaler"] is not None and not isinstance(parameters["scaler"], str)
-        in_units = partial(pixels, dtype=given.dtype, likelihood=likelihood, scaled=scaled)
-        fitted_range = None if earlier is None else earlier.fitted.preparation.pixel_range
-        X = in_units(X, fitted_range=fitted_range)
-        if stream is not None:
-            stream = stream.followed_by(partial(in_units, fitted_range=fitted_range or pixel_range(X)))
+    X, stream = _in_units(given, decisions, earlier)
     takes_new_rows = earlier is not None and earlier.continuation.takes_new_rows
     n_rows_seen = 0 if earlier is None else earlier.n_rows_seen
     n_members = len(decisions.recipe.members)
@@ -289,17 +284,13 @@ def fit(
         unseen = calibration_rows.out_of_fold_scores(of_fold, images, decisions.calibration, draws_seed)
     elif takes_unseen:
         raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
-    scores = averaging.average(by_member, fitted.weights)
-    if takes_unseen and unseen is not None:
-        scores = unseen
-    elif thresholds.takes_out_of_bag(decisions.rule) and as_new is not None:
-        scores = as_new
-    cut = float(decisions.rule.cut(scores))
-    rate = thresholds.promised_rate(decisions.rule)
-    if rate is None and as_new is not None:
-        rate = float((as_new > cut).mean())
-        if earlier is None or earlier.warns:
-            fit_warnings.warn_of_more_alarms(float((scores > cut).mean()), rate)
+    cut, rate = _cut(
+        decisions.rule,
+        averaging.average(by_member, fitted.weights),
+        as_new,
+        unseen,
+        warns=earlier is None or earlier.warns,
+    )
     return Outcome(
         fitted=fitted,
         history=append_history({} if earlier is None else earlier.history, history),
@@ -313,6 +304,42 @@ def fit(
         false_alarm_rate=rate,
         pixel_quantiles=_pixel_quantiles(fitted, decisions, job, rows),
     )
+
+
+def _in_units(
+    given: TrainingRows, decisions: Decisions, earlier: Earlier | None
+) -> tuple[Matrix, Stream | None]:
+    """The rows, and the stream that they were drawn from, with pixels in the units that the model sees."""
+    X, stream, scaler = given.X, given.stream, decisions.parameters["scaler"]
+    if decisions.of_images is None:
+        return X, stream
+    scaled = scaler is not None and not isinstance(scaler, str)
+    in_units = partial(pixels, dtype=given.dtype, likelihood=decisions.likelihood, scaled=scaled)
+    fitted_range = None if earlier is None else earlier.fitted.preparation.pixel_range
+    X = in_units(X, fitted_range=fitted_range)
+    if stream is not None:
+        stream = stream.followed_by(partial(in_units, fitted_range=fitted_range or pixel_range(X)))
+    return X, stream
+
+
+def _cut(
+    rule: ThresholdRule, scores: Floats, as_new: Floats | None, unseen: Floats | None, *, warns: bool
+) -> tuple[float, float | None]:
+    """The rule's cut among the scores that it asks for, and the rate of new rows above it, if that is known.
+
+    ``as_new`` are the training rows' scores as if no member had seen them, ``unseen`` those for calibration.
+    """
+    if thresholds.takes_held_out(rule) and unseen is not None:
+        scores = unseen
+    elif thresholds.takes_out_of_bag(rule) and as_new is not None:
+        scores = as_new
+    cut = float(rule.cut(scores))
+    rate = thresholds.promised_rate(rule)
+    if rate is None and as_new is not None:
+        rate = float((as_new > cut).mean())
+        if warns:
+            fit_warnings.warn_of_more_alarms(float((scores > cut).mean()), rate)
+    return cut, rate
 
 
 def _warn_of_rows(X: Matrix, earlier: Earlier, seed: int) -> None:

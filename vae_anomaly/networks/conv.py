@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.types import Constraints, KerasClass, KerasModel, Shape, Tensor
 from vae_anomaly.networks.base import (
@@ -463,11 +463,10 @@ def _with_all_axes(shape: Shape, dimensions: int) -> Shape:
 def _warn_of_channels_first(image_shape: Shape | None) -> None:
     if image_shape is not None and is_ambiguous(image_shape[::-1]):
         length, channels = image_shape
-        warnings.warn(
+        warn_user(
             f"X holds signals of length {length} with {channels} channels, by its shape "
             f"(n, {length}, {channels}). If the channels come first, hand in np.moveaxis(X, 1, -1).",
             UserWarning,
-            stacklevel=6,
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,6 +15,7 @@ import joblib
 import numpy as np
 
 from vae_anomaly.core.backend import keras, without_weights
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.spec import config_json
 from vae_anomaly.core.types import Array, Constraints, KerasModel, Layer, LayerShape, Shape, Values
@@ -165,10 +165,9 @@ class KerasNetwork(Network):
         encoder, decoder = self._blueprints()
         for role, blueprint in (("encoder", encoder), ("decoder", decoder)):
             if blueprint.adds_kl:
-                warnings.warn(
+                warn_user(
                     f"KerasNetwork's {role} holds a KLDivergence layer, and the detector adds the KL itself: "
-                    "it will be counted twice. Take the layer out of the model.",
-                    stacklevel=2,
+                    "it will be counted twice. Take the layer out of the model."
                 )
         return KerasNetwork(encoder, decoder, self.pretrained)
 

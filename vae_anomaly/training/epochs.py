@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from vae_anomaly.core.backend import tf
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Callback
 from vae_anomaly.data.lazy import has_gaps, representative
@@ -265,12 +265,11 @@ class _Epochs:
             training, best, (figures,) = self._attempt(progress, order, np.float32(lowered))
             reason = self._divergence(progress, order, training, figures)
             if not reason:
-                warnings.warn(
+                warn_user(
                     f"training diverged: {diverged}. It was repeated from the beginning of this epoch, and "
                     f"goes on, at a tenth of the learning rate (now {self._plan.learning_rate:g}); lower "
                     "learning_rate yourself for a better model.",
                     ConvergenceWarning,
-                    stacklevel=2,
                 )
         if reason:
             raise self._error(reason)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.types import Callback
 from vae_anomaly.engine.programs import Architecture
 from vae_anomaly.engine.steps import TrainingState, model_state
@@ -185,12 +185,11 @@ def _warn_of_one_file(callback: Callback, n_members: int) -> None:
             continue
         path = str(getattr(callback, attribute))
         if _MEMBER not in path:
-            warnings.warn(
+            warn_user(
                 f"callbacks are called for each of the {n_members} members, one after another, and {kind} "
                 f"would write all of them to {path!r}: put {{member}} into the path, which becomes the "
                 "member's number, or fit with members=1.",
                 UserWarning,
-                stacklevel=2,
             )
 
 
