@@ -121,10 +121,7 @@ FITS = {
 # The others act on the training as one of these does.
 BY_DEFAULT = {
     "an ensemble",
-    "early stopping",
     "dropout and batch normalization",
-    "a network of Keras",
-    "warm-up and a schedule",
     "a conformal threshold",
 }
 
@@ -300,6 +297,7 @@ def test_the_checkpoint_of_another_fit_is_refused_with_what_differs(
     np.testing.assert_array_equal(earlier.score_samples(X), scores)
 
 
+@pytest.mark.wide
 def test_a_fit_of_patches_goes_on_with_the_same_patches_only(path):
     images = (255 * np.random.RandomState(0).uniform(size=(24, 34, 36))).astype(np.uint8)
     settings = {"epochs": 3, "members": 1, "random_state": 0}

@@ -36,6 +36,7 @@ def at_once(actions):
         return list(pool.map(run, actions))
 
 
+@pytest.mark.wide
 def test_eight_threads_score_one_detector_while_two_fit_new_ones(table, forget_programs):
     X, _ = table
     detector = quick().fit(X)
@@ -76,6 +77,7 @@ def test_threads_that_ask_for_single_rows_get_the_bits_of_the_whole_table(table,
         np.testing.assert_array_equal(found, expected[list(own)])
 
 
+@pytest.mark.wide
 def test_ensembles_that_are_fitted_at_once_in_their_own_threads_are_the_serial_ones(table, forget_programs):
     X, _ = table
     ensembles = [quick(seed).set_params(members=[Member(), Member(0.1)]) for seed in range(3)]

@@ -267,6 +267,7 @@ def quick_of_digits(digits):
     return VAEDetector(epochs=3, random_state=0).fit(digits)
 
 
+@pytest.mark.wide
 def test_images_and_flat_rows_give_the_identical_model(digits):
     settings = {"epochs": 3, "members": 1, "random_state": 0}
     images = VAEDetector("conv", **settings).fit(digits)
@@ -278,6 +279,7 @@ def test_images_and_flat_rows_give_the_identical_model(digits):
     np.testing.assert_array_equal(flat.score_samples(digits.reshape(-1, 64)), expected)
 
 
+@pytest.mark.wide
 def test_images_come_back_in_the_form_they_had(digits, quick_of_digits):
     detector = quick_of_digits
     gray, with_channel, flat = digits[:5], digits[:5, ..., None], digits[:5].reshape(5, 64)

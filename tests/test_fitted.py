@@ -147,6 +147,7 @@ def test_a_scaler_may_fill_the_gaps_or_refuse_them(normal):
         detector(epochs=2, scaler=PCA(2)).fit(rows)
 
 
+@pytest.mark.wide
 def test_a_convolutional_network_takes_missing_pixels():
     images = np.random.RandomState(0).uniform(size=(80, 4, 4))
     fitted = VAEDetector(

@@ -161,6 +161,7 @@ def test_every_form_gives_the_same_scores_in_fit_and_afterwards(of_bytes, digits
     assert detector.offset_ == of_bytes.offset_
 
 
+@pytest.mark.wide
 def test_behind_scikit_learns_steps_flat_rows_give_the_identical_model(digits):
     images = digits[..., np.newaxis] / 255
     direct = VAEDetector("conv", **QUICK).fit(images)
@@ -212,6 +213,7 @@ def test_the_callers_images_stay_as_they_are(of_bytes, digits):
         np.testing.assert_array_equal(images, before)
 
 
+@pytest.mark.wide
 def test_folds_and_warm_starts_see_the_same_pixels(digits):
     settings = {**QUICK, "calibration": KFold(2), "warm_start": True}
     bytes_, floats = (VAEDetector(NETWORK, **settings) for _ in range(2))

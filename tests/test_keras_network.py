@@ -253,6 +253,7 @@ class Centre(keras.layers.Layer):  # type: ignore[misc]
         return shape
 
 
+@pytest.mark.wide
 def test_weights_without_an_initializer_come_from_the_given_model(forget_programs: Any) -> None:
     """Not from a model of the same configuration that was fitted before."""
 
@@ -448,6 +449,7 @@ def bounded(logits: Any) -> Any:
     return 20 * keras.ops.tanh(logits)
 
 
+@pytest.mark.wide
 def test_a_decoder_may_bound_its_logits() -> None:
     network = of_images(bounded)
     VAEDetector(network=network, likelihood="bernoulli", epochs=1, members=1).fit(images())
@@ -517,6 +519,7 @@ def test_what_follows_the_last_activation_belongs_to_it() -> None:
     np.testing.assert_allclose(found.function(np.array([[-50.0, 0.0, 50.0]], "f4")), [[-2, 0, 2]])
 
 
+@pytest.mark.wide
 def test_a_last_activation_of_whole_images_is_left_alone() -> None:
     decoder = keras.Sequential(
         [keras.Input((2,)), layers.Dense(16), layers.Reshape((4, 4, 1)), layers.Softmax(axis=(1, 2))]
@@ -641,6 +644,7 @@ def test_an_encoder_of_images_of_any_size_is_given_that_of_the_images(tmp_path: 
         VAEDetector(network, epochs=1).fit(X.reshape(-1, 16))
 
 
+@pytest.mark.wide
 def test_flat_rows_before_an_encoder_of_images_are_images() -> None:
     """As they are before a ConvNetwork: the same default likelihood, score and pixels of bytes."""
     network = KerasNetwork(an_image_encoder((4, 4, 1)), an_image_decoder((4, 4, 1)))

@@ -183,6 +183,7 @@ def of_bytes(tmp_path_factory):
     return detector, images, path
 
 
+@pytest.mark.wide
 def test_images_go_in_as_images_and_in_the_units_that_the_graph_of_bytes_names(of_bytes):
     detector, images, path = of_bytes
     graph = onnxruntime.InferenceSession(path)
@@ -356,6 +357,7 @@ def assert_empty(graph, feed):
     assert [values.shape for values in (scores, decision, labels)] == [(0,)] * 3
 
 
+@pytest.mark.wide
 def test_no_rows_give_no_scores(homes, written, of_bytes, of_homes, of_few_values):
     _, images, path = of_bytes
     assert_empty(onnxruntime.InferenceSession(written[2]), {"X": REAL})

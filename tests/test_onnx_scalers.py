@@ -204,6 +204,7 @@ def assert_exported(scaler, X):
 
 # Each takes seconds, most of them for the conversion of the network.
 @pytest.mark.parametrize("case", ["column by column", *map(wide, sorted(ONE_OF_EACH))])
+@pytest.mark.wide
 def test_a_detector_with_the_scaler_scores_in_a_graph_as_it_does(case):
     scaler, X = CASES[case]
     with warnings.catch_warnings():

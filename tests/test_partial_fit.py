@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import wide
 from scipy import sparse, stats
 from sklearn.model_selection import KFold
 
@@ -241,6 +242,7 @@ def test_rows_like_the_earlier_ones_are_not_warned_of(table, of_table):
 
 
 @of_other_data
+@pytest.mark.wide
 def test_of_many_columns_five_are_told_of_and_all_named():
     rng = np.random.RandomState(0)
     detector = VAEDetector(**SETTINGS).fit(rng.normal(size=(100, 7)))
@@ -377,7 +379,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("calibration", [0.4, pytest.param(KFold(2), marks=pytest.mark.wide)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["gaps", "images", *map(wide, sorted({*KINDS} - {"gaps", "images"}))])
 def test_rows_of_any_kind_go_on_to_the_same_bits(kind, calibration):
     X, settings = KINDS[kind](np.random.RandomState(0))
     settings = {**SETTINGS, "epochs": 1, "calibration": calibration, **settings}
@@ -423,7 +425,7 @@ def test_of_more_rows_than_max_samples_so_many_are_drawn_wherever_the_rows_are(s
     assert drawn.missing_fraction_[2] == pytest.approx(100 / 452, abs=0.03)
 
 
-@pytest.mark.parametrize("name", ["table", "mixed", "gaps", "images"])
+@pytest.mark.parametrize("name", ["mixed", *map(wide, ["table", "gaps", "images"])])
 def test_detectors_of_files_that_know_no_ranges_go_on(name, request):
     detector = load(request.path.parent / "model_files" / "0.1.0" / f"{name}.vae")
     X = detector.sample(40, random_state=0)

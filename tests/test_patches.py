@@ -285,6 +285,7 @@ def test_the_model_card_says_what_the_members_see(detector):
     assert detector.model_card()["model"]["patches"] == "8 x 8 pixels"
 
 
+@pytest.mark.wide
 def test_folds_see_the_same_bytes_and_patches(grain):
     of_bytes = (grain * 255).round().astype(np.uint8)
     settings = {**QUICK, "members": 1, "calibration": KFold(2)}

@@ -216,6 +216,7 @@ def test_many_columns_and_epochs_come_back(path):
     assert found.history_ == detector.history_
 
 
+@pytest.mark.wide
 def test_images_are_images_again(path):
     images = np.random.RandomState(0).uniform(size=(40, 6, 5))
     detector = VAEDetector(ConvNetwork(filters=(3,), dense_units=(4,)), **QUICK).fit(images)

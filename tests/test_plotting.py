@@ -466,6 +466,7 @@ def test_flat_rows_are_images_by_their_networks_word_or_by_yours(images):
             draw(dense, image_shape=(8, 9))
 
 
+@pytest.mark.wide
 def test_the_expected_images_are_in_the_units_of_the_data(images):
     fitted = VAEDetector(LINEAR, latent_dim=2, likelihood="gaussian", epochs=1, random_state=0)
     fitted.fit(images * 255 + 1000)
@@ -865,6 +866,7 @@ def test_rows_in_other_forms_are_drawn_too(form):
     assert [bar.get_width() for bar in bars] == [bar.get_width() for bar in expected]
 
 
+@pytest.mark.wide
 def test_images_in_a_list_are_drawn():
     images = load_digits().data[:40].reshape(-1, 8, 8) / 16
     detector = VAEDetector(ConvNetwork(filters=(2,)), epochs=1, members=1, random_state=0).fit(images)

@@ -47,6 +47,7 @@ def test_an_ambiguous_shape_is_refused_before_any_training(network: Any) -> None
 
 
 @pytest.mark.parametrize("by", ["an axis", wide("a parameter")])
+@pytest.mark.wide
 def test_what_the_message_says_of_images_makes_images_of_them(by: str) -> None:
     pixels = np.random.default_rng(0).random((20, LENGTH, 3))
     given = pixels[..., np.newaxis] if by == "an axis" else pixels

@@ -7,6 +7,7 @@ import weakref
 
 import numpy as np
 import pytest
+from conftest import wide
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
 from vae_anomaly.core.backend import keras
@@ -80,9 +81,9 @@ def a_convolution(x):
     [
         (lambda: DenseNetwork((5,)), False),
         (lambda: ConvNetwork((3, 2, 1), (2,)), True),
-        (lambda: ConvNetwork(dimensions=1, filters=(2,)), True),
-        (lambda: KerasNetwork(*models_of(lambda x: x)), False),
-        (lambda: KerasNetwork(*models_of(a_convolution)), True),
+        wide(lambda: ConvNetwork(dimensions=1, filters=(2,)), True),
+        wide(lambda: KerasNetwork(*models_of(lambda x: x)), False),
+        wide(lambda: KerasNetwork(*models_of(a_convolution)), True),
     ],
 )
 def test_convolutions_get_no_narrow_tile_in_any_network(network, has_convolutions):

@@ -107,9 +107,9 @@ def test_adam_is_keras_adam(X):
         {"objective": "iwae", "n_training_draws": 5},
         wide({"n_training_draws": 4}),
         {"free_bits": 0.5},
-        {"kl_warm_up": 0.5},
-        {"learning_rate_schedule": "linear"},
-        {"gradient_clip_norm": 1.0},
+        wide({"kl_warm_up": 0.5}),
+        wide({"learning_rate_schedule": "linear"}),
+        wide({"gradient_clip_norm": 1.0}),
         wide({"jit_compile": True}),
         {"batch_size": 16},
         {"device": "cpu"},
@@ -190,16 +190,21 @@ def test_early_stopping_stops_and_restores_the_best_weights():
     np.testing.assert_array_equal(detector.members_[0].trainable, stopped_later.members_[0].trainable)
 
 
+STOPPED = {"epochs": 300, "early_stopping": True, "patience": 5, "learning_rate": 0.05}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"epochs": 40},
         pytest.param({"epochs": 40, "jit_compile": True}, marks=pytest.mark.wide),
         {"epochs": 300, "early_stopping": True, "patience": 5, "learning_rate": 0.05},
-        {"epochs": 300, "early_stopping": True, "patience": 5, "learning_rate": 0.05, "jit_compile": True},
-        {"epochs": 30, "network": DenseNetwork((8,), dropout=0.1, batch_normalization=True)},
-        {"epochs": 30, "masked_fraction": 0.2, "validation_fraction": 0.2},
-        {"epochs": 30, "members": [Member(0.1), Member()], "validation_fraction": 0.2},
+        wide(
+            {"epochs": 300, "early_stopping": True, "patience": 5, "learning_rate": 0.05, "jit_compile": True}
+        ),
+        wide({"epochs": 30, "network": DenseNetwork((8,), dropout=0.1, batch_normalization=True)}),
+        wide({"epochs": 30, "masked_fraction": 0.2, "validation_fraction": 0.2}),
+        wide({"epochs": 30, "members": [Member(0.1), Member()], "validation_fraction": 0.2}),
     ],
     ids=["plain", "XLA", "early stopping", "early stopping, XLA", "layers with a state", "masks", "members"],
 )

@@ -87,6 +87,7 @@ def test_after_a_warm_up_no_request_of_these_sizes_compiles_anything(
     assert compiled == []
 
 
+@pytest.mark.wide
 def test_after_a_warm_up_hundreds_of_single_rows_compile_nothing_that_they_would_compile_without_it(
     compiled, forget_programs
 ):
