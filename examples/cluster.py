@@ -59,7 +59,7 @@ def main() -> None:
 
         # Two processes of one thread each (one process, to be quick). Nothing is computed before `compute`.
         settings = {"threads_per_worker": 1, "processes": not QUICK, "dashboard_address": None}
-        with LocalCluster(2, **settings) as cluster, Client(cluster):
+        with LocalCluster(n_workers=2, **settings) as cluster, Client(cluster):
             hours["alarm"] = detector.predict(hours[columns]) == -1
             alarms = hours.groupby("hour")["alarm"].mean().compute().sort_index()
         print("\nhours with more than 6 % of alarms, where 5 % are promised of normal rows:")

@@ -132,7 +132,7 @@ def test_workers_of_a_cluster_give_the_same_bits_and_one_that_is_killed_is_repla
     expected = detector.score_samples(frame)
     X = dd.from_pandas(frame, npartitions=30)
     with (
-        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
         np.testing.assert_array_equal(detector.score_samples(X).compute(), expected)
