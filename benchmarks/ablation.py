@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.ensemble.averaging import average, weights_for
-from vae_anomaly.ensemble.members import DEFAULT_MEMBERS, Member
+from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS, Member
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.scoring.passes import score_rows

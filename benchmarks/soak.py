@@ -26,7 +26,7 @@ from scipy import stats
 
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.core.backend import keras
-from vae_anomaly.ensemble.members import DEFAULT_MEMBERS
+from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS
 
 N_ROWS, N_FEATURES = 200, 5
 FITS_OF_BLOCK, SCORES_OF_BLOCK = 50, 5_000

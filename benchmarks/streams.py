@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.ensemble.members import DEFAULT_MEMBERS
+from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS
 
 N_FIRST, N_STREAM, N_TEST, N_COLUMNS, N_LATENT = 500, 2000, 1000, 10, 3
 WAYS = ("first rows only", "all rows", 1, 5, 10, 100)

@@ -26,7 +26,7 @@ from vae_anomaly import DenseNetwork, KerasNetwork, ModelFileError, VAEDetector,
 from vae_anomaly.checkpoints import Checkpoint, CheckpointFile
 from vae_anomaly.core.backend import keras
 from vae_anomaly.engine.steps import train_block
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.files import archive
 from vae_anomaly.training import epochs
 

@@ -14,7 +14,7 @@ from sklearn.preprocessing import PowerTransformer
 from vae_anomaly import DenseNetwork, Member, VAEDetector
 from vae_anomaly.core.backend import tf
 from vae_anomaly.engine import programs
-from vae_anomaly.ensemble.members import DEFAULT_MEMBERS
+from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS
 from vae_anomaly.likelihoods import Categorical, Gaussian, Mixed, StudentT
 from vae_anomaly.model import VAE
 from vae_anomaly.model.column_transform import (

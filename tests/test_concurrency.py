@@ -10,7 +10,7 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 
 from vae_anomaly import DenseNetwork, VAEDetector
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.monitoring import Monitor
 
 N_SCORING, N_FITTING, N_TURNS = 8, 2, 6

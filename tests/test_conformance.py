@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import (
 )
 
 from vae_anomaly import DenseNetwork, VAEDetector
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 
 DETECTORS = {
     "default": VAEDetector(epochs=5),

@@ -27,7 +27,7 @@ from sklearn.preprocessing import (
 
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
 from vae_anomaly.core.backend import keras, tf
-from vae_anomaly.ensemble.members import DEFAULT_MEMBERS
+from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.scoring.score import Score

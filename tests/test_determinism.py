@@ -16,7 +16,7 @@ from sklearn.preprocessing import MinMaxScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
 from vae_anomaly.engine import tiles
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.likelihoods import LIKELIHOODS, Gaussian, UnitInterval
 
 TO_UNIT_INTERVAL = MinMaxScaler(clip=True)

@@ -26,7 +26,7 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, scorers
 from vae_anomaly.data.tables import table_of
 from vae_anomaly.datasets import load_tumors
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.monitoring import Monitor
 from vae_anomaly.persistence import SKOPS_TRUSTED

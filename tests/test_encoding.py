@@ -32,7 +32,7 @@ from sklearn.preprocessing import (
 )
 
 from vae_anomaly import ConvNetwork, DenseNetwork, ModelFileError
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.files import allow_list as vocabulary
 from vae_anomaly.files import archive
 from vae_anomaly.files.decoding import decode_estimator

@@ -13,13 +13,7 @@ from vae_anomaly.datasets import make_anomalies
 from vae_anomaly.engine.programs import architecture_of, model_of
 from vae_anomaly.ensemble.averaging import average, weights_by_row, weights_for
 from vae_anomaly.ensemble.decisions import decide
-from vae_anomaly.ensemble.members import (
-    DEFAULT_MEMBERS,
-    IMAGE_MEMBERS,
-    PATCH_MEMBERS,
-    Member,
-    resolve_recipe,
-)
+from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS, IMAGE_MEMBERS, PATCH_MEMBERS, Member, resolve_recipe
 from vae_anomaly.scoring import SCORES, passes
 from vae_anomaly.thresholds import OutOfBag
 

@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 from vae_anomaly import DenseNetwork, VAEDetector
 from vae_anomaly.engine.programs import architecture
 from vae_anomaly.ensemble.averaging import average
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.model.states import Specification
 from vae_anomaly.scoring import SCORES

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncoder, StandardScaler
 
 from vae_anomaly import ConvNetwork, VAEDetector
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.explanations import explain, origins, spread_rest
 from vae_anomaly.posteriors.gaussian import kl_divergence
 from vae_anomaly.scoring import SCORES

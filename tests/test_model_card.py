@@ -10,7 +10,7 @@ from sklearn.exceptions import NotFittedError
 
 import vae_anomaly
 from vae_anomaly import DenseNetwork, VAEDetector, load
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.likelihoods import Categorical
 from vae_anomaly.model_card import ModelCard
 from vae_anomaly.thresholds import Conformal, MedianDeviation, ParetoTail

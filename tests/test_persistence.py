@@ -30,7 +30,7 @@ from sklearn.preprocessing import (
 
 import vae_anomaly
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, ModelFileError, VAEDetector, load
-from vae_anomaly.ensemble.members import Member
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.files import allow_list as vocabulary
 from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import LIKELIHOODS, Categorical, Gaussian

@@ -13,7 +13,7 @@ _ADDRESS: dict[str, str | None] = {
     "ConvNetwork": "networks",
     "DenseNetwork": "networks",
     "KerasNetwork": "networks.keras_network",
-    "Member": "ensemble.members",
+    "Member": "ensemble.recipe",
     "ModelFileError": "files.archive",
     "VAEDetector": "detector",
     "load": "persistence",
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from vae_anomaly.bulk_scoring import score_dataset as score_dataset
     from vae_anomaly.core.backend import warm_up as warm_up
     from vae_anomaly.detector import VAEDetector as VAEDetector
-    from vae_anomaly.ensemble.members import Member as Member
+    from vae_anomaly.ensemble.recipe import Member as Member
     from vae_anomaly.files.archive import ModelFileError as ModelFileError
     from vae_anomaly.networks import ConvNetwork as ConvNetwork
     from vae_anomaly.networks import DenseNetwork as DenseNetwork

@@ -53,7 +53,8 @@ from vae_anomaly.data.reading import read, read_groups, read_stream
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.ensemble import attributes, fits
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START, Member
+from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START
+from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
@@ -150,7 +151,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         `vae_anomaly.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
         models, half of them robust against anomalies among the training rows, and half of each kind with
         skewed columns transformed; for signals, two. Of a table or signals it is otherwise one model. Of
-        images it is four, for patches with a small beta (`ensemble.members.PATCH_MEMBERS`).
+        images it is four, for patches with a small beta (`ensemble.recipe.PATCH_MEMBERS`).
     epochs : "auto" or int, default="auto"
         Passes over the training rows, of more than ``max_samples`` over those drawn. "auto" makes about 1,000
         training steps of them, 2,000 with early stopping, and at least 5 passes; in `partial_fit`, 5 passes

@@ -12,7 +12,7 @@ from vae_anomaly.core.types import Shape, Splitter, ThresholdRule
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.tables import Table
 from vae_anomaly.engine.devices import check_devices, device_of
-from vae_anomaly.ensemble.members import (
+from vae_anomaly.ensemble.recipe import (
     DEFAULT_MEMBERS,
     IMAGE_MEMBERS,
     PATCH_MEMBERS,

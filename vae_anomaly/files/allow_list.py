@@ -46,7 +46,7 @@ __all__ = [
 
 #: Classes that are stored by their parameters and fitted attributes, with the module that has them.
 ESTIMATORS: dict[str, str] = {
-    "Member": "vae_anomaly.ensemble.members",
+    "Member": "vae_anomaly.ensemble.recipe",
     "KerasNetwork": "vae_anomaly.networks.keras_network",
     "ColumnTransformer": "sklearn.compose",
     "FunctionTransformer": "sklearn.preprocessing",

@@ -1,0 +1,153 @@
+"""Recipes: which members an ensemble has, and how each of them is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from vae_anomaly.core.types import Constraints
+
+__all__ = [
+    "DEFAULT_MEMBERS",
+    "IMAGE_MEMBERS",
+    "PATCH_MEMBERS",
+    "SIGNAL_MEMBERS",
+    "Member",
+    "Recipe",
+    "resolve_recipe",
+]
+
+_FEWEST_ROWS_TO_SPLIT = 10
+_HELD_OUT = 0.2
+
+
+class Member(BaseEstimator):  # type: ignore[misc]
+    r"""How one model of an ensemble is trained, where it differs from the others.
+
+    Parameters
+    ----------
+    trimmed_fraction : float, default=0.0
+        Fraction of each training batch, in [0, 1), that has the greatest loss and is left out of the step.
+        A model trained so does not learn rows that it finds improbable, such as anomalies among the
+        training rows (least trimmed squares, Rousseeuw 1984, for the objective of a VAE). Raise it
+        above the fraction of anomalies that you expect; on clean rows it costs a little.
+    beta_factor : float, default=1.0
+        Multiplies the detector's ``beta``. Below 1 the latent variables carry more of a row, and its
+        reconstruction is sharper.
+    column_transform : {"yeo-johnson"} or None, default=None
+        How the columns of real values are transformed inside this model. "yeo-johnson" makes skewed ones near
+        normal, each by a power of its own (Yeo & Johnson 2000, "A new family of power transformations to
+        improve normality or symmetry"); the others stay as they are. To a model of standardized columns, what
+        is too small in a column with a long right tail lies in the middle; to this one, far out. What is too
+        large looks nearer: one half of the default members have it.
+
+    Examples
+    --------
+    >>> from vae_anomaly import Member, VAEDetector
+    >>> robust = VAEDetector(members=[Member(trimmed_fraction=0.2)] * 3)
+    """
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "trimmed_fraction": [Interval(Real, 0, 1, closed="left")],
+        "beta_factor": [Interval(Real, 0, None, closed="left")],
+        "column_transform": [StrOptions({"yeo-johnson"}), None],
+    }
+
+    def __init__(
+        self,
+        trimmed_fraction: float = 0.0,
+        beta_factor: float = 1.0,
+        column_transform: str | None = None,
+    ) -> None:
+        self.trimmed_fraction = trimmed_fraction
+        self.beta_factor = beta_factor
+        self.column_transform = column_transform
+
+
+#: What ``members="auto"`` means for tables. On clean training rows the members with a small beta are better,
+#: on contaminated ones the trimmed; skewed columns want a transform, others none. Their mean is good on all
+#: (`benchmarks/results/ablation.md`).
+DEFAULT_MEMBERS = tuple(
+    Member(trimmed_fraction, beta_factor, column_transform)
+    for column_transform in (None, "yeo-johnson")
+    for trimmed_fraction, beta_factor in ((0.0, 0.3), (0.1, 1.0), (0.0, 0.1), (0.2, 1.0))
+)
+
+#: The same for signals: convolutions take longer than dense members, and one found nearly all that two found.
+#: The second doubles the rows that a member was not trained on, among which the threshold is set.
+SIGNAL_MEMBERS = (Member(),) * 2
+
+#: The same for whole images.
+IMAGE_MEMBERS = (Member(),) * 4
+
+#: The same for patches of images. Their latents have to carry a texture's grain and not its defects: with a
+#: beta of 1 a patch without any texture is more probable than one with it (`benchmarks/results/trials.md`).
+PATCH_MEMBERS = (Member(beta_factor=0.3), Member(beta_factor=0.1)) * 2
+
+
+class Recipe(NamedTuple):
+    """How a detector is to be trained, with every "auto" decided."""
+
+    members: tuple[Member, ...]
+    validation_fraction: float
+    early_stopping: bool
+
+
+def resolve_recipe(
+    members: str | int | Sequence[Member],
+    validation_fraction: str | float,
+    early_stopping: str | bool,
+    *,
+    default_members: Sequence[Member],
+    decide: bool,
+    of_images: bool,
+    n_rows: int,
+) -> Recipe:
+    """The recipe that the detector's parameters ask for.
+
+    Parameters
+    ----------
+    members, validation_fraction, early_stopping
+        The detector's parameters.
+    default_members : sequence of Member
+        What ``members="auto"`` means.
+    decide : bool
+        Whether the fit decides how long to train: "auto" then stops early.
+    of_images : bool
+        Of images, "auto" holds some out whether it stops early or not: models of images score those that they
+        were trained on far lower than new ones, and a threshold has to be for new ones.
+    n_rows : int
+        Of fewer than 10 rows, "auto" holds out none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``members`` holds anything but `Member` objects, or nothing, or if early stopping has no rows to
+        watch.
+    """
+    if isinstance(members, str):
+        members = default_members
+    members = (Member(),) * int(members) if isinstance(members, (int, np.integer)) else tuple(members)
+    if not members:
+        raise ValueError("members must hold at least one Member; received none.")
+    for member in members:
+        if not isinstance(member, Member):
+            raise TypeError(f"members must be a number or a list of Member objects; received {member!r}.")
+        member._validate_params()
+    if early_stopping not in ("auto", False) and validation_fraction == 0:
+        raise ValueError(
+            "early_stopping=True watches rows that are held out of training: set validation_fraction, for "
+            "example to 0.1; received validation_fraction=0."
+        )
+    enough = n_rows >= _FEWEST_ROWS_TO_SPLIT
+    if isinstance(early_stopping, str):
+        early_stopping = decide and validation_fraction != 0 and enough
+    if isinstance(validation_fraction, str):
+        holds_out = early_stopping or (of_images and enough)
+        validation_fraction = _HELD_OUT if holds_out else 0.0
+    return Recipe(members, validation_fraction, bool(early_stopping))
