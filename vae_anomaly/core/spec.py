@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import json
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 import joblib
@@ -70,6 +70,18 @@ class Part(Spec):
 
     def __hash__(self) -> int:
         return hash(self.architecture_key())
+
+    @classmethod
+    def resolve(cls, part: str | Self, named: Mapping[str, Callable[[], Self]]) -> Self:
+        """The part with this name, or the instance itself; asked of the family's base class."""
+        if isinstance(part, cls):
+            return part
+        if part not in named:
+            raise ValueError(
+                f"{cls._family} must be one of {[*named]} or an instance of {cls.__name__}; "
+                f"received {part!r}."
+            )
+        return named[part]()
 
     def config(self) -> Values:
         """Family, name and parameters as plain data, from which `from_config` makes an equal part."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import ClassVar
-
-from sklearn.utils._param_validation import Interval
-
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.types import Constraints, Tensor
+from vae_anomaly.core.types import Tensor
 from vae_anomaly.core.weights import Weight, Weights
-from vae_anomaly.flows.base import Transform
-from vae_anomaly.flows.conditioner import autoregressive_masks, condition, conditioner_weights
-from vae_anomaly.flows.coupling import bounded_log_scale
+from vae_anomaly.flows.conditioner import (
+    Conditioned,
+    autoregressive_masks,
+    condition,
+    conditioner_weights,
+    shift_and_log_scale,
+)
 
 __all__ = ["Autoregressive"]
 
 
-class Autoregressive(Transform):
+class Autoregressive(Conditioned):
     """Moves and scales each latent dimension by what those before it are.
 
     Scale and shift come from a hidden layer whose connections are masked (MADE, Germain et al. 2015), and
@@ -44,11 +43,6 @@ class Autoregressive(Transform):
     """
 
     name = "autoregressive"
-    fewest_latents = 2
-    _parameter_constraints: ClassVar[Constraints] = {"n_units": [Interval(Integral, 1, None, closed="left")]}
-
-    def __init__(self, n_units: int = 32) -> None:
-        self.n_units = n_units
 
     def weights(self, latent_dim: int, n_context: int) -> dict[str, Weight]:
         return conditioner_weights(latent_dim, 2 * latent_dim, self.n_units, n_context)
@@ -66,5 +60,4 @@ class Autoregressive(Transform):
 
     def _parameters(self, z: Tensor, weights: Weights, context: Tensor | None) -> tuple[Tensor, Tensor]:
         masks = autoregressive_masks(z.shape[-1], self.n_units, 2)
-        shift, raw = keras.ops.split(condition(z, weights, context, masks), 2, axis=-1)
-        return shift, bounded_log_scale(raw)
+        return shift_and_log_scale(condition(z, weights, context, masks))

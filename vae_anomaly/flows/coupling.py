@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import ClassVar
-
-from sklearn.utils._param_validation import Interval
-
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.types import Constraints, Tensor
+from vae_anomaly.core.types import Tensor
 from vae_anomaly.core.weights import Weight, Weights
-from vae_anomaly.flows.base import Transform
-from vae_anomaly.flows.conditioner import condition, conditioner_weights
+from vae_anomaly.flows.conditioner import (
+    Conditioned,
+    condition,
+    conditioner_weights,
+    halves,
+    shift_and_log_scale,
+)
 
-__all__ = ["Coupling", "bounded_log_scale"]
-
-# exp(±3) bounds the scale of one transform.
-_LOG_SCALE_BOUND = 3.0
-
-
-def bounded_log_scale(raw: Tensor) -> Tensor:
-    """The logarithm of a scale, from any number: in (-3, 3), and 0 for 0."""
-    return _LOG_SCALE_BOUND * keras.ops.tanh(raw / _LOG_SCALE_BOUND)
+__all__ = ["Coupling"]
 
 
-class Coupling(Transform):
+class Coupling(Conditioned):
     """Keeps the first half of the latent dimensions, and moves and scales the others by what those are.
 
     The affine coupling of RealNVP (Dinh et al. 2017): scale and shift come from a hidden layer that sees the
@@ -48,33 +40,19 @@ class Coupling(Transform):
     """
 
     name = "coupling"
-    fewest_latents = 2
-    _parameter_constraints: ClassVar[Constraints] = {"n_units": [Interval(Integral, 1, None, closed="left")]}
-
-    def __init__(self, n_units: int = 32) -> None:
-        self.n_units = n_units
 
     def weights(self, latent_dim: int, n_context: int) -> dict[str, Weight]:
         n_kept = latent_dim // 2
         return conditioner_weights(n_kept, 2 * (latent_dim - n_kept), self.n_units, n_context)
 
     def forward(self, z: Tensor, weights: Weights, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        kept, others = _halves(z)
-        shift, log_scale = self._parameters(kept, weights, context)
+        kept, others = halves(z)
+        shift, log_scale = shift_and_log_scale(condition(kept, weights, context))
         others = others * keras.ops.exp(log_scale) + shift
         return keras.ops.concatenate([kept, others], axis=-1), keras.ops.sum(log_scale, axis=-1)
 
     def inverse(self, image: Tensor, weights: Weights, context: Tensor | None) -> Tensor:
-        kept, others = _halves(image)
-        shift, log_scale = self._parameters(kept, weights, context)
+        kept, others = halves(image)
+        shift, log_scale = shift_and_log_scale(condition(kept, weights, context))
         others = (others - shift) * keras.ops.exp(-log_scale)
         return keras.ops.concatenate([kept, others], axis=-1)
-
-    def _parameters(self, kept: Tensor, weights: Weights, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift, raw = keras.ops.split(condition(kept, weights, context), 2, axis=-1)
-        return shift, bounded_log_scale(raw)
-
-
-def _halves(z: Tensor) -> tuple[Tensor, Tensor]:
-    n_kept = z.shape[-1] // 2
-    return z[..., :n_kept], z[..., n_kept:]

@@ -11,8 +11,7 @@ from sklearn.utils._param_validation import Interval
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.types import Constraints, Tensor
 from vae_anomaly.core.weights import Weight, Weights
-from vae_anomaly.flows.base import Transform
-from vae_anomaly.flows.conditioner import condition, conditioner_weights
+from vae_anomaly.flows.conditioner import Conditioned, condition, conditioner_weights, halves
 
 __all__ = ["Spline"]
 
@@ -22,7 +21,7 @@ _NARROWEST, _FLATTEST = 1e-3, 1e-3
 _SOFTPLUS_OF_ONE = math.log(math.expm1(1.0))
 
 
-class Spline(Transform):
+class Spline(Conditioned):
     """Keeps the first half of the latent dimensions, and bends the others by what those are.
 
     By monotone splines of quadratic fractions (Durkan et al. 2019) on [-bound, bound], whose knots come from
@@ -51,17 +50,16 @@ class Spline(Transform):
     """
 
     name = "spline"
-    fewest_latents = 2
     _parameter_constraints: ClassVar[Constraints] = {
+        **Conditioned._parameter_constraints,
         "n_bins": [Interval(Integral, 2, 500, closed="both")],
         "bound": [Interval(Real, 0, None, closed="neither")],
-        "n_units": [Interval(Integral, 1, None, closed="left")],
     }
 
     def __init__(self, n_bins: int = 8, bound: float = 4.0, n_units: int = 32) -> None:
+        super().__init__(n_units)
         self.n_bins = n_bins
         self.bound = bound
-        self.n_units = n_units
 
     def weights(self, latent_dim: int, n_context: int) -> dict[str, Weight]:
         n_kept = latent_dim // 2
@@ -104,11 +102,10 @@ class Spline(Transform):
 
     def _parts(self, z: Tensor, weights: Weights, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The kept half, the others, and the numbers that make the others' splines."""
-        n_kept = z.shape[-1] // 2
-        raw = condition(z[..., :n_kept], weights, context)
+        kept, others = halves(z)
+        raw = condition(kept, weights, context)
         leading = keras.ops.shape(raw)[:-1]
-        raw = keras.ops.reshape(raw, (*leading, z.shape[-1] - n_kept, 3 * self.n_bins - 1))
-        return z[..., :n_kept], z[..., n_kept:], raw
+        return kept, others, keras.ops.reshape(raw, (*leading, others.shape[-1], 3 * self.n_bins - 1))
 
     def _knot(self, at: Tensor, raw: Tensor, axis: str) -> _Knot:
         """The bin that a place on this axis lies in."""

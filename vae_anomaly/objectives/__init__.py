@@ -13,11 +13,4 @@ __all__ = ["OBJECTIVES", "Chi", "LossTerms", "Objective", "Renyi", "loss_terms"]
 
 def resolve(objective: str | Objective) -> Objective:
     """The objective with this name, or the instance itself."""
-    if isinstance(objective, Objective):
-        return objective
-    if objective not in NAMED:
-        raise ValueError(
-            f"objective must be one of {[*NAMED]} or an Objective, such as Renyi(0.5); received "
-            f"{objective!r}."
-        )
-    return NAMED[objective]
+    return Objective.resolve(objective, NAMED)

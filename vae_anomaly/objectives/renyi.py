@@ -2,6 +2,7 @@ r"""Rényi's family of bounds, from the ELBO over the importance-weighted bound 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -141,4 +142,4 @@ def importance_weighted_bound(log_weights: Any) -> Any:
 
 ELBO, IWAE = Renyi(1.0), Renyi(0.0)
 #: Objectives by name.
-NAMED: dict[str, Objective] = {"elbo": ELBO, "iwae": IWAE}
+NAMED: dict[str, Callable[[], Objective]] = {"elbo": lambda: ELBO, "iwae": lambda: IWAE}

@@ -29,8 +29,4 @@ NAMED: dict[str, Callable[[], Posterior]] = {
 
 def resolve(posterior: str | Posterior) -> Posterior:
     """The posterior with this name, or the instance itself."""
-    if isinstance(posterior, Posterior):
-        return posterior
-    if posterior not in NAMED:
-        raise ValueError(f"posterior must be one of {[*NAMED]} or a Posterior; received {posterior!r}.")
-    return NAMED[posterior]()
+    return Posterior.resolve(posterior, NAMED)

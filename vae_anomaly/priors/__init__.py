@@ -27,8 +27,4 @@ NAMED: dict[str, Callable[[], Prior]] = {
 
 def resolve(prior: str | Prior) -> Prior:
     """The prior with this name, or the instance itself."""
-    if isinstance(prior, Prior):
-        return prior
-    if prior not in NAMED:
-        raise ValueError(f"prior must be one of {[*NAMED]} or a Prior; received {prior!r}.")
-    return NAMED[prior]()
+    return Prior.resolve(prior, NAMED)
