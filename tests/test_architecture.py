@@ -32,7 +32,7 @@ KNOWS_TENSORFLOW = {
     "engine",
     "export",
     "model.incomplete",
-    "networks.convolution",
+    "networks.shifted_conv",
     "scoring",
     "training",
 }

@@ -6,7 +6,7 @@ from conftest import wide
 
 from vae_anomaly import ConvNetwork
 from vae_anomaly.core.backend import keras, tf
-from vae_anomaly.networks.convolution import ShiftedConv2DTranspose
+from vae_anomaly.networks.shifted_conv import ShiftedConv2DTranspose
 
 SHAPES = [((5, 7), (3, 3), 1, 4), ((1, 6), (1, 5), 2, 3), ((8, 5), (2, 4), 2, 3), ((3, 3), (5, 5), 1, 1)]
 

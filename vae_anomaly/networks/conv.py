@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
@@ -26,50 +26,18 @@ from vae_anomaly.networks.base import (
     is_ambiguous,
     with_heads,
 )
+from vae_anomaly.networks.conv_sizes import (
+    Convolution,
+    Pair,
+    decide_dimensions,
+    decide_kernels,
+    plan_decoder,
+    plan_encoder,
+    read_image_shape,
+    with_all_axes,
+)
 
 __all__ = ["ConvNetwork"]
-
-# With twice as many, one class of MNIST digits was found no better, at three times the cost.
-_FIRST_FILTERS, _MOST_FILTERS = 16, 128
-_FEWEST_CONVOLUTIONS = 2
-# More convolutions are stacked until the longer side is no longer than this.
-_LONGEST_SIDE = 8
-# Shorter sides are not halved: on digits of 8x8, ending in 4x4 took half as long again and found no more.
-_SHORTEST_HALVED = 4
-_KERNEL = 3
-# Of signals: on three kinds of defects, kernels of 3 with strides of 2 found fewer and took longer.
-_SIGNAL_KERNEL, _SIGNAL_STRIDE = 7, 4
-
-Pair = tuple[int, int]
-
-
-class _Convolution(NamedTuple):
-    """One convolution of the encoder, and the transposed one that undoes it; pairs are vertical, horizontal.
-
-    Attributes
-    ----------
-    filters : int
-    kernel, strides : pair of int
-    sides : pair of int
-        Those of the image that the convolution sees.
-    """
-
-    filters: int
-    kernel: Pair
-    strides: Pair
-    sides: Pair
-
-    @property
-    def made(self) -> Pair:
-        """Sides of the image that the convolution makes."""
-        height, width = map(math.ceil, (s / t for s, t in zip(self.sides, self.strides, strict=True)))
-        return height, width
-
-    @property
-    def excess(self) -> Pair:
-        """By how much the transposed convolution makes the sides too long."""
-        low, wide = (m * t - s for m, t, s in zip(self.made, self.strides, self.sides, strict=True))
-        return low, wide
 
 
 class ConvNetwork(Network):
@@ -195,14 +163,14 @@ class ConvNetwork(Network):
             return self
         if own is None and self.dimensions == "auto":
             check_unambiguous(image_shape)
-        dimensions = _decide_dimensions(self.dimensions, shape)
+        dimensions = decide_dimensions(self.dimensions, shape)
         if own is None and dimensions == 2:
             shape = with_channels(shape)
         network = type(self)(
             **{**self.get_params(deep=False), "image_shape": shape, "dimensions": dimensions}
         )
         shape = network._image_shape(None)
-        if image_shape is not None and shape != _with_all_axes(image_shape, dimensions):
+        if image_shape is not None and shape != with_all_axes(image_shape, dimensions):
             raise ValueError(
                 f"ConvNetwork has image_shape={self.image_shape!r}, but X holds "
                 f"{'signals' if dimensions == 1 else 'images'} of shape {image_shape} "
@@ -216,7 +184,7 @@ class ConvNetwork(Network):
         if self.filters == "auto":
             network.filters = tuple(convolution.filters for convolution in convolutions)
         if self.kernel_sizes == "auto":
-            network.kernel_sizes = network._kernels()
+            network.kernel_sizes = decide_kernels(self.kernel_sizes, dimensions)
         if self.strides == "auto":
             pairs = [convolution.strides for convolution in convolutions]
             network.strides = tuple(
@@ -300,111 +268,30 @@ class ConvNetwork(Network):
         outputs = keras.layers.Reshape((n_features * n_params,), name="rows")(images)
         return encoder, keras.Model(latents, outputs, name="decoder")
 
-    def _image_shape(self, n_features: int | None) -> tuple[int, int, int]:
-        """(height, width, channels), of signals (length, 1, channels)."""
-        shape = self.image_shape
-        if shape is None and self._n_dimensions == 1 and n_features is not None:
-            shape = (n_features,)
-        axes = () if shape is None else tuple(shape)
-        if self._n_dimensions == 1 and axes:
-            axes = _with_all_axes(axes, 1)
-        if (
-            len(axes) != 3
-            or not all(isinstance(side, Integral) and int(side) > 0 for side in axes)
-            or n_features not in (None, math.prod(axes))
-        ):
-            product = f" with a product of {n_features}, the number of features in a row"
-            of_signals = self._n_dimensions == 1
-            raise ValueError(
-                f"ConvNetwork needs image_shape="
-                f"{'(length, channels) of signals' if of_signals else '(height, width, channels)'}"
-                f"{product if n_features else ''}; received image_shape={self.image_shape!r}."
-            )
-        height, width, channels = map(int, axes)
-        return height, width, channels
-
     @property
     def _n_dimensions(self) -> int:
-        return _decide_dimensions(self.dimensions, self.image_shape or ())
+        return decide_dimensions(self.dimensions, self.image_shape)
 
-    def _kernels(self) -> int | tuple[int | Pair, ...]:
-        if not isinstance(self.kernel_sizes, str):
-            return self.kernel_sizes
-        return _SIGNAL_KERNEL if self._n_dimensions == 1 else _KERNEL
+    def _image_shape(self, n_features: int | None) -> tuple[int, int, int]:
+        return read_image_shape(self.image_shape, n_features, self._n_dimensions)
 
-    def _convolutions(self, n_features: int | None) -> list[_Convolution]:
-        """The encoder's convolutions, with every "auto" decided."""
-        *sides, _ = self._image_shape(n_features)
-        n_convolutions = self._n_convolutions(max(sides))
-        if isinstance(self.filters, str):
-            filters = [min(_FIRST_FILTERS * 2**i, _MOST_FILTERS) for i in range(n_convolutions)]
-        else:
-            filters = [int(number) for number in self.filters]
-        convolutions = []
-        for number, kernel, strides in zip(
-            filters,
-            _for_each(self._kernels(), n_convolutions),
-            _for_each(self.strides, n_convolutions),
-            strict=True,
-        ):
-            if isinstance(strides, str):
-                stride = _SIGNAL_STRIDE if self._n_dimensions == 1 else 2
-                strides = [stride if side >= _SHORTEST_HALVED else 1 for side in sides]
-            height, width = sides
-            vertical, horizontal = map(min, _pair(strides), sides)
-            convolution = _Convolution(
-                number, _limit_kernel(kernel, sides), (vertical, horizontal), (height, width)
-            )
-            convolutions.append(convolution)
-            sides = list(convolution.made)
-        return convolutions
+    def _convolutions(self, n_features: int | None) -> list[Convolution]:
+        """The encoder's."""
+        shape = self._image_shape(n_features)
+        return plan_encoder(shape, self.filters, self.kernel_sizes, self.strides, self._n_dimensions)
 
-    def _transposed(self, n_features: int, n_params: int) -> list[_Convolution]:
-        """The decoder's transposed convolutions, of which the last makes the likelihood's parameters."""
-        height, width, channels = self._image_shape(n_features)
-        undone = self._convolutions(n_features)[::-1]
-        filters = self.decoder_filters
-        if isinstance(filters, str):
-            filters = tuple(convolution.filters for convolution in undone)
-        check_sizes("decoder_filters", filters)
-        if len(filters) not in {len(undone), max(len(undone) - 1, 0)}:
-            raise ValueError(
-                f"ConvNetwork needs one entry of decoder_filters for each of its {len(undone)} convolutions, "
-                "or one fewer, so that the last transposed convolution makes the likelihood's parameters; "
-                f"received decoder_filters={self.decoder_filters!r}."
-            )
-        transposed = [
-            convolution._replace(filters=int(number))
-            for convolution, number in zip(undone, filters, strict=False)
-        ]
-        if len(filters) < len(undone):
-            last = undone[-1]
-        else:
-            kernel = next(iter(_for_each(self._kernels(), 1)), 1)
-            sides = height, width
-            last = _Convolution(0, _limit_kernel(kernel, sides), (1, 1), sides)
-        return [*transposed, last._replace(filters=channels * n_params)]
+    def _transposed(self, n_features: int, n_params: int) -> list[Convolution]:
+        """The decoder's, of which the last makes the likelihood's parameters."""
+        return plan_decoder(
+            self._convolutions(n_features),
+            self._image_shape(n_features),
+            self.decoder_filters,
+            self.kernel_sizes,
+            self._n_dimensions,
+            n_params,
+        )
 
-    def _n_convolutions(self, longest: int) -> int:
-        lists = {
-            name: sizes
-            for name in ("filters", "kernel_sizes", "strides")
-            if isinstance(sizes := getattr(self, name), (tuple, list))
-        }
-        for name, sizes in lists.items():
-            check_sizes(name, sizes, pairs=name != "filters")
-        lengths = {len(sizes) for sizes in lists.values()}
-        if len(lengths) > 1:
-            received = ", ".join(f"{name}={sizes!r}" for name, sizes in lists.items())
-            raise ValueError(
-                "ConvNetwork needs one entry for each convolution in filters, kernel_sizes and strides, or "
-                f"one number for all kernels or strides; received {received}."
-            )
-        stride = _SIGNAL_STRIDE if self._n_dimensions == 1 else 2
-        n_needed = math.ceil(math.log2(longest / _LONGEST_SIDE) / math.log2(stride))
-        return lengths.pop() if lengths else max(_FEWEST_CONVOLUTIONS, n_needed)
-
-    def _convolved(self, kind: KerasClass, x: Tensor, convolution: _Convolution, name: str) -> Tensor:
+    def _convolved(self, kind: KerasClass, x: Tensor, convolution: Convolution, name: str) -> Tensor:
         layer = kind(
             convolution.filters,
             convolution.kernel,
@@ -423,7 +310,7 @@ class ConvNetwork(Network):
         return finish_layer(self, layer(x), name)
 
 
-def _cropped(x: Tensor, convolution: _Convolution, name: str) -> Tensor:
+def _cropped(x: Tensor, convolution: Convolution, name: str) -> Tensor:
     """What a transposed convolution has made, without what is too much."""
     if not any(convolution.excess):
         return x
@@ -431,33 +318,15 @@ def _cropped(x: Tensor, convolution: _Convolution, name: str) -> Tensor:
     return keras.layers.Cropping2D(crop, data_format="channels_last", name=name)(x)
 
 
-def _to_parameters(last: _Convolution) -> KerasClass:
+def _to_parameters(last: Convolution) -> KerasClass:
     """The kind of the decoder's last layer."""
     # A Keras class: importing it loads TensorFlow.
-    from vae_anomaly.networks.convolution import MOST_OUTPUTS, ShiftedConv2DTranspose
+    from vae_anomaly.networks.shifted_conv import MOST_OUTPUTS, ShiftedConv2DTranspose
 
     # Transposed although it has no stride: of the two forms of one map, its gradient is the cheaper one
     # where a layer has few outputs.
     few = last.filters <= MOST_OUTPUTS and last.strides == (1, 1)
     return ShiftedConv2DTranspose if few else keras.layers.Conv2DTranspose
-
-
-def _decide_dimensions(dimensions: str | int, shape: Shape) -> int:
-    """Along how many axes convolutions run: an image of width 1 is a signal."""
-    if isinstance(dimensions, str):
-        return 1 if len(shape) == 3 and shape[1] == 1 else 2
-    return int(dimensions)
-
-
-def _with_all_axes(shape: Shape, dimensions: int) -> Shape:
-    """(height, width, channels), of signals (length, 1, channels); empty for what is no signal."""
-    if dimensions != 1:
-        return with_channels(shape)
-    if len(shape) == 1:
-        return (*shape, 1, 1)
-    if len(shape) == 2:
-        return shape[0], 1, shape[1]
-    return tuple(shape) if len(shape) == 3 and shape[1] == 1 else ()
 
 
 def _warn_of_channels_first(image_shape: Shape | None) -> None:
@@ -468,19 +337,3 @@ def _warn_of_channels_first(image_shape: Shape | None) -> None:
             f"(n, {length}, {channels}). If the channels come first, hand in np.moveaxis(X, 1, -1).",
             UserWarning,
         )
-
-
-def _for_each(sizes: str | int | Sequence[int | Pair], n_convolutions: int) -> Sequence[Any]:
-    """A setting of each convolution, from a list or one value for all."""
-    return sizes if isinstance(sizes, (tuple, list)) else [sizes] * n_convolutions
-
-
-def _pair(size: int | Sequence[int]) -> Pair:
-    vertical, horizontal = size if isinstance(size, (tuple, list)) else (size, size)
-    return int(vertical), int(horizontal)
-
-
-def _limit_kernel(kernel: int | Sequence[int], sides: Sequence[int]) -> Pair:
-    """The kernel, without weights that only ever meet the padding."""
-    height, width = (min(reach, 2 * side - 1) for reach, side in zip(_pair(kernel), sides, strict=True))
-    return height, width
