@@ -5,9 +5,9 @@ Each table of a folder (an ``.npz`` with ``X`` and ``y``, 1 = anomaly) is split 
 chance; "VAEDetector" gets the gaps as they are, the other methods fill them first. ``cells`` hides one cell
 in each of at most 2,000 normal test rows, of a column that varies in training, and measures errors of guesses
 in the column's standard deviations in training; detectors and imputers were fitted on complete rows, or on
-rows with 10 % of the cells missing. ``intervals`` counts, in tables of at most 40 columns, which of about 1,500
-cells of normal test rows lie in their intervals: as the members have them, and calibrated by rows that the
-members, or some of them, left out. It fits at most 500 rows; 0 or 10 % of all cells are missing::
+rows with 10 % of the cells missing. ``intervals`` counts, in tables of at most 40 columns, which of about
+1,500 cells of normal test rows lie in their intervals: as the members have them, and calibrated by rows that
+the members, or some of them, left out. It fits at most 500 rows; 0 or 10 % of all cells are missing::
 
     python benchmarks/missing.py run DATASETS --out missing.csv
     python benchmarks/missing.py cells DATASETS --out missing_cells.csv
