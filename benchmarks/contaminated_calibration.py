@@ -8,6 +8,7 @@ Scores are drawn, so that it takes seconds and no detector: normal rows N(0, 1),
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from vae_anomaly.calibration import certify, discoveries, p_values
 from vae_anomaly.thresholds import Conformal
 
 RESULTS = Path(__file__).parent / "results"
+# What is trimmed, `Conformal(contamination=...)`.
+TRIMMED = (0.01, 0.02)
 RATE, N_CALIBRATION, N_NORMAL, N_ANOMALIES = 0.05, 1000, 450, 50
 
 
@@ -42,12 +45,21 @@ def measure(n_runs: int) -> pd.DataFrame:
                         stats.norm.sf(cut - shift),
                         selected[:N_NORMAL].sum() / max(1, selected.sum()),
                         selected[N_NORMAL:].mean(),
+                        *of_trimmed_cuts(calibration, shift),
                     )
                 )
             names = ["false_alarm_rate", "certificate_holds", "found", "false_discovery_rate", "selected"]
+            names += [f"{name}_trimmed_{share:g}" for share in TRIMMED for name in ("rate", "found")]
             means = dict(zip(names, np.mean(found, axis=0), strict=True))
             lines.append({"shift": shift, "anomalies_in_calibration": share, **means})
     return pd.DataFrame(lines)
+
+
+def of_trimmed_cuts(calibration: np.ndarray, shift: float) -> Iterator[float]:
+    """Rate and found anomalies of each."""
+    for share in TRIMMED:
+        cut = Conformal(RATE, contamination=share).cut(calibration)
+        yield from (stats.norm.sf(cut), stats.norm.sf(cut - shift))
 
 
 if __name__ == "__main__":

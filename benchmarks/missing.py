@@ -5,11 +5,14 @@ Each table of a folder (an ``.npz`` with ``X`` and ``y``, 1 = anomaly) is split 
 chance; "VAEDetector" gets the gaps as they are, the other methods fill them first. ``cells`` hides one cell
 in each of at most 2,000 normal test rows, of a column that varies in training, and measures errors of guesses
 in the column's standard deviations in training; detectors and imputers were fitted on complete rows, or on
-rows with 10 % of the cells missing::
+rows with 10 % of the cells missing. ``intervals`` counts, in tables of at most 40 columns, which of about
+1,500 cells of normal test rows lie in their intervals: as the members have them, and calibrated by rows that
+the members, or some of them, left out. It fits at most 500 rows; 0 or 10 % of all cells are missing::
 
     python benchmarks/missing.py run DATASETS --out missing.csv
     python benchmarks/missing.py cells DATASETS --out missing_cells.csv
-    python benchmarks/missing.py summary missing.csv missing_cells.csv
+    python benchmarks/missing.py intervals DATASETS --out missing_intervals.csv
+    python benchmarks/missing.py summary missing.csv missing_cells.csv missing_intervals.csv
 
 Imputers are scikit-learn's with their defaults, on standardized columns. Set OMP_NUM_THREADS=1: the iterative
 one solves thousands of small problems, whose threads stand in each other's way on a busy machine.
@@ -119,6 +122,60 @@ def hide(options: argparse.Namespace) -> None:
     each_table(options, measure)
 
 
+# -- intervals of cells -------------------------------------------------------------------------------
+COVERAGES = (0.5, 0.9)
+INTERVALS: dict[str, dict[str, Any]] = {
+    "the members' own": {},
+    "calibrated, out of bag": {"calibrate_intervals": True},
+    "calibrated, a fifth held out": {"calibrate_intervals": True, "calibration": 0.2},
+}
+MOST_COLUMNS, N_FITTED, N_CELLS = 40, 500, 1500
+
+
+def count_inside(options: argparse.Namespace) -> None:
+    def measure(path: Path, seed: int) -> Iterator[dict[str, Any]]:
+        train, test, labels = split(*load(path, seed), "clean", seed)
+        varies = np.flatnonzero(train[:N_FITTED].std(axis=0) > 0)
+        if len(varies) > MOST_COLUMNS:
+            return
+        train, rows = train[:N_FITTED, varies], test[labels == 0][: N_CELLS // len(varies), varies]
+        rng = np.random.default_rng(seed)
+        for share in TRAINED_SHARES:
+            trained, new = with_gaps(train, share, rng), with_gaps(rows, share, rng)
+            for method in options.methods:
+                detector = vae_detector(seed, **INTERVALS[method]).fit(trained)
+                for coverage in COVERAGES:
+                    _, low, high = detector.expected(new, coverage=coverage)
+                    inside = ((low <= rows) & (rows <= high))[~np.isnan(new)].mean()
+                    by_column = ((low <= rows) & (rows <= high)).mean(axis=0)
+                    width = np.nanmedian((high - low) / train.std(axis=0))
+                    yield {
+                        "share": share,
+                        "method": method,
+                        "coverage": coverage,
+                        "cells": int((~np.isnan(new)).sum()),
+                        "inside": round(inside, 4),
+                        "least_column": round(by_column.min(), 4),
+                        "width": round(width, 4),
+                    }
+
+    each_table(options, measure)
+
+
+def summary_of_intervals(results: pd.DataFrame) -> str:
+    lines = [
+        "| missing | intervals | coverage | inside: mean | of a table | worst column | width |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (share, coverage, method), group in results.groupby(["share", "coverage", "method"], sort=False):
+        inside = group["inside"]
+        lines.append(
+            f"| {share:.0%} | {method} | {coverage:.0%} | {inside.mean():.1%} | {inside.min():.1%} to "
+            f"{inside.max():.1%} | {group['least_column'].mean():.1%} | {group['width'].mean():.2f} |"
+        )
+    return "\n".join(lines)
+
+
 # -- summary ------------------------------------------------------------------------------------------
 def summary(results: pd.DataFrame) -> str:
     figures = results.groupby(["method", "share"], sort=False)["auroc"].mean().unstack()
@@ -148,7 +205,12 @@ def summary_of_cells(results: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, action, methods in (("run", run, METHODS), ("cells", hide, GUESSES)):
+    commands_of = {
+        "run": (run, METHODS),
+        "cells": (hide, GUESSES),
+        "intervals": (count_inside, INTERVALS),
+    }
+    for name, (action, methods) in commands_of.items():
         measured = commands.add_parser(name)
         measured.add_argument("datasets", type=Path)
         measured.add_argument("--out", type=Path, required=True)
@@ -164,7 +226,8 @@ def main() -> None:
         return
     for path in options.results:
         results = pd.read_csv(path)
-        print(summary_of_cells(results) if "rmse" in results else summary(results), end="\n\n")
+        of_kind = {"rmse": summary_of_cells, "inside": summary_of_intervals, "auroc": summary}
+        print(next(text for figure, text in of_kind.items() if figure in results)(results), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Calibration: scores of rows that were not trained on, and what they promise for new rows."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 
-from vae_anomaly import ConvNetwork, VAEDetector
+from vae_anomaly import ConvNetwork, VAEDetector, thresholds
 from vae_anomaly.calibration import discoveries, p_values
 from vae_anomaly.calibration.rows import out_of_fold_scores, resolve, set_aside
 from vae_anomaly.thresholds import Conformal, OutOfBag, ParetoTail, Quantile
@@ -225,6 +227,64 @@ def test_far_anomalies_among_the_calibration_rows_make_fewer_alarms_by_a_known_f
         rates.append(max(0, 1 - Conformal(0.05).cut(scores)))  # of normal rows, which are uniform
     expected = max(0.0, (0.05 - fraction) / (1 - fraction))
     assert np.mean(rates) == pytest.approx(expected, abs=0.003)
+
+
+def rates_of_uniform_rows(rule, n_rows, n_anomalies, n_runs, level=50.0):
+    """False-alarm rates after calibrations on so many rows, among which these anomalies have this score."""
+    scores = np.random.RandomState(0).uniform(size=(n_runs, n_rows))
+    scores[:, :n_anomalies] = level
+    return np.array([max(0.0, 1 - rule.cut(row)) for row in scores])
+
+
+@pytest.mark.parametrize("contamination", [0.02, wide(0.1)])
+@pytest.mark.parametrize("n_runs", [500, pytest.param(2000, marks=pytest.mark.wide)])
+def test_trimming_as_many_as_there_are_far_anomalies_gives_the_rate_of_the_normal_rows(contamination, n_runs):
+    n_anomalies = round(400 * contamination)
+    rates = rates_of_uniform_rows(Conformal(0.05, contamination=contamination), 400, n_anomalies, n_runs)
+    error = 4 * rates.std() / np.sqrt(n_runs)
+    assert 0.05 - 1 / (401 - n_anomalies) - error <= rates.mean() <= 0.05 + error
+
+
+@pytest.mark.parametrize("contamination", [0.02, wide(0.1)])
+@pytest.mark.parametrize("n_runs", [500, pytest.param(2000, marks=pytest.mark.wide)])
+def test_trimming_clean_rows_costs_what_is_said_and_no_more(contamination, n_runs):
+    n_rows, rate, trimmed = 400, 0.05, round(400 * contamination)
+    rates = rates_of_uniform_rows(Conformal(rate, contamination=contamination), n_rows, 0, n_runs)
+    rank = math.ceil((n_rows - trimmed + 1) * (1 - rate))
+    exact = (n_rows + 1 - rank) / (n_rows + 1)
+    assert exact <= rate + (1 - rate) * trimmed / (n_rows + 1)
+    assert rates.mean() == pytest.approx(exact, abs=4 * rates.std() / np.sqrt(n_runs))
+
+
+def test_trimming_less_than_there_is_keeps_the_promise():
+    rates = rates_of_uniform_rows(Conformal(0.05, contamination=0.01), 400, 12, 500)
+    assert rates.mean() < 0.05
+
+
+def test_a_certified_cut_among_trimmed_rows_holds_with_its_confidence():
+    rule = Conformal(0.05, confidence=0.9, contamination=0.05)
+    rates = rates_of_uniform_rows(rule, 400, 20, 1000)
+    assert (rates <= 0.05).mean() > 0.9 - 4 * np.sqrt(0.09 / 1000)
+
+
+def test_nothing_is_trimmed_of_few_rows_or_by_default():
+    scores = np.random.RandomState(0).normal(size=60)
+    assert Conformal(0.1, contamination=0.01).cut(scores) == Conformal(0.1).cut(scores)
+    assert Conformal(0.1, contamination=0.05).cut(scores) < Conformal(0.1).cut(scores)
+
+
+@pytest.mark.parametrize("confidence", [None, 0.9])
+@pytest.mark.parametrize("contamination", [0.0, 0.02, 0.29, 0.5])
+def test_the_fewest_rows_of_a_trimmed_cut_are_enough_and_one_fewer_is_refused(contamination, confidence):
+    rule = Conformal(0.05, confidence=confidence, contamination=contamination)
+    assert np.isfinite(rule.cut(np.arange(rule.fewest_scores, dtype=float)))
+    with pytest.raises(ValueError, match=f"at least {rule.fewest_scores} rows"):
+        rule.cut(np.arange(rule.fewest_scores - 1, dtype=float))
+
+
+def test_a_contamination_of_the_calibration_rows_is_not_that_of_the_cut():
+    with pytest.raises(ValueError, match="set only one of them"):
+        thresholds.resolve(Conformal(0.05, contamination=0.1), 0.1)
 
 
 def test_a_p_value_below_alpha_is_an_alarm_of_the_conformal_rule(normal):

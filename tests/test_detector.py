@@ -552,6 +552,7 @@ WRONG = {
     "contamination": (0.6, r"contamination.*\(0.0, 0.5\].*Got 0.6"),
     "threshold": ("tail", "threshold must be one of .*'conformal'.* received 'tail'"),
     "calibration": (1, "calibration"),
+    "calibrate_intervals": ("yes", "calibrate_intervals"),
     "scaler": ("minmax", "scaler"),
     "invalid": ("ignore", "invalid"),
     "warm_start": ("no", "warm_start"),

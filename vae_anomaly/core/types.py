@@ -175,6 +175,8 @@ class Detector(Protocol):
     false_alarm_rate_: float | None
     calibration_scores_: Floats | None
     calibration_groups_: Array | None
+    interval_scores_: Floats | None
+    _interval_floors: Any
     draws_: npt.NDArray[np.float32]
     member_weights_: Floats
     #: Of `model.states.ModelState`.

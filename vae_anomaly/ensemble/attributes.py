@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vae_anomaly import scoring
 from vae_anomaly.calibration import rows as calibration_rows
+from vae_anomaly.calibration.intervals import CellIntervals
 from vae_anomaly.core.types import Detector
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.ranges import ColumnRanges
@@ -39,6 +40,9 @@ def take_over(detector: Detector, outcome: Outcome, decisions: Decisions, given:
     detector.history_, detector.interrupted_ = outcome.history, outcome.interrupted
     detector._split_seeds, detector._calibration_seed = outcome.split_seeds, outcome.calibration_seed
     detector.calibration_scores_ = outcome.unseen_scores
+    intervals = fitted.intervals
+    detector.interval_scores_ = None if intervals is None else intervals.scores
+    detector._interval_floors = None if intervals is None else intervals.floors
     detector.calibration_groups_ = calibration_rows.groups_of_calibration(
         None if outcome.unseen_scores is None else given.groups,
         decisions.calibration,
@@ -53,6 +57,7 @@ def fitted_of(detector: Detector) -> Fitted:
     network = detector.members_[0].specification.network
     # Files of earlier versions hold none of these.
     patches, ranges = getattr(detector, "patches_", None), getattr(detector, "_column_ranges", None)
+    scores = getattr(detector, "interval_scores_", None)
     of_whole_images = network.shape_of_images(detector.image_shape_) if patches is None else None
     return Fitted(
         preparation=Preparation(
@@ -73,6 +78,7 @@ def fitted_of(detector: Detector) -> Fitted:
         levels=detector._member_levels,
         usual_scores=getattr(detector, "_usual_scores", None),
         invalid=detector.invalid,
+        intervals=None if scores is None else CellIntervals(scores, detector._interval_floors),
     )
 
 

@@ -168,6 +168,11 @@ def decide(
             "a member with column_transform is of a table's columns, and with patches members see squares of "
             "images: leave column_transform out."
         )
+    calibration = calibration_rows.resolve(
+        parameters["calibration"], needs_unseen, n_rows, leaves_rows_out=leaves_rows_out
+    )
+    if parameters["calibrate_intervals"]:
+        _check_intervals(patches, leaves_rows_out or isinstance(calibration, float))
     return Decisions(
         network=network,
         likelihood=_resolve_likelihood(parameters["likelihood"], network, table, image_shape, patches),
@@ -180,14 +185,23 @@ def decide(
         recipe=recipe,
         score=scoring.resolve_name(parameters["score"], len(recipe.members), of_whole_images),
         rule=rule,
-        calibration=calibration_rows.resolve(
-            parameters["calibration"],
-            needs_unseen,
-            n_rows,
-            leaves_rows_out=leaves_rows_out,
-        ),
+        calibration=calibration,
         parameters=parameters,
     )
+
+
+def _check_intervals(patches: Patches | None, holds_rows_out: bool) -> None:
+    """Refuse intervals of cells where there are no cells, or no rows that tell of them."""
+    if patches is not None:
+        raise ValueError(
+            "intervals are of the cells of a table, and with patches members see squares of images: set "
+            "calibrate_intervals=False."
+        )
+    if not holds_rows_out:
+        raise ValueError(
+            "calibrate_intervals=True needs rows that a member is not trained on: set validation_fraction or "
+            "calibration, for example to 0.2."
+        )
 
 
 def _check_parts(posterior: Posterior, prior: Prior, plan: Plan) -> None:

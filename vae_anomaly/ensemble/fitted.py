@@ -12,6 +12,15 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from vae_anomaly import explanations
+from vae_anomaly.calibration.intervals import (
+    MODEL_LEVELS,
+    CellIntervals,
+    Spread,
+    conformity_scores,
+    floors_of,
+    scores_as_new,
+)
+from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.rows import Rows, any_missing, dense
 from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike, Shape
 from vae_anomaly.data.lazy import LazyRows, blocks, has_gaps
@@ -58,6 +67,8 @@ class Fitted:
         Of models of patches, `scoring.patches.usual_scores` of training squares.
     invalid : {"score", "raise"}
         What becomes of a row with a value that none can have: infinite, or outside the likelihood's support.
+    intervals : CellIntervals or None
+        How far intervals of cells are stretched; None for those that the members think possible.
     """
 
     preparation: Preparation
@@ -69,6 +80,7 @@ class Fitted:
     levels: Floats
     usual_scores: Floats | None = None
     invalid: str = "raise"
+    intervals: CellIntervals | None = None
 
     @classmethod
     def balance(
@@ -293,20 +305,81 @@ class Fitted:
 
         Every cell is masked in turn. Of each result, arrays of shape (n_rows, n_features), in the units of X.
         """
+        self._check_cells()
+        if coverage is not None and not 0 < coverage < 1:
+            raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
+        if coverage is not None and self.intervals is not None:
+            self._warn_of_unknown_columns(self.intervals, coverage)
+        n_values = 1 if coverage is None else _VALUES_OF_CELL
+        return self._map_cells(X, n_values, lambda block: self._expected_cells(block, coverage))
+
+    def calibrate_intervals(self, X: Matrix, left_out: Flags, deviations: Floats) -> Self:
+        """The same with `intervals` that these rows tell of.
+
+        Parameters
+        ----------
+        X : array of shape (n_rows, n_features)
+        left_out : bool array of shape (n_members, n_rows)
+            Rows that a member was not trained on.
+        deviations : array of shape (n_features,)
+            The standard deviations of what the members see of the columns.
+        """
+        self._check_cells()
+        floors = floors_of(deviations)
+
+        def of_block(block: Array) -> list[Floats]:
+            values = self._possible(block)[0].astype(np.float64)
+            together, *of_members = self._spreads_of_cells(block, MODEL_LEVELS)
+            by_member = [conformity_scores(values, spread, floors) for spread in of_members]
+            return [conformity_scores(values, together, floors), np.stack(by_member, axis=1)]
+
+        scores, by_member = self._map_cells(X, _VALUES_OF_CELL, of_block)
+        if not left_out.all():
+            scores = scores_as_new(scores, by_member.swapaxes(0, 1), left_out)
+        return replace(self, intervals=CellIntervals(scores, floors))
+
+    def _check_cells(self) -> None:
         if self.preparation.patches is not None:
             raise ValueError(
                 "what is expected in each cell given the others is of rows of a table, and the members see "
                 "patches of images: see reconstruct."
             )
-        if coverage is not None and not 0 < coverage < 1:
-            raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
-        n_features = X.shape[1]
-        block = max(1, _NUMBERS_AT_ONCE // (n_features**2 * (1 if coverage is None else _VALUES_OF_CELL)))
+
+    def _warn_of_unknown_columns(self, intervals: CellIntervals, coverage: float) -> None:
+        unknown = np.flatnonzero(intervals.unknown_columns(coverage))
+        if len(unknown):
+            names = self.preparation.names
+            columns = ", ".join(repr(int(i) if names is None else names[i]) for i in unknown)
+            warn_user(
+                f"no interval with a coverage of {coverage:g} is known of the columns {columns}: it takes "
+                f"{intervals.fewest_rows(coverage)} calibration rows with a value in the column. Their ends "
+                "are NaN. Lower coverage, or fit on more rows.",
+                UserWarning,
+            )
+
+    def _map_cells(self, X: Matrix, n_values: int, function: Callable[[Array], list[Floats]]) -> list[Floats]:
+        """What a function makes of rows of which every cell is masked in turn, a block at a time."""
+        block = max(1, _NUMBERS_AT_ONCE // (X.shape[1] ** 2 * n_values))
         starts = range(0, X.shape[0], block)
-        parts = [self._expected_cells(dense(as_numbers(X[s : s + block])), coverage) for s in starts]
+        parts = [function(dense(as_numbers(X[s : s + block]))) for s in starts]
         return [np.concatenate(results) for results in zip(*parts, strict=True)]
 
     def _expected_cells(self, X: Array, coverage: float | None) -> list[Floats]:
+        if coverage is None:
+            rows, cells = self._masked(X)
+            expected = self.likelihood.values(self._expectations(rows))[cells]
+            return [self.preparation.back(expected.reshape(X.shape))]
+        if self.intervals is None:
+            levels = ((1 - coverage) / 2, (1 + coverage) / 2)
+            found = self._spread_of_cells(X, levels)
+        else:
+            missing = np.isnan(self._possible(X)[0])
+            stretched = self.intervals.stretch(self._spread_of_cells(X, MODEL_LEVELS), missing, coverage)
+            found = Spread(stretched.expected, *self.likelihood.inside_support(*stretched[1:]))
+        return [self.preparation.back(values) for values in found]
+
+    def _masked(self, X: Array) -> tuple[Rows, tuple[Array, Array]]:
+        """What the members see of the rows, each as often as it has cells with another one masked."""
         n_rows, n_features = X.shape
         masked = np.repeat(X, n_features, axis=0)
         cells = np.arange(len(masked)), np.tile(np.arange(n_features), n_rows)
@@ -317,23 +390,34 @@ class Fitted:
                 f"a cell is masked behind the scaler too, which must keep the {n_features} columns; "
                 f"{type(self.preparation.scaler).__name__} makes {rows.shape[1]}."
             )
-        if coverage is None:
-            results = [self.likelihood.values(self._expectations(rows))]
-        else:
-            n_draws = len(self.draws)
-            n_values = n_draws * math.ceil(_VALUES_OF_CELL / (n_draws * len(self.members)))
-            *expected, by_value = passes.reconstruct_with_values(
-                self.members, rows, self.draws, n_values, self.device
-            )
-            values = self.likelihood.values(self._average_by_row(*expected))
-            results = [values]
-            of_cells = by_value[:, cells[0], :, cells[1]]  # (n_cells, n_members, n_values)
-            # Not by weights of the row: members that explain it best are too sure of its cells.
-            weights = self.weights
-            for end in _quantiles(of_cells, weights, ((1 - coverage) / 2, (1 + coverage) / 2)):
-                results.append(values.copy())
-                results[-1][cells] = end
-        return [self.preparation.back(result)[cells].reshape(X.shape) for result in results]
+        return rows, cells
+
+    def _spread_of_cells(self, X: Array, levels: tuple[float, float]) -> Spread:
+        """Of each cell what is expected and quantiles of what is possible, in the units of the members."""
+        return self._spreads_of_cells(X, levels, of_members=False)[0]
+
+    def _spreads_of_cells(
+        self, X: Array, levels: tuple[float, float], of_members: bool = True
+    ) -> list[Spread]:
+        """The same by all members together, and then by each of them."""
+        rows, cells = self._masked(X)
+        n_draws = len(self.draws)
+        n_values = n_draws * math.ceil(_VALUES_OF_CELL / (n_draws * len(self.members)))
+        expected, log_likelihood, by_value = passes.reconstruct_with_values(
+            self.members, rows, self.draws, n_values, self.device
+        )
+        of_cells = by_value[:, cells[0], :, cells[1]]  # (n_cells, n_members, n_values)
+
+        def spread(expectations: Floats, possible: Floats, weights: Floats) -> Spread:
+            values = self.likelihood.values(expectations)[cells]
+            low, high = _quantiles(possible, weights, levels)
+            return Spread(*(found.reshape(X.shape) for found in (values, low, high)))
+
+        # Not by weights of the row: members that explain it best are too sure of its cells.
+        found = [spread(self._average_by_row(expected, log_likelihood), of_cells, self.weights)]
+        if of_members:
+            found += [spread(own, of_cells[:, [m]], np.ones(1)) for m, own in enumerate(expected)]
+        return found
 
     def reconstructions(self, X: Matrix) -> Floats:
         """Expected x given z, averaged, in the units of X."""

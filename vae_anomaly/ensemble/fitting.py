@@ -57,6 +57,8 @@ __all__ = ["Earlier", "Outcome", "ScoreFold", "draw_seeds", "fit", "seed_of_draw
 _FEWEST_MAPS, _MOST_MAPS, _PIXELS_OF_MAPS = 8, 50, 2**21
 # Large images take long to score: fewer of them make the cut.
 _FEWEST_IMAGES_TO_SCORE, _PIXELS_TO_SCORE = 200, 2**27
+# Rows whose cells tell how intervals are stretched: each cell takes about a millisecond.
+_FEWEST_ROWS_OF_CELLS, _MOST_ROWS_OF_CELLS, _CELLS = 100, 500, 20_000
 #: ``(training rows, held-out rows) -> scores``: trains alike on the former and scores the latter.
 ScoreFold = Callable[[Matrix, Matrix], Floats]
 
@@ -268,6 +270,8 @@ def fit(
         decisions.plan.device,
         rows if chosen is None else subset(rows, chosen),
     )
+    if parameters["calibrate_intervals"]:
+        fitted = _with_intervals(fitted, decisions, job, kept, held_out, draws_seed)
     as_new = None
     if decisions.recipe.validation_fraction:
         left_out = _left_out(job, len(states), len(rows))
@@ -436,6 +440,21 @@ def _left_out(job: Job, n_members: int, n_rows: int) -> Flags:
         kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split)
         of_member[kept] = False
     return left_out
+
+
+def _with_intervals(
+    fitted: Fitted, decisions: Decisions, job: Job, kept: Matrix, held_out: Matrix, seed: int
+) -> Fitted:
+    """The members with intervals of cells, by rows that they, or some of them, have left out."""
+    n_members, n_columns = len(fitted.members), kept.shape[1]
+    X, left_out = held_out, np.ones((n_members, held_out.shape[0]), dtype=bool)
+    if not isinstance(decisions.calibration, float):
+        X, left_out = kept, _left_out(job, n_members, kept.shape[0])
+    n_rows = max(_FEWEST_ROWS_OF_CELLS, min(_MOST_ROWS_OF_CELLS, _CELLS // n_columns))
+    chosen = np.sort(np.random.RandomState(seed).permutation(X.shape[0])[:n_rows])
+    rows = subset(job.rows, np.arange(min(len(job.rows), thresholds.ROWS_TO_SEE_THE_SPREAD)))
+    deviations = np.nanstd(rows[:].astype(np.float64), axis=0)
+    return fitted.calibrate_intervals(X[chosen], left_out[:, chosen], deviations)
 
 
 def _pixel_quantiles(fitted: Fitted, decisions: Decisions, job: Job, rows: Matrix) -> Floats | None:

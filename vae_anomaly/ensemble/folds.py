@@ -24,6 +24,8 @@ from vae_anomaly.thresholds import OutOfBag
 
 # Nobody asks for the cut of a fold's models: by this rule it warns of nothing.
 _NO_RULE = OutOfBag(0.5)
+# What a fold has no use for, and callbacks may not travel.
+_ALONE = {"callbacks": None, "verbose": 0, "calibrate_intervals": False}
 
 __all__ = ["score_folds_from", "score_folds_like"]
 
@@ -37,6 +39,7 @@ def score_folds_like(detector: Estimator) -> Callable[[Likelihood, int], ScoreFo
             threshold=None,
             contamination="auto",
             calibration=None,
+            calibrate_intervals=False,
             warm_start=False,
             callbacks=None,
             checkpoint=None,
@@ -61,7 +64,7 @@ def score_folds_from(detector: Detector, decisions: Decisions) -> Callable[[Like
     before.callbacks = None  # which may not travel
 
     def of_seed(_: Likelihood, seed: int) -> ScoreFold:
-        parameters = {**decisions.parameters, "callbacks": None, "verbose": 0, "random_state": seed}
+        parameters = {**decisions.parameters, **_ALONE, "random_state": seed}
         of_fold = replace(decisions, rule=_NO_RULE, calibration=None, parameters=parameters)
         return partial(_go_on_and_score, before, of_fold)
 

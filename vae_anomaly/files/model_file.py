@@ -90,6 +90,16 @@ def _check(detector: Detector) -> None:
         or (isinstance(groups, np.ndarray) and scores is not None and groups.shape == scores.shape),
         "groups of calibration rows",
     )
+    scores = getattr(detector, "interval_scores_", None)
+    of_columns = (detector.n_features_in_,)
+    _expect(
+        scores is None
+        or (
+            _is_array(scores, np.float64, (-1, *of_columns))
+            and _is_array(getattr(detector, "_interval_floors", None), np.float64, of_columns)
+        ),
+        "intervals of cells",
+    )
     pixel_range = detector.pixel_range_
     _expect(
         pixel_range is None

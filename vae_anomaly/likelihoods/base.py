@@ -169,6 +169,10 @@ class Likelihood(Spec):
             "quantile(probability, parameters)."
         )
 
+    def inside_support(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """The ends of the intervals of values that x can have between these ends, (..., n_features) each."""
+        return low, high
+
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         """Raise a ValueError that names the column and the value if X lies outside the support."""
 

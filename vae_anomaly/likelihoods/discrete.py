@@ -220,6 +220,9 @@ class Count(Likelihood):
         # Counts of 1e14 are as far as rows reach.
         return keras.ops.maximum(keras.ops.ceil(keras.ops.exp(keras.ops.minimum(logarithm, 32.0))) - 1, 0.0)
 
+    def inside_support(self, low: Array, high: Array) -> tuple[Array, Array]:
+        return np.maximum(np.ceil(low), 0.0), np.floor(high)
+
     def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Reconstruction error of each feature: the squared distance of u(x + 1/2) from the location."""
         return keras.ops.square(self.inputs(x, parameters[1:]) - parameters[0])

@@ -164,6 +164,13 @@ class Mixed(Likelihood):
             lambda likelihood, own: likelihood.quantile(probability, own), parameters, ignored=math.nan
         )
 
+    def inside_support(self, low: Array, high: Array) -> tuple[Array, Array]:
+        low, high = low.copy(), high.copy()
+        for likelihood, columns in self.parts:
+            own = [*columns]
+            low[..., own], high[..., own] = likelihood.inside_support(low[..., own], high[..., own])
+        return low, high
+
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         for likelihood, columns in self.parts:
             labels = columns if names is None else np.asarray(names, dtype=object)[list(columns)]

@@ -22,6 +22,9 @@ _ROUNDING = 1e-6
 class UnitInterval(Likelihood):
     """Base class of the likelihoods for values in [0, 1]."""
 
+    def inside_support(self, low: Array, high: Array) -> tuple[Array, Array]:
+        return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
+
     def check_support(self, X: npt.NDArray[np.floating], names: npt.ArrayLike | None = None) -> None:
         check_all_inside(
             self.outside_support(X),
