@@ -1,5 +1,6 @@
 """Rows outside memory: the same rows are the same fit and the same scores, bit for bit, wherever they are."""
 
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from conftest import stars, wide
 from scipy import sparse
 from sklearn.decomposition import IncrementalPCA
 from sklearn.model_selection import KFold
-from sklearn.preprocessing import MinMaxScaler, QuantileTransformer
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, QuantileTransformer
 
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector, checkpoints, load
 from vae_anomaly.data.sources import memory_source, source_of
@@ -419,6 +420,27 @@ def test_an_impossible_value_in_rows_that_are_not_drawn_is_named(folder):
     frame = pd.DataFrame({"n": np.r_[np.random.RandomState(0).poisson(3, 99), -1]})
     with pytest.raises(ValueError, match=r"column 'n'.*-1"):
         quick(likelihood="count", max_samples=10).fit(frame)
+
+
+@pytest.mark.parametrize("max_samples", [80, None], ids=["drawn", "all rows"])
+@pytest.mark.parametrize("scaler", [None, FunctionTransformer()], ids=["no scaler", "a scaler"])
+def test_an_impossible_value_is_named_with_its_row_and_file(scaler, max_samples, tmp_path):
+    n = np.random.RandomState(0).poisson(3, 100)
+    n[::5] = -1
+    folder = write_files(pd.DataFrame({"n": n}), tmp_path, n_files=4)
+    settings = {"scaler": scaler, "max_samples": max_samples, "threshold": "conformal", "calibration": 0.3}
+    with pytest.raises(ValueError, match=r"column 'n' holds -1 in row \d+ of the file") as raised:
+        quick(likelihood="count", **settings).fit(folder)
+    row, path = re.search(r"row (\d+) of the file '(.*)'", str(raised.value)).groups()
+    assert pd.read_parquet(path)["n"][int(row)] == -1
+
+
+def test_an_impossible_value_in_memory_is_named_with_its_row_also_if_others_are_held_out():
+    X = np.random.RandomState(0).poisson(3, (100, 2)).astype(float)
+    X[::5, 1] = -1
+    with pytest.raises(ValueError, match=r"column 1 holds -1 in row \d+") as raised:
+        quick(likelihood="count", threshold="conformal", calibration=0.3).fit(X)
+    assert X[int(re.search(r"in row (\d+)", str(raised.value)).group(1)), 1] == -1
 
 
 BROKEN = {

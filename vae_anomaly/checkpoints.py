@@ -169,7 +169,10 @@ class CheckpointFile:
                 "n_draws": len(job.draws),
                 "random_state": (tuple(self._about["seeds"]), *map(tuple, job.seeds)),
                 "the earlier fit that warm_start goes on from": _digest(_arrays(job.earlier, job.draws)),
-                "the scaled training rows": (*map(int, job.rows.shape), _digest(_pieces(job.rows))),
+                "the scaled training rows": (
+                    *map(int, job.everything.shape),
+                    _digest(_pieces(job.everything)),
+                ),
                 **{f"the release of {name}": release for name, release in versions().items()},
             }.items()
             if name != "the release of python"  # it decides no bits

@@ -153,9 +153,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         skewed columns transformed; for signals, two. Of a table or signals it is otherwise one model. Of
         images it is four, for patches with a small beta (`ensemble.recipe.PATCH_MEMBERS`).
     epochs : "auto" or int, default="auto"
-        Passes over the training rows, of more than ``max_samples`` over those drawn. "auto" makes about 1,000
-        training steps of them, 2,000 with early stopping, and at least 5 passes; in `partial_fit`, 5 passes
-        over the new rows.
+        Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
+        stopping, and at least 5 passes; in `partial_fit`, 5 passes over the new rows. See ``max_samples`` for
+        which rows those are, of more than 500,000.
     batch_size : int, default=128
         Rows in a training step. Fewer training rows than that are repeated to fill it.
     learning_rate : float, default=3e-3
@@ -223,13 +223,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         rows of the earlier fit. The optimizer starts anew, and an int as ``random_state`` repeats the earlier
         fit's shuffles and noise. A warning tells if the earlier fit calls far more of the rows anomalies than
         it would of rows like its own: scaler and categories stay.
-    max_samples : int or None, default=500_000
-        How many rows the training, the calibration and the threshold use. Of more, so many are drawn by
-        chance, by ``random_state``. The default costs at most 16,000 steps of 128 rows for each member, which
-        are five passes; time and memory would grow with further rows. What a pass can tell is learned of all
-        rows: the scaler (if it has ``partial_fit``), categories, missing values, and which values are wrong;
-        so rows need not fit in memory. ``epochs`` and fractions of rows count those that were drawn. None
-        uses all rows, and reads them into memory.
+    max_samples : "auto", int or None, default="auto"
+        How many rows are trained on. Of more, an int draws so many by chance, by ``random_state``: training,
+        validation, calibration and threshold see no others. None trains on all rows. "auto" is 500,000 if
+        ``epochs="auto"``, which costs at most 16,000 steps of 128 rows for each member (five passes), and
+        None if ``epochs`` is an int: each epoch is a pass over all rows, then. All of more than 500,000 rows
+        are kept in a temporary file of 4 bytes a value; 500,000 are drawn for validation, calibration and
+        threshold; and memory does not grow with the rows. They are shuffled in parts: of pieces of 65,536
+        values, in an order drawn for each epoch, 64 at a time are read and their rows shuffled. Sparse tables
+        stay in memory, and of images that are seen in patches 500,000 are drawn at most. Whichever rows are
+        trained on, what a pass can tell is learned of all: the scaler (if it has ``partial_fit``),
+        categories, missing values, and which values are wrong. Fractions of rows count those that were drawn.
     callbacks : list of keras.callbacks.Callback or None, default=None
         Called at the beginning and the end of the training and of each epoch, and of each batch if they have
         methods for that (about 5 ms a batch), with a `VAE` that holds the present weights and the learning
@@ -302,7 +306,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     n_samples_fit_ : int
         Rows that the last `fit` or `partial_fit` was given, those that it held out included.
     n_samples_drawn_ : int
-        How many of them were drawn to be trained on, held out and judged; see ``max_samples``.
+        How many of them were drawn to be held out and judged, and to be trained on unless all were; see
+        ``max_samples``.
     n_samples_seen_ : int
         Those of all calls of `partial_fit` since the last `fit`, and of that.
     missing_fraction_ : float64 array of shape (n_features_in_,)
@@ -418,7 +423,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "scaler": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "invalid": [StrOptions({"score", "raise"})],
         "warm_start": ["boolean"],
-        "max_samples": [Interval(Integral, 2, None, closed="left"), None],
+        "max_samples": [StrOptions({"auto"}), Interval(Integral, 2, None, closed="left"), None],
         "callbacks": [list, tuple, None],
         "checkpoint": [str, HasMethods("__fspath__"), Checkpoint, None],
         "jit_compile": [StrOptions({"auto"}), "boolean"],
@@ -460,7 +465,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         scaler: str | Transformer | None = "auto",
         invalid: str = "score",
         warm_start: bool = False,
-        max_samples: int | None = 500_000,
+        max_samples: int | str | None = "auto",
         callbacks: Sequence[Callback] | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         jit_compile: str | bool = "auto",
@@ -622,8 +627,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : rows as in `fit`, in memory or not
-            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of. Of more than
-            ``max_samples``, so many are trained on, held out and judged.
+            New rows. The first call needs 2, later ones 1; fewer than 19 are warned of. Of many, some are
+            drawn; see ``max_samples``.
         y : ignored
             For scikit-learn's conventions.
         groups : array of shape (n_rows,), str or None, default=None

@@ -154,7 +154,7 @@ def summary(detector: Detector) -> dict[str, Values]:
 
 
 def _rows_drawn(detector: Detector) -> int | None:
-    """How many of more rows were drawn to be trained on; None if all were."""
+    """How many of more rows were drawn, to be judged and, unless all were, to be trained on; else None."""
     n_drawn = getattr(detector, "n_samples_drawn_", None)
     return None if n_drawn == getattr(detector, "n_samples_fit_", None) else n_drawn
 

@@ -17,6 +17,7 @@ from vae_anomaly.core.types import Array, Floats, Matrix, Splitter
 __all__ = [
     "OUT_OF_BAG",
     "check_groups",
+    "check_no_folds",
     "groups_of_calibration",
     "out_of_fold_scores",
     "resolve",
@@ -113,6 +114,16 @@ def check_groups(labels: Array | None, calibration: float | str | Splitter | Non
         raise ValueError(
             "groups are told apart by calibration rows, and nothing asks for any: set threshold='conformal', "
             "or calibration to a fraction such as 0.2 or to 'folds'."
+        )
+
+
+def check_no_folds(calibration: float | str | Splitter | None, n_rows: int) -> None:
+    """Refuse folds where all of many rows are trained on: models of folds would see far fewer."""
+    if not (calibration is None or isinstance(calibration, (float, str))):
+        raise ValueError(
+            f"calibration in folds needs its rows in memory, and all {n_rows:,} rows are to be trained on: "
+            "set calibration to 'out_of_bag' or to a fraction such as 0.1, or max_samples to a number of "
+            "rows to draw."
         )
 
 

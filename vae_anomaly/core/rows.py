@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
@@ -13,7 +16,9 @@ __all__ = [
     "Rows",
     "any_missing",
     "array_of",
+    "counting_from",
     "dense",
+    "locating",
     "usual_range",
     "with_channels",
 ]
@@ -30,16 +35,38 @@ class RowError(ValueError):
         The message, with ``{row}`` in the place of "row 3".
     row : int
         The row's position among those that were looked at.
-    where : str
-        The row's address; whoever knows that those rows are some of many more says it anew.
+    where : str or None
+        The row's address; None until somebody knows it, who has read the rows.
     """
 
     def __init__(self, template: str, row: int) -> None:
         super().__init__(template, row)
-        self.template, self.row, self.where = template, int(row), f"row {row}"
+        self.template, self.row = template, int(row)
+        self.where: str | None = None
 
     def __str__(self) -> str:
-        return self.template.replace("{row}", self.where, 1)
+        return self.template.replace("{row}", self.where or f"row {self.row}", 1)
+
+
+@contextlib.contextmanager
+def counting_from(start: int) -> Iterator[None]:
+    """An error in a row counts from here: the rows that are looked at are later ones of many."""
+    try:
+        yield
+    except RowError as error:
+        error.row += start
+        raise
+
+
+@contextlib.contextmanager
+def locating(locate: Callable[[int], str], positions: Array | range) -> Iterator[None]:
+    """An error in a row at one of these positions names its place, unless that is known."""
+    try:
+        yield
+    except RowError as error:
+        if error.where is None:
+            error.where = locate(int(positions[error.row]))
+        raise
 
 
 _OUTERMOST = 0.005

@@ -200,7 +200,8 @@ class Detector(Protocol):
     invalid: str
     calibration: Any
     threshold: Any
-    max_samples: int | None
+    max_samples: int | str | None
+    epochs: int | str
     random_state: Any
     verbose: Any
     callbacks: Any

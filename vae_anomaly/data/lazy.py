@@ -12,6 +12,7 @@ from scipy import sparse
 from vae_anomaly.core.rows import Rows, any_missing, dense
 from vae_anomaly.core.types import Array, Estimator, Matrix
 from vae_anomaly.data import scaling
+from vae_anomaly.data.cache import CachedRows
 
 __all__ = [
     "LazyRows",
@@ -82,18 +83,20 @@ def concatenate(rows: Matrix, more: Matrix) -> Matrix:
     return np.concatenate([rows, more])
 
 
-def blocks(rows: Rows | LazyRows) -> Iterator[Rows]:
-    """The rows as arrays: an array as it is, lazy rows in blocks."""
-    if not isinstance(rows, LazyRows):
+def blocks(rows: Rows | LazyRows | CachedRows) -> Iterator[Rows]:
+    """The rows as arrays: an array as it is, others in blocks."""
+    if isinstance(rows, np.ndarray):
         yield rows
         return
     size = max(1, _NUMBERS_AT_ONCE // rows.shape[1])
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    for start in range(0, rows.shape[0], size):
+        yield rows[start : start + size] if isinstance(rows, LazyRows) else rows.read(start, start + size)
 
 
-def has_gaps(rows: Rows | LazyRows) -> bool:
+def has_gaps(rows: Rows | LazyRows | CachedRows) -> bool:
     """Whether values are missing."""
+    if isinstance(rows, CachedRows):
+        return rows.has_gaps
     return any(any_missing(block) for block in blocks(rows))
 
 
@@ -104,8 +107,10 @@ def fingerprint(X: Matrix) -> str:
     return hashlib.sha256(repr(X.shape).encode() + values.tobytes()).hexdigest()
 
 
-def representative(rows: Rows | LazyRows) -> Rows:
+def representative(rows: Rows | LazyRows | CachedRows) -> Rows:
     """Rows that say what values the columns hold: all of an array, evenly spaced ones of lazy rows."""
+    if isinstance(rows, CachedRows):
+        rows = rows.some
     if not isinstance(rows, LazyRows):
         return rows
     n_rows = min(len(rows), max(1, _NUMBERS_AT_ONCE // rows.shape[1]))

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vae_anomaly.core.rows import Rows, dense
+from vae_anomaly.core.rows import Rows, counting_from, dense
 from vae_anomaly.core.types import (
     Array,
     DtypeOrNone,
@@ -184,8 +184,11 @@ class Preparation:
         Those are a sparse table's, and those of large images of bytes, of which only patches are wanted.
         """
         rows = rows_of(X, self.scaler, self.names, lazy=self.patches is not None)
+        n_checked = 0
         for block in blocks(rows):
-            self.check_support(block, likelihood)
+            with counting_from(n_checked):
+                self.check_support(block, likelihood)
+            n_checked += len(block)
         return scaling.clip_gross_errors(rows, self.scaler)
 
     def check_support(self, rows: Rows, likelihood: Likelihood) -> None:

@@ -23,7 +23,7 @@ from vae_anomaly.data.images import check_image_shape, flatten, warn_of_channels
 from vae_anomaly.data.pixels import dtype_of
 from vae_anomaly.data.scaling import check_finite
 from vae_anomaly.data.sources import memory_source, source_of
-from vae_anomaly.data.streams import NUMBERS_AT_ONCE, Positions, Source, Stream, locating
+from vae_anomaly.data.streams import NUMBERS_AT_ONCE, Positions, Source, Stream, reading
 from vae_anomaly.data.tables import table_of
 
 __all__ = ["TrainingRows", "open_rows", "read", "read_groups", "read_stream", "read_training_rows"]
@@ -48,6 +48,8 @@ class TrainingRows:
         All rows, if X is some of them.
     groups : array of shape (len(X),) or None
         The groups of the rows of X.
+    locate : function
+        Of the position of a row among all: where it is, for a message.
     """
 
     X: Matrix
@@ -57,6 +59,7 @@ class TrainingRows:
     positions: Positions | None = None
     stream: Stream | None = None
     groups: Array | None = None
+    locate: Callable[[int], str] = "row {}".format
 
 
 def open_rows(X: Unchecked) -> Unchecked:
@@ -97,21 +100,23 @@ def read_training_rows(
     """
     source = X if isinstance(X, Source) else memory_source(X)
     if source is None or n_at_most is None or source.n_rows <= n_at_most:
+        locate = X.locate if isinstance(X, Source) else TrainingRows.locate
         with contextlib.ExitStack() as stack:
             if isinstance(X, Source):
-                stack.enter_context(locating(X, range(X.n_rows)))
+                stack.enter_context(reading(X, range(X.n_rows)))
                 X = X.read()
             rows, image_shape, dtype = read(detector, X, reset, shape_of_images=shape_of_images)
-        return TrainingRows(rows, image_shape, dtype, rows.shape[0])
+        return TrainingRows(rows, image_shape, dtype, rows.shape[0], locate=locate)
     positions = np.sort(sample_without_replacement(source.n_rows, n_at_most, random_state=seed()))
-    with locating(source, positions):
+    with reading(source, positions):
         drawn, image_shape, dtype = read(detector, source.take(positions), reset, source, shape_of_images)
     names = getattr(detector, "feature_names_in_", None)
     n_read, progress = 0, ProgressLine(source.n_rows, "read", verbose)
 
     def numbers(rows: Unchecked) -> Matrix:
-        nonlocal n_read
-        if not n_read:
+        nonlocal n_read, progress
+        if n_read in (0, source.n_rows):  # a pass begins
+            n_read, progress = 0, ProgressLine(source.n_rows, "read", verbose)
             progress.show(0)
         block, _, _ = read(detector, rows, reset=False, shape_of_images=image_shape)
         check_finite(block, names)
@@ -120,7 +125,7 @@ def read_training_rows(
         return block
 
     stream = Stream(source, numbers, drawn.shape[1])
-    return TrainingRows(drawn, image_shape, dtype, source.n_rows, positions, stream)
+    return TrainingRows(drawn, image_shape, dtype, source.n_rows, positions, stream, locate=source.locate)
 
 
 def read_stream(X: Unchecked, numbers: Callable[[Unchecked], Matrix], n_features: int) -> Matrix | Stream:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vae_anomaly.core.rows import RowError
+from vae_anomaly.core.rows import RowError, counting_from, locating
 from vae_anomaly.core.types import Matrix, Shape, Unchecked
 
 __all__ = [
@@ -26,8 +26,8 @@ __all__ = [
     "Source",
     "Stream",
     "choose",
-    "locating",
     "map_blocks",
+    "reading",
     "starts_of",
 ]
 
@@ -147,12 +147,12 @@ class Stream:
         for block in self._source.blocks(size):
             n_rows = block.shape[0] if hasattr(block, "shape") else len(block)
             positions = np.arange(start, start + n_rows)
-            with locating(self._source, positions):
+            with reading(self._source, positions):
                 numbers = self._numbers(block)
             if self._without is not None:
                 left = ~np.isin(positions, self._without)
                 positions, numbers = positions[left], numbers[left]
-            with locating(self._source, positions):
+            with reading(self._source, positions):
                 result = function(numbers)
             yield result
             start += n_rows
@@ -164,11 +164,8 @@ def map_blocks(X: Matrix | Stream, function: Callable[[Matrix], _Result], size: 
         yield from X.map(function, size)
         return
     for start in starts_of(0, X.shape[0], size):
-        try:
+        with counting_from(start):
             result = function(X[start : start + size])
-        except RowError as error:
-            error.where = f"row {start + error.row}"
-            raise
         yield result
 
 
@@ -185,12 +182,12 @@ def starts_of(start: int, n_rows: int, size: int) -> Sequence[int]:
 
 
 @contextlib.contextmanager
-def locating(source: Source, positions: Positions | range) -> Iterator[None]:
+def reading(source: Source, positions: Positions | range) -> Iterator[None]:
     """An error in a row at one of these positions names its place; any other one is followed by a note."""
     try:
-        yield
-    except RowError as error:
-        error.where = source.locate(int(positions[error.row]))
+        with locating(source.locate, positions):
+            yield
+    except RowError:
         raise
     except (ValueError, TypeError) as error:
         if len(positions):

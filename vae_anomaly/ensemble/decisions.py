@@ -29,7 +29,10 @@ from vae_anomaly.priors import Prior
 from vae_anomaly.scoring import Score
 from vae_anomaly.training.plan import PARAMETERS, Plan
 
-__all__ = ["Decisions", "decide"]
+__all__ = ["Decisions", "decide", "n_rows_in_memory", "trains_on_all"]
+
+# Five passes over them are at most 20,000 steps of 128.
+_ROWS_IN_MEMORY = 500_000
 
 # Pixels of the shorter side of images that are seen whole, and of patches of larger ones.
 _LARGEST_WHOLE, _SIDE_OF_PATCHES = 32, 8
@@ -66,6 +69,8 @@ class Decisions:
     calibration : float, splitter, "out_of_bag" or None
         A fraction to hold out, the folds, or that members judge the rows that they leave out.
     parameters : the detector's parameters, for those that nothing has to be decided of
+    trains_on_all : bool
+        Whether, of a stream, all rows are trained on, and not only those that were drawn.
     """
 
     network: Network
@@ -81,6 +86,7 @@ class Decisions:
     rule: ThresholdRule
     calibration: float | str | Splitter | None
     parameters: Mapping[str, Any]
+    trains_on_all: bool
 
     def latent_dim(self, n_features: int) -> int:
         """The number of latent dimensions of a model of so many features.
@@ -187,7 +193,19 @@ def decide(
         rule=rule,
         calibration=calibration,
         parameters=parameters,
+        # Patches are so many of any number of images.
+        trains_on_all=patches is None and trains_on_all(parameters["max_samples"], parameters["epochs"]),
     )
+
+
+def n_rows_in_memory(max_samples: int | str | None) -> int:
+    """How many rows a fit has in memory at most: those that it draws of more, to train on and to judge."""
+    return _ROWS_IN_MEMORY if max_samples is None or isinstance(max_samples, str) else max_samples
+
+
+def trains_on_all(max_samples: int | str | None, epochs: int | str) -> bool:
+    """Whether all rows are trained on, however many there are: "auto" does where passes are counted."""
+    return epochs != "auto" if isinstance(max_samples, str) else max_samples is None
 
 
 def _check_intervals(patches: Patches | None, holds_rows_out: bool) -> None:

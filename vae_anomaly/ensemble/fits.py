@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy.typing as npt
+from scipy import sparse
 
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Detector, MatrixLike
 from vae_anomaly.data.reading import TrainingRows, open_rows, read_groups, read_training_rows
 from vae_anomaly.ensemble import attributes, fitting
-from vae_anomaly.ensemble.decisions import decide
+from vae_anomaly.ensemble.decisions import decide, n_rows_in_memory, trains_on_all
 from vae_anomaly.ensemble.fitting import Earlier
 from vae_anomaly.ensemble.folds import score_folds_from, score_folds_like
 from vae_anomaly.ensemble.members import ProgressStore
@@ -29,14 +30,17 @@ def read(
     earlier: Earlier | None,
     store: ProgressStore | None = None,
 ) -> TrainingRows:
-    """The rows of a fit and their groups, at most ``max_samples`` of them."""
+    """The rows of a fit and their groups; of many, those that were drawn and the stream of all."""
     X = open_rows(X)
+    n_at_most: int | None = n_rows_in_memory(detector.max_samples)
+    if sparse.issparse(X) and trains_on_all(detector.max_samples, detector.epochs):
+        n_at_most = None  # they are in memory, and would be much larger in a file
     found = read_training_rows(
         detector,
         X,
         None if earlier is None else detector._shape_of_images,
         reset=earlier is None,
-        n_at_most=detector.max_samples,
+        n_at_most=n_at_most,
         seed=lambda: fitting.seed_of_draw(
             detector.random_state,
             store,
@@ -68,6 +72,8 @@ def fit(
         takes_new_rows,
     )
     calibration_rows.check_groups(given.groups, decisions.calibration)
+    if given.stream is not None and decisions.trains_on_all:
+        calibration_rows.check_no_folds(decisions.calibration, given.n_rows)
     outcome = fitting.fit(
         given,
         decisions,

@@ -6,6 +6,7 @@ rows are prepared, members trained and balanced, and the threshold rule cuts. Th
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from sklearn.utils import check_random_state
 
 from vae_anomaly import masks, scoring, thresholds
 from vae_anomaly.calibration import rows as calibration_rows
-from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.rows import Rows, locating
 from vae_anomaly.core.types import (
     Array,
     Flags,
@@ -26,11 +27,12 @@ from vae_anomaly.core.types import (
     RandomStateLike,
     ThresholdRule,
 )
+from vae_anomaly.data.cache import CachedRows
 from vae_anomaly.data.lazy import LazyRows, concatenate, fingerprint, has_gaps, subset
 from vae_anomaly.data.pixels import pixel_range, pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.reading import TrainingRows
-from vae_anomaly.data.scaling import scaled_zero
+from vae_anomaly.data.scaling import block_size, scaled_zero
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.data.tables import Table
 from vae_anomaly.ensemble import averaging, fit_warnings
@@ -215,43 +217,55 @@ def fit(
         if decisions.calibration is not None:
             calibration_rows.warn_of_other_rows(given.n_rows, earlier.n_rows)
     kept, held_out = calibration_rows.set_aside(X, decisions.calibration, calibration_seed)
-    if stream is not None:
-        _, unseen_positions = calibration_rows.set_aside(
-            given.positions, decisions.calibration, calibration_seed
-        )
-        stream = stream.without(unseen_positions)
+    all_positions = np.arange(X.shape[0]) if given.positions is None else given.positions
     if earlier is not None:
-        preparation = earlier.fitted.preparation
-        preparation.check_finite(X)
-        if takes_new_rows:
-            preparation = preparation.after(kept if stream is None else stream)
-    else:
-        preparation = Preparation.fit(
-            kept,
-            stream,
-            table=table,
-            names=names,
-            image_shape=decisions.image_shape,
-            of_images=decisions.of_images,
-            patches=decisions.patches,
-            likelihood=likelihood,
-            scaler=parameters["scaler"],
-            n_channels=decisions.network.signal_channels(),
-        )
-    rows = preparation.training_rows(kept, likelihood)
-    job = _job(decisions, rows, preparation, draws_seed, seeds, earlier)
-    if earlier is None:
-        fit_warnings.check_last_activation(job, names)
-    elif earlier.warns:
-        _warn_of_rows(X, earlier, draws_seed)
-    interruption = interruption or Interruption()
-    states, history, interrupted = train_members(
-        job,
-        callbacks=parameters["callbacks"] or (),
-        verbose=int(parameters["verbose"]),
-        store=store,
-        interruption=interruption,
+        with locating(given.locate, all_positions):
+            earlier.fitted.preparation.check_finite(X)
+    positions, unseen_positions = calibration_rows.set_aside(
+        all_positions, decisions.calibration, calibration_seed
     )
+    if stream is not None:
+        stream = stream.without(unseen_positions)
+    with locating(given.locate, positions):
+        if earlier is not None:
+            preparation = earlier.fitted.preparation
+            if takes_new_rows:
+                preparation = preparation.after(kept if stream is None else stream)
+        else:
+            preparation = Preparation.fit(
+                kept,
+                stream,
+                table=table,
+                names=names,
+                image_shape=decisions.image_shape,
+                of_images=decisions.of_images,
+                patches=decisions.patches,
+                likelihood=likelihood,
+                scaler=parameters["scaler"],
+                n_channels=decisions.network.signal_channels(),
+            )
+        rows = preparation.training_rows(kept, likelihood)
+    with contextlib.ExitStack() as stack:
+        cached = None
+        if stream is not None and decisions.trains_on_all:
+            among_cached = positions - np.searchsorted(np.sort(unseen_positions), positions)
+            cached = stack.enter_context(CachedRows(stream.shape[0], rows, among_cached))
+            cached.write(
+                stream.map(partial(preparation.training_rows, likelihood=likelihood), block_size(X.shape[1]))
+            )
+        job = _job(decisions, rows, cached, preparation, draws_seed, seeds, earlier)
+        if earlier is None:
+            fit_warnings.check_last_activation(job, names)
+        elif earlier.warns:
+            _warn_of_rows(X, earlier, draws_seed)
+        interruption = interruption or Interruption()
+        states, history, interrupted = train_members(
+            job,
+            callbacks=parameters["callbacks"] or (),
+            verbose=int(parameters["verbose"]),
+            store=store,
+            interruption=interruption,
+        )
     if interrupted and takes_new_rows:  # rows of a stream are learned whole or not at all
         raise KeyboardInterrupt
     if interrupted:
@@ -260,7 +274,8 @@ def fit(
         )
     takes_unseen = thresholds.takes_held_out(decisions.rule)
     if held_out.shape[0] and not takes_unseen:  # a fraction of anomalies means all of X
-        rows = concatenate(rows, preparation.training_rows(held_out, likelihood))
+        with locating(given.locate, unseen_positions):
+            rows = concatenate(rows, preparation.training_rows(held_out, likelihood))
     chosen = _rows_to_score(decisions, rows, draws_seed)
     fitted, by_member = Fitted.balance(
         preparation,
@@ -362,6 +377,7 @@ def _warn_of_rows(X: Matrix, earlier: Earlier, seed: int) -> None:
 def _job(
     decisions: Decisions,
     rows: Matrix,
+    cached: CachedRows | None,
     preparation: Preparation,
     draws_seed: int,
     seeds: Sequence[Seeds],
@@ -378,8 +394,9 @@ def _job(
     if earlier is not None:
         marks_missing = earlier.fitted.members[0].specification.marks_missing
     else:
+        everything = rows if cached is None else cached
         marks_missing = network.marks_missing() and (
-            decisions.plan.fraction_to_mask(rows) > 0 or has_gaps(rows)
+            decisions.plan.fraction_to_mask(everything) > 0 or has_gaps(everything)
         )
     specification = Specification(
         network,
@@ -418,6 +435,7 @@ def _job(
         transform,
         patches,
         parameters["device"],
+        cached,
     )
 
 

@@ -18,7 +18,8 @@ from sklearn.model_selection import train_test_split
 
 from vae_anomaly.core import parallel
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Array, Callback, Floats, RandomStateLike
+from vae_anomaly.core.types import Array, Callback, Floats, Matrix, RandomStateLike
+from vae_anomaly.data.cache import CachedRows
 from vae_anomaly.data.lazy import representative, subset
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.engine import programs
@@ -65,6 +66,7 @@ class Job:
     ----------
     specification : Specification, shared by the members
     rows : float32 array of shape (n_rows, n_features)
+        Those to train on, or such as stand for them.
     plan : Plan
         How to train; each member's own settings are put into it.
     recipe : Recipe
@@ -77,6 +79,8 @@ class Job:
         The squares that members see of rows that are images; None if they see whole rows.
     devices : str, sequence of str or None
         Where members are trained, in turn.
+    cached : CachedRows or None
+        All rows to train on, if ``rows`` is some of them.
     """
 
     specification: Specification
@@ -89,6 +93,12 @@ class Job:
     column_transform: Rows | None = None
     patches: Patches | None = None
     devices: Devices = None
+    cached: CachedRows | None = None
+
+    @property
+    def everything(self) -> Rows | CachedRows:
+        """All rows to train on."""
+        return self.rows if self.cached is None else self.cached
 
     @property
     def n_members(self) -> int:
@@ -144,7 +154,7 @@ def train_members(
     Members are trained where `core.parallel.find_place` says. The result does not depend on it. In threads of
     this process, Ctrl-C ends all trainings with the epochs that they are in, and members that have not begun
     are left out; in other processes, it ends them at once. What watches a training epoch by epoch, callbacks,
-    a progress bar or a store, has it in this process.
+    a progress bar or a store, has it in this process; so have cached rows, whose file is this one's.
 
     Parameters
     ----------
@@ -162,7 +172,8 @@ def train_members(
     n_at_once, elsewhere = parallel.find_place()
     n_at_once = min(n_at_once, n_members)
     interruption = interruption or Interruption()
-    if elsewhere and n_at_once > 1 and not (callbacks or verbose or store is not None):
+    stays = callbacks or verbose or store is not None or job.cached is not None
+    if elsewhere and n_at_once > 1 and not stays:
         without_rows = replace(job, rows=job.rows[:0])  # they are sent once, on their own
         found = parallel.map_elsewhere(_train_elsewhere, (without_rows, job.rows), range(n_members))
     else:
@@ -241,10 +252,7 @@ def _train_member(
         numbers = no_transform(job.rows.shape[1])
         if member.column_transform is not None:
             numbers = job.column_transform
-    rows = job.rows
-    if numbers is not None and numbers[0].any():
-        rows = np.asarray(transform(rows[:], numbers))
-    kept, validation = _split(rows, job.recipe.validation_fraction, seed.split, job.draws)
+    kept, validation = _split(job, numbers, seed.split)
     if job.patches is not None:
         kept, validation = _cut(kept, validation, job.patches, seed.split)
     device = device_of(job.devices, position)
@@ -379,11 +387,27 @@ def split_positions(n_rows: int, fraction: float, seed: int) -> tuple[Array, Arr
     return kept, held_out
 
 
-def _split(rows: Rows, fraction: float, seed: int, draws: Rows) -> tuple[Rows, Validation | None]:
+def _split(job: Job, numbers: Rows | None, seed: int) -> tuple[Matrix, Validation | None]:
+    """The rows that a member with this seed is trained on, and those that it leaves out.
+
+    ``numbers`` are those by which it transforms columns.
+    """
+    rows, cached, fraction = job.rows, job.cached, job.recipe.validation_fraction
+    if numbers is not None and numbers[0].any():
+        of_columns = partial(_transform, numbers=numbers)
+        rows = of_columns(rows[:])
+        cached = None if cached is None else cached.followed_by(of_columns)
     if not fraction:
-        return rows, None
+        return (rows, None) if cached is None else (cached, None)
     kept, held_out = split_positions(len(rows), fraction, seed)
-    return subset(rows, kept), Validation(subset(rows, held_out), draws)
+    validation = Validation(subset(rows, held_out), job.draws)
+    if cached is not None:
+        return cached.leave_out(held_out), validation
+    return subset(rows, kept), validation
+
+
+def _transform(rows: Rows, numbers: Rows) -> Rows:
+    return np.asarray(transform(rows, numbers))
 
 
 def _cut(

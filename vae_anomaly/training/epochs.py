@@ -1,9 +1,4 @@
-"""Training: epochs, batches, annealing, early stopping and history, over a compiled program.
-
-A batch always has ``batch_size`` rows: the last one of an epoch is filled up from the beginning of the
-epoch's shuffled order, and fewer rows than a batch are repeated. So every row is used in every epoch,
-and no shape depends on how many there are.
-"""
+"""Training: epochs, annealing, early stopping and history, over a compiled program."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Callback
+from vae_anomaly.core.types import Callback, Matrix
 from vae_anomaly.data.lazy import has_gaps, representative
 from vae_anomaly.engine.held_out import HELD_OUT_ROWS, Best, best_of, held_out_tiles
 from vae_anomaly.engine.programs import Architecture, architecture_of, on_device
@@ -33,6 +28,7 @@ from vae_anomaly.engine.steps import (
     training_state,
 )
 from vae_anomaly.model.states import ModelState
+from vae_anomaly.training.batches import batches_of
 from vae_anomaly.training.interruption import Interruption
 from vae_anomaly.training.observers import Observers
 from vae_anomaly.training.plan import Plan
@@ -95,7 +91,7 @@ class Progress(NamedTuple):
 
 def train(
     state: ModelState,
-    rows: Rows,
+    rows: Matrix,
     plan: Plan,
     *,
     shuffle_seed: int,
@@ -170,7 +166,7 @@ class _Epochs:
     def __init__(
         self,
         architecture: Architecture,
-        rows: Rows,
+        rows: Matrix,
         plan: Plan,
         shuffle_seed: int,
         noise_seed: int,
@@ -208,13 +204,11 @@ class _Epochs:
             tf.constant(fraction_to_mask, tf.float32),
         )
         self._block_steps = block_steps(architecture, plan.batch_size)
-        self._shuffler = _Shuffler(len(rows), plan, shuffle_seed)
+        self._batches = batches_of(rows, plan.batch_size, shuffle_seed)
 
     def skip(self, n_epochs: int) -> None:
-        """Draw what epochs that are finished have drawn: the generator's state need not be kept."""
-        for _ in range(n_epochs):
-            self._shuffler.orders(1)
-            self._shuffler.drop(1)
+        """Go on to what comes after these epochs."""
+        self._batches.drop(n_epochs)
 
     def next(self, progress: Progress, n_at_most: int) -> tuple[Progress, dict[str, float]]:
         """What one call can hold of the next epochs, and the figures of the last one.
@@ -231,14 +225,14 @@ class _Epochs:
 
     def _several(self, progress: Progress, n_taken: int) -> tuple[Progress, dict[str, float]] | None:
         """These epochs, up to one that diverges or is the last; None if the first one diverges."""
-        orders, rate_factor = self._shuffler.orders(n_taken), np.float32(progress.rate_factor)
-        training, best, figures = self._attempt(progress, orders, rate_factor)
+        rate_factor = np.float32(progress.rate_factor)
+        training, best, figures = self._attempt(progress, n_taken, rate_factor)
         n_good = self._n_good(progress, figures)
         if 0 < n_good < n_taken:  # what later epochs made of the model and the best one is not wanted
-            training, best, figures = self._attempt(progress, orders[:n_good], rate_factor)
+            training, best, figures = self._attempt(progress, n_good, rate_factor)
         if not n_good or not _is_finite(training):
             return None
-        self._shuffler.drop(n_good)
+        self._batches.drop(n_good)
         return self._following(progress, training, best, figures, progress.rate_factor), figures[-1]
 
     def _n_good(self, progress: Progress, figures: list[dict[str, float]]) -> int:
@@ -257,13 +251,13 @@ class _Epochs:
         return len(figures)
 
     def _one(self, progress: Progress) -> tuple[Progress, dict[str, float]]:
-        order, lowered = self._shuffler.orders(1), progress.rate_factor
-        training, best, (figures,) = self._attempt(progress, order, np.float32(lowered))
-        reason = self._divergence(progress, order, training, figures)
+        lowered = progress.rate_factor
+        training, best, (figures,) = self._attempt(progress, 1, np.float32(lowered))
+        reason = self._divergence(progress, training, figures)
         if reason and lowered == 1:
             diverged, lowered = reason, _LOWER_RATE
-            training, best, (figures,) = self._attempt(progress, order, np.float32(lowered))
-            reason = self._divergence(progress, order, training, figures)
+            training, best, (figures,) = self._attempt(progress, 1, np.float32(lowered))
+            reason = self._divergence(progress, training, figures)
             if not reason:
                 warn_user(
                     f"training diverged: {diverged}. It was repeated from the beginning of this epoch, and "
@@ -273,7 +267,7 @@ class _Epochs:
                 )
         if reason:
             raise self._error(reason)
-        self._shuffler.drop(1)
+        self._batches.drop(1)
         return self._following(progress, training, best, [figures], lowered), figures
 
     def _following(
@@ -297,31 +291,30 @@ class _Epochs:
         )
 
     def _attempt(
-        self, progress: Progress, orders: list[npt.NDArray[np.integer]], rate_factor: np.float32
+        self, progress: Progress, n_epochs: int, rate_factor: np.float32
     ) -> tuple[TrainingState, Best | None, list[dict[str, float]]]:
-        """The state after these epochs, the best one, and each epoch's figures."""
+        """The state after the next epochs, the best one, and each epoch's figures."""
         training, best = progress.training, None
         if self._held_out is not None:
             best = best_of(training.trainable, training.non_trainable, progress.best)
         # At a rate of 0 it only measures.
         watched = self._observers.watch_batches and rate_factor > 0
-        order = np.concatenate([self._shuffler.batches(of_epoch) for of_epoch in orders])
-        ends = np.arange(1, len(order) + 1) % self._steps_per_epoch == 0
-        terms, held_out_terms = np.zeros((0, 3)), np.zeros((0, 2))
-        for start in range(0, len(order), self._block_steps):
-            chosen = slice(start, start + self._block_steps)
-            block, first_step = order[chosen], progress.n_epochs * self._steps_per_epoch + start
-            elapsed = (first_step + np.arange(len(block))) / self._n_steps
+        terms: list[npt.NDArray[np.float64]] = []
+        held_out_terms: list[npt.NDArray[np.float64]] = []
+        first_step = progress.n_epochs * self._steps_per_epoch
+        for rows, order in self._batches.blocks(n_epochs, self._block_steps):
+            steps = first_step + np.arange(len(order))
+            ends, elapsed = (steps + 1) % self._steps_per_epoch == 0, steps / self._n_steps
             rates, betas = self._plan.rates(elapsed), self._plan.betas(elapsed)
-            for only in range(len(block)) if watched else (None,):
+            for only in range(len(order)) if watched else (None,):
                 if watched:
-                    self._observers.begin_batch(progress.n_epochs, len(terms))
+                    self._observers.begin_batch(progress.n_epochs, len(terms))  # of one step each
                 training, its_figures, best = self._interruption.complete(
                     train_block,
                     self._architecture,
                     training,
-                    self._rows,
-                    block,
+                    rows,
+                    order,
                     rates * (self._observers.rate_factor * rate_factor),
                     betas,
                     self._options,
@@ -329,18 +322,19 @@ class _Epochs:
                     noise_seed=self._noise_seed,
                     first_step=first_step,
                     only=only,
-                    ends=ends[chosen],
+                    ends=ends,
                     progress=elapsed.astype(np.float32),
                     held_out=self._held_out,
                     best=best,
                 )
-                terms = np.concatenate([terms, its_figures.terms])
-                held_out_terms = np.concatenate([held_out_terms, its_figures.held_out])
+                terms.append(its_figures.terms)
+                held_out_terms.append(its_figures.held_out[ends if only is None else ends[[only]]])
                 if watched:
-                    self._observers.end_batch(len(terms) - 1, _figures(terms), training)
-        figures = [_figures(of_epoch) for of_epoch in np.split(terms, len(orders))]
+                    self._observers.end_batch(len(terms) - 1, _figures(np.concatenate(terms)), training)
+            first_step += len(order)
+        figures = [_figures(of_epoch) for of_epoch in np.split(np.concatenate(terms), n_epochs)]
         if self._held_out is not None:
-            for of_epoch, (reconstruction, kl) in zip(figures, held_out_terms[ends], strict=True):
+            for of_epoch, (reconstruction, kl) in zip(figures, np.concatenate(held_out_terms), strict=True):
                 loss = reconstruction + self._plan.beta * kl
                 of_epoch |= {
                     "val_loss": float(loss),
@@ -356,7 +350,6 @@ class _Epochs:
     def _divergence(
         self,
         before: Progress,
-        order: list[npt.NDArray[np.integer]],
         after: TrainingState,
         figures: dict[str, float],
     ) -> str:
@@ -369,7 +362,7 @@ class _Epochs:
         usual = max(before.largest, self._architecture.n_features)
         if loss > _EXPLODES_FROM * usual and not before.n_epochs:
             # Far rows or an explosion? Only now it is worth an epoch to know what nothing learned would lose.
-            _, _, (untrained,) = self._attempt(before, order, np.float32(0.0))
+            _, _, (untrained,) = self._attempt(before, 1, np.float32(0.0))
             usual = max(usual, self._size(untrained))
         if loss > _EXPLODES_FROM * usual:
             return f"the loss of {number} is {loss:g}, more than {_EXPLODES_FROM:g} times any before"
@@ -383,31 +376,6 @@ class _Epochs:
             f"or bring the data nearer to 1: column {largest.argmax()} of the scaled rows holds values up to "
             f"{largest.max():g}."
         )
-
-
-class _Shuffler:
-    """The shuffled orders of the rows, epoch by epoch."""
-
-    def __init__(self, n_rows: int, plan: Plan, seed: int) -> None:
-        self._shape = (plan.steps_per_epoch(n_rows), plan.batch_size)
-        self._n_rows = n_rows
-        self._rng = np.random.RandomState(seed)
-        self._drawn: list[npt.NDArray[np.integer]] = []
-
-    def orders(self, n_epochs: int) -> list[npt.NDArray[np.integer]]:
-        """All rows' positions in the orders of the next epochs, until they are dropped."""
-        while len(self._drawn) < n_epochs:
-            self._drawn.append(self._rng.permutation(self._n_rows))
-        return self._drawn[:n_epochs]
-
-    def drop(self, n_epochs: int) -> None:
-        """Go on to the orders after these."""
-        del self._drawn[:n_epochs]
-
-    def batches(self, order: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        """Positions of the rows of each batch of an epoch."""
-        # np.resize repeats the order from its beginning until the last batch is full.
-        return np.resize(order, self._shape).astype(np.int32)
 
 
 def append_history(history: dict[str, list[float]], new: dict[str, list[float]]) -> dict[str, list[float]]:

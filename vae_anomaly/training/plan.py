@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Floats
+from vae_anomaly.core.types import Floats, Matrix
 from vae_anomaly.data.lazy import has_gaps
 from vae_anomaly.objectives import ELBO, Objective
 
@@ -70,7 +69,7 @@ class Plan:
         steps = _AUTO_STEPS_AT_MOST if self.early_stopping else _AUTO_STEPS
         return max(_AUTO_EPOCHS, -(-steps // self.steps_per_epoch(n_rows)))
 
-    def fraction_to_mask(self, rows: Rows) -> float:
+    def fraction_to_mask(self, rows: Matrix) -> float:
         """Share of these rows' values to hide from the encoder; "auto" does if some are missing anyway."""
         if isinstance(self.masked_fraction, str):
             return _MASKED_FRACTION if has_gaps(rows) else 0.0
