@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import itertools
 import json
 import os
 import pickle
@@ -150,6 +151,16 @@ def test_a_fit_can_be_killed_and_resumed_many_times(X, path):
         killed(Resuming(), X, 2)
     resumed = detector(path, validation_fraction=0.2).fit(X, resume=True)
     assert_same(resumed, detector(validation_fraction=0.2).fit(X), X)
+
+
+def test_a_resumed_fit_tells_the_time_of_what_is_left(X, path, capsys, monkeypatch):
+    monkeypatch.setattr(epochs, "time", types.SimpleNamespace(perf_counter=itertools.count(0, 10).__next__))
+    settings = {"members": 2, "epochs": 12, "verbose": 1}  # 2 s a step
+    rows = X[:320]
+    killed(detector(path, **settings), rows, 18)
+    assert "Training 2 members will take at most about 4 minutes." in capsys.readouterr().out
+    detector(path, **settings).fit(rows, resume=True)
+    assert "Training will take at most about 1 minute." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["sparse", "mixed", "with gaps"])

@@ -1,6 +1,8 @@
 """Training: the schedule around a compiled step."""
 
 import copy
+import itertools
+import types
 import warnings
 from functools import partial
 
@@ -570,6 +572,42 @@ def test_silence_by_default_and_a_bar_with_the_loss_parts_on_request(X, capsys):
     printed = capsys.readouterr().out
     for part in ("6/6", "loss:", "reconstruction:", "kl:", "val_loss:"):
         assert part in printed
+
+
+def slow_clock(seconds):
+    """In the place of `time`: each look at it takes so many seconds."""
+    return types.SimpleNamespace(perf_counter=itertools.count(0, seconds).__next__)
+
+
+# 5 steps take 10 s, and a step with its held-out rows too.
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        # 3 epochs of 5 steps of 2 s.
+        ({"epochs": 3}, ""),
+        ({"epochs": 6}, "Training will take at most about 1 minute.\n"),
+        ({"epochs": 6, "members": 3}, "Training 3 members will take at most about 3 minutes.\n"),
+        ({"epochs": 2000, "early_stopping": True}, "Training will take at most about 9.7 hours.\n"),
+        # 4 steps of 2.5 s and 7.5 s for the held-out rows.
+        ({"epochs": 12, "validation_fraction": 0.2}, "Training will take at most about 4 minutes.\n"),
+    ],
+)
+def test_a_fit_of_a_minute_or_more_says_beforehand_how_long_it_takes(X, capsys, monkeypatch, settings, said):
+    monkeypatch.setattr(epochs, "time", slow_clock(10))
+    if settings.get("early_stopping"):
+        settings = {**settings, "validation_fraction": 0.2, "patience": 1, "learning_rate": 0.1}
+    fit(X[:160], batch_size=32, verbose=1, **settings)
+    printed = capsys.readouterr().out
+    assert printed.count("will take") == bool(said)
+    assert said in printed
+    assert printed.index("will take") < printed.index("loss:") if said else True
+
+
+def test_what_measures_a_training_leaves_no_trace_in_it(X, capsys):
+    settings = {"members": 2, "validation_fraction": 0.2, "epochs": 3}
+    watched, silent = fit(X, verbose=1, **settings), fit(X, **settings)
+    np.testing.assert_array_equal(watched.score_samples(X), silent.score_samples(X))
+    assert watched.history_ == silent.history_
 
 
 def test_a_stopped_training_closes_its_bar(X, capsys):

@@ -257,7 +257,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Seeds initial weights, shuffling, training noise and scoring draws. The same int gives the same
         scores, bit for bit, on the same machine. None draws from numpy's global generator.
     verbose : int, default=0
-        0 is silent; 1 shows a progress bar with the parts of the loss and the time left.
+        0 is silent; 1 shows a progress bar with the parts of the loss and the time left, and says beforehand
+        how long training takes at most if that is more than a minute.
 
     Attributes
     ----------

@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from vae_anomaly.core import parallel
+from vae_anomaly.core.progress import DurationNotice
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Callback, Floats, Matrix, RandomStateLike
 from vae_anomaly.data.cache import CachedRows
@@ -205,12 +206,16 @@ def _train_here(
 ) -> list[TrainingResult | None]:
     n_members = job.n_members
     begun = [None] * n_members if store is None else store.begin(job)
+    notice = DurationNotice()
 
     def train_one(position: int) -> TrainingResult | None:
         if interruption.stop_requested and begun[position] is None:
             return None
         if verbose and n_members > 1:
             print(f"Member {position + 1} of {n_members}")
+        tell_duration = None
+        if verbose and not notice.is_given:
+            tell_duration = partial(notice.tell, n_trainings=n_members - position)
         with files_of_member(callbacks, position, n_members):
             return _train_member(
                 job,
@@ -220,6 +225,7 @@ def _train_here(
                 progress=begun[position],
                 keep=None if store is None else partial(store.keep, position),
                 interruption=interruption,
+                tell_duration=tell_duration,
             )
 
     try:
@@ -242,6 +248,7 @@ def _train_member(
     progress: Progress | None = None,
     keep: Callable[[Progress], None] | None = None,
     interruption: Interruption | None = None,
+    tell_duration: Callable[[float], None] | None = None,
 ) -> TrainingResult:
     """Train the member at this position; see `train`."""
     member, seed = job.recipe.members[position], job.seeds[position]
@@ -281,6 +288,7 @@ def _train_member(
         progress=progress,
         keep=keep,
         interruption=interruption,
+        tell_duration=tell_duration,
     )
     if numbers is None:
         return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ from sklearn.exceptions import ConvergenceWarning
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Callback, Matrix
+from vae_anomaly.core.types import Callback, Flags, Matrix
 from vae_anomaly.data.lazy import has_gaps, representative
 from vae_anomaly.engine.held_out import HELD_OUT_ROWS, Best, best_of, held_out_tiles
 from vae_anomaly.engine.programs import Architecture, architecture_of, on_device
 from vae_anomaly.engine.steps import (
+    BlockFigures,
     BlockOptions,
     Limits,
     TrainingState,
@@ -28,7 +30,7 @@ from vae_anomaly.engine.steps import (
     training_state,
 )
 from vae_anomaly.model.states import ModelState
-from vae_anomaly.training.batches import batches_of
+from vae_anomaly.training.batches import Block, batches_of
 from vae_anomaly.training.interruption import Interruption
 from vae_anomaly.training.observers import Observers
 from vae_anomaly.training.plan import Plan
@@ -43,6 +45,8 @@ _LOWER_RATE = 0.1
 # ever less: without it, a constant table is trained to the last epoch.
 _LEAST_IMPROVEMENT = 1e-3
 _EPOCHS_AT_ONCE = 64
+# Steps that tell how long a training takes.
+_STEPS_TO_TIME = 5
 
 
 class Validation(NamedTuple):
@@ -102,6 +106,7 @@ def train(
     progress: Progress | None = None,
     keep: Callable[[Progress], None] | None = None,
     interruption: Interruption | None = None,
+    tell_duration: Callable[[float], None] | None = None,
 ) -> TrainingResult:
     """Train from ``state`` on ``rows`` and return the new state with its history.
 
@@ -117,6 +122,7 @@ def train(
     progress : Progress of an equal training to go on from, or None
     keep : called with the `Progress` after each epoch, or None
     interruption : Interruption, or None for one of this training's own
+    tell_duration : called with the seconds that the training takes at most, before its first epoch, or None
 
     Raises
     ------
@@ -140,8 +146,10 @@ def train(
             interruption.finish_epoch()
         # Who watches epochs, or keeps them, gets each of them.
         n_at_once = 1 if observers.watch_epochs or keep is not None else _EPOCHS_AT_ONCE
-        observers.begin()
         last = progress.is_last(plan, n_epochs)
+        if tell_duration is not None and not last:
+            tell_duration(epochs.seconds(progress))
+        observers.begin()
         while not last and not interruption.stop_requested:
             try:
                 observers.begin_epoch(progress.n_epochs)
@@ -209,6 +217,26 @@ class _Epochs:
     def skip(self, n_epochs: int) -> None:
         """Go on to what comes after these epochs."""
         self._batches.drop(n_epochs)
+
+    def seconds(self, progress: Progress) -> float:
+        """How long the epochs that are left take at most, by some steps and a measurement of held-out rows.
+
+        What these make of the model is not kept.
+        """
+        best = self._best(progress)
+        rows, order = next(self._batches.blocks(1, self._block_steps))
+
+        def seconds_of(n_steps: int, ends_epoch: bool) -> float:
+            start, ends = time.perf_counter(), np.full(n_steps, ends_epoch)
+            some = Block(rows, order[:n_steps])
+            self._take_steps(progress.training, best, some, ends, 0, np.float32(0.0))
+            return time.perf_counter() - start
+
+        seconds_of(1, ends_epoch=True)  # compiles
+        n_steps = min(_STEPS_TO_TIME, len(order))
+        of_step = seconds_of(n_steps, ends_epoch=False) / n_steps
+        of_held_out = 0.0 if best is None else max(0.0, seconds_of(1, ends_epoch=True) - of_step)
+        return (self._n_epochs - progress.n_epochs) * (self._steps_per_epoch * of_step + of_held_out)
 
     def next(self, progress: Progress, n_at_most: int) -> tuple[Progress, dict[str, float]]:
         """What one call can hold of the next epochs, and the figures of the last one.
@@ -294,44 +322,26 @@ class _Epochs:
         self, progress: Progress, n_epochs: int, rate_factor: np.float32
     ) -> tuple[TrainingState, Best | None, list[dict[str, float]]]:
         """The state after the next epochs, the best one, and each epoch's figures."""
-        training, best = progress.training, None
-        if self._held_out is not None:
-            best = best_of(training.trainable, training.non_trainable, progress.best)
+        training, best = progress.training, self._best(progress)
         # At a rate of 0 it only measures.
         watched = self._observers.watch_batches and rate_factor > 0
         terms: list[npt.NDArray[np.float64]] = []
         held_out_terms: list[npt.NDArray[np.float64]] = []
         first_step = progress.n_epochs * self._steps_per_epoch
-        for rows, order in self._batches.blocks(n_epochs, self._block_steps):
-            steps = first_step + np.arange(len(order))
-            ends, elapsed = (steps + 1) % self._steps_per_epoch == 0, steps / self._n_steps
-            rates, betas = self._plan.rates(elapsed), self._plan.betas(elapsed)
-            for only in range(len(order)) if watched else (None,):
+        for block in self._batches.blocks(n_epochs, self._block_steps):
+            n_steps = len(block.order)
+            ends = (first_step + np.arange(1, n_steps + 1)) % self._steps_per_epoch == 0
+            for only in range(n_steps) if watched else (None,):
                 if watched:
                     self._observers.begin_batch(progress.n_epochs, len(terms))  # of one step each
-                training, its_figures, best = self._interruption.complete(
-                    train_block,
-                    self._architecture,
-                    training,
-                    rows,
-                    order,
-                    rates * (self._observers.rate_factor * rate_factor),
-                    betas,
-                    self._options,
-                    self._limits,
-                    noise_seed=self._noise_seed,
-                    first_step=first_step,
-                    only=only,
-                    ends=ends,
-                    progress=elapsed.astype(np.float32),
-                    held_out=self._held_out,
-                    best=best,
+                training, its_figures, best = self._take_steps(
+                    training, best, block, ends, first_step, rate_factor, only
                 )
                 terms.append(its_figures.terms)
                 held_out_terms.append(its_figures.held_out[ends if only is None else ends[[only]]])
                 if watched:
                     self._observers.end_batch(len(terms) - 1, _figures(np.concatenate(terms)), training)
-            first_step += len(order)
+            first_step += n_steps
         figures = [_figures(of_epoch) for of_epoch in np.split(np.concatenate(terms), n_epochs)]
         if self._held_out is not None:
             for of_epoch, (reconstruction, kl) in zip(figures, np.concatenate(held_out_terms), strict=True):
@@ -342,6 +352,43 @@ class _Epochs:
                     "val_kl": float(kl),
                 }
         return training, best, figures
+
+    def _best(self, progress: Progress) -> Best | None:
+        """The best model so far where held-out rows tell which it is."""
+        if self._held_out is None:
+            return None
+        return best_of(progress.training.trainable, progress.training.non_trainable, progress.best)
+
+    def _take_steps(
+        self,
+        training: TrainingState,
+        best: Best | None,
+        block: Block,
+        ends: Flags,
+        first_step: int,
+        rate_factor: np.float32,
+        only: int | None = None,
+    ) -> tuple[TrainingState, BlockFigures, Best | None]:
+        """What `train_block` makes of these batches, or of ``only`` one, at their place in the plan."""
+        elapsed = (first_step + np.arange(len(block.order))) / self._n_steps
+        return self._interruption.complete(
+            train_block,
+            self._architecture,
+            training,
+            block.rows,
+            block.order,
+            self._plan.rates(elapsed) * (self._observers.rate_factor * rate_factor),
+            self._plan.betas(elapsed),
+            self._options,
+            self._limits,
+            noise_seed=self._noise_seed,
+            first_step=first_step,
+            only=only,
+            ends=ends,
+            progress=elapsed.astype(np.float32),
+            held_out=self._held_out,
+            best=best,
+        )
 
     def _size(self, figures: dict[str, float]) -> float:
         """How large the loss is; with the whole KL, which a warm-up may not count yet."""
