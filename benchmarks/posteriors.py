@@ -73,8 +73,8 @@ def measure(parts: dict[str, Any], X: Floats, y: Floats, seed: int) -> dict[str,
     train, test, labels = clean_split(X, y, seed)
     detector = detector_of(parts, len(train), seed).fit(train)
     rows = detector._fitted.rows(test[labels == 0])
-    noise_dim = detector.draws_.shape[1]
-    draws = np.random.RandomState(seed).standard_normal((_DRAWS, noise_dim)).astype(np.float32)
+    noise_width = detector.draws_.shape[1]
+    draws = np.random.RandomState(seed).standard_normal((_DRAWS, noise_width)).astype(np.float32)
     bounds = {
         name: -float(score_rows(detector.members_, rows, draws, SCORES[name], None).mean())
         for name in ("iwae", "elbo")

@@ -20,7 +20,7 @@ from vae_anomaly.flows import Autoregressive, Coupling, Planar, Spline
 from vae_anomaly.model.vae import VAE
 from vae_anomaly.networks import Network
 from vae_anomaly.objectives import Chi, Renyi
-from vae_anomaly.posteriors import POSTERIORS, Categorical, Gaussian
+from vae_anomaly.posteriors import POSTERIORS, Categorical, Gaussian, Implicit
 from vae_anomaly.posteriors import Flow as FlowPosterior
 from vae_anomaly.priors import PRIORS, AggregatePosterior, Mixture, Standard, VampPrior
 from vae_anomaly.priors import Flow as FlowPrior
@@ -34,6 +34,7 @@ GAPS[::2] = X[::2]
 PARTS = {
     "iaf, flow": {"posterior": FlowPosterior([Autoregressive(4)], 3), "prior": FlowPrior([Coupling(4)])},
     "categorical": {"posterior": Categorical(2, 3)},
+    "implicit": {"posterior": Implicit(2, 3, n_units=8)},
     "vamp": {"prior": VampPrior(4)},
     "planar": {"posterior": FlowPosterior([Planar()] * 2, 3)},
     "coupling, mixture": {"posterior": FlowPosterior([Coupling(4)] * 2, 3), "prior": Mixture(3)},
@@ -41,6 +42,7 @@ PARTS = {
     "mixture": {"prior": Mixture(3)},
     "autoregressive prior": {"prior": FlowPrior([Autoregressive(4)] * 2)},
     "aggregate": {"prior": AggregatePosterior(6)},
+    "implicit, mixture": {"posterior": Implicit(3, 4, False, 4, 8), "prior": Mixture(3)},
     "straight through": {"posterior": Categorical(2, 3, straight_through=True, temperature=0.5)},
 }
 
@@ -50,7 +52,7 @@ def with_parts(*by_default):
     return pytest.mark.parametrize("name", stars({name: name for name in PARTS}, by_default))
 
 
-each = with_parts("iaf, flow", "categorical")
+each = with_parts("iaf, flow", "categorical", "implicit")
 _fitted = {}
 
 
@@ -88,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits(name):
     np.testing.assert_array_equal(again.score_samples(X), detector_of(name).score_samples(X))
 
 
-@with_parts("iaf, flow", "categorical", "vamp")
+@with_parts("iaf, flow", "categorical", "implicit", "vamp")
 def test_a_file_holds_the_same_bits(name, tmp_path):
     detector = detector_of(name)
     detector.save(tmp_path / "detector.vae")
@@ -145,7 +147,7 @@ def test_missing_values_cost_nothing_but_what_they_hide(name):
     assert np.isfinite(trained_on_gaps.score_samples(GAPS)).all()
 
 
-@with_parts("iaf, flow")
+@with_parts("iaf, flow", "implicit")
 def test_shares_sum_to_the_score_and_the_elbo_is_its_terms(name):
     detector = detector_of(name)
     np.testing.assert_allclose(detector.explain(X).sum(axis=1), -detector.score_samples(X), rtol=1e-9)
@@ -190,8 +192,7 @@ def test_cards_and_pictures_name_the_parts(name):
     own = [v for weights in detector.model_.own_variables.values() for v in weights.values()]
     n_fixed = sum(math.prod(variable.shape) for variable in own if not variable.trainable)
     assert f"{card['model']['weights_of_a_member'] + n_fixed:,} weights" in ax.get_title()
-    center = {"real": "z_mean", "categories": "probabilities of z"}[specification.posterior.latents]
-    assert center in plotting.latent_scatter(detector, X).get_xlabel()
+    assert specification.posterior.center_name in plotting.latent_scatter(detector, X).get_xlabel()
 
 
 @with_parts("iaf, flow")
@@ -200,7 +201,7 @@ def test_a_saved_keras_model_computes_the_same(name, tmp_path):
     model.save(tmp_path / "model.keras")
     found = keras.saving.load_model(tmp_path / "model.keras")
     assert isinstance(found, VAE)
-    noise = np.random.RandomState(0).standard_normal((2, 1, model.posterior.noise_dim(model.latent_dim)))
+    noise = np.random.RandomState(0).standard_normal((2, 1, model.posterior.noise_width(model.latent_dim)))
     one, other = (each.infer(X.astype("f4"), noise.astype("f4")) for each in (model, found))
     np.testing.assert_array_equal(other.log_ratio, one.log_ratio)
 
@@ -218,8 +219,10 @@ def test_keras_own_fit_trains_the_model(name):
 @pytest.mark.parametrize("score", ["elbo", "iwae"])
 def test_an_onnx_graph_computes_the_same(name, score, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    detector = quick(**PARTS[name], score=score).fit(X)
-    detector.to_onnx(tmp_path / "detector.onnx")
+    detector = quick(**PARTS[name], score=score)
+    if score == "iwae" and isinstance(detector.posterior, Implicit):
+        pytest.skip("refused at fit")
+    detector.fit(X).to_onnx(tmp_path / "detector.onnx")
     session = runtime.InferenceSession(tmp_path / "detector.onnx")
     (scores,) = session.run(["score_samples"], {"X": GAPS})
     np.testing.assert_allclose(scores, detector.score_samples(GAPS), rtol=1e-4, atol=1e-4)

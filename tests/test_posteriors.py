@@ -13,7 +13,7 @@ from vae_anomaly.core.weights import PROGRESS
 from vae_anomaly.engine.programs import architecture
 from vae_anomaly.flows import Autoregressive, Coupling, Planar, Spline
 from vae_anomaly.model.states import Specification
-from vae_anomaly.posteriors import POSTERIORS, Categorical, Flow, Gaussian, Posterior
+from vae_anomaly.posteriors import POSTERIORS, Categorical, Flow, Gaussian, Implicit, Posterior
 from vae_anomaly.posteriors.categorical import gumbel_softmax, largest, straight_through
 
 LATENT_DIM, N_ROWS = 3, 5
@@ -24,7 +24,12 @@ REAL = {
     "autoregressive": Flow([Autoregressive(8)] * 2, n_context=4),
     "spline": Flow([Spline(4, n_units=8)] * 2, n_context=4),
 }
-TABLE = {**REAL, "categorical": Categorical(2, 3)}
+IMPLICIT = {
+    "implicit": Implicit(2, 4, n_units=8),
+    "implicit, contrast N(0, I)": Implicit(2, 4, n_units=8, adaptive_contrast=False),
+}
+TABLE = {**REAL, **IMPLICIT, "categorical": Categorical(2, 3)}
+each_real = pytest.mark.parametrize("posterior", [*REAL.values(), *IMPLICIT.values()], ids=[*REAL, *IMPLICIT])
 real = pytest.mark.parametrize("posterior", REAL.values(), ids=REAL)
 by_default = pytest.mark.parametrize("posterior", stars(REAL, {"gaussian", "autoregressive"}))
 
@@ -67,10 +72,10 @@ def test_the_density_of_a_draw_is_that_of_its_noise_less_the_change_of_volume(po
     np.testing.assert_allclose(log_q[0], expected, rtol=1e-9)
 
 
-@real
+@each_real
 def test_draws_that_rows_share_are_the_same_for_each_row(posterior):
     context, weights = drawn(posterior)
-    given = noise(4, 1, LATENT_DIM)
+    given = noise(4, 1, posterior.noise_width(LATENT_DIM))
     shared = posterior.sample(context, given, weights)
     repeated = posterior.sample(context, tf.repeat(given, N_ROWS, axis=1), weights)
     for one, other in zip(shared, repeated, strict=True):
@@ -85,9 +90,9 @@ def test_the_center_is_the_draw_without_noise(posterior):
     np.testing.assert_allclose(posterior.center(context, weights), z[0], rtol=1e-12)
 
 
-@real
+@each_real
 def test_a_posterior_is_moved_without_another_shape(posterior):
-    (context, weights), given = drawn(posterior), noise(4, 1, LATENT_DIM)
+    (context, weights), given = drawn(posterior), noise(4, 1, posterior.noise_width(LATENT_DIM))
     moved = posterior.move(context, tf.zeros((N_ROWS, LATENT_DIM), tf.float64), weights)
     np.testing.assert_allclose(posterior.center(moved, weights), 0.0, atol=1e-12)
     (z, log_q), (moved_z, moved_log_q) = (posterior.sample(c, given, weights) for c in (context, moved))

@@ -12,8 +12,10 @@ from vae_anomaly.core.backend import tf
 from vae_anomaly.engine.programs import architecture
 from vae_anomaly.flows import Autoregressive, Coupling, Spline
 from vae_anomaly.model.states import Specification
+from vae_anomaly.objectives import Chi, Renyi
 from vae_anomaly.posteriors import Categorical
 from vae_anomaly.priors import PRIORS, AggregatePosterior, Flow, Mixture, Standard, VampPrior
+from vae_anomaly.scoring import bound
 
 ROWS = np.random.RandomState(0).normal(size=(30, 4)).astype("f4")
 TABLE = {
@@ -182,6 +184,12 @@ def test_an_aggregate_posterior_follows_a_training_with_the_standard_prior():
         ({"posterior": Categorical(2, 3), "latent_dim": 4}, "has 6 latent dimensions; received latent_dim=4"),
         ({"posterior": "realnvp", "latent_dim": 1}, "needs at least 2 of them; received latent_dim=1"),
         ({"prior": "flow", "latent_dim": 1}, "needs at least 2 of them; received latent_dim=1"),
+        ({"posterior": "implicit", "objective": "iwae"}, "estimates its density, and objective=.*weighs"),
+        ({"posterior": "implicit", "objective": Chi(2)}, "estimates its density, and objective=.*weighs"),
+        ({"posterior": "implicit", "score": "iwae"}, "score='iwae' weighs draws by it.*score='elbo', which"),
+        ({"posterior": "implicit", "score": bound(Renyi(0.5))}, "estimates its density, and score=.*weighs"),
+        ({"posterior": "implicit", "prior": "vamp"}, "asks for the density of any z"),
+        ({"posterior": "implicit", "free_bits": 0.1}, "free_bits limits the closed-form KL"),
         ({"prior": "mixture", "free_bits": 0.1}, "free_bits limits the closed-form KL"),
         ({"posterior": "iaf", "free_bits": 0.1}, "free_bits limits the closed-form KL"),
         ({"prior": Mixture(0)}, "n_components.*Got 0"),

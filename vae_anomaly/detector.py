@@ -112,7 +112,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     posterior : name or Posterior, default="gaussian"
         q(z|x). "gaussian" has a mean and a variance for each latent dimension. "planar", "realnvp", "iaf" and
         "spline" send that through a flow, whose draws can have any shape. "categorical" has categories for
-        latents, eight of four values each. Or an instance from `vae_anomaly.posteriors`, such as
+        latents, eight of four values each. "implicit" makes z of noise by a network; its density, and with it
+        the ELBO, is an estimate and no bound. Or an instance from `vae_anomaly.posteriors`, such as
         ``Flow([Planar()] * 4)`` or ``Categorical(n_variables=3, n_values=10)``.
     prior : name or Prior, default="standard"
         p(z). "standard" is N(0, I), and of categories the uniform distribution. "mixture", "vamp", "flow" and
@@ -271,7 +272,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "reconstruction", "kl", and with validation rows "val_loss", "val_reconstruction", "val_kl". A KL
         without a closed form is the mean of log q(z|x) - log p(z) over the same draws. For
         ``objective="elbo"`` without trimming, warm-up, free bits or layers that add losses,
-        loss = reconstruction + beta * kl; val_loss always is. After a warm start, NaN marks epochs in
+        loss = reconstruction + beta * kl; val_loss always is. With ``posterior="implicit"``, the KL and both
+        losses are estimates, no bounds. After a warm start, NaN marks epochs in
         which a figure was not measured.
     objective_ : Objective
         The bound that the training has maximized; its ``side`` says on which side of log p(x) it lies.
@@ -296,8 +298,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     latent_dim_ : int
         Latent dimensions.
     draws_ : float32 array of shape (n_draws, latent_dim_)
-        The standard normal numbers that make the draws which scores average over; of categories, twice as
-        many for each draw.
+        The standard normal numbers that make the draws which scores average over; of categories and implicit
+        posteriors, more for each draw.
     members_ : tuple of ModelState
         The trained models as arrays and configuration.
     member_weights_ : float64 array of shape (n_members,)
@@ -777,7 +779,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Always the ELBO (beta = 1) of the scaled rows, whatever ``score`` and ``beta`` are, so that it
         compares networks, likelihoods, betas and training settings; not scalers, which change the
-        units of the density.
+        units of the density, and not ``posterior="implicit"``, of which it is an estimate and no bound.
 
         Parameters
         ----------
@@ -1309,7 +1311,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def encode(self, X: MatrixLike) -> Floats:
         """Where each row lies among z: the posterior's mean, by the first member.
 
-        Of a flow, the image of its base's mean; of categories, their probabilities.
+        Of a flow, the image of its base's mean; of categories, their probabilities; of an implicit posterior,
+        the mean of some draws.
 
         Parameters
         ----------

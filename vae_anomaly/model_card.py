@@ -26,6 +26,7 @@ from vae_anomaly.model.states import ModelState
 from vae_anomaly.objectives import Objective
 from vae_anomaly.posteriors import Gaussian
 from vae_anomaly.priors import Standard
+from vae_anomaly.scoring import is_estimate
 
 __all__ = ["ModelCard"]
 
@@ -162,6 +163,8 @@ def _rows_drawn(detector: Detector) -> int | None:
 def _objective(detector: Detector) -> str | None:
     """Which bound the training has maximized; None for the ELBO, or if it is not known."""
     objective: Objective | None = getattr(detector, "objective_", None)
+    if not detector.members_[0].specification.posterior.has_density:
+        return "elbo, an estimate and no bound"
     if objective is None or objective.is_elbo:
         return None
     return f"{_shorten(objective)}, {'an' if objective.side == 'upper' else 'a'} {objective.side} bound"
@@ -285,6 +288,13 @@ def _notes(detector: Detector) -> list[str]:
         )
     if (certificate := _certificate(detector)) is not None:
         notes.append(f"{certificate} This takes new rows that are independent and as the calibration rows.")
+    posterior = detector.members_[0].specification.posterior
+    if not posterior.has_density:
+        also = " So are the score and the threshold." if is_estimate(detector.score_, posterior) else ""
+        notes.append(
+            "The density of the posterior is estimated: the KL, and with it loss, val_loss and the ELBO, are "
+            f"estimates, no bounds, and do not compare with those of other posteriors.{also}"
+        )
     if getattr(detector, "interrupted_", False):
         notes.append("The training was interrupted: the model was trained for less than its parameters say.")
     missing = getattr(detector, "missing_fraction_", None)

@@ -82,7 +82,7 @@ class Architecture:
 
     def __init__(self, specification: Specification) -> None:
         self.specification = specification
-        self.n_features, self.noise_dim = specification.n_features, specification.noise_dim
+        self.n_features, self.noise_width = specification.n_features, specification.noise_width
         self.template = self.new_model()
         self._shapes = [tuple(v.shape) for v in self.template.trainable_variables]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]

@@ -173,7 +173,7 @@ def train_block(
         ends = None if ends is None else ends[chosen]
         progress = None if progress is None else progress[chosen]
     n_steps = len(order)
-    shape = (options.n_training_draws, options.batch_size, architecture.noise_dim)
+    shape = (options.n_training_draws, options.batch_size, architecture.noise_width)
     # One operation; tf.random.stateless_normal is thirty, which mix the seed that Philox takes as it is.
     noise = _numbers_of_steps(tf.raw_ops.StatelessRandomNormalV2, noise_seed, 0, first_step, n_steps, shape)
     uniform = None
@@ -239,13 +239,13 @@ def _compile(architecture: Architecture, options: BlockOptions) -> Program:
     by_step = tf.TensorSpec((n_blocked,), tf.float32)
     non_trainable = [tf.TensorSpec(v.shape, v.dtype) for v in architecture.template.non_trainable_variables]
     batch = (n_blocked, options.batch_size, architecture.n_features)
-    noise = (n_blocked, options.n_training_draws, options.batch_size, architecture.noise_dim)
+    noise = (n_blocked, options.n_training_draws, options.batch_size, architecture.noise_width)
     held_out = best = None
     if options.n_held_out_draws:
         tiles: tuple[int | None, ...] = (None, None, architecture.n_features)
         if options.jit_compile:
             tiles = (HELD_OUT_ROWS // HELD_OUT_TILE, HELD_OUT_TILE, architecture.n_features)
-        draws = (options.n_held_out_draws, architecture.noise_dim)
+        draws = (options.n_held_out_draws, architecture.noise_width)
         held_out = HeldOut(tf.TensorSpec(tiles, tf.float32), count, tf.TensorSpec(draws, tf.float32), precise)
         best = Best(precise, vector, non_trainable)
     function = tf.function(_block(architecture, options), autograph=False, jit_compile=options.jit_compile)
@@ -361,11 +361,13 @@ def _gradient(
                 free_bits=limits.free_bits if options.has_free_bits else None,
             )
             non_trainable = [scope.get_current_value(v) for v in template.non_trainable_variables]
+            auxiliary = vae.auxiliary_loss(inferred, noise)
             # What layers of a user's own add: weight penalties and the like.
             added = sum(template.losses, tf.zeros(()))
         means = [tf.reduce_mean(term) for term in terms]
         means[0] = _trimmed_mean(terms.loss, limits.n_kept) + added
-    return tape.gradient(means[0], state.trainable), non_trainable, tf.stack(means)
+        minimized = means[0] if auxiliary is None else means[0] + tf.reduce_mean(auxiliary)
+    return tape.gradient(minimized, state.trainable), non_trainable, tf.stack(means)
 
 
 def _trimmed_mean(losses: Tensor, n_kept: Tensor) -> Tensor:

@@ -145,7 +145,6 @@ def decide(
     prior = priors.resolve(parameters["prior"]).snapshot()
     for part in (objective, posterior, prior):
         part._validate_params()
-    _check_parts(posterior, prior, plan)
     patches = _resolve_patches(parameters["patches"], parameters["network"], image_shape)
     network = _resolve_network(parameters["network"], image_shape, patches)
     of_images = network.shape_of_images(image_shape) if patches is None else patches.image_shape
@@ -169,6 +168,8 @@ def decide(
     leaves_rows_out = recipe.validation_fraction > 0
     rule = thresholds.resolve(parameters["threshold"], parameters["contamination"], leaves_rows_out)
     needs_unseen = thresholds.takes_held_out(rule)
+    score = scoring.resolve_name(parameters["score"], len(recipe.members), of_whole_images)
+    _check_parts(posterior, prior, plan, score)
     if patches is not None and any(member.column_transform for member in recipe.members):
         raise ValueError(
             "a member with column_transform is of a table's columns, and with patches members see squares of "
@@ -189,7 +190,7 @@ def decide(
         patches=patches,
         plan=plan,
         recipe=recipe,
-        score=scoring.resolve_name(parameters["score"], len(recipe.members), of_whole_images),
+        score=score,
         rule=rule,
         calibration=calibration,
         parameters=parameters,
@@ -222,8 +223,8 @@ def _check_intervals(patches: Patches | None, holds_rows_out: bool) -> None:
         )
 
 
-def _check_parts(posterior: Posterior, prior: Prior, plan: Plan) -> None:
-    """Refuse objectives and allowances that this posterior and prior have no numbers for."""
+def _check_parts(posterior: Posterior, prior: Prior, plan: Plan, score: str | Score) -> None:
+    """Refuse objectives, allowances and scores that this posterior and prior have no numbers for."""
     is_closed = plan.objective.is_elbo and prior.in_training().has_closed_kl(posterior)
     if plan.free_bits and not is_closed:
         raise ValueError(
@@ -236,6 +237,19 @@ def _check_parts(posterior: Posterior, prior: Prior, plan: Plan) -> None:
         raise ValueError(
             f"posterior={posterior!r} draws relaxed z in training, whose density is not that of its z, and "
             f"objective={plan.objective!r} weighs draws by it: set objective='elbo'."
+        )
+    if posterior.has_density:
+        return
+    if not plan.objective.is_elbo:
+        raise ValueError(
+            f"posterior={posterior!r} estimates its density, and objective={plan.objective!r} weighs draws "
+            "by it, which makes no bound of an estimate: set objective='elbo'."
+        )
+    if scoring.density_of(score) == "draws":
+        raise ValueError(
+            f"posterior={posterior!r} estimates its density, and score={score!r} weighs draws by it, which "
+            "makes no bound of an estimate: set score='reconstruction_probability', which does not rest on "
+            "it, or score='elbo', which is an estimate then."
         )
 
 

@@ -409,7 +409,7 @@ def _job(
     )
     if earlier is None:
         rng = np.random.RandomState(draws_seed)
-        draws = rng.standard_normal((parameters["n_draws"], specification.noise_dim)).astype(np.float32)
+        draws = rng.standard_normal((parameters["n_draws"], specification.noise_width)).astype(np.float32)
     else:
         draws = earlier.fitted.draws
         check_continues(

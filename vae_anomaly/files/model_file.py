@@ -79,7 +79,7 @@ def _check(detector: Detector) -> None:
     specification = members[0].specification
     _expect(
         detector.latent_dim_ == specification.latent_dim
-        and _is_array(draws, np.float32, (-1, specification.noise_dim))
+        and _is_array(draws, np.float32, (-1, specification.noise_width))
         and len(draws) > 0,
         "draws",
     )

@@ -37,6 +37,7 @@ class Incomplete:
         self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
         self.decode, self.draw = vae.decode, vae.draw
         self.center, self.kl_per_latent = vae.center, vae.kl_per_latent
+        self.auxiliary_loss = vae.auxiliary_loss
 
     def encode(self, x: Tensor, training: bool = False) -> Context:
         """The posterior's context for each row given the values that are there.

@@ -38,9 +38,9 @@ class Specification(NamedTuple):
         return network.architecture_key(), likelihood.architecture_key(), *others
 
     @property
-    def noise_dim(self) -> int:
+    def noise_width(self) -> int:
         """How many standard normal numbers make a draw of z."""
-        return self.posterior.noise_dim(self.latent_dim)
+        return self.posterior.noise_width(self.latent_dim)
 
     def of_model(self) -> Values:
         """What a `VAE` is made of besides its two networks."""

@@ -294,7 +294,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         Parameters
         ----------
         x : tensor of shape (n_rows, n_features)
-        noise : tensor of shape (n_draws, n_rows, noise_dim) or (n_draws, 1, noise_dim)
+        noise : tensor of shape (n_draws, n_rows, noise_width) or (n_draws, 1, noise_width)
             Standard normal draws; a middle axis of 1 shares them among the rows.
         training : bool, default=False
             Whether dropout and batch normalization act as in training.
@@ -305,6 +305,14 @@ class VAE(keras.Model):  # type: ignore[misc]
         """Draw z from the posteriors of rows with the given noise, as in `infer`, and decode."""
         z, log_q = self.posterior.sample(context, noise, self.weights_of("posterior"), training)
         return Inference(context, z, self.log_prior(z, training) - log_q, self.decode(z, training))
+
+    def auxiliary_loss(self, inferred: Inference, noise: Tensor) -> Tensor | None:
+        """What training minimizes besides the objective, for each row; None for nothing.
+
+        ``inferred`` is what `infer` made of this noise.
+        """
+        own = self.weights_of("posterior")
+        return self.posterior.auxiliary_loss(inferred.z, inferred.context, noise, own)
 
     def incomplete(self, missing_counts: bool = True, refined: bool = False) -> Incomplete:
         r"""The model for rows in which NaN marks missing values.
@@ -345,15 +353,18 @@ class VAE(keras.Model):  # type: ignore[misc]
     ) -> Tensor:
         """Mean negative ELBO of the rows, so that ``compile(optimizer)`` and ``fit(X)`` train the VAE."""
         x = keras.ops.cast(x, self.compute_dtype)
-        inferred = self.infer(x, self._new_noise(x), training)
+        noise = self._new_noise(x)
+        inferred = self.infer(x, noise, training)
         log_prob = keras.ops.sum(self.likelihood.log_prob(x, inferred.parameters), axis=-1)
         kl_per_latent = self.kl_per_latent(inferred.context, training)
         terms = loss_terms(log_prob, inferred.log_ratio, kl_per_latent, objective=ELBO)
-        return sum(self.losses, keras.ops.mean(terms.loss))
+        auxiliary = self.auxiliary_loss(inferred, noise)
+        loss = terms.loss if auxiliary is None else terms.loss + auxiliary
+        return sum(self.losses, keras.ops.mean(loss))
 
     def _new_noise(self, x: Tensor) -> Tensor:
         """One draw for each row, of the model's own generator."""
-        shape = (1, keras.ops.shape(x)[0], self.posterior.noise_dim(self.latent_dim))
+        shape = (1, keras.ops.shape(x)[0], self.posterior.noise_width(self.latent_dim))
         return keras.random.normal(shape, dtype=self.compute_dtype, seed=self.sampling.seed_generator)
 
     def initial_values(self, seed: int, new_weights: bool = True) -> list[Array]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.types import Array, Estimator, MatrixLike, Shape
+from vae_anomaly.scoring import is_estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +70,10 @@ def unwrap(detector: Estimator, X: MatrixLike | None = None) -> tuple[Estimator,
 def unit_of(detector: Estimator) -> str:
     """What to write behind "anomaly score" on an axis."""
     in_nats = isinstance(detector.score_, str) and detector.score_ not in _WITHOUT_UNIT
-    return " (nats)" if in_nats else ""
+    if not in_nats:
+        return ""
+    estimated = is_estimate(detector.score_, detector.members_[0].specification.posterior)
+    return " (nats, an estimate)" if estimated else " (nats)"
 
 
 def format_count(number: int, noun: str) -> str:

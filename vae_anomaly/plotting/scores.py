@@ -75,7 +75,14 @@ def training_curves(detector: Estimator, *, ax: Axes | None = None) -> Axes:
     >>> plotting.training_curves(detector).get_xlabel()
     'epoch'
     """
-    history = detector if isinstance(detector, Mapping) else unwrap(detector)[0].history_
+    unit = "nats per row"
+    if isinstance(detector, Mapping):
+        history = detector
+    else:
+        fitted, _ = unwrap(detector)
+        history = fitted.history_
+        if not fitted.members_[0].specification.posterior.has_density:
+            unit += ", an estimate"
     if "loss" not in history:
         raise ValueError(f"a history holds a 'loss' for each epoch; received the keys {sorted(history)}.")
     curves = {key: np.asarray(history[key], dtype=np.float64) for key in _STYLES if key in history}
@@ -93,7 +100,7 @@ def training_curves(detector: Estimator, *, ax: Axes | None = None) -> Axes:
     if middle and np.abs(drawn).max() > _WIDE * middle:
         ax.set_yscale("log") if drawn.min() > 0 else ax.set_yscale("asinh", linear_width=middle)
     ax.locator_params(axis="x", integer=True)
-    ax.set(xlabel="epoch", ylabel="nats per row")
+    ax.set(xlabel="epoch", ylabel=unit)
     ax.grid(alpha=0.3)
     legend_beside(ax)
     return ax

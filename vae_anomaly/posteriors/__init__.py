@@ -13,8 +13,9 @@ from vae_anomaly.posteriors.base import POSTERIORS, Context, Posterior
 from vae_anomaly.posteriors.categorical import Categorical
 from vae_anomaly.posteriors.flow import Flow
 from vae_anomaly.posteriors.gaussian import Gaussian
+from vae_anomaly.posteriors.implicit import Implicit
 
-__all__ = ["POSTERIORS", "Categorical", "Context", "Flow", "Gaussian", "Posterior"]
+__all__ = ["POSTERIORS", "Categorical", "Context", "Flow", "Gaussian", "Implicit", "Posterior"]
 
 #: Posteriors by the names that the detector's parameter takes.
 NAMED: dict[str, Callable[[], Posterior]] = {
@@ -24,6 +25,7 @@ NAMED: dict[str, Callable[[], Posterior]] = {
     "iaf": partial(Flow, "autoregressive"),
     "spline": partial(Flow, "spline"),
     "categorical": Categorical,
+    "implicit": Implicit,
 }
 
 

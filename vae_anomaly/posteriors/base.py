@@ -39,6 +39,9 @@ class Posterior(Part, family="posterior"):
         Whether it knows the density of any z, see `log_prob`.
     relaxes : bool
         Whether draws in training are others than those that log q is of: then only the ELBO can be trained.
+    has_density : bool
+        Whether log q of a draw is its density, and not an estimate. Of an estimate no bound can be made: then
+        only the ELBO can be trained, and its figures are called estimates.
     """
 
     latents: ClassVar[str] = "real"
@@ -46,6 +49,7 @@ class Posterior(Part, family="posterior"):
     has_kl: ClassVar[bool] = False
     has_log_prob: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
+    has_density: ClassVar[bool] = True
 
     # -- sizes ----------------------------------------------------------------------------------------
     def own_latent_dim(self) -> int | None:
@@ -56,7 +60,7 @@ class Posterior(Part, family="posterior"):
         """The latent dimensions that it needs; ``latent_dim="auto"`` is at least as many."""
         return 1
 
-    def noise_dim(self, latent_dim: int) -> int:
+    def noise_width(self, latent_dim: int) -> int:
         """How many standard normal numbers make a draw."""
         return latent_dim
 
@@ -87,7 +91,7 @@ class Posterior(Part, family="posterior"):
         Parameters
         ----------
         context : tensors of shape (n_rows, ...)
-        noise : tensor of shape (n_draws, n_rows, noise_dim), or (n_draws, 1, noise_dim)
+        noise : tensor of shape (n_draws, n_rows, noise_width), or (n_draws, 1, noise_width)
             Standard normal numbers, of which the posterior makes whatever it needs.
         weights : values of `weights`
         training : bool
@@ -121,6 +125,20 @@ class Posterior(Part, family="posterior"):
         KL is the mean of log q(z|x) - log p(z) over the draws.
         """
         raise NotImplementedError
+
+    def auxiliary_loss(self, z: Tensor, context: Context, noise: Tensor, weights: Weights) -> Tensor | None:
+        """What training minimizes besides the objective, for each row, shape (n_rows,); None for nothing.
+
+        For weights that the objective does not train. No gradient of it may reach others: stop it where it
+        would.
+
+        Parameters
+        ----------
+        z : tensor of shape (n_draws, n_rows, latent_dim)
+            What `sample` has drawn with this context, noise and weights.
+        context, noise, weights : as of `sample`
+        """
+        return None
 
     # -- without a row --------------------------------------------------------------------------------
     def standard_log_prob(self, z: Tensor) -> Tensor:

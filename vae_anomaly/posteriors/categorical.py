@@ -108,7 +108,7 @@ class Categorical(Posterior):
     def own_latent_dim(self) -> int:
         return int(self.n_variables * self.n_values)
 
-    def noise_dim(self, latent_dim: int) -> int:
+    def noise_width(self, latent_dim: int) -> int:
         return 2 * latent_dim
 
     def heads(self, latent_dim: int) -> dict[str, int]:

@@ -105,8 +105,8 @@ class _MixtureOfPosteriors(MixturePrior):
         if not posterior.has_log_prob:
             raise ValueError(
                 f"prior={self!r} is a mixture of posteriors, and asks for the density of any z under each; "
-                f"that of posterior={posterior!r} is known of its own draws alone: set posterior='gaussian', "
-                "or choose another prior, such as Mixture(8)."
+                f"posterior={posterior!r} does not know it: set posterior='gaussian', or choose another "
+                "prior, such as Mixture(8)."
             )
 
     def component(self, vae: KerasModel) -> tuple[Posterior, Weights]:

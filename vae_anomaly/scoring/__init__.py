@@ -18,6 +18,7 @@ from vae_anomaly.core.backend import keras
 from vae_anomaly.core.types import Shape
 from vae_anomaly.objectives import Objective
 from vae_anomaly.objectives.renyi import importance_weighted_bound
+from vae_anomaly.posteriors import Posterior
 from vae_anomaly.scoring.images import ImageShape, unexplained_variance
 from vae_anomaly.scoring.score import (
     Score,
@@ -48,9 +49,13 @@ SCORES: dict[str, Score] = {
         lambda values, kl: kl - keras.ops.mean(values, axis=0),
         feature_log_likelihood,
         slope=-1.0,
+        density="kl",
     ),
     "iwae": Score(
-        log_weight_of_draw, lambda values, _: -importance_weighted_bound(values), feature_log_likelihood
+        log_weight_of_draw,
+        lambda values, _: -importance_weighted_bound(values),
+        feature_log_likelihood,
+        density="draws",
     ),
     "reconstruction_probability": Score(
         log_likelihood,
@@ -63,6 +68,7 @@ SCORES: dict[str, Score] = {
         lambda values, kl: _SCORE_BETA * kl - keras.ops.mean(values, axis=0),
         transformed_feature_log_likelihood,
         slope=-1.0,
+        density="kl",
     ),
     "reconstruction_error": Score(
         error, lambda values, _: keras.ops.mean(values, axis=0), feature_error, slope=1.0
@@ -91,7 +97,23 @@ def bound(objective: Objective) -> Score:
     >>> from vae_anomaly.scoring import bound
     >>> detector = VAEDetector(score=bound(Renyi(0.5)), n_draws=50)
     """
-    return Score(log_weight_of_draw, lambda values, _: -objective.bound(values), feature_log_likelihood)
+    return Score(
+        log_weight_of_draw,
+        lambda values, _: -objective.bound(values),
+        feature_log_likelihood,
+        density="kl" if objective.is_elbo else "draws",
+    )
+
+
+def density_of(score: str | Score) -> str | None:
+    """What of the density q(z|x) a score rests on, see `Score`."""
+    found = SCORES.get(score) if isinstance(score, str) else score
+    return None if found is None else found.density
+
+
+def is_estimate(score: str | Score, posterior: Posterior) -> bool:
+    """Whether a score rests on a density that this posterior estimates: then it is no bound."""
+    return not posterior.has_density and density_of(score) is not None
 
 
 def resolve_name(score: str | Score, n_members: int, image_shape: Shape | None) -> str | Score:

@@ -37,6 +37,10 @@ class Score(NamedTuple):
     slope : float or None, default=None
         If ``combine`` is a multiple of the mean over the draws, plus what does not depend on them: the
         factor. Explanations then take half as long.
+    density : {None, "kl", "draws"}, default=None
+        What of the density q(z|x) it rests on: nothing, the KL, or the density of each draw, by which draws
+        are weighed. With a posterior that estimates its density, a score of "kl" is an estimate, and `fit`
+        refuses one of "draws".
 
     All are traced by TensorFlow: write them in ``keras.ops``.
 
@@ -56,6 +60,7 @@ class Score(NamedTuple):
     combine: Callable[[Tensor, Tensor], Tensor]
     per_feature: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     slope: float | None = None
+    density: str | None = None
 
 
 def feature_log_likelihood(vae: KerasModel, x: Tensor, inferred: Tensor) -> Tensor:
