@@ -43,7 +43,7 @@ PARTS = {
     "autoregressive prior": {"prior": FlowPrior([Autoregressive(4)] * 2)},
     "aggregate": {"prior": AggregatePosterior(6)},
     "implicit, mixture": {"posterior": Implicit(3, 4, False, 4, 8), "prior": Mixture(3)},
-    "straight through": {"posterior": Categorical(2, 3, straight_through=True, temperature=0.5)},
+    "straight through": {"posterior": Categorical(2, 3, 0.5, straight_through=True, max_enumerated=0)},
 }
 
 

@@ -13,8 +13,11 @@ from vae_anomaly.core.weights import PROGRESS
 from vae_anomaly.engine.programs import architecture
 from vae_anomaly.flows import Autoregressive, Coupling, Planar, Spline
 from vae_anomaly.model.states import Specification
+from vae_anomaly.model.vae import VAE
 from vae_anomaly.posteriors import POSTERIORS, Categorical, Flow, Gaussian, Implicit, Posterior
 from vae_anomaly.posteriors.categorical import gumbel_softmax, largest, straight_through
+from vae_anomaly.scoring import SCORES
+from vae_anomaly.scoring.passes import score_tile
 
 LATENT_DIM, N_ROWS = 3, 5
 REAL = {
@@ -324,6 +327,40 @@ def test_a_mixture_whose_responsibilities_are_known_has_the_evidence_as_its_elbo
     z, log_q = posterior.sample(context, noise(7, 1, 6), {})
     log_weights = (z.numpy() * log_prob).sum(axis=-1) + posterior.standard_log_prob(z) - log_q
     np.testing.assert_allclose(log_weights, np.broadcast_to(evidence, (7, 4)), rtol=1e-12)
+
+
+def test_a_score_of_few_categories_is_the_exact_evidence_where_responsibilities_are_known():
+    """Of a mixture of Gaussians with one scale, the responsibilities are a linear softmax of x."""
+    centers, scale = np.array([-2.0, 0.5, 3.0]), 0.7
+    likelihood = likelihoods.Gaussian(scale)
+    encoder = keras.Sequential([keras.Input((1,)), keras.layers.Dense(3)])
+    encoder.set_weights([centers[None] / scale**2, -(centers**2) / (2 * scale**2)])
+    decoder = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
+    decoder.set_weights([centers[:, None]])
+    x = np.array([[-1.0], [0.0], [2.0], [9.0]])
+    evidence = special.logsumexp(stats.norm.logpdf(x, centers, scale), axis=1) - math.log(3)
+    by_draws = []
+    for max_enumerated in (3, 0):
+        vae = VAE(
+            encoder, decoder, likelihood, 1, 3, posterior=Categorical(1, 3, max_enumerated=max_enumerated)
+        )
+        given = noise(5, 1, 6).numpy().astype("f4")
+        by_draws.append(-score_tile(SCORES["elbo"], vae, tensor(x, "float32"), given).numpy())
+    np.testing.assert_allclose(by_draws[0], evidence, rtol=1e-5)
+    assert np.abs(by_draws[1] - evidence).max() > 0.01
+
+
+def test_few_combinations_of_values_are_enumerated():
+    values = Categorical(2, 3).support(6)
+    assert len(np.unique(values, axis=0)) == 9
+    assert (values.reshape(9, 2, 3).sum(axis=2) == 1).all()
+    assert len(Categorical(8, 2).support(16)) == 256
+    assert Categorical(9, 2).support(18) is None
+    assert len(Categorical(12, 2, max_enumerated=4096).support(24)) == 4096
+    assert Categorical(10**9, 10**9).support(10**18) is None
+    context, weights = drawn(Categorical(2, 3), 6, 4)
+    log_prob = Categorical(2, 3).log_prob(tensor(values[:, None]), context, weights)
+    np.testing.assert_allclose(np.exp(log_prob).sum(axis=0), 1.0, rtol=1e-12)
 
 
 # -- one's own ------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def noise(n_draws):
 def test_chunks_of_draws_change_nothing(monkeypatch, state, rows, name, n_draws):
     draws = noise(n_draws)
     chunked = passes.score_rows([state], rows, draws, SCORES[name], None)[0]
-    monkeypatch.setattr(passes, "_DRAWS_AT_ONCE", 1000)
+    monkeypatch.setattr(passes, "DRAWS_AT_ONCE", 1000)
     at_once = Score(lambda *a: SCORES[name].per_draw(*a), SCORES[name].combine)  # a key of its own
     np.testing.assert_allclose(passes.score_rows([state], rows, draws, at_once, None)[0], chunked, rtol=1e-5)
 

@@ -92,6 +92,9 @@ class Architecture:
         # What posterior and prior have of their own is met by each draw too.
         own = [variable for part in self.template.own_variables.values() for variable in part.values()]
         self.decoder_size = self.template.decoder.count_params() + sum(int(np.prod(v.shape)) for v in own)
+        every_z = self.template.every_z()
+        #: How many values z has, if averages are sums over them; else 0.
+        self.n_values = 0 if every_z is None else len(every_z)
         if not self._sizes:
             raise ValueError(
                 "there is nothing to train: the network has no trainable weights. Set "

@@ -24,7 +24,10 @@ from vae_anomaly.core.types import Array, KerasModel, Tensor
 from vae_anomaly.engine.programs import Architecture, Program, architecture_of, on_device
 from vae_anomaly.model.states import ModelState
 
-__all__ = ["NARROW_TILES", "map_rows", "wide_tile"]
+__all__ = ["DRAWS_AT_ONCE", "NARROW_TILES", "map_rows", "wide_tile"]
+
+#: Draws, or values of z, that are decoded at once.
+DRAWS_AT_ONCE = 64
 
 # A millisecond of arithmetic on one core: a smaller tile pays more for its calls, a larger one does not
 # fit into the cache.
@@ -52,7 +55,7 @@ def wide_tile(architecture: Architecture, n_draws: int) -> int:
     """How many rows a tile takes: a power of two that depends on the model and the draws alone."""
     flops_of_row = 2 * max(1, architecture.encoder_size + n_draws * architecture.decoder_size)
     smallest, largest = _WIDE_TILES
-    numbers_of_row = n_draws * architecture.n_features
+    numbers_of_row = max(n_draws, min(architecture.n_values, DRAWS_AT_ONCE)) * architecture.n_features
     while smallest > 1 and smallest * numbers_of_row > _TILE_NUMBERS:
         smallest //= 2
     largest = max(smallest, min(largest, _TILE_NUMBERS // numbers_of_row))

@@ -38,6 +38,7 @@ class Incomplete:
         self.decode, self.draw = vae.decode, vae.draw
         self.center, self.kl_per_latent = vae.center, vae.kl_per_latent
         self.auxiliary_loss = vae.auxiliary_loss
+        self.every_z, self.probability, self.at = vae.every_z, vae.probability, vae.at
 
     def encode(self, x: Tensor, training: bool = False) -> Context:
         """The posterior's context for each row given the values that are there.

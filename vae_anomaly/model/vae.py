@@ -306,6 +306,21 @@ class VAE(keras.Model):  # type: ignore[misc]
         z, log_q = self.posterior.sample(context, noise, self.weights_of("posterior"), training)
         return Inference(context, z, self.log_prior(z, training) - log_q, self.decode(z, training))
 
+    def every_z(self) -> Rows | None:
+        """All values of z, (n_values, latent_dim), if averages over q(z|x) are sums over them; else None."""
+        return self.posterior.support(self.latent_dim)
+
+    def probability(self, z: Tensor, context: Context) -> Tensor:
+        """q(z|x) of values of z, (n_values, 1, latent_dim), for rows: shape (n_values, n_rows)."""
+        return keras.ops.exp(self.posterior.log_prob(z, context, self.weights_of("posterior")))
+
+    def at(self, z: Tensor, context: Context) -> Inference:
+        """What `draw` returns, for these z of all rows, (n_values, 1, latent_dim): each is decoded once."""
+        log_q = self.posterior.log_prob(z, context, self.weights_of("posterior"))
+        shape = (*keras.ops.shape(log_q), self.latent_dim)
+        log_ratio = self.log_prior(z) - log_q
+        return Inference(context, keras.ops.broadcast_to(z, shape), log_ratio, self.decode(z))
+
     def auxiliary_loss(self, inferred: Inference, noise: Tensor) -> Tensor | None:
         """What training minimizes besides the objective, for each row; None for nothing.
 

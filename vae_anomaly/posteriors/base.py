@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, TypeAlias
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.spec import Part
 from vae_anomaly.core.types import Tensor
 from vae_anomaly.core.weights import Weight, Weights
@@ -75,6 +76,14 @@ class Posterior(Part, family="posterior"):
         """
         return {}
 
+    def support(self, latent_dim: int) -> Rows | None:
+        """Every z that there is, of shape (n_values, latent_dim), where scores are to sum over them.
+
+        Averages over q(z|x) are then exact sums, by `log_prob`, and take no draws. None, the default, where z
+        is real or has too many values.
+        """
+        return None
+
     def check(self, latent_dim: int) -> None:
         """Raise a ValueError if the posterior is none of so many latent dimensions."""
 
@@ -114,7 +123,7 @@ class Posterior(Part, family="posterior"):
     def log_prob(self, z: Tensor, context: Context, weights: Weights) -> Tensor:
         """Log q(z|x) of any z, which broadcasts against the context, summed over latent dimensions, in nats.
 
-        Priors that are mixtures of posteriors ask for it.
+        Priors that are mixtures of posteriors ask for it, and sums over all z.
         """
         raise NotImplementedError
 

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Constraints, Tensor
 from vae_anomaly.core.weights import PROGRESS, Weight, Weights
 from vae_anomaly.posteriors.base import Context, Posterior
@@ -19,6 +20,8 @@ __all__ = ["Categorical", "gumbel_softmax", "largest", "straight_through"]
 
 # Below the exponential variate of any two numbers that are drawn.
 _TINY = 1e-30
+# A score that sums over so many combinations takes fifty times as long as one of ten draws.
+_MOST_ENUMERATED = 4096
 
 
 def gumbel_softmax(logits: Tensor, gumbel: Tensor, temperature: Tensor) -> Tensor:
@@ -48,9 +51,10 @@ class Categorical(Posterior):
     r"""Latents that are categories: q(z|x) is a product of categorical distributions, the encoder's.
 
     The decoder sees ``n_variables`` times ``n_values`` numbers, of which one is 1 for each variable. Training
-    draws relaxed z by `gumbel_softmax`, at a temperature that falls geometrically over the training; scores
-    draw categories, by the shared draws. With ``prior="standard"``, all categories are equally probable, and
-    the KL is closed:
+    draws relaxed z by `gumbel_softmax`, at a temperature that falls geometrically over the training. Scores
+    that are averages over q(z|x), all named ones but "iwae", are exact sums over all combinations of values
+    if there are few, and so is what `reconstruct` expects; else categories are drawn by the shared draws.
+    With ``prior="standard"``, all categories are equally probable, and the KL is closed:
 
     .. math:: \mathrm{KL} = \sum_v \Bigl(\log K + \sum_k \pi_{vk} \log \pi_{vk}\Bigr) \in [0, V \log K]
 
@@ -67,6 +71,10 @@ class Categorical(Posterior):
     straight_through : bool, default=False
         Whether the decoder sees categories in training too, and the encoder gets the gradient of the relaxed
         draws (Bengio et al. 2013).
+    max_enumerated : int, default=256
+        Combinations of values, ``n_values ** n_variables``, up to which averages are sums over all of them;
+        at most 4,096. On one core, scores took four times as long by 256 of them as by ten draws, and fifty
+        times by 4,096 (2,000 rows of 30 columns).
 
     References
     ----------
@@ -84,12 +92,14 @@ class Categorical(Posterior):
     latents = "categories"
     center_name = "probabilities of z"
     has_kl = True
+    has_log_prob = True
     relaxes = True
     _parameter_constraints: ClassVar[Constraints] = {
         "n_variables": [Interval(Integral, 1, None, closed="left")],
         "n_values": [Interval(Integral, 2, None, closed="left")],
         "temperature": [Interval(Real, 0, None, closed="neither"), tuple, list],
         "straight_through": ["boolean"],
+        "max_enumerated": [Interval(Integral, 0, _MOST_ENUMERATED, closed="both")],
     }
 
     def __init__(
@@ -98,11 +108,13 @@ class Categorical(Posterior):
         n_values: int = 4,
         temperature: float | tuple[float, float] = (1.0, 0.3),
         straight_through: bool = False,
+        max_enumerated: int = 256,
     ) -> None:
         self.n_variables = n_variables
         self.n_values = n_values
         self.temperature = temperature
         self.straight_through = straight_through
+        self.max_enumerated = max_enumerated
 
     # -- sizes ----------------------------------------------------------------------------------------
     def own_latent_dim(self) -> int:
@@ -125,6 +137,13 @@ class Categorical(Posterior):
                 "temperature must be a positive number or two, at the start and at the end of the training; "
                 f"received {self.temperature!r}."
             )
+
+    def support(self, latent_dim: int) -> Rows | None:
+        """All combinations of values, if they are at most ``max_enumerated``."""
+        if not self._is_enumerated:
+            return None
+        values = np.indices((self.n_values,) * self.n_variables).reshape(self.n_variables, -1).T
+        return np.eye(self.n_values, dtype=np.float32)[values].reshape(-1, latent_dim)
 
     # -- the distribution -----------------------------------------------------------------------------
     def context(self, outputs: Sequence[Tensor]) -> Context:
@@ -154,6 +173,11 @@ class Categorical(Posterior):
         """The probabilities, the mean of z."""
         return keras.ops.reshape(keras.ops.exp(context[0]), (-1, self.own_latent_dim()))
 
+    def log_prob(self, z: Tensor, context: Context, weights: Weights) -> Tensor:
+        (log_probs,) = context
+        shape = (*keras.ops.shape(z)[:-1], self.n_variables, self.n_values)
+        return keras.ops.sum(keras.ops.reshape(z, shape) * log_probs, axis=(-2, -1))
+
     def kl(self, context: Context) -> Tensor:
         """Of each variable: shape (n_rows, n_variables)."""
         (log_probs,) = context
@@ -171,6 +195,12 @@ class Categorical(Posterior):
 
     def standard_center(self, latent_dim: int) -> Tensor:
         return keras.ops.full((1, latent_dim), 1 / self.n_values, dtype="float32")
+
+    @property
+    def _is_enumerated(self) -> bool:
+        # A power of a file's numbers may have millions of digits.
+        n_digits = self.n_variables * math.log2(self.n_values)
+        return n_digits < 64 and self.n_values**self.n_variables <= self.max_enumerated
 
     def _temperature(self, weights: Weights) -> Tensor:
         ends = self.temperature if isinstance(self.temperature, (tuple, list)) else (self.temperature,) * 2

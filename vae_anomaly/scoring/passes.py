@@ -1,6 +1,7 @@
 """Passes through the VAE: (models, rows, draws) -> what is asked for, for each model and row.
 
-Draws are processed in chunks, rows in tiles, so memory is bounded whatever their product.
+Draws are processed in chunks, rows in tiles, so memory is bounded whatever their product. Where z has few
+values (`VAE.every_z`), averages over draws are sums over all values, each with its probability.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Floats, KerasModel, Tensor
-from vae_anomaly.engine.tiles import map_rows
+from vae_anomaly.engine.tiles import DRAWS_AT_ONCE, map_rows
 from vae_anomaly.model.incomplete import DOUBTED_FROM
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.posteriors import Context
@@ -31,8 +32,6 @@ __all__ = [
     "score_tile",
     "shares",
 ]
-
-_DRAWS_AT_ONCE = 64
 
 #: What models say of rows of shape (n_rows, n_features): an array of shape (n_states, n_rows, ...).
 OfRows = Callable[[Rows], Floats]
@@ -54,7 +53,8 @@ def score_rows(
 
 def score_tile(score: Score, vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
     """What a program computes of rows x, (n_rows, n_features), with draws of (n_draws, 1, latent_dim)."""
-    return score.combine(*_of_all(_in_float64(_over_draws(vae, x, draws, score.per_draw))))
+    is_average = score.slope is not None
+    return score.combine(*_of_all(_in_float64(_over_draws(vae, x, draws, score.per_draw, is_average))))
 
 
 def draw_errors(
@@ -63,9 +63,11 @@ def draw_errors(
     """Standard error of each row's score that comes from the draws: shape (n_states, n_rows).
 
     Jackknife: sqrt(n_draws - 1) standard deviations of the scores that leave one draw out (Efron & Stein
-    1981). Zero for a single draw, which says nothing of it.
+    1981). Zero for a single draw, which says nothing of it, and for a sum over all z.
     """
     n_draws = len(draws)
+    specification = states[0].specification
+    is_sum = score.slope is not None and specification.posterior.support(specification.latent_dim) is not None
 
     def tile_errors(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
         found = _in_float64(_over_draws(vae, x, draws, score.per_draw))
@@ -76,7 +78,7 @@ def draw_errors(
         )
         return math.sqrt(n_draws - 1) * tf.math.reduce_std(without_one, axis=0)
 
-    if n_draws == 1:
+    if n_draws == 1 or is_sum:
         return np.zeros((len(states), len(rows)))
     return map_rows(tile_errors, ("draw_errors", score), states, rows, draws, device)
 
@@ -97,19 +99,21 @@ def shares(states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, 
     def tile_shares(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
         context = vae.encode(x)
         if score.slope is None:
+            over = _draws_of(vae, context, draws)
             values, kl = _of_all(_in_float64(_over_draws(vae, x, draws, score.per_draw)))
             with tf.GradientTape() as tape:
                 tape.watch(values)
                 total = score.combine(values, kl)
             slopes = tf.cast(tape.gradient(total, values), tf.float32)
         else:
-            slopes = tf.fill((draws.shape[0], 1), np.float32(score.slope / draws.shape[0]))
+            over = _averaged(vae, context, draws)
+            slopes = np.float32(score.slope / over.total) * over.weights
 
         def weighted_sum(chunk: Tensor, slopes: Tensor) -> Tensor:
-            terms = per_feature(vae, x, vae.draw(context, chunk))
+            terms = per_feature(vae, x, over.infer(chunk))
             return tf.reduce_sum(slopes[..., None] * terms, axis=0)
 
-        return tf.reduce_sum(_map_chunks(weighted_sum, draws, slopes), axis=0)
+        return tf.reduce_sum(_map_chunks(weighted_sum, over.points, slopes), axis=0)
 
     return map_rows(tile_shares, ("shares", score), states, rows, draws, device)
 
@@ -121,7 +125,7 @@ def elbo_terms(states: Sequence[ModelState], rows: Rows, draws: Rows, device: st
     """
 
     def tile_terms(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
-        values, kl = _of_all(_over_draws(vae, x, draws, log_likelihood))
+        values, kl = _of_all(_over_draws(vae, x, draws, log_likelihood, is_average=True))
         return keras.ops.stack([-keras.ops.mean(values, axis=0), kl], axis=-1)
 
     return map_rows(tile_terms, "elbo_terms", states, rows, draws, device, missing_counts=False)
@@ -181,16 +185,57 @@ def reconstruct_with_values(
 def _tile_expectations(vae: KerasModel, x: Tensor, draws: Tensor, context: Context | None = None) -> Tensor:
     """What `reconstruct` returns of rows x, side by side: the log-likelihood comes last."""
     context = vae.encode(x) if context is None else context
+    over = _averaged(vae, context, draws)
 
     def weighted_sum(chunk: Tensor, weights: Tensor) -> Tensor:
-        inferred = vae.draw(context, chunk)
+        inferred = over.infer(chunk)
         expectations = vae.likelihood.expectations(inferred.parameters)
         least = vae.likelihood.expected_log_prob(inferred.parameters) - DOUBTED_FROM
         log_prob = tf.maximum(transformed_feature_log_likelihood(vae, x, inferred), least)
         log_prob = tf.reduce_mean(log_prob + vae.log_derivative(x), axis=-1, keepdims=True)
-        return tf.tensordot(weights, tf.concat([expectations, log_prob], axis=-1), 1)
+        expectations = tf.broadcast_to(
+            expectations, (*tf.unstack(tf.shape(log_prob))[:-1], expectations.shape[-1])
+        )
+        terms = tf.concat([expectations, log_prob], axis=-1)
+        if weights.shape[1] == 1:
+            return tf.tensordot(weights[:, 0], terms, 1)
+        return tf.reduce_sum(weights[..., None] * terms, axis=0)
 
-    return tf.reduce_sum(_map_chunks(weighted_sum, draws), axis=0) / draws.shape[0]
+    return tf.reduce_sum(_map_chunks(weighted_sum, over.points, over.weights), axis=0) / over.total
+
+
+class _Averaged(NamedTuple):
+    """What an average over the posteriors of rows is taken over.
+
+    Attributes
+    ----------
+    points : tensor of shape (n_points, 1, ...)
+        The draws, or all values of z.
+    weights : tensor of shape (n_points, 1) or (n_points, n_rows)
+    total : int
+        The sum of the weights.
+    infer : callable
+        Makes an `Inference` of some of the points.
+    """
+
+    points: Tensor
+    weights: Tensor
+    total: int
+    infer: Callable[[Tensor], Any]
+
+
+def _draws_of(vae: KerasModel, context: Context, draws: Tensor) -> _Averaged:
+    n_draws = draws.shape[0]
+    return _Averaged(draws, tf.ones((n_draws, 1)), n_draws, partial(vae.draw, context))
+
+
+def _averaged(vae: KerasModel, context: Context, draws: Tensor) -> _Averaged:
+    """All values of z, if they are few, and else the draws."""
+    every_z = vae.every_z()
+    if every_z is None:
+        return _draws_of(vae, context, draws)
+    z = tf.constant(every_z[:, None])
+    return _Averaged(z, vae.probability(z, context), 1, lambda some: vae.at(some, context))
 
 
 class _OverDraws(NamedTuple):
@@ -198,7 +243,7 @@ class _OverDraws(NamedTuple):
 
     Attributes
     ----------
-    values : tensor of shape (n_draws, n_rows)
+    values : tensor of shape (n_draws, n_rows); of a sum over all z that replaces them, (1, n_rows)
     kl : tensor of shape (n_rows,), the closed form, or (n_draws, n_rows), log q(z|x) - log p(z)
     """
 
@@ -207,13 +252,28 @@ class _OverDraws(NamedTuple):
 
 
 def _over_draws(
-    vae: KerasModel, x: Tensor, draws: Tensor, per_draw: Callable[[Tensor, Tensor, Tensor], Tensor]
+    vae: KerasModel,
+    x: Tensor,
+    draws: Tensor,
+    per_draw: Callable[[Tensor, Tensor, Tensor], Tensor],
+    is_average: bool = False,
 ) -> _OverDraws:
-    """``per_draw`` of all draws, and what their KL is made of."""
+    """``per_draw`` of all draws, and what their KL is made of.
+
+    If only their average is wanted, its exact value stands for them where z has few values.
+    """
     context = vae.encode(x)
     kl_per_latent = vae.kl_per_latent(context)
     n_draws, n_rows = draws.shape[0], keras.ops.shape(x)[0]
 
+    if is_average and kl_per_latent is not None and vae.every_z() is not None:
+        z, probabilities, _, infer = _averaged(vae, context, draws)
+        values = tf.reshape(_map_chunks(lambda some, _: per_draw(vae, x, infer(some)), z), (-1, n_rows))
+        values, probabilities = (tf.cast(v, tf.float64) for v in (values[: z.shape[0]], probabilities))
+        return _OverDraws(
+            tf.reduce_sum(probabilities * values, axis=0, keepdims=True),
+            keras.ops.sum(kl_per_latent, axis=-1),
+        )
     if kl_per_latent is not None:
         kl = keras.ops.sum(kl_per_latent, axis=-1)
         values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.draw(context, chunk)), draws)
@@ -255,9 +315,9 @@ def _map_chunks(
     """
     n_draws, _, latent_dim = draws.shape
     weights = tf.ones(n_draws) if weights is None else weights
-    if n_draws <= _DRAWS_AT_ONCE:
+    if n_draws <= DRAWS_AT_ONCE:
         return function(draws, weights)[None]
-    n_chunks = -(-n_draws // _DRAWS_AT_ONCE)
+    n_chunks = -(-n_draws // DRAWS_AT_ONCE)
     n_padding = -n_draws % n_chunks
     chunks = tf.reshape(tf.pad(draws, [[0, n_padding], [0, 0], [0, 0]]), (n_chunks, -1, 1, latent_dim))
     padding = [[0, n_padding]] + [[0, 0]] * (len(weights.shape) - 1)
