@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from joblib import Parallel, delayed, parallel_config, register_parallel_backend
 from joblib._parallel_backends import ThreadingBackend
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, KFold
@@ -218,6 +219,27 @@ def test_what_a_cluster_has_lost_is_sent_again_twice(n_times, X):
     np.testing.assert_array_equal(detector.score_samples(X), before)
 
 
+class Dies(Elsewhere):
+    """Processes of which one is killed."""
+
+    def submit(self, func, callback=None):
+        raise TerminatedWorkerError("A worker process was terminated.")
+
+    apply_async = submit
+
+
+register_parallel_backend("dies", Dies)
+
+
+def test_a_process_that_is_killed_is_an_error_that_says_what_to_do_and_leaves_the_earlier_fit(X):
+    detector = VAEDetector(**SETTINGS).fit(X)
+    before = detector.score_samples(X)
+    with parallel_config(backend="dies", n_jobs=2), pytest.raises(TerminatedWorkerError) as raised:
+        detector.fit(X * 2)
+    assert "Lower n_jobs" in raised.value.__notes__[0]
+    np.testing.assert_array_equal(detector.score_samples(X), before)
+
+
 WATCHES = {
     "callbacks": lambda path: {"callbacks": [keras.callbacks.Callback()]},
     "verbose": lambda path: {"verbose": 1},
@@ -304,6 +326,48 @@ def test_a_killed_worker_changes_no_bit(X):
             killer.start()
             assert_same(VAEDetector(**settings).fit(X), expected, X)
         killer.join()
+
+
+KILL = """
+import os, signal, threading
+import numpy as np
+from joblib import parallel_config
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from vae_anomaly import DenseNetwork, VAEDetector
+
+if __name__ == "__main__":
+    X = np.random.RandomState(0).normal(size=(120, 4))
+    detector = VAEDetector(DenseNetwork((8,)), epochs=2, members=4, random_state=0).fit(X)
+    before = detector.score_samples(X)
+    def end():
+        children = get_reusable_executor(max_workers=2, reuse=True)._processes
+        os.kill(next(iter(children)) if NUMBER == signal.SIGKILL else os.getpid(), NUMBER)
+
+    threading.Timer(15, end).start()
+    try:
+        with parallel_config(backend="loky", n_jobs=2):
+            detector.set_params(epochs=1_000_000).fit(X)
+    except (TerminatedWorkerError, KeyboardInterrupt) as error:
+        print(type(error).__name__)
+    assert (detector.score_samples(X) == before).all()
+    with parallel_config(backend="loky", n_jobs=2):
+        detector.set_params(epochs=2).fit(X)
+    assert (detector.score_samples(X) == before).all()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("number", "error"), [(9, "TerminatedWorkerError"), (2, "KeyboardInterrupt")], ids=["kill", "Ctrl-C"]
+)
+def test_after_a_killed_process_or_ctrl_c_the_earlier_fit_is_there_and_another_one_begins(
+    number, error, tmp_path
+):
+    script = tmp_path / "fit.py"
+    script.write_text(KILL.replace("NUMBER", str(number)))
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240, check=False)
+    assert (ran.returncode, ran.stdout.split()) == (0, [error]), ran.stderr
 
 
 @pytest.mark.wide

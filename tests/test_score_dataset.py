@@ -1,5 +1,6 @@
 """Scores of tables of any size: each row once, with the same bits, whatever ends the process in between."""
 
+import copy
 import os
 import random
 import shutil
@@ -171,6 +172,39 @@ def test_what_is_no_rows_is_named(detector, tmp_path):
 def test_without_one_of_its_columns_the_detector_says_what_is_wrong(detector, frame, tmp_path):
     with pytest.raises(ValueError, match="Feature names seen at fit time, yet now missing"):
         run(detector, frame.drop(columns="b"), tmp_path / "scores")
+
+
+def test_an_impossible_value_is_named_with_its_row_and_file(detector, frame, folder, tmp_path):
+    part = frame.iloc[:100].copy()
+    part.loc[97, "b"] = np.inf
+    part.to_parquet(folder / "9.parquet")
+    strict = copy.deepcopy(detector).set_params(invalid="raise")
+    with pytest.raises(ValueError, match=r"column 'b' holds inf in row 97 of the file '.*9\.parquet'"):
+        run(strict, folder, tmp_path / "scores")
+
+
+BROKEN = {
+    "damaged": (lambda path, _: path.write_bytes(b"PAR1" * 9), r"9\.parquet' cannot be read as Parquet"),
+    "without a column": (lambda path, part: part.drop(columns="b").to_parquet(path), r"9\.parquet.*\['b'\]"),
+    "of texts": (lambda path, part: part.assign(b="x").to_parquet(path), r"column 'b'.*9\.parquet"),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_file_is_named_before_anything_is_written(write, message, detector, frame, folder, tmp_path):
+    write(folder / "9.parquet", frame.iloc[:20])
+    with pytest.raises(ValueError, match=message):
+        run(detector, folder, tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_file_without_rows_adds_none_and_no_row_at_all_is_an_error(detector, frame, folder, tmp_path):
+    frame.iloc[:0].to_parquet(folder / "9.parquet")
+    assert_whole(run(detector, folder, tmp_path / "scores"), frame, detector)
+    with pytest.raises(ValueError, match=r"(?s)Found array with 0 sample.*9\.parquet', without any row"):
+        run(detector, folder / "9.parquet", tmp_path / "none")
+    frame.iloc[7:8].to_parquet(folder / "9.parquet")
+    assert_whole(run(detector, folder / "9.parquet", tmp_path / "one"), frame.iloc[7:8], detector)
 
 
 def test_a_line_says_how_many_rows_have_been_scored(detector, frame, tmp_path, capsys):

@@ -488,13 +488,13 @@ def test_where_no_file_is_says_so(path, tmp_path):
 def test_no_row_or_one_is_refused_by_fit_and_one_is_scored(n_rows, tmp_path):
     frame = pd.DataFrame(make_numbers(), columns=list("abcd"))
     path = one_file(frame.iloc[:n_rows], tmp_path)
-    with pytest.raises(ValueError, match=f"Found array with {n_rows} sample"):
+    with pytest.raises(ValueError, match=rf"(?s)Found array with {n_rows} sample.*of .*the file '.*part-000"):
         quick().fit(path)
     detector = quick().fit(frame)
     if n_rows:
         np.testing.assert_array_equal(detector.score_samples(path), detector.score_samples(frame.iloc[:1]))
     else:
-        with pytest.raises(ValueError, match="Found array with 0 sample"):
+        with pytest.raises(ValueError, match="(?s)Found array with 0 sample.*part-000.*without any row"):
             detector.score_samples(path)
 
 

@@ -20,7 +20,7 @@ from vae_anomaly.core.progress import ProgressLine
 from vae_anomaly.core.types import Json, Unchecked
 from vae_anomaly.data import parquet
 from vae_anomaly.data.sources import memory_source, source_of
-from vae_anomaly.data.streams import Source
+from vae_anomaly.data.streams import Source, reading
 from vae_anomaly.files.archive import SAVING, replace_file
 
 __all__ = ["score_dataset"]
@@ -153,7 +153,8 @@ class _Scoring:
         features = self.features
         # Without one of its columns, the detector says what is wrong.
         X = block[features] if self.names and {*features} <= {*self.names} else block
-        said = {method: np.asarray(getattr(self.detector, method)(X)) for method in self.methods}
+        with reading(self.rows, range(start, start + len(block))):
+            said = {method: np.asarray(getattr(self.detector, method)(X)) for method in self.methods}
         if not self.keys:
             return pd.DataFrame({"row": np.arange(start, start + len(block)), **said})
         keys: pd.DataFrame = block[list(self.keys)].reset_index(drop=True)

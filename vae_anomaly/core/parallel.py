@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError
+from concurrent.futures import BrokenExecutor, CancelledError
 from typing import Any, NamedTuple
 
 import joblib
@@ -62,6 +62,11 @@ def map_elsewhere(function: Callable[..., Any], shared: tuple[Any, ...], tasks: 
 
     What is ``shared`` is sent once: large arrays as one file in memory, to a cluster scattered. What a worker
     warns of is warned of here. Tasks of a cluster are repeated if it has lost what they share with a worker.
+
+    Raises
+    ------
+    BrokenExecutor
+        If a process of this machine has been killed; says what to do.
     """
     call = joblib.delayed(_call)
     calls = [call(function, *shared, task) for task in tasks]
@@ -69,6 +74,13 @@ def map_elsewhere(function: Callable[..., Any], shared: tuple[Any, ...], tasks: 
         try:
             found = joblib.Parallel(batch_size=1)(calls)
             break
+        except BrokenExecutor as error:
+            error.add_note(
+                "A process that trained members, or scored a fold, has been killed: most often for want of "
+                "memory. Lower n_jobs in joblib.parallel_config, or use threads: backend='threading'. An "
+                "earlier fit is as it was."
+            )
+            raise
         except CancelledError:  # dask repeats tasks of a lost worker, and cannot repeat what was sent to it
             if not n_left:
                 raise

@@ -111,6 +111,10 @@ class _Dataset(Sequential):
             self._parts = [dataset]
         self._schema, self._categories, of_index = _schema_of(dataset, self._parts)
         self.names = [name for name in self._schema.names if name not in of_index]
+        paths = [part.path for part in self._parts if hasattr(part, "path")]
+        if paths:
+            others = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+            self.origin = f"the file {paths[0]!r}{others}"
         counts = []
         for part in self._parts:
             with _naming(getattr(part, "path", None)):

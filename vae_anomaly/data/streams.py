@@ -46,10 +46,13 @@ class Source(ABC):
     n_rows : int
     names : list of str or None
         The columns' names, where they are known before any row is read.
+    origin : str or None
+        What the rows are read from, for a message.
     """
 
     n_rows: int
     names: list[str] | None = None
+    origin: str | None = None
 
     @abstractmethod
     def blocks(self, size: int, *, start: int = 0, columns: Columns = None) -> Iterator[Unchecked]:
@@ -193,4 +196,6 @@ def reading(source: Source, positions: Positions | range) -> Iterator[None]:
         if len(positions):
             first, last = source.locate(int(positions[0])), source.locate(int(positions[-1]))
             error.add_note(f"This is of the rows from {first} to {last}.")
+        elif source.origin is not None:
+            error.add_note(f"This is of {source.origin}, without any row.")
         raise
