@@ -248,7 +248,10 @@ def rates_of_uniform_rows(rule, n_rows, n_anomalies, n_runs, level=50.0):
 @pytest.mark.parametrize("n_runs", [500, pytest.param(2000, marks=pytest.mark.wide)])
 def test_trimming_as_many_as_there_are_far_anomalies_gives_the_rate_of_the_normal_rows(contamination, n_runs):
     n_anomalies = round(400 * contamination)
-    rates = rates_of_uniform_rows(Conformal(0.05, contamination=contamination), 400, n_anomalies, n_runs)
+    rule = Conformal(0.05, contamination=contamination)
+    rates = rates_of_uniform_rows(rule, 400, n_anomalies, n_runs)
+    low, high = rule.realized_rates(400, coverage=0.9)
+    assert ((low <= rates) & (rates <= high)).mean() == pytest.approx(0.9, abs=4 * np.sqrt(0.09 / n_runs))
     error = 4 * rates.std() / np.sqrt(n_runs)
     assert 0.05 - 1 / (401 - n_anomalies) - error <= rates.mean() <= 0.05 + error
 
