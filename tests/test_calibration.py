@@ -211,6 +211,14 @@ def test_p_values_count_the_rows_that_are_not_less_anomalous():
     np.testing.assert_array_equal(p_values(np.array([5.0, 2.0, 0.0]), np.array([3.0, 1, 2])), [0.25, 0.75, 1])
 
 
+@pytest.mark.parametrize("n_calibration", [9, 60])
+def test_ties_make_p_values_larger_never_too_small(n_calibration):
+    rng = np.random.RandomState(0)
+    drawn = [p_values(rng.poisson(1, size=1), rng.poisson(1, size=n_calibration))[0] for _ in range(2000)]
+    for alpha in (0.05, 0.1, 0.3, 0.6):
+        assert np.sum(np.array(drawn) <= alpha) <= stats.binom.ppf(0.999, 2000, alpha)
+
+
 def test_p_values_of_new_normal_rows_are_uniform():
     rng = np.random.RandomState(0)
     drawn = np.concatenate([p_values(rng.gumbel(size=5), rng.gumbel(size=99)) for _ in range(2000)])
@@ -240,7 +248,10 @@ def rates_of_uniform_rows(rule, n_rows, n_anomalies, n_runs, level=50.0):
 @pytest.mark.parametrize("n_runs", [500, pytest.param(2000, marks=pytest.mark.wide)])
 def test_trimming_as_many_as_there_are_far_anomalies_gives_the_rate_of_the_normal_rows(contamination, n_runs):
     n_anomalies = round(400 * contamination)
-    rates = rates_of_uniform_rows(Conformal(0.05, contamination=contamination), 400, n_anomalies, n_runs)
+    rule = Conformal(0.05, contamination=contamination)
+    rates = rates_of_uniform_rows(rule, 400, n_anomalies, n_runs)
+    low, high = rule.realized_rates(400, coverage=0.9)
+    assert ((low <= rates) & (rates <= high)).mean() == pytest.approx(0.9, abs=4 * np.sqrt(0.09 / n_runs))
     error = 4 * rates.std() / np.sqrt(n_runs)
     assert 0.05 - 1 / (401 - n_anomalies) - error <= rates.mean() <= 0.05 + error
 
@@ -307,11 +318,12 @@ def test_benjamini_and_hochberg_by_hand():
     np.testing.assert_array_equal(discoveries(p, 0.1, "any"), [True, False, False, True, False])
 
 
+@pytest.mark.parametrize("n_runs", [400, wide(2000)])
 @pytest.mark.parametrize("dependence", ["positive", "any"])
-def test_the_share_of_false_discoveries_is_at_most_the_rate(dependence):
+def test_the_share_of_false_discoveries_is_at_most_the_rate(dependence, n_runs):
     rng = np.random.RandomState(0)
     shares, found = [], []
-    for _ in range(400):
+    for _ in range(n_runs):
         calibrated = rng.normal(size=5000)
         scores = np.r_[rng.normal(size=180), rng.normal(4, 1, size=20)]
         selected = discoveries(p_values(scores, calibrated), 0.1, dependence)
@@ -319,6 +331,24 @@ def test_the_share_of_false_discoveries_is_at_most_the_rate(dependence):
         found.append(selected[180:].mean())
     assert np.mean(shares) < 0.1 + 0.015
     assert np.mean(found) > (0.7 if dependence == "positive" else 0.2)
+
+
+def test_the_rate_holds_with_p_values_that_depend_on_each_other_in_the_worst_way():
+    """Of 20 normal rows, with probability α / k just so many p-values are small that k are selected."""
+    rng, n_rows, alpha, n_runs = np.random.RandomState(0), 20, 0.1, 2000
+    drawn, selected = [], {"positive": 0, "any": 0}
+    for _ in range(n_runs):
+        # Each is uniform: of all outcomes of its own, α / n_rows lies between any two multiples of that.
+        p = rng.uniform(alpha, 1, size=n_rows)
+        k = np.searchsorted(np.cumsum(alpha / np.arange(1, n_rows + 1)), rng.uniform(), side="right") + 1
+        if k <= n_rows:
+            p[rng.permutation(n_rows)[:k]] = rng.uniform((k - 1) * alpha / n_rows, k * alpha / n_rows, size=k)
+        drawn.append(p)
+        for dependence in selected:
+            selected[dependence] += discoveries(p, alpha, dependence).any()
+    assert (np.mean(drawn, axis=0) < 0.7).all()
+    assert selected["any"] <= stats.binom.ppf(0.999, n_runs, alpha)
+    assert selected["positive"] > 3 * alpha * n_runs  # which is why there is "any"
 
 
 def test_the_detector_selects_by_its_p_values(normal):

@@ -151,14 +151,16 @@ def assert_at_most(shares, rate):
 
 
 SHARES = [0.0, 0.05, wide(0.3)]
+RUNS = [200, wide(2000)]
 
 
+@pytest.mark.parametrize("n_runs", RUNS)
 @pytest.mark.parametrize("horizon", [None, 25])
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_share_of_false_discoveries_is_at_most_the_rate(kind, share, horizon):
+def test_the_share_of_false_discoveries_is_at_most_the_rate(n_runs, kind, share, horizon):
     shares = []
-    for seed in range(200):
+    for seed in range(n_runs):
         rng = np.random.RandomState(seed)
         anomalies = rng.uniform(size=200) < share
         p = stats.norm.sf(rng.normal(size=200) + 3.5 * anomalies)
@@ -166,13 +168,14 @@ def test_the_share_of_false_discoveries_is_at_most_the_rate(kind, share, horizon
     assert_at_most(shares, 0.2)
 
 
+@pytest.mark.parametrize("n_runs", RUNS)
 @pytest.mark.parametrize("n_calibration", [60, wide(400)])
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_p_values_that_share_a_calibration_hold_the_rate_too(kind, share, n_calibration):
+def test_p_values_that_share_a_calibration_hold_the_rate_too(n_runs, kind, share, n_calibration):
     shares = []
     horizon = kind(0.3).horizon_for(1 / (n_calibration + 1))
-    for seed in range(200):
+    for seed in range(n_runs):
         rng = np.random.RandomState(seed)
         anomalies = rng.uniform(size=200) < share
         p = p_values(rng.normal(size=200) + 3.5 * anomalies, rng.normal(size=n_calibration))

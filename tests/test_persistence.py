@@ -628,6 +628,7 @@ FORGERIES = {
         "attributes of a fitted detector|parts without a use",
     ),
     "a range of pixels that is none": (_set(lambda t: t["fitted"], "pixel_range_", 1), "pixels in it"),
+    "intervals of nothing": (_set(lambda t: t["fitted"], "interval_scores_", 1), "intervals of cells in it"),
     "a method": (_set(lambda t: t["fitted"], "predict", 1), "'predict' is not a name of a fitted attribute"),
     "a property": (_set(lambda t: t["fitted"], "model_", 1), "'model_' is not a name of a fitted attribute"),
     "a magic name": (_set(lambda t: t["fitted"], "__class__", 1), "'__class__' is not a name"),

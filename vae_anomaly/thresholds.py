@@ -308,12 +308,14 @@ class Conformal(_Ranked):
         return float(np.partition(scores, rank - 1)[rank - 1])
 
     def realized_rates(self, n_scores: int, coverage: float = 0.95) -> tuple[float, float]:
-        r"""Between which rates the false alarms after one calibration on normal rows lie, so probably.
+        r"""Between which rates the false alarms after one calibration lie with this probability.
 
         The fraction of new rows above the k-th smallest of n exchangeable scores without ties has the law
-        :math:`\mathrm{Beta}(n + 1 - k, k)`; here is its central interval.
+        :math:`\mathrm{Beta}(n + 1 - k, k)`; here is its central interval. Scores that are left out are taken
+        for those of anomalies.
         """
         rank = self._rank(n_scores)
+        n_scores = self._n_normal(n_scores)
         ends = ((1 - coverage) / 2, (1 + coverage) / 2)
         low, high = stats.beta.ppf(ends, n_scores + 1 - rank, rank)
         return float(low), float(high)
