@@ -16,9 +16,11 @@ from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.engine.programs import architecture, on_device
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.members import Continuation, Job
+from vae_anomaly.training.plan import Plan
 
 __all__ = [
     "check_last_activation",
+    "warn_of_collapse",
     "warn_of_few_rows",
     "warn_of_interruption",
     "warn_of_more_alarms",
@@ -81,6 +83,24 @@ def warn_of_interruption(n_trained: int, n_members: int, n_epochs: int, cause: s
         f"{cause} has ended the training{of_members} after {n_epochs} epochs: the detector works, but was "
         "trained for less than its parameters say. Its attribute interrupted_ is True."
         f"{' fit(X, resume=True) goes on with the training.' if resumable else ''}",
+        ConvergenceWarning,
+    )
+
+
+def warn_of_collapse(n_collapsed: int, n_members: int, plan: Plan) -> None:
+    """Warn of members that have learned nothing of what makes images or signals differ."""
+    who = "the model has" if n_members == 1 else f"{n_collapsed} of {n_members} members have"
+    remedies = [
+        "more epochs",
+        "beta=1 or less" if plan.beta > 1 else "",
+        "" if plan.kl_warm_up else "kl_warm_up=0.5 with early_stopping=False",
+        "likelihood='auto', whose scale is learned",
+    ]
+    warn_user(
+        f"{who} collapsed: what is expected of images or signals that were not trained on is the same for "
+        "all of them, and scores only tell how far each is from the mean one. If they hold nothing but "
+        "noise, there is no more to learn. Otherwise try "
+        f"{', or '.join(filter(None, remedies))}.",
         ConvergenceWarning,
     )
 

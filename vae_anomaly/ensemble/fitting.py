@@ -259,7 +259,7 @@ def fit(
         elif earlier.warns:
             _warn_of_rows(X, earlier, draws_seed)
         interruption = interruption or Interruption()
-        states, history, interrupted = train_members(
+        states, history, interrupted, n_collapsed = train_members(
             job,
             callbacks=parameters["callbacks"] or (),
             verbose=int(parameters["verbose"]),
@@ -268,6 +268,8 @@ def fit(
         )
     if interrupted and takes_new_rows:  # rows of a stream are learned whole or not at all
         raise KeyboardInterrupt
+    if n_collapsed and 2 * n_collapsed >= len(states):
+        fit_warnings.warn_of_collapse(n_collapsed, len(states), job.plan)
     if interrupted:
         fit_warnings.warn_of_interruption(
             len(states), n_members, len(history["loss"]), interruption.cause, bool(store) and not earlier
@@ -436,7 +438,14 @@ def _job(
         patches,
         parameters["device"],
         cached,
+        # A table's columns may well have nothing in common.
+        avoids_collapse=earlier is None and _is_of_pixels(decisions),
     )
+
+
+def _is_of_pixels(decisions: Decisions) -> bool:
+    """Whether rows are images or signals, whose numbers hang together."""
+    return decisions.of_images is not None or decisions.network.signal_channels() is not None
 
 
 def _column_transform(decisions: Decisions, rows: Matrix, preparation: Preparation) -> Rows | None:

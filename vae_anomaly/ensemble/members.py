@@ -28,6 +28,7 @@ from vae_anomaly.engine.devices import Devices, device_of
 from vae_anomaly.ensemble.recipe import Recipe
 from vae_anomaly.model.column_transform import no_transform, transform
 from vae_anomaly.model.states import ModelState, Specification
+from vae_anomaly.training.collapse import has_collapsed
 from vae_anomaly.training.epochs import Progress, TrainingResult, Validation, train
 from vae_anomaly.training.interruption import Interruption
 from vae_anomaly.training.observers import files_of_member
@@ -48,6 +49,9 @@ __all__ = [
 
 # Twice as many found no more on five surfaces.
 _N_TRAINING_PATCHES, _N_HELD_OUT_PATCHES = 20_000, 2_048
+# Shorter trainings have learned nothing yet, and are known for that.
+_EPOCHS_TO_LEARN, _STEPS_TO_LEARN = 5, 50
+_WARM_UP = 0.5
 
 
 class Seeds(NamedTuple):
@@ -82,6 +86,8 @@ class Job:
         Where members are trained, in turn.
     cached : CachedRows or None
         All rows to train on, if ``rows`` is some of them.
+    avoids_collapse : bool, default=False
+        Whether a member whose reconstructions are all alike is trained once more.
     """
 
     specification: Specification
@@ -95,6 +101,7 @@ class Job:
     patches: Patches | None = None
     devices: Devices = None
     cached: CachedRows | None = None
+    avoids_collapse: bool = False
 
     @property
     def everything(self) -> Rows | CachedRows:
@@ -135,11 +142,14 @@ class Trained(NamedTuple):
         After an interruption, of the members that were trained for an epoch: the first ones.
     history : dict of list of float, means over the members that still trained
     interrupted : bool
+    n_collapsed : int
+        Members whose reconstructions are all alike.
     """
 
     states: tuple[ModelState, ...]
     history: dict[str, list[float]]
     interrupted: bool
+    n_collapsed: int
 
 
 def train_members(
@@ -189,7 +199,10 @@ def train_members(
     if not results:
         raise KeyboardInterrupt
     history = _mean_history([result.history for result in results])
-    return Trained(tuple(result.state for result in results), history, interruption.stop_requested)
+    n_collapsed = sum(result.collapsed for result in results)
+    return Trained(
+        tuple(result.state for result in results), history, interruption.stop_requested, n_collapsed
+    )
 
 
 def _train_elsewhere(job: Job, rows: Rows, position: int) -> TrainingResult:
@@ -269,30 +282,70 @@ def _train_member(
             start = architecture.initial_state(seed.initial, representative(kept))
         else:
             start = programs.architecture_of(before).on_new_rows(before, representative(kept))
-    result = train(
+    plan = replace(
+        job.plan,
+        beta=job.plan.beta * member.beta_factor,
+        trimmed_fraction=member.trimmed_fraction,
+        early_stopping=job.recipe.early_stopping,
+        n_trainings=job.n_members,
+        device=device,
+    )
+    run = partial(
+        train,
         start,
         kept,
-        replace(
-            job.plan,
-            beta=job.plan.beta * member.beta_factor,
-            trimmed_fraction=member.trimmed_fraction,
-            early_stopping=job.recipe.early_stopping,
-            n_trainings=job.n_members,
-            device=device,
-        ),
         shuffle_seed=seed.shuffle,
         noise_seed=seed.noise,
         validation=validation,
         callbacks=callbacks,
         verbose=verbose,
-        progress=progress,
-        keep=keep,
         interruption=interruption,
-        tell_duration=tell_duration,
     )
+    result = run(plan, progress=progress, keep=keep, tell_duration=tell_duration)
+    if job.avoids_collapse:
+        seen = kept if validation is None else validation.rows
+        if _has_learned_nothing(result, plan, len(kept), seen):
+            result = _train_again(result, run, plan, seen, interruption)
     if numbers is None:
         return result
     return result._replace(state=programs.with_column_transform(result.state, numbers))
+
+
+def _has_learned_nothing(result: TrainingResult, plan: Plan, n_rows: int, seen: Rows) -> bool:
+    """Whether a training that was long enough to learn something has collapsed."""
+    n_epochs = len(result.history.get("loss", ()))
+    if n_epochs < _EPOCHS_TO_LEARN or n_epochs * plan.steps_per_epoch(n_rows) < _STEPS_TO_LEARN:
+        return False
+    with programs.on_device(plan.device):
+        return has_collapsed(result.state, seen)
+
+
+def _train_again(
+    result: TrainingResult,
+    run: Callable[[Plan], TrainingResult],
+    plan: Plan,
+    seen: Rows,
+    interruption: Interruption | None,
+) -> TrainingResult:
+    """A training that has collapsed, or another one with a KL warm-up that has not, if it is better.
+
+    A loss that counts the whole KL from the beginning may lead into a collapse where a better model is to be
+    had (Sonderby et al. 2016, "Ladder variational autoencoders"). What ``run`` trains by another plan does
+    not stop early: the loss of held-out rows counts the whole KL, and rises while the warm-up lasts.
+    """
+    collapsed = result._replace(collapsed=True)
+    if plan.kl_warm_up or (interruption is not None and interruption.stop_requested):
+        return collapsed
+    try:
+        again = run(replace(plan, kl_warm_up=_WARM_UP, early_stopping=False))
+    except FloatingPointError:
+        return collapsed
+    with programs.on_device(plan.device):
+        if not again.history or has_collapsed(again.state, seen):
+            return collapsed
+    name = "val_loss" if "val_loss" in result.history else "loss"
+    least = min(result.history[name]) if plan.early_stopping else result.history[name][-1]
+    return again if again.history[name][-1] <= least else collapsed
 
 
 def _one_by_one(

@@ -57,10 +57,14 @@ class Validation(NamedTuple):
 
 
 class TrainingResult(NamedTuple):
-    """The trained model and what happened, epoch by epoch."""
+    """The trained model and what happened, epoch by epoch.
+
+    ``collapsed`` says that its reconstructions are all alike, of those that somebody looked at.
+    """
 
     state: ModelState
     history: dict[str, list[float]]
+    collapsed: bool = False
 
 
 class Progress(NamedTuple):
