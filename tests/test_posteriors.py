@@ -266,6 +266,17 @@ def test_the_noise_of_categories_is_gumbels():
     assert stats.kstest(difference, stats.logistic.cdf).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_the_largest_of_relaxed_values_has_the_probability_of_its_category(temperature):
+    posterior = Categorical(2, 3, temperature)
+    context, _ = drawn(posterior, 6, 4)
+    z, _ = posterior.sample(context, noise(5_000, 4, 12), {PROGRESS: tensor(0.0)}, training=True)
+    assert 0 < np.min(z) < np.max(z) <= 1
+    counts = largest(tf.reshape(z, (-1, 4, 2, 3))).numpy().sum(axis=0)
+    expected = 5_000 * np.exp(context[0])
+    assert stats.chisquare(counts.reshape(-1, 3), expected.reshape(-1, 3), axis=1).pvalue.min() > 1e-4
+
+
 @pytest.mark.parametrize(
     ("temperature", "expected"), [(1e-3, [0.0, 1.0, 0.0]), (1e6, [1 / 3, 1 / 3, 1 / 3])], ids=["cold", "hot"]
 )

@@ -30,11 +30,14 @@ class Weight(NamedTuple):
         (Glorot & Bengio 2010); at standard normal numbers; at what the encoder sees of random training rows,
         some of them twice if there are fewer than the first axis is long.
     trainable : bool, default=True
+    scale : float, default=1.0
+        Multiplies where it starts.
     """
 
     shape: Shape
     initial: str = "zeros"
     trainable: bool = True
+    scale: float = 1.0
 
     def draw(self, rng: np.random.RandomState, inputs: Rows) -> Array:
         """Where it starts; ``inputs`` are what the encoder sees of complete training rows.
@@ -44,6 +47,9 @@ class Weight(NamedTuple):
         ValueError
             If it starts at training rows, and there are none.
         """
+        return np.asarray(self.scale * self._draw(rng, inputs), dtype=np.float32)
+
+    def _draw(self, rng: np.random.RandomState, inputs: Rows) -> Array:
         if self.initial == "training_rows":
             if not len(inputs):
                 raise ValueError(

@@ -58,7 +58,8 @@ class Categorical(Posterior):
 
     .. math:: \mathrm{KL} = \sum_v \Bigl(\log K + \sum_k \pi_{vk} \log \pi_{vk}\Bigr) \in [0, V \log K]
 
-    Relaxed draws have another density than categories, so that only ``objective="elbo"`` trains them. Keras'
+    Training takes this KL, too, and none of the relaxed draws, whose density, the concrete one, is nowhere
+    used: only ``objective="elbo"`` trains them, and its loss is a bound towards a temperature of 0. Keras'
     own ``fit`` of a `VAE` leaves the temperature where it is.
 
     Parameters

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Integral
 from typing import ClassVar
 
 from sklearn.utils._param_validation import Interval
 
 from vae_anomaly import flows
-from vae_anomaly.core.backend import keras
 from vae_anomaly.core.types import Constraints, Tensor
 from vae_anomaly.core.weights import Weight, Weights
 from vae_anomaly.flows import Chain, Transforms
-from vae_anomaly.posteriors.base import Context, Posterior
-from vae_anomaly.posteriors.gaussian import Gaussian
+from vae_anomaly.posteriors.base import Context
+from vae_anomaly.posteriors.gaussian import GaussianBased
 
 __all__ = ["Flow"]
 
-_BASE = Gaussian()
 
-
-class Flow(Posterior):
+class Flow(GaussianBased):
     r"""The image of a Gaussian posterior under a flow (Rezende & Mohamed 2015).
 
     .. math:: z = f_x(z_0), \quad z_0 \sim N(z_{mean}, e^{z_{log\,var}}), \qquad
@@ -68,22 +64,14 @@ class Flow(Posterior):
     def check(self, latent_dim: int) -> None:
         self._chain.check(latent_dim)
 
-    def heads(self, latent_dim: int) -> dict[str, int]:
-        return {**super().heads(latent_dim), "context": int(self.n_context)}
-
     def weights(self, latent_dim: int) -> dict[str, Weight]:
         return self._chain.weights(latent_dim, int(self.n_context))
-
-    def context(self, outputs: Sequence[Tensor]) -> Context:
-        """(z_mean, z_log_var, what the transforms see, how far the image is moved)."""
-        z_mean, z_log_var = _BASE.context(outputs[:2])
-        return z_mean, z_log_var, outputs[2], keras.ops.zeros_like(z_mean)
 
     def sample(
         self, context: Context, noise: Tensor, weights: Weights, training: bool = False
     ) -> tuple[Tensor, Tensor]:
         *base, seen, shift = context
-        z, log_q = _BASE.sample(tuple(base), noise, {}, training)
+        z, log_q = self.base.sample(tuple(base), noise, {}, training)
         image, log_det = self._chain.forward(z, weights, seen)
         return image + shift, log_q - log_det
 
@@ -91,7 +79,3 @@ class Flow(Posterior):
         """The image of z_mean."""
         z_mean, _, seen, shift = context
         return self._chain.forward(z_mean, weights, seen)[0] + shift
-
-    def move(self, context: Context, center: Tensor, weights: Weights) -> Context:
-        *others, shift = context
-        return (*others, shift + center - self.center(context, weights))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.types import Tensor
 from vae_anomaly.core.weights import Weights
 from vae_anomaly.posteriors.base import LOG_TWO_PI, Context, Posterior
 
-__all__ = ["Gaussian", "kl_divergence", "reparameterize"]
+__all__ = ["Gaussian", "GaussianBased", "kl_divergence", "reparameterize"]
 
 # exp(±10) bounds the posterior's variance: outside, float32 loses the KL or the draw.
 _LOG_VAR_BOUND = 10.0
@@ -61,3 +62,25 @@ class Gaussian(Posterior):
 
     def kl(self, context: Context) -> Tensor:
         return kl_divergence(*context)
+
+
+class GaussianBased(Posterior):
+    """Base class of posteriors that start from a Gaussian draw, and see more of the row.
+
+    The encoder returns ``n_context`` numbers besides the base's mean and log-variance. The context is
+    (z_mean, z_log_var, those numbers, how far the posterior is moved).
+    """
+
+    base: ClassVar[Gaussian] = Gaussian()
+    n_context: int
+
+    def heads(self, latent_dim: int) -> dict[str, int]:
+        return {**super().heads(latent_dim), "context": int(self.n_context)}
+
+    def context(self, outputs: Sequence[Tensor]) -> Context:
+        z_mean, z_log_var = self.base.context(outputs[:2])
+        return z_mean, z_log_var, outputs[2], keras.ops.zeros_like(z_mean)
+
+    def move(self, context: Context, center: Tensor, weights: Weights) -> Context:
+        *others, shift = context
+        return (*others, shift + center - self.center(context, weights))
