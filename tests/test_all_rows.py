@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from conftest import wide
 from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import FunctionTransformer
 
@@ -17,7 +18,7 @@ from vae_anomaly import DenseNetwork, Member, VAEDetector, checkpoints
 from vae_anomaly.data.cache import CachedRows
 from vae_anomaly.ensemble import decisions
 from vae_anomaly.training import batches, epochs
-from vae_anomaly.training.batches import batches_of
+from vae_anomaly.training.interruption import Interruption
 
 N_ROWS, N_DRAWN, N_COLUMNS = 600, 150, 4
 
@@ -86,6 +87,10 @@ def cached():
     with CachedRows(N_ROWS, X[drawn], drawn) as rows:
         rows.write([X[:100], X[100:101], X[101:]])
         yield rows
+
+
+def batches_of(rows, batch_size, seed):
+    return batches.batches_of(rows, batch_size, seed, Interruption())
 
 
 def numbers_of(blocks):
@@ -253,6 +258,25 @@ def test_a_resumed_fit_is_the_fit_that_was_never_interrupted(tmp_path):
     with pytest.raises(ValueError, match="scaled training rows"):
         quick(**settings, checkpoint=checkpoint).fit(other, resume=True)
     assert_same_fit(quick(**settings, checkpoint=checkpoint).fit(X, resume=True), expected)
+
+
+def test_ctrl_c_while_rows_are_read_ends_the_training_with_its_epoch(monkeypatch):
+    X, settings = make_rows(), {"members": 1, "learning_rate_schedule": None}
+    expected = quick(**settings).fit(X)
+    read, calls = CachedRows.read, []
+
+    def interrupted(self, start, stop):
+        calls.append(start)
+        if len(calls) == 45:  # an epoch has 30 pieces
+            raise KeyboardInterrupt
+        return read(self, start, stop)
+
+    monkeypatch.setattr(CachedRows, "read", interrupted)
+    monkeypatch.setattr(epochs, "_EPOCHS_AT_ONCE", 1)
+    with pytest.warns(ConvergenceWarning, match="Ctrl-C has ended the training"):
+        found = quick(**settings, epochs=9).fit(X)
+    assert found.interrupted_
+    assert_same_fit(found, expected)
 
 
 def test_members_are_trained_in_this_process_to_the_same_bits():
