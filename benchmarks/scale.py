@@ -160,20 +160,25 @@ def summary(path: Path) -> str:
         lines.append(f"| {line.step} | {line.rows:,} | {of_step} |")
     lines += [
         "",
-        "| step, last two sizes | exponent of processor time | of memory | hours of it at 1e9 rows |",
-        "|---|---|---|---|",
+        "| step | exponent of processor time | of memory | of both, last two sizes | hours at 1e9 rows |",
+        "|---|---|---|---|---|",
     ]
     for step, of_step in table.groupby("step"):
         if len(of_step) > 1:
-            first, last = of_step.iloc[-2], of_step.iloc[-1]
-            of_time, of_memory = (
-                np.log(last[name] / first[name]) / np.log(last["rows"] / first["rows"])
-                for name in ("cpu_seconds", "peak_mb")
+            (of_time, last_time), (of_memory, last_memory) = (
+                (exponent(of_step, name), exponent(of_step[-2:], name)) for name in ("cpu_seconds", "peak_mb")
             )
+            first, last = of_step.iloc[-2], of_step.iloc[-1]
             slope = (last["cpu_seconds"] - first["cpu_seconds"]) / (last["rows"] - first["rows"])
             hours = (last["cpu_seconds"] + slope * (N_TO_TELL - last["rows"])) / 3600
-            lines.append(f"| {step} | {of_time:.2f} | {of_memory:.2f} | {hours:.1f} |")
+            of_last = f"{last_time:.2f}, {last_memory:.2f}"
+            lines.append(f"| {step} | {of_time:.2f} | {of_memory:.2f} | {of_last} | {hours:.1f} |")
     return "\n".join(lines)
+
+
+def exponent(of_step: pd.DataFrame, name: str) -> float:
+    """By which power of the rows a figure grows: the slope between its logarithms, by least squares."""
+    return float(np.polyfit(np.log(of_step["rows"]), np.log(of_step[name]), 1)[0])
 
 
 def main() -> None:
