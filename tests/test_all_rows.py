@@ -1,5 +1,6 @@
 """Training on all of many rows: memory does not grow with them, and bits do not depend on where they are."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -173,7 +174,7 @@ def frame():
     "settings",
     [
         {"members": 2, "validation_fraction": 0.2, "threshold": "conformal", "calibration": 0.4},
-        wide({"epochs": "auto", "max_samples": None, "members": [Member(column_transform="auto")]}),
+        wide({"epochs": "auto", "max_samples": None, "members": [Member(column_transform="yeo-johnson")]}),
     ],
     ids=["held out", "auto"],
 )
@@ -289,6 +290,16 @@ def test_members_are_trained_in_this_process_to_the_same_bits():
 def test_sparse_rows_stay_in_memory():
     X = sparse.csr_array(sparse.random(N_ROWS, 5, density=0.4, random_state=0))
     assert quick(epochs=1).fit(X).n_samples_drawn_ == N_ROWS
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes the file when the process ends")
+def test_a_process_that_is_killed_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    X = make_rows().astype(np.float32)
+    with CachedRows(N_ROWS, X[:2], np.arange(2)) as rows:
+        rows.write([X])
+        np.testing.assert_array_equal(rows.read(10, 30), X[10:30])
+        assert list(tmp_path.iterdir()) == []  # it has no name
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):

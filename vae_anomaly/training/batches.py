@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
     Attributes
     ----------
-    rows : array, `LazyRows`, of shape (n_rows, n_features)
+    rows : array or `LazyRows` of shape (n_rows, n_features)
     order : int array of shape (n_steps, batch_size)
         Positions of the rows of each batch.
     """
