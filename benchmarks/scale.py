@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import SGDOneClassSVM
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import vae_anomaly
@@ -88,31 +88,47 @@ def score(rows: Path, model: Path) -> tuple[float, float]:
 
 
 def svm(rows: Path, _: Path) -> tuple[float, float]:
-    """scikit-learn's linear one-class SVM on a kernel's approximation, fitted on as many rows."""
-    rival = make_pipeline(StandardScaler(), Nystroem(random_state=0), SGDOneClassSVM(random_state=0))
-    rival.fit(next_rows(rows, ROWS_TO_FIT))
+    """The rival of the same rows."""
+    rival = fit_rival(rows)
     with tempfile.TemporaryDirectory() as folder:
         watch = Stopwatch()
         vae_anomaly.score_dataset(rival, rows, Path(folder) / "scores", verbose=0)
         return watch.read()
 
 
-def workers(rows: Path, model: Path, n_workers: int) -> tuple[float, float]:
-    """All rows by a cluster of so many processes of one thread, from lazy rows to their mean score."""
+def fit_rival(rows: Path) -> Pipeline:
+    """scikit-learn's linear one-class SVM on a kernel's approximation, fitted on as many rows."""
+    rival = make_pipeline(StandardScaler(), Nystroem(random_state=0), SGDOneClassSVM(random_state=0))
+    return rival.fit(next_rows(rows, ROWS_TO_FIT))
+
+
+def workers(rows: Path, model: Path, n_workers: int, of_rival: bool) -> tuple[float, float]:
+    """All rows by a cluster of so many processes of one thread, from lazy rows to their mean score.
+
+    What is said of the processor is of these processes together.
+    """
     import dask.dataframe as dd
     from distributed import Client, LocalCluster
 
-    detector = vae_anomaly.load(model)
     X = dd.read_parquet(rows, split_row_groups=True)
+    if of_rival:
+        rival = fit_rival(rows)
+        scores = X.map_partitions(rival.score_samples, meta=np.zeros(0))
+        other_scores = X.map_partitions(rival.decision_function, meta=np.zeros(0))
+    else:
+        detector = vae_anomaly.load(model)
+        scores, other_scores = detector.score_samples(X), detector.decision_function(X)
     with (
         LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster),
+        Client(cluster) as client,
     ):
         # Each worker imports TensorFlow and compiles before the time is taken, by what dask does not keep.
-        detector.decision_function(X).mean().compute()
+        other_scores.mean().compute()
+        before = sum(client.run(time.process_time).values())
         watch = Stopwatch()
-        detector.score_samples(X).mean().compute()
-        return watch.read()
+        scores.mean().compute()
+        seconds, _ = watch.read()
+        return seconds, sum(client.run(time.process_time).values()) - before
 
 
 STEPS = {"fit": fit, "epoch": epoch, "score": score, "svm": svm}
@@ -140,29 +156,34 @@ def summary(path: Path) -> str:
         "|---|---|---|---|---|",
     ]
     for line in table.itertuples():
-        cpu = "" if np.isnan(line.cpu_seconds) else f"{line.cpu_seconds:.1f}"
-        lines.append(f"| {line.step} | {line.rows:,} | {line.seconds:.1f} | {cpu} | {line.peak_mb:,.0f} |")
+        of_step = f"{line.seconds:.1f} | {line.cpu_seconds:.1f} | {line.peak_mb:,.0f}"
+        lines.append(f"| {line.step} | {line.rows:,} | {of_step} |")
     lines += [
         "",
-        "| step, last two sizes | exponent of processor time | of memory | hours of it at 1e9 rows |",
-        "|---|---|---|---|",
+        "| step | exponent of processor time | of memory | of both, last two sizes | hours at 1e9 rows |",
+        "|---|---|---|---|---|",
     ]
-    for step, of_step in table.dropna().groupby("step"):
+    for step, of_step in table.groupby("step"):
         if len(of_step) > 1:
-            first, last = of_step.iloc[-2], of_step.iloc[-1]
-            of_time, of_memory = (
-                np.log(last[name] / first[name]) / np.log(last["rows"] / first["rows"])
-                for name in ("cpu_seconds", "peak_mb")
+            (of_time, last_time), (of_memory, last_memory) = (
+                (exponent(of_step, name), exponent(of_step[-2:], name)) for name in ("cpu_seconds", "peak_mb")
             )
+            first, last = of_step.iloc[-2], of_step.iloc[-1]
             slope = (last["cpu_seconds"] - first["cpu_seconds"]) / (last["rows"] - first["rows"])
             hours = (last["cpu_seconds"] + slope * (N_TO_TELL - last["rows"])) / 3600
-            lines.append(f"| {step} | {of_time:.2f} | {of_memory:.2f} | {hours:.1f} |")
+            of_last = f"{last_time:.2f}, {last_memory:.2f}"
+            lines.append(f"| {step} | {of_time:.2f} | {of_memory:.2f} | {of_last} | {hours:.1f} |")
     return "\n".join(lines)
+
+
+def exponent(of_step: pd.DataFrame, name: str) -> float:
+    """By which power of the rows a figure grows: the slope between its logarithms, by least squares."""
+    return float(np.polyfit(np.log(of_step["rows"]), np.log(of_step[name]), 1)[0])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("step", choices=["make", *STEPS, "workers", "summary"])
+    parser.add_argument("step", choices=["make", *STEPS, "workers", "svm-workers", "summary"])
     parser.add_argument("arguments", nargs="+", help="make: ROWS FOLDER; workers: NUMBER FOLDER; else: PATH")
     parser.add_argument("--out", type=Path, default=Path("scale.csv"))
     parser.add_argument("--model", type=Path, default=Path("scale.vae"))
@@ -176,9 +197,10 @@ def main() -> None:
         make(int(float(given.arguments[0])), rows)
         return
     name, n_rows = given.step, n_rows_of(rows)
-    if name == "workers":
-        n_workers = int(given.arguments[0])
-        name, (seconds, cpu_seconds) = f"{n_workers} workers", workers(rows, given.model, n_workers)
+    if name.endswith("workers"):
+        n_workers, of_rival = int(given.arguments[0]), name.startswith("svm")
+        name = f"{'svm, ' * of_rival}{n_workers} workers"
+        seconds, cpu_seconds = workers(rows, given.model, n_workers, of_rival)
     else:
         seconds, cpu_seconds = STEPS[name](rows, given.model)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
@@ -187,10 +209,8 @@ def main() -> None:
         writer = csv.writer(file)
         if is_new:
             writer.writerow(["step", "rows", "seconds", "cpu_seconds", "peak_mb"])
-        # What workers take is theirs.
-        cpu = "" if given.step == "workers" else round(cpu_seconds, 2)
-        writer.writerow([name, n_rows, round(seconds, 2), cpu, round(peak)])
-    print(name, n_rows, f"{seconds:.1f} s", cpu, f"{peak:.0f} MB")
+        writer.writerow([name, n_rows, round(seconds, 2), round(cpu_seconds, 2), round(peak)])
+    print(name, n_rows, f"{seconds:.1f} s", f"{cpu_seconds:.1f} s of the processor", f"{peak:.0f} MB")
 
 
 if __name__ == "__main__":

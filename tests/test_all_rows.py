@@ -1,5 +1,6 @@
 """Training on all of many rows: memory does not grow with them, and bits do not depend on where they are."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from conftest import wide
 from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import FunctionTransformer
 
@@ -17,7 +19,7 @@ from vae_anomaly import DenseNetwork, Member, VAEDetector, checkpoints
 from vae_anomaly.data.cache import CachedRows
 from vae_anomaly.ensemble import decisions
 from vae_anomaly.training import batches, epochs
-from vae_anomaly.training.batches import batches_of
+from vae_anomaly.training.interruption import Interruption
 
 N_ROWS, N_DRAWN, N_COLUMNS = 600, 150, 4
 
@@ -86,6 +88,10 @@ def cached():
     with CachedRows(N_ROWS, X[drawn], drawn) as rows:
         rows.write([X[:100], X[100:101], X[101:]])
         yield rows
+
+
+def batches_of(rows, batch_size, seed):
+    return batches.batches_of(rows, batch_size, seed, Interruption())
 
 
 def numbers_of(blocks):
@@ -168,7 +174,7 @@ def frame():
     "settings",
     [
         {"members": 2, "validation_fraction": 0.2, "threshold": "conformal", "calibration": 0.4},
-        wide({"epochs": "auto", "max_samples": None, "members": [Member(column_transform="auto")]}),
+        wide({"epochs": "auto", "max_samples": None, "members": [Member(column_transform="yeo-johnson")]}),
     ],
     ids=["held out", "auto"],
 )
@@ -255,6 +261,25 @@ def test_a_resumed_fit_is_the_fit_that_was_never_interrupted(tmp_path):
     assert_same_fit(quick(**settings, checkpoint=checkpoint).fit(X, resume=True), expected)
 
 
+def test_ctrl_c_while_rows_are_read_ends_the_training_with_its_epoch(monkeypatch):
+    X, settings = make_rows(), {"members": 1, "learning_rate_schedule": None}
+    expected = quick(**settings).fit(X)
+    read, calls = CachedRows.read, []
+
+    def interrupted(self, start, stop):
+        calls.append(start)
+        if len(calls) == 45:  # an epoch has 30 pieces
+            raise KeyboardInterrupt
+        return read(self, start, stop)
+
+    monkeypatch.setattr(CachedRows, "read", interrupted)
+    monkeypatch.setattr(epochs, "_EPOCHS_AT_ONCE", 1)
+    with pytest.warns(ConvergenceWarning, match="Ctrl-C has ended the training"):
+        found = quick(**settings, epochs=9).fit(X)
+    assert found.interrupted_
+    assert_same_fit(found, expected)
+
+
 def test_members_are_trained_in_this_process_to_the_same_bits():
     X, settings = make_rows(), {"members": 2, "epochs": 1}
     expected = quick(**settings).fit(X)
@@ -265,6 +290,16 @@ def test_members_are_trained_in_this_process_to_the_same_bits():
 def test_sparse_rows_stay_in_memory():
     X = sparse.csr_array(sparse.random(N_ROWS, 5, density=0.4, random_state=0))
     assert quick(epochs=1).fit(X).n_samples_drawn_ == N_ROWS
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes the file when the process ends")
+def test_a_process_that_is_killed_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    X = make_rows().astype(np.float32)
+    with CachedRows(N_ROWS, X[:2], np.arange(2)) as rows:
+        rows.write([X])
+        np.testing.assert_array_equal(rows.read(10, 30), X[10:30])
+        assert list(tmp_path.iterdir()) == []  # it has no name
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):

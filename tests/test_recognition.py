@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from vae_anomaly import DenseNetwork, VAEDetector, load
-from vae_anomaly.data.recognition import numbers_of_texts, recognize, serial_numbers
+from vae_anomaly.data.recognition import kind_of, kinds_of, numbers_of_texts, recognize, serial_numbers
 
 N_ROWS = 120
 RNG = np.random.RandomState(0)
@@ -306,3 +306,31 @@ def test_a_thirteenth_month_is_anomalous():
     scores = detector.score_samples(X)
     assert (detector.score_samples(X.assign(month=13)) < scores.min()).all()
     assert (detector.predict(X.assign(month=13)) == -1).all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["a", "b"],
+        ["a", np.str_("b")],
+        [True, np.bool_(False)],
+        [True, 1],
+        [1, 2.5],
+        [1, np.int8(2)],
+        [1.5, "a"],
+        [decimal.Decimal("1.5"), 2],
+        [b"a", "a"],
+        [None, "a"],
+        [datetime.date(2026, 1, 1), "a"],
+        [],
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("dtype", [object, "category"])
+def test_the_kinds_of_a_column_are_those_of_its_values(values, dtype):
+    column = pd.Series(values, dtype=object).dropna().astype(dtype)
+    assert kinds_of(column) == {kind_of(value) for value in column}
+
+
+def test_categories_without_a_row_are_of_no_kind():
+    assert kinds_of(pd.Series(pd.Categorical(["a"], categories=["a", 1]))) == {"str"}

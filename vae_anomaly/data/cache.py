@@ -18,6 +18,7 @@ from vae_anomaly.data.streams import Positions
 
 __all__ = ["CachedRows"]
 
+# Bytes that others may write meanwhile.
 _MARGIN = 2**26
 
 

@@ -154,10 +154,12 @@ class _Dataset(Sequential):
             table = schema.empty_table()
         else:
             table = pa.concat_tables(pieces)
-        for position, name in enumerate(table.column_names):
-            if name in self._categories:
-                table = table.set_column(position, name, table.column(position).dictionary_encode())
         rows = frames.to_pandas(table)
+        for name in self._categories.intersection(rows.columns):
+            values = pd.Categorical(rows[name])
+            # The dtype of a list of them, as in tables in memory.
+            categories = pd.Index(values.categories.tolist())
+            rows[name] = pd.Categorical.from_codes(values.codes, categories)
         rows.index += start
         return rows
 

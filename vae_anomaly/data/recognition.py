@@ -19,6 +19,7 @@ __all__ = [
     "is_iso_date",
     "is_number",
     "kind_of",
+    "kinds_of",
     "numbers_of_texts",
     "recognize",
     "serial_numbers",
@@ -44,6 +45,9 @@ _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?")
 _DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([T ]\d{1,2}:\d{2}.*)?")
 _ID_NAME = re.compile(r"(?i:(^|[\W_])(id|uid|uuid|guid)$)|[a-z](Id|ID|Uuid|UUID)$")
 _TIME_KINDS = {"date", "datetime", "time", "timedelta", "Timestamp", "Timedelta", "Period"}
+
+# What pandas says of arrays whose values are all of a kind, without a look at each in Python.
+_KINDS_OF_ARRAYS = {"string": "str", "boolean": "bool", "integer": "number", "floating": "number"}
 
 
 class Recognized(NamedTuple):
@@ -125,7 +129,7 @@ def holds_times(values: pd.Series) -> bool:
     present = values.dropna()
     if len(present) and isinstance(present.iloc[0], str):
         return all(isinstance(text, str) and _DATE.fullmatch(text.strip()) for text in present)
-    return len(present) > 0 and {kind_of(value) for value in present} <= _TIME_KINDS
+    return len(present) > 0 and kinds_of(present) <= _TIME_KINDS
 
 
 def is_iso_date(text: str) -> bool:
@@ -175,6 +179,14 @@ def kind_of(value: object) -> str:
     return type(value).__name__
 
 
+def kinds_of(values: pd.Series) -> set[str]:
+    """The kinds of all values, of which none is missing."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = pd.Series(values.cat.remove_unused_categories().cat.categories)
+    alike = _KINDS_OF_ARRAYS.get(types.infer_dtype(values, skipna=False))
+    return {alike} if alike is not None else {kind_of(value) for value in values}
+
+
 def _recognize_numbers(present: pd.Series, name: Hashable, stands_for: float) -> Recognized:
     if serial_numbers(present, name, stands_for):
         return _IDENTIFIERS
@@ -186,7 +198,7 @@ def _recognize_numbers(present: pd.Series, name: Hashable, stands_for: float) ->
 
 
 def _recognize_objects(present: pd.Series, name: Hashable, stands_for: float) -> Recognized:
-    kinds = {kind_of(value) for value in present}
+    kinds = kinds_of(present)
     if kinds == {"number"}:
         return Recognized("gaussian")
     if kinds == {"str"}:

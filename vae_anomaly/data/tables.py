@@ -27,6 +27,7 @@ from vae_anomaly.data.recognition import (
     IGNORED,
     is_number,
     kind_of,
+    kinds_of,
     numbers_of_texts,
     recognize,
     serial_numbers,
@@ -66,7 +67,11 @@ class Column(NamedTuple):
             return _as_numbers(values, self)
         missing = values.isna().to_numpy()
         self._check_kinds(values[~missing], self.categories)
-        codes = self.categories.get_indexer(pd.Index(values, dtype=object)).astype(np.float64)
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            known = self.categories.get_indexer(pd.Index(values.cat.categories, dtype=object))
+            codes = np.append(known, -1)[values.cat.codes].astype(np.float64)
+        else:
+            codes = self.categories.get_indexer(pd.Index(values, dtype=object)).astype(np.float64)
         unseen = (codes < 0) & ~missing
         if unseen.any() and getattr(self.likelihood, "unseen", "score") == "raise":
             raise ValueError(
@@ -102,6 +107,8 @@ class Column(NamedTuple):
 
     def _check_kinds(self, values: pd.Series, categories: pd.Index) -> None:
         known = {kind_of(category) for category in categories}
+        if kinds_of(values) <= known:
+            return
         for row, value in values.items():
             if kind_of(value) not in known:
                 raise ValueError(
@@ -337,8 +344,8 @@ def _column(values: pd.Series, name: Hashable, likelihood: str | Likelihood) -> 
     if not isinstance(likelihood, Categorical):
         return Column(name, likelihood, values.dtype, None)
     values = values.dropna()
-    kinds = {kind_of(value): value for value in values}
-    if len(kinds) > 1:
+    if len(kinds_of(values)) > 1:
+        kinds = {kind_of(value): value for value in values}
         examples = " and ".join(f"{value!r} ({kind})" for kind, value in sorted(kinds.items()))
         raise ValueError(
             f"column {name!r} holds values of several types, {examples}; convert it to one of them."

@@ -31,7 +31,7 @@ from vae_anomaly.training.plan import PARAMETERS, Plan
 
 __all__ = ["Decisions", "decide", "n_rows_in_memory", "trains_on_all"]
 
-# Five passes over them are at most 20,000 steps of 128.
+# Of which a fifth is held out: five passes are 16,000 steps of 128.
 _ROWS_IN_MEMORY = 500_000
 
 # Pixels of the shorter side of images that are seen whole, and of patches of larger ones.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Matrix
 from vae_anomaly.data.cache import CachedRows
+from vae_anomaly.training.interruption import Interruption
 
 __all__ = ["Batches", "Block", "batches_of"]
 
@@ -28,7 +29,7 @@ class Block(NamedTuple):
 
     Attributes
     ----------
-    rows : array, `LazyRows`, of shape (n_rows, n_features)
+    rows : array or `LazyRows` of shape (n_rows, n_features)
     order : int array of shape (n_steps, batch_size)
         Positions of the rows of each batch.
     """
@@ -47,15 +48,15 @@ class Batches(Protocol):
         """Go on to the epochs after these."""
 
 
-def batches_of(rows: Matrix, batch_size: int, seed: int) -> Batches:
-    """The batches of rows.
+def batches_of(rows: Matrix, batch_size: int, seed: int, interruption: Interruption) -> Batches:
+    """The batches of rows; Ctrl-C while a file is read ends the training with the epoch, too.
 
     Rows in memory, also lazy ones, are shuffled all together. Cached rows are divided into pieces of 65,536
     numbers. In each epoch, pieces from anywhere, in an order that is drawn anew, are read until there are
     4,194,304 numbers, whose rows are shuffled; then the next ones.
     """
     if isinstance(rows, CachedRows):
-        return _ShuffledPieces(rows, batch_size, seed)
+        return _ShuffledPieces(rows, batch_size, seed, interruption)
     return _Shuffled(rows, batch_size, seed)
 
 
@@ -83,8 +84,9 @@ class _Shuffled:
 
 
 class _ShuffledPieces:
-    def __init__(self, rows: CachedRows, batch_size: int, seed: int) -> None:
-        self._rows, self._batch_size, self._seed, self._n_dropped = rows, batch_size, seed, 0
+    def __init__(self, rows: CachedRows, batch_size: int, seed: int, interruption: Interruption) -> None:
+        self._rows, self._batch_size, self._seed = rows, batch_size, seed
+        self._interruption, self._n_dropped = interruption, 0
 
     def blocks(self, n_epochs: int, n_steps: int) -> Iterator[Block]:
         for number in range(self._n_dropped, self._n_dropped + n_epochs):
@@ -121,7 +123,7 @@ class _ShuffledPieces:
         starts = rng.permutation(-(-n_rows // size)) * size
         for position in range(0, len(starts), n_together):
             pieces = [
-                self._rows.read(start, start + size)
+                self._interruption.complete(self._rows.read, start, start + size)
                 for start in starts[position : position + n_together].tolist()
             ]
             rows = np.concatenate(pieces)

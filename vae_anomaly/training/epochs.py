@@ -216,7 +216,7 @@ class _Epochs:
             tf.constant(fraction_to_mask, tf.float32),
         )
         self._block_steps = block_steps(architecture, plan.batch_size)
-        self._batches = batches_of(rows, plan.batch_size, shuffle_seed)
+        self._batches = batches_of(rows, plan.batch_size, shuffle_seed, interruption)
 
     def skip(self, n_epochs: int) -> None:
         """Go on to what comes after these epochs."""
