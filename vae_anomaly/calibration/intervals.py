@@ -7,12 +7,12 @@ own interval,
 .. math:: t = \frac{\hat y - y}{\hat y - l + f} \text{ below},\qquad \frac{y - \hat y}{u - \hat y + f}
     \text{ above}
 
-with the ends l and u of the central 90 % of what the model thinks possible, and a small f of the column that
-keeps units above 0. Of n scores of a column, the :math:`\lceil (n+1) c \rceil`-th smallest is the factor by
-which units are stretched for a coverage c. If the row is exchangeable with the n, the interval then holds the
-value with a probability of at least c, whatever the model (Vovk, Gammerman & Shafer 2005; Lei et al. 2018,
-"Distribution-free predictive inference for regression"; Romano, Patterson & Candès 2019, "Conformalized
-quantile regression").
+with the ends l and u of the central 90 % of what the model thinks possible, no unit less than a quarter of
+u - l, and a small f of the column that keeps units above 0. Of n scores of a column, the
+:math:`\lceil (n+1) c \rceil`-th smallest is the factor by which units are stretched for a coverage c. If the
+row is exchangeable with the n, the interval then holds the value with a probability of at least c, whatever
+the model (Vovk, Gammerman & Shafer 2005; Lei et al. 2018, "Distribution-free predictive inference for
+regression"; Romano, Patterson & Candès 2019, "Conformalized quantile regression").
 
 Rows with other gaps are other tasks, so scores are compared among rows of a kind (Mondrian conformal
 prediction): those with the same other cells missing, if they are at least `ROWS_OF_A_KIND`. The rows with
