@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from scipy.sparse import csr_array
 from sklearn.base import clone
 
 from vae_anomaly import DenseNetwork, VAEDetector, load
@@ -95,24 +96,50 @@ def test_intervals_hold_among_rows_with_the_same_gaps_where_those_are_enough():
         assert 0.9 - error <= np.mean(found) <= 0.9 + 1 / 81 + error
 
 
-def test_rows_with_rare_gaps_are_judged_by_those_with_as_many_and_else_by_all():
-    n = ROWS_OF_A_KIND
-    scores = np.ones((4 * n, 4))
-    scores[:n, 1], scores[n : 2 * n - 1, 2] = np.nan, np.nan  # enough, and one too few
-    scores[:n, 0], scores[n : 2 * n - 1, 0] = 2.0, 3.0
-    scores[2 * n - 1 :, 0] = 0.0
+def test_rows_with_rare_gaps_are_judged_by_those_with_as_many_and_else_by_what_is_left():
+    n, gaps = ROWS_OF_A_KIND, {(): 100, (1,): 50, (2,): 30, (3,): 25, (1, 2): 10, (1, 3): 15}
+    scores = np.concatenate([np.full((size, 4), 1.0 + kind) for kind, size in enumerate(gaps.values())])
+    of_kind = np.repeat(np.arange(len(gaps)), [*gaps.values()])
+    for kind, missing in enumerate(gaps):
+        scores[np.ix_(of_kind == kind, missing)] = np.nan
     intervals = CellIntervals(scores, np.ones(4))
-    missing = np.array(
-        [
-            [False, True, False, False],  # as many rows as are asked
-            [True, True, False, False],  # the cell itself plays no part
-            [False, False, True, False],  # judged with the former: one gap each
-            [False, True, True, True],  # no such rows
-            [False, False, False, False],
-        ]
-    )
-    np.testing.assert_array_equal(intervals.factors(missing, 0.95)[:, 0], [2.0, 2.0, 3.0, 3.0, 0.0])
-    np.testing.assert_array_equal(intervals.factors(missing, 0.3)[:, 0], [2.0, 2.0, 2.0, 0.0, 0.0])
+    asked = {
+        (): 1.0,
+        (1,): 2.0,  # as many rows as are asked
+        (0, 1): 2.0,  # the cell itself plays no part
+        (2,): 4.0,  # too few, but with the next kind enough: the larger of both
+        (3,): 4.0,
+        (1, 2): 6.0,  # too few, also with the next kind: what is left
+        (1, 2, 3): 6.0,  # no such rows
+    }
+    missing = np.array([[column in pattern for column in range(4)] for pattern in asked])
+    assert n == gaps[1,]
+    np.testing.assert_array_equal(intervals.factors(missing, 0.9)[:, 0], [*asked.values()])
+    # A coverage that 25 rows cannot tell of: all rows do.
+    np.testing.assert_array_equal(intervals.factors(missing, 0.97)[-1, 0], 6.0)
+    np.testing.assert_array_equal(intervals.factors(missing, 0.965)[-2:, 0], np.sort(scores[:, 0])[222])
+
+
+def test_intervals_hold_on_average_over_all_gaps_where_many_are_rare():
+    """Guesses are the worse, the more of four columns are missing, of which there are 16 patterns."""
+    floors, shares = np.repeat(FLOORS, 5), []
+    for seed in range(100):
+        rng = np.random.RandomState(seed)
+        drawn = []
+        for n_rows in (150, 150):
+            gaps = rng.uniform(size=(n_rows, 4)) < 0.3
+            noise = 1.0 + gaps.sum(axis=1, keepdims=True)
+            values, spread = too_sure(n_rows, rng, noise)
+            values = np.hstack([values, np.where(gaps, np.nan, 0.0)])
+            spread = Spread(*(np.hstack([part, np.zeros((n_rows, 4))]) for part in spread))
+            drawn.append((values, spread))
+        intervals = CellIntervals(conformity_scores(*drawn[0], floors), floors)
+        values, spread = drawn[1]
+        _, low, high = intervals.stretch(spread, np.isnan(values), 0.9)
+        inside = ((low <= values) & (values <= high))[:, 0]
+        shares.append(inside.mean())
+    error = 4 * np.std(shares) / np.sqrt(len(shares))
+    assert 0.9 - error <= np.mean(shares) <= 0.9 + 1 / 50 + error
 
 
 @pytest.mark.parametrize(("coverage", "n_rows"), [(0.9, 9), (0.95, 19), (0.5, 1)])
@@ -162,8 +189,10 @@ def test_scores_stay_where_left_out_rows_tell_nothing():
 
 
 def test_a_column_that_does_not_vary_has_a_unit_too():
-    assert (floors_of(np.array([0.0, np.nan, 2.0])) > 0).all()
-    assert floors_of(np.array([2.0]))[0] == pytest.approx(0.1)
+    rows = np.array([[5.0, np.nan, 1.0], [5.0, np.nan, 5.0], [5.0, np.nan, np.nan]])
+    floors = floors_of(rows)
+    assert (floors > 0).all()
+    assert floors[2] == pytest.approx(0.05 * 2)
 
 
 def test_ends_lie_among_the_values_that_a_likelihood_knows():
@@ -253,6 +282,23 @@ def test_without_held_out_rows_training_rows_are_judged_as_new_ones():
     assert detector.interval_scores_.shape == (150, 3)
     shares = inside(detector, correlated(400, seed=1), 0.9)
     assert 0.85 < shares.mean() < 0.95
+
+
+def test_gaps_of_calibration_rows_are_those_of_their_scores():
+    X = correlated(80)
+    X[::4, 1] = np.nan
+    detector = VAEDetector(members=1, epochs=2, calibration=0.5, **SETTINGS).fit(X)
+    gaps = np.isnan(detector.interval_scores_)
+    assert gaps[:, 1].sum() == gaps.sum() > 0
+
+
+@pytest.mark.wide
+def test_sparse_rows_are_calibrated_as_dense_ones():
+    X = np.round(correlated(80))
+    X[::4, 1] = 0
+    settings = {**SETTINGS, "members": 1, "epochs": 2, "calibration": 0.5, "scaler": None}
+    of_dense, of_sparse = (VAEDetector(**settings).fit(given) for given in (X, csr_array(X)))
+    np.testing.assert_array_equal(of_sparse.interval_scores_, of_dense.interval_scores_)
 
 
 def test_intervals_of_new_rows_of_a_stream_are_those_that_the_new_rows_tell_of():

@@ -205,8 +205,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Whether the intervals of `expected` and `report` hold what they say: `fit` then guesses each cell of
         at most 500 rows that were not trained on (fewer if there are more than 40 columns), which takes about
         a millisecond a cell. They are rows that a fraction as ``calibration`` holds out, for which coverage
-        is exact, or else training rows, judged as new ones by what members tell of those that they left out,
-        for which it is nearly so.
+        is exact if the threshold is conformal, or else training rows, judged as new ones by what members tell
+        of those that they left out, for which it is nearly so.
     scaler : "auto", transformer or None, default="auto"
         Any scikit-learn transformer; a clone is fitted on the training rows. "auto" asks the likelihood:
         `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel, and
@@ -960,9 +960,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         coverage : float or None, default=None
             In (0, 1): adds the ends of intervals. With ``calibrate_intervals=True`` they hold at least this
             share of the cells of new normal rows, column by column, on average over calibrations; where at
-            least 50 calibration rows have the same other cells missing, or as many of them, also among such
-            rows. Otherwise they hold this share of what the members think possible, each with its weight in
-            the score: of a model that is too sure, fewer new cells lie inside.
+            least 50 calibration rows have the same other cells missing, also among such rows. Otherwise they
+            hold this share of what the members think possible, each with its weight in the score: of a model
+            that is too sure, fewer new cells lie inside.
 
         Returns
         -------

@@ -7,15 +7,18 @@ own interval,
 .. math:: t = \frac{\hat y - y}{\hat y - l + f} \text{ below},\qquad \frac{y - \hat y}{u - \hat y + f}
     \text{ above}
 
-with the ends l and u of the central 90 % of what the model thinks possible, and a small f of the column that
-keeps units above 0. Of n scores of a column, the :math:`\lceil (n+1) c \rceil`-th smallest is the factor by
-which units are stretched for a coverage c. If the row is exchangeable with the n, the interval then holds the
-value with a probability of at least c, whatever the model (Vovk, Gammerman & Shafer 2005; Lei et al. 2018,
-"Distribution-free predictive inference for regression"; Romano, Patterson & Candès 2019, "Conformalized
-quantile regression").
+with the ends l and u of the central 90 % of what the model thinks possible, no unit less than a quarter of
+u - l, and a small f of the column that keeps units above 0. Of n scores of a column, the
+:math:`\lceil (n+1) c \rceil`-th smallest is the factor by which units are stretched for a coverage c. If the
+row is exchangeable with the n, the interval then holds the value with a probability of at least c, whatever
+the model (Vovk, Gammerman & Shafer 2005; Lei et al. 2018, "Distribution-free predictive inference for
+regression"; Romano, Patterson & Candès 2019, "Conformalized quantile regression").
 
-Rows with other gaps are other tasks: of a row, those n rows are taken that have the same other cells missing,
-if they are at least `ROWS_OF_A_KIND`; else those with as many missing; else all.
+Rows with other gaps are other tasks, so scores are compared among rows of a kind (Mondrian conformal
+prediction): those with the same other cells missing, if they are at least `ROWS_OF_A_KIND`. The rows with
+rarer gaps are pooled with those that have as many cells missing, if they are so many together, and else with
+all that are left. As kinds do not depend on scores, the coverage holds in each. Only where fewer are left
+than a coverage needs, all rows tell of them.
 """
 
 from __future__ import annotations
@@ -66,9 +69,13 @@ class Spread(NamedTuple):
     high: Floats
 
 
-def floors_of(deviations: Floats) -> Floats:
-    """What is added to the units of columns with these standard deviations in training."""
-    return np.asarray(np.fmax(_FLOOR * deviations, np.finfo(np.float32).eps))
+def floors_of(rows: Floats) -> Floats:
+    """What is added to the units of each column of these training rows, which may have gaps."""
+    known = ~np.isnan(rows)
+    n_known = np.maximum(known.sum(axis=0), 1)
+    means = np.where(known, rows, 0.0).sum(axis=0) / n_known
+    variances = np.where(known, np.square(rows - means), 0.0).sum(axis=0) / n_known
+    return np.asarray(np.maximum(_FLOOR * np.sqrt(variances), np.finfo(np.float32).eps))
 
 
 def conformity_scores(values: Floats, spread: Spread, floors: Floats) -> Floats:
@@ -154,18 +161,13 @@ class CellIntervals:
         """
         factors = np.full(missing.shape, np.nan)
         patterns, kind_of = np.unique(missing, axis=0, return_inverse=True)
-        known = ~np.isnan(self.scores)
-        n_missing = (~known).sum(axis=1)
-        least = max(ROWS_OF_A_KIND, self.fewest_rows(coverage))
         for column in np.flatnonzero(~self.unknown_columns(coverage)):
             others = np.delete(np.arange(missing.shape[1]), column)
-            scores, gaps, n_gaps = (part[known[:, column]] for part in (self.scores, ~known, n_missing))
-            by_pattern = []
-            for pattern in patterns[:, others]:
-                same = (gaps[:, others] == pattern).all(axis=1)
-                as_many = n_gaps == pattern.sum()
-                taken = next((of for of in (same, as_many) if of.sum() >= least), slice(None))
-                by_pattern.append(self._factor(scores[taken, column], coverage))
+            known = self.scores[~np.isnan(self.scores[:, column])]
+            kinds = _Kinds(np.isnan(known[:, others]), self.fewest_rows(coverage))
+            by_pattern = [
+                self._factor(known[kinds.like(pattern), column], coverage) for pattern in patterns[:, others]
+            ]
             factors[:, column] = np.array(by_pattern)[kind_of.reshape(-1)]
         return factors
 
@@ -180,3 +182,25 @@ class CellIntervals:
         factors = self.factors(missing, coverage) + _ROUNDING
         expected = spread.expected
         return Spread(expected, expected - factors * below, expected + factors * above)
+
+
+class _Kinds:
+    """Which rows tell of a row with certain gaps, by the gaps that they have, (n_rows, n_columns)."""
+
+    def __init__(self, gaps: Flags, fewest_rows: int) -> None:
+        self.gaps, self.fewest_rows = gaps, fewest_rows
+        self.least = max(ROWS_OF_A_KIND, fewest_rows)
+        _, kind_of, sizes = np.unique(gaps, axis=0, return_inverse=True, return_counts=True)
+        self.is_rare = sizes[kind_of.reshape(-1)] < self.least
+        self.n_gaps = gaps.sum(axis=1)
+        n_rare = np.bincount(self.n_gaps[self.is_rare], minlength=gaps.shape[1] + 1)
+        self.is_left = self.is_rare & (n_rare[self.n_gaps] < self.least)
+
+    def like(self, pattern: Flags) -> Flags:
+        same = (self.gaps == pattern).all(axis=1)
+        if same.sum() >= self.least:
+            return np.asarray(same)
+        as_many = self.is_rare & (self.n_gaps == pattern.sum())
+        if as_many.sum() >= self.least:
+            return np.asarray(as_many)
+        return self.is_left if self.is_left.sum() >= self.fewest_rows else np.ones(len(same), dtype=bool)

@@ -17,7 +17,6 @@ from vae_anomaly.calibration.intervals import (
     CellIntervals,
     Spread,
     conformity_scores,
-    floors_of,
     scores_as_new,
 )
 from vae_anomaly.core.conventions import warn_user
@@ -313,7 +312,7 @@ class Fitted:
         n_values = 1 if coverage is None else _VALUES_OF_CELL
         return self._map_cells(X, n_values, lambda block: self._expected_cells(block, coverage))
 
-    def calibrate_intervals(self, X: Matrix, left_out: Flags, deviations: Floats) -> Self:
+    def calibrate_intervals(self, X: Matrix, left_out: Flags, floors: Floats) -> Self:
         """The same with `intervals` that these rows tell of.
 
         Parameters
@@ -321,11 +320,10 @@ class Fitted:
         X : array of shape (n_rows, n_features)
         left_out : bool array of shape (n_members, n_rows)
             Rows that a member was not trained on.
-        deviations : array of shape (n_features,)
-            The standard deviations of what the members see of the columns.
+        floors : array of shape (n_features,)
+            See `calibration.intervals.floors_of`.
         """
         self._check_cells()
-        floors = floors_of(deviations)
 
         def of_block(block: Array) -> list[Floats]:
             values = self._possible(block)[0].astype(np.float64)

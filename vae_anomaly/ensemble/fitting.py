@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state
 
 from vae_anomaly import masks, scoring, thresholds
 from vae_anomaly.calibration import rows as calibration_rows
+from vae_anomaly.calibration.intervals import floors_of
 from vae_anomaly.core.rows import Rows, locating
 from vae_anomaly.core.types import (
     Array,
@@ -479,9 +480,9 @@ def _with_intervals(
         X, left_out = kept, _left_out(job, n_members, kept.shape[0])
     n_rows = max(_FEWEST_ROWS_OF_CELLS, min(_MOST_ROWS_OF_CELLS, _CELLS // n_columns))
     chosen = np.sort(np.random.RandomState(seed).permutation(X.shape[0])[:n_rows])
-    rows = subset(job.rows, np.arange(min(len(job.rows), thresholds.ROWS_TO_SEE_THE_SPREAD)))
-    deviations = np.nanstd(rows[:].astype(np.float64), axis=0)
-    return fitted.calibrate_intervals(X[chosen], left_out[:, chosen], deviations)
+    n_spread = min(len(job.rows), thresholds.ROWS_TO_SEE_THE_SPREAD)
+    rows = job.rows[np.linspace(0, len(job.rows) - 1, n_spread).astype(int)]
+    return fitted.calibrate_intervals(X[chosen], left_out[:, chosen], floors_of(rows.astype(np.float64)))
 
 
 def _pixel_quantiles(fitted: Fitted, decisions: Decisions, job: Job, rows: Matrix) -> Floats | None:
