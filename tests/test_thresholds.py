@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import wide
 from scipy import stats
 from sklearn.ensemble import IsolationForest
 
@@ -271,6 +272,23 @@ def test_a_row_takes_the_place_among_new_rows_that_it_has_among_those_trained_on
     for probability in (0.5, 0.9, 0.95, 0.99):
         expected = np.quantile(honest.mean(axis=0), probability)
         assert np.quantile(found, probability) == pytest.approx(expected, abs=0.06 * expected)
+
+
+@pytest.mark.parametrize(("n_members", "n_rows"), [(4, 100), (8, 300), wide(2, 1000), wide(4, 1000)])
+def test_members_that_agree_less_on_rows_they_know_hold_the_false_alarm_rate(n_members, n_rows):
+    """A row is hard for all members that do not know it, and for those that do each in its own way."""
+    rates = []
+    for seed in range(150):
+        rng = np.random.RandomState(seed)
+        left_out = rng.uniform(size=(n_members, n_rows)) < 0.2
+        noise, hard = rng.standard_normal((2, n_members, n_rows))
+        of_row = rng.standard_normal(n_rows)
+        scores = np.where(left_out, 0.9 * of_row + 0.44 * noise, 0.6 * of_row + 0.8 * hard)
+        new = 0.9 * rng.standard_normal(2000) + 0.44 * rng.standard_normal((n_members, 2000))
+        weights = np.full(n_members, 1 / n_members)
+        cut = OutOfBag(0.05).cut(out_of_bag(scores, weights, left_out))
+        rates.append((new.mean(axis=0) > cut).mean())
+    assert np.mean(rates) == pytest.approx(0.05, rel=0.25)
 
 
 def test_the_default_threshold_is_that_of_rows_judged_as_new_ones():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from vae_anomaly.model.states import ModelState
 
 __all__ = ["average", "confidence", "out_of_bag", "sample", "weights_by_row", "weights_for"]
 
+# Rows that tell how much members agree, and how many pairs of scores it takes at least.
+_ROWS_TO_CORRELATE, _FEWEST_PAIRS = 5_000, 10
 # A log-likelihood in the place of one that is beyond float32.
 _NEVER = -1e30
 
@@ -81,6 +84,15 @@ def out_of_bag(scores: Floats, weights: Floats, left_out: Flags) -> Floats:
     :math:`(s_m(x_j) - a_m) / b_m` over all members and the rows that they were not trained on. All members'
     left-out rows together reach further into the tail than those of one.
 
+    Members agree more on rows that none of them knows, so that the mean of M members would spread too
+    little. Its distance from the median is made longer by the factor
+
+    .. math:: \sqrt{\frac{1 + (M - 1)\,\rho}{1 + (M - 1)(q_i \rho + (1 - q_i)\,\tilde\rho)}}
+
+    with the fraction :math:`q_i` of pairs of members that have both left row i out, and the correlations of
+    normal scores (van der Waerden) :math:`\rho` among such pairs and :math:`\tilde\rho` among all others, if
+    :math:`\rho` is the larger one.
+
     Parameters
     ----------
     scores : array of shape (n_members, n_rows)
@@ -99,7 +111,39 @@ def out_of_bag(scores: Floats, weights: Floats, left_out: Flags) -> Floats:
         place = (np.searchsorted(known, of_member[~out], side="right") - 0.5) / len(known)
         # As np.quantile, which takes minutes for a million places among as many scores.
         of_member[~out] = np.interp(place * (len(unseen) - 1), np.arange(len(unseen)), unseen)
-    return average(standardized * ranges + centers, weights)
+    averaged = average(standardized * ranges + centers, weights)
+    center = np.median(averaged)
+    return np.asarray(center + _lost_spread(standardized, left_out) * (averaged - center))
+
+
+def _lost_spread(scores: Floats, left_out: Flags) -> Floats:
+    """How many times as far each row's mean would lie from the center if no member had seen it: (n_rows,)."""
+    n_members, n_rows = scores.shape
+    some = np.linspace(0, n_rows - 1, min(n_rows, _ROWS_TO_CORRELATE)).astype(int)
+    unseen, seen = [], []
+    for pair in itertools.combinations(range(n_members), 2):
+        of_pair = scores[np.ix_(pair, some)]
+        both = left_out[np.ix_(pair, some)].all(axis=0)
+        unseen.append(of_pair[:, both])
+        seen.append(of_pair[:, ~both])
+    n_unseen, n_seen = (sum(part.shape[1] for part in parts) for parts in (unseen, seen))
+    if min(n_unseen, n_seen) < _FEWEST_PAIRS:
+        return np.ones(n_rows)
+    known = _correlation(np.concatenate(seen, axis=1))
+    new = max(known, _correlation(np.concatenate(unseen, axis=1)))
+    n_out = left_out.sum(axis=0)
+    fraction = n_out * (n_out - 1) / (n_members * (n_members - 1))
+    variance = 1 + (n_members - 1) * (fraction * new + (1 - fraction) * known)
+    return np.sqrt((1 + (n_members - 1) * new) / variance)
+
+
+def _correlation(pairs: Floats) -> float:
+    """The correlation of the normal scores of two variables that may change places, at least 0."""
+    if (pairs == pairs[0, 0]).all():
+        return 0.0
+    ranks = stats.rankdata(np.concatenate([pairs, pairs[::-1]], axis=1), axis=1)
+    first, second = stats.norm.ppf((ranks - 0.5) / ranks.shape[1])
+    return max(0.0, float(first @ second / (first @ first)))
 
 
 def confidence(
