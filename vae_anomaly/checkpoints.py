@@ -26,7 +26,7 @@ from vae_anomaly.core.types import Array, Callback, Constraints, Matrix, RandomS
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.lazy import blocks
 from vae_anomaly.engine.steps import TrainingState
-from vae_anomaly.ensemble.members import Job
+from vae_anomaly.ensemble.job import Job
 from vae_anomaly.files import state_file
 from vae_anomaly.files.archive import ModelFileError, path_of
 from vae_anomaly.files.kinds import CHECKPOINT

@@ -52,8 +52,8 @@ from vae_anomaly.data.preparation import in_form_of
 from vae_anomaly.data.reading import read, read_groups, read_stream
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.ensemble import attributes, fits
+from vae_anomaly.ensemble.earlier import PARTIAL_FIT, WARM_START
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.members import PARTIAL_FIT, WARM_START
 from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file

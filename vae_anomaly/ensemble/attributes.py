@@ -11,9 +11,9 @@ from vae_anomaly.data.ranges import ColumnRanges
 from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.engine.devices import device_of
 from vae_anomaly.ensemble.decisions import Decisions
+from vae_anomaly.ensemble.earlier import Continuation, Earlier
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.fitting import Earlier, Outcome
-from vae_anomaly.ensemble.members import Continuation
+from vae_anomaly.ensemble.fitting import Outcome
 
 __all__ = ["earlier_of", "fitted_of", "take_over"]
 

@@ -122,8 +122,8 @@ def _lost_spread(scores: Floats, left_out: Flags) -> Floats:
     some = np.linspace(0, n_rows - 1, min(n_rows, _ROWS_TO_CORRELATE)).astype(int)
     unseen, seen = [], []
     for pair in itertools.combinations(range(n_members), 2):
-        of_pair = scores[np.ix_(pair, some)]
-        both = left_out[np.ix_(pair, some)].all(axis=0)
+        of_pair = scores[list(pair)][:, some]
+        both = left_out[list(pair)][:, some].all(axis=0)
         unseen.append(of_pair[:, both])
         seen.append(of_pair[:, ~both])
     n_unseen, n_seen = (sum(part.shape[1] for part in parts) for parts in (unseen, seen))
@@ -134,7 +134,7 @@ def _lost_spread(scores: Floats, left_out: Flags) -> Floats:
     n_out = left_out.sum(axis=0)
     fraction = n_out * (n_out - 1) / (n_members * (n_members - 1))
     variance = 1 + (n_members - 1) * (fraction * new + (1 - fraction) * known)
-    return np.sqrt((1 + (n_members - 1) * new) / variance)
+    return np.asarray(np.sqrt((1 + (n_members - 1) * new) / variance))
 
 
 def _correlation(pairs: Floats) -> float:

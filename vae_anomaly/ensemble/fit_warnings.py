@@ -14,8 +14,9 @@ from vae_anomaly.core.types import Array, Matrix
 from vae_anomaly.data.lazy import representative
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.engine.programs import architecture, on_device
+from vae_anomaly.ensemble.earlier import Continuation
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.members import Continuation, Job
+from vae_anomaly.ensemble.job import Job
 from vae_anomaly.training.plan import Plan
 
 __all__ = [

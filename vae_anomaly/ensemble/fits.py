@@ -15,9 +15,9 @@ from vae_anomaly.core.types import Detector, MatrixLike
 from vae_anomaly.data.reading import TrainingRows, open_rows, read_groups, read_training_rows
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.decisions import decide, n_rows_in_memory, trains_on_all
-from vae_anomaly.ensemble.fitting import Earlier
+from vae_anomaly.ensemble.earlier import Earlier
 from vae_anomaly.ensemble.folds import score_folds_from, score_folds_like
-from vae_anomaly.ensemble.members import ProgressStore
+from vae_anomaly.ensemble.job import ProgressStore, seed_of_draw
 from vae_anomaly.training.interruption import Interruption
 
 __all__ = ["fit", "read"]
@@ -41,7 +41,7 @@ def read(
         None if earlier is None else detector._shape_of_images,
         reset=earlier is None,
         n_at_most=n_at_most,
-        seed=lambda: fitting.seed_of_draw(
+        seed=lambda: seed_of_draw(
             detector.random_state,
             store,
             None if earlier is None else earlier.calibration_seed,

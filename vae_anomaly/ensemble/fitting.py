@@ -7,54 +7,41 @@ rows are prepared, members trained and balanced, and the threshold rule cuts. Th
 from __future__ import annotations
 
 import contextlib
-import copy
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from sklearn.utils import check_random_state
 
 from vae_anomaly import masks, scoring, thresholds
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.calibration.intervals import floors_of
-from vae_anomaly.core.rows import Rows, locating
+from vae_anomaly.core.rows import locating
 from vae_anomaly.core.types import (
     Array,
-    Flags,
     Floats,
     Matrix,
-    RandomStateLike,
     ThresholdRule,
 )
 from vae_anomaly.data.cache import CachedRows
-from vae_anomaly.data.lazy import LazyRows, concatenate, fingerprint, has_gaps, subset
+from vae_anomaly.data.lazy import concatenate, fingerprint, subset
 from vae_anomaly.data.pixels import pixel_range, pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.reading import TrainingRows
-from vae_anomaly.data.scaling import block_size, scaled_zero
+from vae_anomaly.data.scaling import block_size
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.data.tables import Table
 from vae_anomaly.ensemble import averaging, fit_warnings
 from vae_anomaly.ensemble.decisions import Decisions
+from vae_anomaly.ensemble.earlier import Earlier
 from vae_anomaly.ensemble.fitted import Fitted
-from vae_anomaly.ensemble.members import (
-    Continuation,
-    Job,
-    ProgressStore,
-    Seeds,
-    check_continues,
-    split_positions,
-    train_members,
-)
+from vae_anomaly.ensemble.job import Job, ProgressStore, draw_seeds, left_out_by, make_job
+from vae_anomaly.ensemble.members import train_members
 from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.model.column_transform import fit_column_transform
-from vae_anomaly.model.states import Specification
 from vae_anomaly.training.epochs import append_history
 from vae_anomaly.training.interruption import Interruption
 
-__all__ = ["Earlier", "Outcome", "ScoreFold", "draw_seeds", "fit", "seed_of_draw"]
+__all__ = ["Outcome", "ScoreFold", "fit"]
 
 # Images whose maps tell how pixels' scores spread.
 _FEWEST_MAPS, _MOST_MAPS, _PIXELS_OF_MAPS = 8, 50, 2**21
@@ -64,44 +51,6 @@ _FEWEST_IMAGES_TO_SCORE, _PIXELS_TO_SCORE = 200, 2**27
 _FEWEST_ROWS_OF_CELLS, _MOST_ROWS_OF_CELLS, _CELLS = 100, 500, 20_000
 #: ``(training rows, held-out rows) -> scores``: trains alike on the former and scores the latter.
 ScoreFold = Callable[[Matrix, Matrix], Floats]
-
-
-@dataclass(frozen=True, eq=False)
-class Earlier:
-    """What a fit goes on from.
-
-    Attributes
-    ----------
-    continuation : Continuation
-    fitted : Fitted
-    cut : float
-    false_alarm_rate : float or None
-        The fraction of new rows like the earlier ones above the cut, None if it is not known.
-    history : dict of list of float
-    split_seeds : list of int or None
-        Held-out rows of the earlier fit stay held out if the rows are the same. None for new rows.
-    calibration_seed : int or None
-    n_rows : int
-        Rows of the earlier fit.
-    n_rows_seen : int
-        Rows that were seen before new ones, in all; 0 for the same rows.
-    fingerprint : str or None
-        That of the earlier fit's rows, None if it is not known.
-    warns : bool
-        Whether anything is warned of; not where a fold is trained.
-    """
-
-    continuation: Continuation
-    fitted: Fitted
-    cut: float
-    false_alarm_rate: float | None
-    history: dict[str, list[float]]
-    split_seeds: list[int] | None
-    calibration_seed: int | None
-    n_rows: int
-    n_rows_seen: int
-    fingerprint: str | None
-    warns: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,42 +88,6 @@ class Outcome:
     cut: float
     false_alarm_rate: float | None
     pixel_quantiles: Floats | None
-
-
-def seed_of_draw(
-    random_state: RandomStateLike, store: ProgressStore | None, earlier: int | None, n_rows_seen: int = 0
-) -> int:
-    """What decides which rows are drawn: the first of the fit's seeds, which is drawn only later.
-
-    A warm start draws the rows that the ``earlier`` fit has drawn, by its calibration seed.
-    """
-    if earlier is not None:
-        return earlier
-    drawn = copy.deepcopy(check_random_state(random_state)).randint(np.iinfo(np.int32).max, size=1)
-    drawn = int(_at_place_in_stream(drawn, n_rows_seen)[0])
-    return drawn if store is None else store.first_seed(drawn, random_state)
-
-
-def _at_place_in_stream(seeds: Array, n_rows_seen: int) -> Array:
-    """Other seeds after rows that were seen: one ``random_state`` is to make other splits and other noise."""
-    if not n_rows_seen:
-        return seeds
-    sequence = np.random.SeedSequence((n_rows_seen, *map(int, seeds)))
-    rng = np.random.RandomState(sequence.generate_state(4))
-    return rng.randint(np.iinfo(np.int32).max, size=len(seeds))
-
-
-def draw_seeds(
-    random_state: RandomStateLike, n_members: int, store: ProgressStore | None, n_rows_seen: int = 0
-) -> tuple[int, list[Seeds]]:
-    """What decides the draws, and what decides each member's training; others after rows that were seen."""
-    rng = check_random_state(random_state)
-    drawn = rng.randint(np.iinfo(np.int32).max, size=1 + 4 * n_members)
-    drawn = _at_place_in_stream(drawn, n_rows_seen).tolist()
-    if store is not None:
-        drawn = store.seeds(drawn, random_state)
-    draws_seed, *seeds = map(int, drawn)
-    return draws_seed, [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
 
 
 def fit(
@@ -254,7 +167,7 @@ def fit(
             cached.write(
                 stream.map(partial(preparation.training_rows, likelihood=likelihood), block_size(X.shape[1]))
             )
-        job = _job(decisions, rows, cached, preparation, draws_seed, seeds, earlier)
+        job = make_job(decisions, rows, cached, preparation, draws_seed, seeds, earlier)
         if earlier is None:
             fit_warnings.check_last_activation(job, names)
         elif earlier.warns:
@@ -292,7 +205,7 @@ def fit(
         fitted = _with_intervals(fitted, decisions, job, kept, held_out, draws_seed)
     as_new = None
     if decisions.recipe.validation_fraction:
-        left_out = _left_out(job, len(states), len(rows))
+        left_out = left_out_by(job, len(states), len(rows))
         left_out = left_out if chosen is None else left_out[:, chosen]
         as_new = averaging.out_of_bag(by_member, fitted.weights, left_out)
     unseen = None
@@ -377,99 +290,6 @@ def _warn_of_rows(X: Matrix, earlier: Earlier, seed: int) -> None:
         )
 
 
-def _job(
-    decisions: Decisions,
-    rows: Matrix,
-    cached: CachedRows | None,
-    preparation: Preparation,
-    draws_seed: int,
-    seeds: Sequence[Seeds],
-    earlier: Earlier | None,
-) -> Job:
-    network, parameters, patches = decisions.network, decisions.parameters, decisions.patches
-    n_features = rows.shape[1] if patches is None else patches.n_features
-    if patches is not None and rows.shape[1] != math.prod(patches.image_shape):
-        raise ValueError(
-            f"patches are cut out of scaled images, and {type(preparation.scaler).__name__} makes rows of "
-            f"{rows.shape[1]} numbers of images of shape {patches.image_shape}: leave scaler out, or set "
-            "patches=None."
-        )
-    if earlier is not None:
-        marks_missing = earlier.fitted.members[0].specification.marks_missing
-    else:
-        everything = rows if cached is None else cached
-        marks_missing = network.marks_missing() and (
-            decisions.plan.fraction_to_mask(everything) > 0 or has_gaps(everything)
-        )
-    specification = Specification(
-        network,
-        decisions.likelihood,
-        n_features,
-        decisions.latent_dim(n_features),
-        marks_missing,
-        posterior=decisions.posterior,
-        prior=decisions.prior,
-    )
-    if earlier is None:
-        rng = np.random.RandomState(draws_seed)
-        draws = rng.standard_normal((parameters["n_draws"], specification.noise_width)).astype(np.float32)
-    else:
-        draws = earlier.fitted.draws
-        check_continues(
-            earlier.fitted.members,
-            specification,
-            len(seeds),
-            len(draws),
-            parameters["n_draws"],
-            earlier.continuation,
-        )
-        if earlier.split_seeds is not None:
-            seeds = [own._replace(split=split) for own, split in zip(seeds, earlier.split_seeds, strict=True)]
-    members = None if earlier is None else earlier.fitted.members
-    transform = None if earlier is not None else _column_transform(decisions, rows, preparation)
-    return Job(
-        specification,
-        rows,
-        decisions.plan,
-        decisions.recipe,
-        seeds,
-        draws,
-        members,
-        transform,
-        patches,
-        parameters["device"],
-        cached,
-        # A table's columns may well have nothing in common.
-        avoids_collapse=earlier is None and _is_of_pixels(decisions),
-    )
-
-
-def _is_of_pixels(decisions: Decisions) -> bool:
-    """Whether rows are images or signals, whose numbers hang together."""
-    return decisions.of_images is not None or decisions.network.signal_channels() is not None
-
-
-def _column_transform(decisions: Decisions, rows: Matrix, preparation: Preparation) -> Rows | None:
-    """How members transform columns of real values, None if none does. Those of sparse tables stay sparse."""
-    asks = any(member.column_transform is not None for member in decisions.recipe.members)
-    likelihood, n_columns = decisions.likelihood, rows.shape[1]
-    if not asks or not likelihood.standardized or isinstance(rows, LazyRows):
-        return None
-    columns = likelihood.columns_to_scale()
-    zero = scaled_zero(preparation.scaler, n_columns)
-    numbers = fit_column_transform(rows, range(n_columns) if columns is None else columns, zero)
-    return numbers if (numbers[0] > 0).any() else None
-
-
-def _left_out(job: Job, n_members: int, n_rows: int) -> Flags:
-    """Which rows each member was not trained on; of more rows than the job's, the others are new to all."""
-    left_out = np.ones((n_members, n_rows), dtype=bool)
-    for of_member, seed in zip(left_out, job.seeds, strict=False):
-        kept, _ = split_positions(len(job.rows), job.recipe.validation_fraction, seed.split)
-        of_member[kept] = False
-    return left_out
-
-
 def _with_intervals(
     fitted: Fitted, decisions: Decisions, job: Job, kept: Matrix, held_out: Matrix, seed: int
 ) -> Fitted:
@@ -477,7 +297,7 @@ def _with_intervals(
     n_members, n_columns = len(fitted.members), kept.shape[1]
     X, left_out = held_out, np.ones((n_members, held_out.shape[0]), dtype=bool)
     if not isinstance(decisions.calibration, float):
-        X, left_out = kept, _left_out(job, n_members, kept.shape[0])
+        X, left_out = kept, left_out_by(job, n_members, kept.shape[0])
     n_rows = max(_FEWEST_ROWS_OF_CELLS, min(_MOST_ROWS_OF_CELLS, _CELLS // n_columns))
     chosen = np.sort(np.random.RandomState(seed).permutation(X.shape[0])[:n_rows])
     n_spread = min(len(job.rows), thresholds.ROWS_TO_SEE_THE_SPREAD)
@@ -496,7 +316,7 @@ def _pixel_quantiles(fitted: Fitted, decisions: Decisions, job: Job, rows: Matri
     by_member = by_member.reshape(n_members, -1)
     if not decisions.recipe.validation_fraction:
         return masks.pixel_quantiles(averaging.average(by_member, fitted.weights))
-    left_out = np.repeat(_left_out(job, n_members, len(rows))[:, chosen], n_pixels, axis=1)
+    left_out = np.repeat(left_out_by(job, n_members, len(rows))[:, chosen], n_pixels, axis=1)
     if not left_out.any(axis=1).all():  # some member has none of these images left to judge
         return masks.pixel_quantiles(averaging.average(by_member, fitted.weights))
     return masks.pixel_quantiles(averaging.out_of_bag(by_member, fitted.weights, left_out))

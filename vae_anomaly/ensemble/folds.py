@@ -17,8 +17,8 @@ from vae_anomaly.core.types import Detector, Estimator, Floats, Matrix
 from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.decisions import Decisions
+from vae_anomaly.ensemble.earlier import PARTIAL_FIT
 from vae_anomaly.ensemble.fitting import ScoreFold
-from vae_anomaly.ensemble.members import PARTIAL_FIT
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.thresholds import OutOfBag
 

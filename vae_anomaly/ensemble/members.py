@@ -6,131 +6,38 @@ a bound: by Jensen's inequality, of the log-density of the members' mixture :mat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from vae_anomaly.core import parallel
 from vae_anomaly.core.progress import DurationNotice
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Array, Callback, Floats, Matrix, RandomStateLike
-from vae_anomaly.data.cache import CachedRows
+from vae_anomaly.core.types import Callback, Floats, Matrix
 from vae_anomaly.data.lazy import representative, subset
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.engine import programs
-from vae_anomaly.engine.devices import Devices, device_of
-from vae_anomaly.ensemble.recipe import Recipe
+from vae_anomaly.engine.devices import device_of
+from vae_anomaly.ensemble.job import Job, ProgressStore, split_positions
 from vae_anomaly.model.column_transform import no_transform, transform
-from vae_anomaly.model.states import ModelState, Specification
+from vae_anomaly.model.states import ModelState
 from vae_anomaly.training.collapse import has_collapsed
 from vae_anomaly.training.epochs import Progress, TrainingResult, Validation, train
 from vae_anomaly.training.interruption import Interruption
 from vae_anomaly.training.observers import files_of_member
 from vae_anomaly.training.plan import Plan
 
-__all__ = [
-    "PARTIAL_FIT",
-    "WARM_START",
-    "Continuation",
-    "Job",
-    "ProgressStore",
-    "Seeds",
-    "Trained",
-    "check_continues",
-    "split_positions",
-    "train_members",
-]
+__all__ = ["Trained", "train_members"]
 
 # Twice as many found no more on five surfaces.
 _N_TRAINING_PATCHES, _N_HELD_OUT_PATCHES = 20_000, 2_048
 # Shorter trainings have learned nothing yet, and are known for that.
 _EPOCHS_TO_LEARN, _STEPS_TO_LEARN = 5, 50
 _WARM_UP = 0.5
-
-
-class Seeds(NamedTuple):
-    """What makes one member's training its own."""
-
-    initial: int
-    split: int
-    shuffle: int
-    noise: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that decides what a training of all members leaves.
-
-    Attributes
-    ----------
-    specification : Specification, shared by the members
-    rows : float32 array of shape (n_rows, n_features)
-        Those to train on, or such as stand for them.
-    plan : Plan
-        How to train; each member's own settings are put into it.
-    recipe : Recipe
-    seeds : one `Seeds` for each member
-    draws : float32 array of shape (n_draws, latent_dim), for the loss of held-out rows
-    earlier : the members' states to go on from, or None
-    column_transform : float32 array or None
-        How members that transform columns do; see `model.column_transform`. None if none does.
-    patches : Patches or None
-        The squares that members see of rows that are images; None if they see whole rows.
-    devices : str, sequence of str or None
-        Where members are trained, in turn.
-    cached : CachedRows or None
-        All rows to train on, if ``rows`` is some of them.
-    avoids_collapse : bool, default=False
-        Whether a member whose reconstructions are all alike is trained once more.
-    """
-
-    specification: Specification
-    rows: Rows
-    plan: Plan
-    recipe: Recipe
-    seeds: Sequence[Seeds]
-    draws: Rows
-    earlier: Sequence[ModelState] | None = None
-    column_transform: Rows | None = None
-    patches: Patches | None = None
-    devices: Devices = None
-    cached: CachedRows | None = None
-    avoids_collapse: bool = False
-
-    @property
-    def everything(self) -> Rows | CachedRows:
-        """All rows to train on."""
-        return self.rows if self.cached is None else self.cached
-
-    @property
-    def n_members(self) -> int:
-        """How many models to train."""
-        return len(self.recipe.members)
-
-
-class ProgressStore(Protocol):
-    """Who keeps the progress of the members' trainings, and knows where an earlier process left them."""
-
-    def seeds(self, drawn: Sequence[int], random_state: RandomStateLike) -> list[int]:
-        """The seeds of the fit to go on with, where only chance decided them; else those ``drawn`` now."""
-
-    def first_seed(self, drawn: int, random_state: RandomStateLike) -> int:
-        """The first seed of that fit; else the one ``drawn`` now."""
-
-    def begin(self, job: Job) -> list[Progress | None]:
-        """Where each member's training is to go on; None is its beginning."""
-
-    def keep(self, position: int, progress: Progress) -> None:
-        """Take note of a member's progress; called after each epoch, by any thread."""
-
-    def flush(self) -> None:
-        """Lose nothing of what was noted."""
 
 
 class Trained(NamedTuple):
@@ -386,66 +293,6 @@ def _result(future: Future[TrainingResult | None]) -> TrainingResult | None:
     while not future.done():
         wait([future], timeout=1)  # on Windows, Ctrl-C does not end a wait without end
     return future.result()
-
-
-class Continuation(NamedTuple):
-    """A way to go on from an earlier fit.
-
-    Attributes
-    ----------
-    name, otherwise : str
-        What errors and warnings call it, and how they tell to start anew instead.
-    takes_new_rows : bool
-        Whether its rows are other ones than the earlier fit's: others are held out, and what is known of the
-        columns grows.
-    """
-
-    name: str
-    otherwise: str
-    takes_new_rows: bool
-
-
-WARM_START = Continuation("warm_start=True", "set warm_start=False", takes_new_rows=False)
-PARTIAL_FIT = Continuation("partial_fit", "call fit", takes_new_rows=True)
-
-
-def check_continues(
-    earlier: Sequence[ModelState],
-    specification: Specification,
-    n_members: int,
-    n_kept: int,
-    n_draws: int,
-    continuation: Continuation,
-) -> None:
-    """Refuse to go on from the ``earlier`` models and their ``n_kept`` draws where that cannot be."""
-    name, otherwise, _ = continuation
-    if n_draws != n_kept:
-        raise ValueError(
-            f"{name} keeps the {n_kept} draws of the earlier fit, but n_draws is {n_draws} now; {otherwise} "
-            "to start anew."
-        )
-    if n_members != len(earlier):
-        raise ValueError(
-            f"{name} goes on with the {len(earlier)} members of the earlier fit, but now there are to be "
-            f"{n_members}; {otherwise} to start anew."
-        )
-    if specification.key != earlier[0].specification._replace(transforms_columns=False).key:
-        raise ValueError(
-            f"{name} goes on with the model of the earlier fit, but network, likelihood, posterior, prior, "
-            f"latent_dim or the width of X have changed since; {otherwise} to start anew."
-        )
-
-
-def split_positions(n_rows: int, fraction: float, seed: int) -> tuple[Array, Array]:
-    """Positions of the rows that a member with this seed is trained on, and of those that it leaves out."""
-    n_held_out = math.ceil(fraction * n_rows)
-    if n_held_out >= n_rows:
-        raise ValueError(
-            f"validation_fraction={fraction:g} leaves none of the {n_rows} rows to train on; lower it, or "
-            "fit on more rows."
-        )
-    kept, held_out = train_test_split(np.arange(n_rows), test_size=n_held_out, random_state=seed)
-    return kept, held_out
 
 
 def _split(job: Job, numbers: Rows | None, seed: int) -> tuple[Matrix, Validation | None]:
