@@ -54,7 +54,7 @@ class Implicit(GaussianBased):
     adaptive_contrast : bool, default=True
         Whether r is the Gaussian with the mean and the variance of q for each row. T then has to learn only
         what is not Gaussian in q: of a Gaussian q, the ratio is 0. Otherwise r = N(0, I), and T has to learn
-        the whole KL, which fails where that is large.
+        the whole KL, which takes longer and is less exact.
     n_contrast_draws : int, default=16
         Draws of each row that its mean and variance are found by, at least 2. They are made of noise that is
         drawn once in `fit` and kept with the model.
