@@ -107,6 +107,8 @@ def test_a_file_holds_the_same_bits(name, tmp_path):
         ({"prior": Mixture(10**9)}, "a network of at least 5000000"),
         ({"posterior": FlowPosterior([Coupling(10**9)])}, "a network of at least"),
         ({"posterior": FlowPosterior("planar", n_context=10**12)}, "a network of at least"),
+        ({"posterior": Implicit(n_units=10**9)}, "a network of at least"),
+        ({"posterior": Implicit(n_contrast_draws=10**9)}, "a network of at least"),
         ({"posterior": Categorical(10**6, 10**6)}, "the latent dimensions of a member"),
         ({"posterior": FlowPosterior([Mixture()])}, "TypeError"),
         ({"prior": "standard"}, "the specification of a member"),

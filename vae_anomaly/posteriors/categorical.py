@@ -200,8 +200,8 @@ class Categorical(Posterior):
     @property
     def _is_enumerated(self) -> bool:
         # A power of a file's numbers may have millions of digits.
-        n_digits = self.n_variables * math.log2(self.n_values)
-        return n_digits < 64 and self.n_values**self.n_variables <= self.max_enumerated
+        n_bits = self.n_variables * math.log2(self.n_values)
+        return n_bits < 64 and self.n_values**self.n_variables <= self.max_enumerated
 
     def _temperature(self, weights: Weights) -> Tensor:
         ends = self.temperature if isinstance(self.temperature, (tuple, list)) else (self.temperature,) * 2

@@ -54,7 +54,7 @@ class Implicit(GaussianBased):
     adaptive_contrast : bool, default=True
         Whether r is the Gaussian with the mean and the variance of q for each row. T then has to learn only
         what is not Gaussian in q: of a Gaussian q, the ratio is 0. Otherwise r = N(0, I), and T has to learn
-        the whole KL, which fails where that is large.
+        the whole KL, which takes longer and is less exact.
     n_contrast_draws : int, default=16
         Draws of each row that its mean and variance are found by, at least 2. They are made of noise that is
         drawn once in `fit` and kept with the model.
@@ -140,15 +140,16 @@ class Implicit(GaussianBased):
 
         .. math:: \mathrm{E}_q \log(1 + e^{-T}) + \mathrm{E}_r \log(1 + e^T)
 
-        Both draws are made of the same noise: each has its own distribution, and where q is the contrast
-        they are equal, and T learns nothing by chance.
+        A draw of the contrast takes the noise of the row before: of a row's own noise, it would be the draw
+        of a Gaussian q, and all that T learns of the difference would be rounding.
         """
         stopped, latent_dim = keras.ops.stop_gradient, context[0].shape[-1]
         place, scale = self._contrast(context, weights)
-        seen = stopped((z - context[-1] - place) / scale)
-        of_q = self.log_ratio(seen, self._seen_by_ratio(context), weights)
-        of_contrast = self.log_ratio(noise[..., :latent_dim], self._seen_by_ratio(context), weights)
-        losses = keras.ops.softplus(-of_q) + keras.ops.softplus(of_contrast)
+        of_posterior = stopped((z - context[-1] - place) / scale)
+        of_contrast = keras.ops.roll(noise, 1, axis=1)[..., :latent_dim]
+        seen = self._seen_by_ratio(context)
+        losses = keras.ops.softplus(-self.log_ratio(of_posterior, seen, weights))
+        losses += keras.ops.softplus(self.log_ratio(of_contrast, seen, weights))
         return keras.ops.mean(losses, axis=0)
 
     def log_ratio(self, z: Tensor, context: Tensor, weights: Weights) -> Tensor:

@@ -36,7 +36,8 @@ class Score(NamedTuple):
         explanations ask for it.
     slope : float or None, default=None
         If ``combine`` is a multiple of the mean over the draws, plus what does not depend on them: the
-        factor. Explanations then take half as long.
+        factor. Explanations then take half as long, and where z has few values, the mean is an exact sum over
+        them (see `posteriors.Categorical`).
     density : {None, "kl", "draws"}, default=None
         What of the density q(z|x) it rests on: nothing, the KL, or the density of each draw, by which draws
         are weighed. With a posterior that estimates its density, a score of "kl" is an estimate, and `fit`
