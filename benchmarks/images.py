@@ -8,7 +8,11 @@ are planted in 300 of the others, and every pixel is ranked by how anomalous a m
 
     python benchmarks/images.py run IMAGES --out images.csv
     python benchmarks/images.py localize IMAGES --out localization.csv
-    python benchmarks/images.py summary images.csv localization.csv
+    python benchmarks/images.py predict --out predict.csv
+    python benchmarks/images.py summary images.csv localization.csv predict.csv
+
+``predict``: one image of 256 x 256 x 3 is scored, and the same members' encoders and decoders are called for
+the same squares and draws by `keras.Model.predict`, with the batch size of three at which it is quickest.
 
 Peers get flat rows of pixels in [0, 1]. "ones" is the AUROC of the digit against images of a one: simple
 images, which likelihoods are known to call likely whatever a model was trained on (Nalisnick et al. 2019,
@@ -22,6 +26,7 @@ import csv
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +225,63 @@ def localize(options: argparse.Namespace) -> None:
                 )
 
 
+# -- beside keras.Model.predict ---------------------------------------------------------------------------
+KINDS: dict[str, dict[str, Any]] = {
+    "patches, four dense networks": {},
+    "whole images, one convolutional network": {"patches": None, "network": "conv", "members": 1},
+}
+BATCH_SIZES = (32, 1024, 8192)
+
+
+def predict(options: argparse.Namespace) -> None:
+    from vae_anomaly import VAEDetector
+
+    rng = np.random.default_rng(0)
+    smooth = gaussian_filter(rng.normal(size=(10, 256, 256, 3)), (0, 2, 2, 0))
+    images = np.clip(128 + 50 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+    done = finished(options.out, ["kind"])
+    for kind in options.kinds:
+        if (kind,) in done:
+            continue
+        detector = VAEDetector(epochs=1, batch_size=5, random_state=0, **KINDS[kind]).fit(images)
+        calls = [calls_of_keras(detector, images[:1], batch_size) for batch_size in BATCH_SIZES]
+        row = {
+            "kind": kind,
+            "score_samples": processor_seconds(partial(detector.score_samples, images[:1])),
+            "explain": processor_seconds(partial(detector.explain, images[:1])),
+            "keras": min(map(processor_seconds, calls)),
+        }
+        append(options.out, row)
+
+
+def calls_of_keras(detector: Any, image: np.ndarray, batch_size: int) -> Callable[[], None]:
+    """What `keras.Model.predict` has to be called for: every member, square and draw of an image."""
+    rows = detector.scaler_.transform(image.reshape(1, -1) / 255).astype(np.float32)
+    if detector.patches_ is not None:
+        rows = np.concatenate(list(detector.patches_.blocks(rows)))
+    model = detector.model_
+
+    def call() -> None:
+        for _ in detector.members_:  # all are of one architecture
+            mean, log_variance = model.encoder.predict(rows, batch_size=batch_size, verbose=0)
+            z = mean[:, None] + np.exp(log_variance / 2)[:, None] * detector.draws_
+            z = z.reshape(-1, z.shape[-1]).astype(np.float32)
+            model.decoder.predict(z, batch_size=batch_size, verbose=0)
+
+    return call
+
+
+def processor_seconds(call: Callable[[], Any], n_times: int = 5) -> float:
+    """The median of some calls, after one that compiles."""
+    call()
+    seconds = []
+    for _ in range(n_times):
+        start = time.process_time()
+        call()
+        seconds.append(time.process_time() - start)
+    return round(float(np.median(seconds)), 4)
+
+
 def mean_of_images(changed: np.ndarray, found: np.ndarray) -> float:
     pairs = zip(changed, found, strict=True)
     return float(np.mean([roc_auc_score(c.ravel(), f.ravel()) for c, f in pairs if c.any()]))
@@ -246,6 +308,8 @@ def append(out: Path, row: dict[str, Any]) -> None:
 
 
 def summary(results: pd.DataFrame) -> str:
+    if "keras" in results:
+        return "\n".join(_lines_of_seconds(results))
     return "\n".join(_lines_of_maps(results) if "defect" in results else _lines_of_digits(results))
 
 
@@ -274,6 +338,14 @@ def _lines_of_maps(results: pd.DataFrame) -> Iterator[str]:
         yield f"| {method} | " + " | ".join(f"{pooled:.3f} ({own:.3f})" for pooled, own in cells) + " |"
 
 
+def _lines_of_seconds(results: pd.DataFrame) -> Iterator[str]:
+    """Processor seconds for one image of 256 x 256 x 3."""
+    yield "| models | score_samples | explain | keras.Model.predict |"
+    yield "|---|---|---|---|"
+    for row in results.itertuples():
+        yield f"| {row.kind} | {row.score_samples:.3f} | {row.explain:.3f} | {row.keras:.3f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -286,6 +358,10 @@ def main() -> None:
         if name == "run":
             measured.add_argument("--digits", nargs="+", type=int, default=list(range(10)))
         measured.set_defaults(action=action)
+    timed = commands.add_parser("predict")
+    timed.add_argument("--out", type=Path, required=True)
+    timed.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    timed.set_defaults(action=predict)
     summing = commands.add_parser("summary")
     summing.add_argument("results", nargs="+", type=Path)
     options = parser.parse_args()

@@ -121,13 +121,22 @@ def test_signals_are_watched_too_and_tables_are_not(noise):
     fit(noise[:, :8, :8].reshape(-1, 64))  # columns that have nothing in common are a table like others
 
 
+def test_a_second_training_is_announced_on_request(digits, capsys):
+    with pytest.warns(ConvergenceWarning):
+        fit(digits[0], beta=300.0, members=1, epochs=20, verbose=1)
+    printed = capsys.readouterr().out
+    assert printed.count("trained again with a KL warm-up") == 1
+    assert printed.count("20/20") == 2
+
+
 def test_a_training_of_few_steps_is_not_called_collapsed(digits):
     fit(digits[0], beta=300.0, epochs=5)
 
 
-def test_a_warm_up_of_ones_own_is_not_tried_twice(digits):
+def test_a_warm_up_of_ones_own_is_not_tried_twice(digits, capsys):
     with pytest.warns(ConvergenceWarning) as caught:
-        detector = fit(digits[0], beta=300.0, kl_warm_up=0.2)
+        detector = fit(digits[0], beta=300.0, kl_warm_up=0.2, verbose=1)
+    assert "trained again" not in capsys.readouterr().out
     assert "kl_warm_up" not in str(caught[0].message)
     assert len(detector.history_["loss"]) == SMALL["epochs"]
 

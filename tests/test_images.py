@@ -16,6 +16,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardSca
 import vae_anomaly
 from vae_anomaly import ConvNetwork, VAEDetector
 from vae_anomaly.data.images import flatten
+from vae_anomaly.data.lazy import LazyRows
 from vae_anomaly.data.pixels import pixel_range
 from vae_anomaly.likelihoods import Count, Gaussian, PixelGaussian
 
@@ -414,3 +415,15 @@ def test_pixels_between_minus_one_and_one_are_told_the_way_to_the_unit_interval(
     with pytest.raises(ValueError, match=r"received values from -0\.99.*hand in \(X \+ 1\) / 2"):
         detector.fit(X)
     detector.fit((X + 1) / 2)
+
+
+def test_many_images_of_bytes_stay_bytes_until_they_are_trained_on(digits, monkeypatch):
+    at_once = VAEDetector(NETWORK, **QUICK).fit(digits)
+    made = []
+    original = LazyRows.__init__
+    monkeypatch.setattr(LazyRows, "__init__", lambda rows, *of: made.append(rows) or original(rows, *of))
+    monkeypatch.setattr("vae_anomaly.data.preparation._MOST_NUMBERS", digits.size - 1)
+    by_block = VAEDetector(NETWORK, **QUICK).fit(digits)
+    assert made
+    np.testing.assert_array_equal(by_block.score_samples(digits), at_once.score_samples(digits))
+    assert by_block.offset_ == at_once.offset_

@@ -33,8 +33,9 @@ DRAWS_AT_ONCE = 64
 # fit into the cache.
 _TILE_FLOPS = 1.2e8
 _WIDE_TILES = (16, 512)
-# Of what all draws expect in a tile: scores of images hold several copies of it, in float64.
-_TILE_NUMBERS = 2**23
+# Of what all draws expect in a tile: scores of images hold several copies of it, in float64, and a large
+# image is to be scored without others that only fill its tile.
+_TILE_NUMBERS = 2**21
 #: Rows that the smaller tiles take.
 NARROW_TILES = (4, 16, 128)
 _WIDE = "wide"

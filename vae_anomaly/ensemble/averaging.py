@@ -120,10 +120,10 @@ def _lost_spread(scores: Floats, left_out: Flags) -> Floats:
     """How many times as far each row's mean would lie from the center if no member had seen it: (n_rows,)."""
     n_members, n_rows = scores.shape
     some = np.linspace(0, n_rows - 1, min(n_rows, _ROWS_TO_CORRELATE)).astype(int)
+    scores, among = scores[:, some], left_out[:, some]
     unseen, seen = [], []
-    for pair in itertools.combinations(range(n_members), 2):
-        of_pair = scores[list(pair)][:, some]
-        both = left_out[list(pair)][:, some].all(axis=0)
+    for pair in map(list, itertools.combinations(range(n_members), 2)):
+        of_pair, both = scores[pair], among[pair].all(axis=0)
         unseen.append(of_pair[:, both])
         seen.append(of_pair[:, ~both])
     n_unseen, n_seen = (sum(part.shape[1] for part in parts) for parts in (unseen, seen))

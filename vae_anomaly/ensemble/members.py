@@ -212,6 +212,8 @@ def _train_member(
     if job.avoids_collapse:
         seen = kept if validation is None else validation.rows
         if _has_learned_nothing(result, plan, len(kept), seen):
+            if verbose and not plan.kl_warm_up:
+                print("What it expects is the same for all: trained again with a KL warm-up")
             result = _train_again(result, run, plan, seen, interruption)
     if numbers is None:
         return result
