@@ -31,6 +31,7 @@ from vae_anomaly.plotting.canvas import (
     tile_images,
     unit_of,
 )
+from vae_anomaly.posteriors import Gaussian, Implicit
 from vae_anomaly.scoring import IMAGE_SCORES, SCORES
 
 # One architecture for most tests: a program is compiled once for each.
@@ -238,10 +239,16 @@ def test_the_histogram_counts_every_row_and_marks_the_detectors_threshold(detect
 
 
 def test_only_log_probabilities_are_in_nats():
-    unit = {name: unit_of(SimpleNamespace(score_=name)) for name in [*SCORES, *IMAGE_SCORES]}
+    def made_with(score, posterior):
+        member = SimpleNamespace(specification=SimpleNamespace(posterior=posterior))
+        return SimpleNamespace(score_=score, members_=(member,))
+
+    unit = {name: unit_of(made_with(name, Gaussian())) for name in [*SCORES, *IMAGE_SCORES]}
     assert {name for name in unit if unit[name]} == set(SCORES) - {"reconstruction_error"}
     assert {*unit.values()} == {" (nats)", ""}
-    assert unit_of(SimpleNamespace(score_=SCORES["elbo"])) == ""  # one of your own, for all that is known
+    assert unit_of(made_with(SCORES["elbo"], Gaussian())) == ""  # one of your own, for all that is known
+    estimated = {name for name in SCORES if unit_of(made_with(name, Implicit())) == " (nats, an estimate)"}
+    assert estimated == {"elbo", "beta_elbo", "iwae"}
 
 
 def test_bars_stand_where_the_scores_are():
