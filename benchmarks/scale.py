@@ -3,7 +3,7 @@
 Each step runs in a process of its own, whose peak of resident memory it writes. Needs the extras ``parquet``
 and ``dask``. What was measured is in ``benchmarks/results/scale.md``::
 
-    for n in 1e5 1e6 1e7; do
+    for n in 1e5 1e6 1e7 1e8; do
         python benchmarks/scale.py make $n rows
         for step in fit epoch score svm; do python benchmarks/scale.py $step rows --out scale.csv; done
         rm -r rows
