@@ -212,3 +212,18 @@ def test_a_prior_of_training_rows_needs_some_that_are_complete():
 def test_automatic_latents_are_as_many_as_a_flow_needs():
     detector = VAEDetector(DenseNetwork((4,)), prior=Flow([Coupling(4)]), epochs=1, random_state=0)
     assert detector.fit(ROWS[:, :1]).latent_dim_ == 2
+
+
+class WithoutClosedKl(Standard):
+    """The standard prior, whose KL is to be averaged over draws."""
+
+    def has_closed_kl(self, posterior):
+        return False
+
+
+def test_where_the_kl_is_averaged_over_draws_so_is_what_could_be_summed_over_categories():
+    X = np.random.RandomState(0).normal(size=(80, 3))
+    settings = {"posterior": Categorical(2, 3), "prior": WithoutClosedKl(), "score": "elbo", "epochs": 2}
+    detector = VAEDetector(DenseNetwork((8,)), random_state=0, **settings).fit(X)
+    np.testing.assert_allclose(detector.explain(X).sum(axis=1), -detector.score_samples(X), rtol=1e-9)
+    assert detector.score(X) == pytest.approx(detector.score_samples(X).mean(), abs=1e-4)

@@ -307,8 +307,12 @@ class VAE(keras.Model):  # type: ignore[misc]
         return Inference(context, z, self.log_prior(z, training) - log_q, self.decode(z, training))
 
     def every_z(self) -> Rows | None:
-        """All values of z, (n_values, latent_dim), if averages over q(z|x) are sums over them; else None."""
-        return self.posterior.support(self.latent_dim)
+        """All values of z, (n_values, latent_dim), if averages over q(z|x) are sums over them; else None.
+
+        Where the KL is averaged over draws, so is everything else.
+        """
+        has_kl = self.prior.has_closed_kl(self.posterior)
+        return self.posterior.support(self.latent_dim) if has_kl else None
 
     def probability(self, z: Tensor, context: Context) -> Tensor:
         """q(z|x) of values of z, (n_values, 1, latent_dim), for rows: shape (n_values, n_rows)."""

@@ -16,6 +16,7 @@ import numpy as np
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Floats, KerasModel, Tensor
+from vae_anomaly.engine.programs import architecture_of
 from vae_anomaly.engine.tiles import DRAWS_AT_ONCE, map_rows
 from vae_anomaly.model.incomplete import DOUBTED_FROM
 from vae_anomaly.model.states import ModelState
@@ -66,8 +67,7 @@ def draw_errors(
     1981). Zero for a single draw, which says nothing of it, and for a sum over all z.
     """
     n_draws = len(draws)
-    specification = states[0].specification
-    is_sum = score.slope is not None and specification.posterior.support(specification.latent_dim) is not None
+    is_sum = score.slope is not None and architecture_of(states[0]).n_values > 0
 
     def tile_errors(vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
         found = _in_float64(_over_draws(vae, x, draws, score.per_draw))
@@ -266,7 +266,7 @@ def _over_draws(
     kl_per_latent = vae.kl_per_latent(context)
     n_draws, n_rows = draws.shape[0], keras.ops.shape(x)[0]
 
-    if is_average and kl_per_latent is not None and vae.every_z() is not None:
+    if is_average and vae.every_z() is not None:
         z, probabilities, _, infer = _averaged(vae, context, draws)
         values = tf.reshape(_map_chunks(lambda some, _: per_draw(vae, x, infer(some)), z), (-1, n_rows))
         values, probabilities = (tf.cast(v, tf.float64) for v in (values[: z.shape[0]], probabilities))
