@@ -422,7 +422,7 @@ class _FromLabels:
         return float(scores[scores < lowest].max(initial=scores.min()))
 
 
-def takes_held_out(rule: ThresholdRule) -> bool:
+def takes_held_out(rule: object) -> bool:
     """Whether the rule asks for scores of rows that were not trained on."""
     return bool(getattr(rule, "held_out", False))
 
@@ -467,8 +467,9 @@ def _resolve(threshold: object, contamination: str | float, leaves_rows_out: boo
         if not isinstance(contamination, str):
             return Quantile(contamination)
         return OutOfBag() if leaves_rows_out else TukeyFence()
+    of_training = not takes_held_out(threshold)
     same = threshold == "quantile" or (
-        getattr(threshold, "contamination", None) == contamination and not isinstance(threshold, Conformal)
+        of_training and getattr(threshold, "contamination", None) == contamination
     )
     if not isinstance(contamination, str) and not same:
         raise ValueError(
