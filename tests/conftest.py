@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(n_threads))
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator
 
@@ -47,6 +48,16 @@ def stars(settings, by_default):
         )
         for name, values in settings.items()
     ]
+
+
+def write_many_rows(folder, n_files):
+    """Parquet files of 100,000 rows of 20 columns each."""
+    folder.mkdir()
+    for number in range(n_files):
+        X = np.random.RandomState(number).normal(size=(100_000, 20))
+        path = folder / f"{number:02}.parquet"
+        pd.DataFrame(X).rename(columns=str).to_parquet(path, row_group_size=20_000)
+    return folder
 
 
 class Calibrated(BaseEstimator):

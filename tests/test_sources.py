@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import stars, wide
+from conftest import stars, wide, write_many_rows
 from scipy import sparse
 from sklearn.decomposition import IncrementalPCA
 from sklearn.model_selection import KFold
@@ -525,12 +525,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_ten_times_as_many_rows_take_no_more_memory(tmp_path):
     peaks = []
     for n_files in (2, 20):
-        folder = tmp_path / str(n_files)
-        folder.mkdir()
-        for number in range(n_files):
-            X = np.random.RandomState(number).normal(size=(100_000, 20))
-            path = folder / f"{number:02}.parquet"
-            pd.DataFrame(X).rename(columns=str).to_parquet(path, row_group_size=20_000)
+        folder = write_many_rows(tmp_path / str(n_files), n_files)
         command = [sys.executable, "-c", PEAK, str(folder), str(tmp_path / f"scores-{n_files}")]
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     assert peaks[1] <= 1.1 * peaks[0]
