@@ -64,15 +64,17 @@ def test_tensorflow_is_not_loaded_before_the_first_fit(loaded_after, use):
     assert loaded_after[use] == []
 
 
-def test_importing_costs_under_0_3_seconds_of_the_processor_beyond_scikit_learn():
+def test_importing_costs_under_a_quarter_of_what_scikit_learn_and_pandas_cost():
     code = (
-        "import sklearn.base, sklearn.model_selection, sklearn.preprocessing, sklearn.metrics, pandas, time\n"
+        "import time\n"
+        "before = time.process_time()\n"
+        "import sklearn.base, sklearn.model_selection, sklearn.preprocessing, sklearn.metrics, pandas\n"
         "start = time.process_time()\n"
         "import vae_anomaly\n"
         "from vae_anomaly import VAEDetector\n"
-        "print(time.process_time() - start)"
+        "print((time.process_time() - start) / (start - before))"
     )
-    assert any(float(run(code).stdout) < 0.3 for _ in range(3))
+    assert any(float(run(code).stdout) < 0.25 for _ in range(3))
 
 
 A_FIT = """

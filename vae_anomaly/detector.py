@@ -55,7 +55,6 @@ from vae_anomaly.ensemble import attributes, fits
 from vae_anomaly.ensemble.earlier import PARTIAL_FIT, WARM_START
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.recipe import Member
-from vae_anomaly.export import onnx_model, sklearn_onnx
 from vae_anomaly.files import model_file
 from vae_anomaly.likelihoods import Likelihood, LikelihoodLike
 from vae_anomaly.model.states import ModelState
@@ -1582,6 +1581,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         [1, -1]
         """
         check_is_fitted(self)
+        from vae_anomaly.export import onnx_model
+
         onnx_model.write(path, self)
 
     def onnx_parser(self) -> Callable[..., list[Any]]:
@@ -1638,6 +1639,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> session.run(["label"], {"X": rows})[0].ravel().tolist()
         [1, -1]
         """
+        from vae_anomaly.export import sklearn_onnx
+
         return sklearn_onnx.parser(self)
 
     # -- the door -------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections import UserList
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
@@ -26,6 +25,9 @@ from vae_anomaly.core.rows import array_of, dense
 from vae_anomaly.core.types import Array, Detector, Estimator, Floats, MatrixLike, Unchecked
 from vae_anomaly.data.frames import to_pandas
 from vae_anomaly.data.preparation import in_form_of
+
+if TYPE_CHECKING:
+    from sklearn.compose import ColumnTransformer
 
 __all__ = ["explain"]
 
@@ -149,6 +151,9 @@ def by_column(shares: Floats, transformer: Estimator, names: Array) -> Floats:
 
 def origins(transformer: Estimator, names: Array) -> list[int]:
     """For each column that a fitted transformer makes, the position of the input column it is made of."""
+    # It loads all linear models and support vector machines of scikit-learn.
+    from sklearn.compose import ColumnTransformer
+
     if isinstance(transformer, Pipeline):
         origin = list(range(len(names)))
         for _, step in transformer.steps:

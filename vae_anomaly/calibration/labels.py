@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -120,6 +119,9 @@ class AnomalyProbability(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rarest = int(min(truth.sum(), (~truth).sum()))
         if rarest < 2:
             raise ValueError(f"calibration needs at least 2 rows of each class; received {rarest} of one.")
+        # It loads scikit-learn's linear models and support vector machines, which nothing else here needs.
+        from sklearn.calibration import CalibratedClassifierCV
+
         # The detector's scores are no different in folds: the fewest will do.
         calibrated = CalibratedClassifierCV(FrozenEstimator(_Score()), method=self.method, cv=2)
         calibrated.fit(scores[:, None], truth.astype(int))

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, clone
-from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
@@ -249,9 +248,13 @@ class CovariateShift(BaseEstimator):  # type: ignore[misc]
             self.detector.encode(reference),
             self.detector.encode(X),
         )
-        classifier: Any = make_pipeline(StandardScaler(), LogisticRegression())
         if self.classifier is not None:
-            classifier = clone(self.classifier)
+            classifier: Any = clone(self.classifier)
+        else:
+            # It loads all linear models of scikit-learn, which nothing else here needs.
+            from sklearn.linear_model import LogisticRegression
+
+            classifier = make_pipeline(StandardScaler(), LogisticRegression())
         classifier.fit(np.concatenate([known, new]), np.repeat([0, 1], [len(known), len(new)]))
         weights = _odds(classifier, known)
         scale, effective = float(weights.mean()), effective_rows(weights)
