@@ -65,8 +65,8 @@ def test_kl_warm_up_rises_linearly_to_beta():
 @pytest.mark.parametrize(
     ("settings", "n_weights", "expected"),
     [
-        ({"epochs": 1_000}, 5_000, False),
-        ({"epochs": 3_000}, 5_000, True),
+        ({"epochs": 7_000}, 5_000, False),
+        ({"epochs": 8_000}, 5_000, True),
         ({"epochs": 1_000, "n_trainings": 8}, 5_000, True),
         ({"epochs": 8_000}, 50_000, False),
         # Early stopping ends them long before.
@@ -81,7 +81,7 @@ def test_xla_is_used_where_it_pays_or_where_it_is_asked_for(settings, n_weights,
 
 
 def test_xla_is_not_used_for_convolutions_unless_it_is_asked_for():
-    plan = Plan(batch_size=100, learning_rate=0.1, epochs=3_000)
+    plan = Plan(batch_size=100, learning_rate=0.1, epochs=8_000)
     assert not plan.uses_xla(n_rows=100, n_weights=5_000, has_convolutions=True)
     plan = Plan(batch_size=100, learning_rate=0.1, epochs=1, jit_compile=True)
     assert plan.uses_xla(n_rows=100, n_weights=5_000, has_convolutions=True)
