@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
 from vae_anomaly.datasets import make_anomalies
-from vae_anomaly.ensemble.fitted import _quantiles
+from vae_anomaly.ensemble.cells import _quantiles
 from vae_anomaly.scoring import SCORES
 
 N_FEATURES = 6

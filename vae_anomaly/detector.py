@@ -51,7 +51,7 @@ from vae_anomaly.data.partitions import on_partitions
 from vae_anomaly.data.preparation import in_form_of
 from vae_anomaly.data.reading import read, read_groups, read_stream
 from vae_anomaly.data.streams import Stream
-from vae_anomaly.ensemble import attributes, fits
+from vae_anomaly.ensemble import attributes, cells, fits
 from vae_anomaly.ensemble.earlier import PARTIAL_FIT, WARM_START
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.recipe import Member
@@ -247,8 +247,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     jit_compile : "auto" or bool, default="auto"
         Whether XLA compiles the training. "auto" does for networks of up to 20,000 weights without
         convolutions if all members together are expected to take 8,000 steps, such as the default on 650
-        rows: the faster steps pay for the compilation, which takes about a second and 130 MB. Its sums are rounded otherwise in their last
-        bits.
+        rows: the faster steps pay for the compilation, which takes about a second and 130 MB. Its sums are
+        rounded otherwise in their last bits.
     device : str, list of str or None, default=None
         Where TensorFlow computes, such as "cpu" or "gpu:1". None is the GPU that TensorFlow sees, else
         the CPU. Members are trained on the devices of a list, such as ``["gpu:0", "gpu:1"]``, in turn; the
@@ -996,7 +996,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         given, X = X, self._validate(X)
         fitted = self._fitted
         results = [
-            fitted.preparation.in_form_of(given, cells) for cells in fitted.expected_cells(X, coverage)
+            fitted.preparation.in_form_of(given, values) for values in cells.expect_cells(fitted, X, coverage)
         ]
         return results[0] if coverage is None else tuple(results)
 

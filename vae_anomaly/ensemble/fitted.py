@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -12,19 +11,11 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from vae_anomaly import explanations
-from vae_anomaly.calibration.intervals import (
-    MODEL_LEVELS,
-    CellIntervals,
-    Spread,
-    conformity_scores,
-    scores_as_new,
-)
-from vae_anomaly.core.conventions import warn_user
-from vae_anomaly.core.rows import Rows, any_missing, dense
-from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike, Shape
+from vae_anomaly.calibration.intervals import CellIntervals
+from vae_anomaly.core.rows import Rows, any_missing
+from vae_anomaly.core.types import Flags, Floats, KerasModel, Matrix, RandomStateLike, Shape
 from vae_anomaly.data.lazy import LazyRows, blocks, has_gaps
 from vae_anomaly.data.preparation import Preparation
-from vae_anomaly.data.scaling import as_numbers
 from vae_anomaly.data.streams import Stream, map_blocks
 from vae_anomaly.engine import programs
 from vae_anomaly.engine.tiles import NARROW_TILES
@@ -40,8 +31,6 @@ __all__ = ["Fitted"]
 _NUMBERS_AT_ONCE = 2**22
 # Of which the thousandth at either end is known well.
 _SQUARES_TO_SEE = 20_000
-# Equally probable values of each cell, over all members and draws, that an interval is read off.
-_VALUES_OF_CELL = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +116,7 @@ class Fitted:
         """What the members see of X."""
         return self.preparation.rows(X)
 
-    def _possible(self, X: Matrix) -> tuple[Rows, Flags]:
+    def possible_rows(self, X: Matrix) -> tuple[Rows, Flags]:
         """What the members see of X, impossible values as missing ones, and where those were."""
         if self.invalid == "score":
             return self.preparation.possible_rows(X, self.likelihood)
@@ -216,11 +205,12 @@ class Fitted:
 
         return -float(self._map_blocks(X, of_block).mean())
 
-    def _expectations(self, rows: Rows) -> Floats:
+    def expectations(self, rows: Rows) -> Floats:
         """What may be averaged to tell x, see `Likelihood.expectations`: shape (n_rows, n_inputs)."""
-        return self._average_by_row(*self._passes.reconstruct(self.members, rows, self.draws, self.device))
+        return self.average_by_row(*self._passes.reconstruct(self.members, rows, self.draws, self.device))
 
-    def _average_by_row(self, by_member: Floats, log_likelihood: Floats) -> Floats:
+    def average_by_row(self, by_member: Floats, log_likelihood: Floats) -> Floats:
+        """The members' mean, more of those that explain a row better."""
         return averaging.average(by_member, averaging.weights_by_row(self.weights, log_likelihood))
 
     def posterior_means(self, X: Matrix | Stream) -> Floats:
@@ -299,128 +289,10 @@ class Fitted:
 
         return self._map_blocks(X, of_block)
 
-    def expected_cells(self, X: Matrix, coverage: float | None = None) -> list[Floats]:
-        """Each cell's expected value given the others of its row, and the interval's ends if there is one.
-
-        Every cell is masked in turn. Of each result, arrays of shape (n_rows, n_features), in the units of X.
-        """
-        self._check_cells()
-        if coverage is not None and not 0 < coverage < 1:
-            raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
-        if coverage is not None and self.intervals is not None:
-            self._warn_of_unknown_columns(self.intervals, coverage)
-        n_values = 1 if coverage is None else _VALUES_OF_CELL
-        return self._map_cells(X, n_values, lambda block: self._expected_cells(block, coverage))
-
-    def calibrate_intervals(self, X: Matrix, left_out: Flags, floors: Floats) -> Self:
-        """The same with `intervals` that these rows tell of.
-
-        Parameters
-        ----------
-        X : array of shape (n_rows, n_features)
-        left_out : bool array of shape (n_members, n_rows)
-            Rows that a member was not trained on.
-        floors : array of shape (n_features,)
-            See `calibration.intervals.floors_of`.
-        """
-        self._check_cells()
-
-        def of_block(block: Array) -> list[Floats]:
-            values = self._possible(block)[0].astype(np.float64)
-            together, *of_members = self._spreads_of_cells(block, MODEL_LEVELS)
-            by_member = [conformity_scores(values, spread, floors) for spread in of_members]
-            return [conformity_scores(values, together, floors), np.stack(by_member, axis=1)]
-
-        scores, by_member = self._map_cells(X, _VALUES_OF_CELL, of_block)
-        if not left_out.all():
-            scores = scores_as_new(scores, by_member.swapaxes(0, 1), left_out)
-        return replace(self, intervals=CellIntervals(scores, floors))
-
-    def _check_cells(self) -> None:
-        if self.preparation.patches is not None:
-            raise ValueError(
-                "what is expected in each cell given the others is of rows of a table, and the members see "
-                "patches of images: see reconstruct."
-            )
-
-    def _warn_of_unknown_columns(self, intervals: CellIntervals, coverage: float) -> None:
-        unknown = np.flatnonzero(intervals.unknown_columns(coverage))
-        if len(unknown):
-            names = self.preparation.names
-            columns = ", ".join(repr(int(i) if names is None else names[i]) for i in unknown)
-            warn_user(
-                f"no interval with a coverage of {coverage:g} is known of the columns {columns}: it takes "
-                f"{intervals.fewest_rows(coverage)} calibration rows with a value in the column. Their ends "
-                "are NaN. Lower coverage, or fit on more rows.",
-                UserWarning,
-            )
-
-    def _map_cells(self, X: Matrix, n_values: int, function: Callable[[Array], list[Floats]]) -> list[Floats]:
-        """What a function makes of rows of which every cell is masked in turn, a block at a time."""
-        block = max(1, _NUMBERS_AT_ONCE // (X.shape[1] ** 2 * n_values))
-        starts = range(0, X.shape[0], block)
-        parts = [function(dense(as_numbers(X[s : s + block]))) for s in starts]
-        return [np.concatenate(results) for results in zip(*parts, strict=True)]
-
-    def _expected_cells(self, X: Array, coverage: float | None) -> list[Floats]:
-        if coverage is None:
-            rows, cells = self._masked(X)
-            expected = self.likelihood.values(self._expectations(rows))[cells]
-            return [self.preparation.back(expected.reshape(X.shape))]
-        if self.intervals is None:
-            levels = ((1 - coverage) / 2, (1 + coverage) / 2)
-            found = self._spread_of_cells(X, levels)
-        else:
-            missing = np.isnan(self._possible(X)[0])
-            stretched = self.intervals.stretch(self._spread_of_cells(X, MODEL_LEVELS), missing, coverage)
-            found = Spread(stretched.expected, *self.likelihood.inside_support(*stretched[1:]))
-        return [self.preparation.back(values) for values in found]
-
-    def _masked(self, X: Array) -> tuple[Rows, tuple[Array, Array]]:
-        """What the members see of the rows, each as often as it has cells with another one masked."""
-        n_rows, n_features = X.shape
-        masked = np.repeat(X, n_features, axis=0)
-        cells = np.arange(len(masked)), np.tile(np.arange(n_features), n_rows)
-        masked[cells] = np.nan
-        rows, _ = self._possible(masked)
-        if rows.shape != masked.shape:
-            raise ValueError(
-                f"a cell is masked behind the scaler too, which must keep the {n_features} columns; "
-                f"{type(self.preparation.scaler).__name__} makes {rows.shape[1]}."
-            )
-        return rows, cells
-
-    def _spread_of_cells(self, X: Array, levels: tuple[float, float]) -> Spread:
-        """Of each cell what is expected and quantiles of what is possible, in the units of the members."""
-        return self._spreads_of_cells(X, levels, of_members=False)[0]
-
-    def _spreads_of_cells(
-        self, X: Array, levels: tuple[float, float], of_members: bool = True
-    ) -> list[Spread]:
-        """The same by all members together, and then by each of them."""
-        rows, cells = self._masked(X)
-        n_draws = len(self.draws)
-        n_values = n_draws * math.ceil(_VALUES_OF_CELL / (n_draws * len(self.members)))
-        expected, log_likelihood, by_value = passes.reconstruct_with_values(
-            self.members, rows, self.draws, n_values, self.device
-        )
-        of_cells = by_value[:, cells[0], :, cells[1]]  # (n_cells, n_members, n_values)
-
-        def spread(expectations: Floats, possible: Floats, weights: Floats) -> Spread:
-            values = self.likelihood.values(expectations)[cells]
-            low, high = _quantiles(possible, weights, levels)
-            return Spread(*(found.reshape(X.shape) for found in (values, low, high)))
-
-        # Not by weights of the row: members that explain it best are too sure of its cells.
-        found = [spread(self._average_by_row(expected, log_likelihood), of_cells, self.weights)]
-        if of_members:
-            found += [spread(own, of_cells[:, [m]], np.ones(1)) for m, own in enumerate(expected)]
-        return found
-
     def reconstructions(self, X: Matrix) -> Floats:
         """Expected x given z, averaged, in the units of X."""
         return self.preparation.expected_back(
-            self.likelihood.values(self._map_blocks(X, lambda rows, _: self._expectations(rows)))
+            self.likelihood.values(self._map_blocks(X, lambda rows, _: self.expectations(rows)))
         )
 
     @property
@@ -441,19 +313,5 @@ class Fitted:
     def _map_blocks(self, X: Matrix | Stream, function: Callable[[Rows, Flags], Floats]) -> Floats:
         """Scale and process X in blocks."""
         size = self._rows_at_once(X.shape[1])
-        parts = list(map_blocks(X, lambda block: function(*self._possible(block)), size))
+        parts = list(map_blocks(X, lambda block: function(*self.possible_rows(block)), size))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _quantiles(values: Floats, weights: Floats, probabilities: Sequence[float]) -> list[Floats]:
-    """Weighted quantiles of each cell's values, of shape (n_cells, n_members, n_values); NaN if any is."""
-    n_cells, _, n_values = values.shape
-    shares = np.repeat(weights / n_values, n_values)
-    values = values.reshape(n_cells, -1)
-    order = values.argsort(axis=1)
-    above = np.cumsum(shares[order], axis=1) - shares[order] / 2
-    ordered = np.take_along_axis(values, order, axis=1)
-    return [
-        np.array([np.interp(probability, *cell) for cell in zip(above, ordered, strict=True)])
-        for probability in probabilities
-    ]

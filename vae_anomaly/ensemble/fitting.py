@@ -31,7 +31,7 @@ from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.data.scaling import block_size
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.data.tables import Table
-from vae_anomaly.ensemble import averaging, fit_warnings
+from vae_anomaly.ensemble import averaging, cells, fit_warnings
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.earlier import Earlier
 from vae_anomaly.ensemble.fitted import Fitted
@@ -302,7 +302,8 @@ def _with_intervals(
     chosen = np.sort(np.random.RandomState(seed).permutation(X.shape[0])[:n_rows])
     n_spread = min(len(job.rows), thresholds.ROWS_TO_SEE_THE_SPREAD)
     rows = job.rows[np.linspace(0, len(job.rows) - 1, n_spread).astype(int)]
-    return fitted.calibrate_intervals(X[chosen], left_out[:, chosen], floors_of(rows.astype(np.float64)))
+    floors = floors_of(rows.astype(np.float64))
+    return cells.calibrate_intervals(fitted, X[chosen], left_out[:, chosen], floors)
 
 
 def _pixel_quantiles(fitted: Fitted, decisions: Decisions, job: Job, rows: Matrix) -> Floats | None:
