@@ -134,6 +134,7 @@ def summary(detector: Detector) -> dict[str, Values]:
             "patches": None if patches is None else f"{patches.side} x {patches.side} pixels",
             "members": len(detector.members_),
             "members_that_transform_columns": sum(map(_transforms, detector.members_)),
+            "members_that_whiten_columns": sum(state.is_whitened for state in detector.members_) or None,
             "weights_of_a_member": int(state.trainable.size),
             "latent_dim": int(detector.latent_dim_),
             "likelihood": _shorten(likelihood) if detector.table_ is None else likelihood.name,

@@ -26,6 +26,7 @@ from vae_anomaly.core.backend import in_float32, keras, tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, KerasModel, Tensor
 from vae_anomaly.core.weights import PROGRESS
+from vae_anomaly.model.column_transform import N_NUMBERS
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks.base import usual_heads
 
@@ -244,7 +245,8 @@ def architecture_of(state: ModelState) -> Architecture:
 
 def with_column_transform(state: ModelState, numbers: Rows) -> ModelState:
     """A model that was trained on transformed columns as one of columns as they were before."""
-    specification = state.specification._replace(transforms_columns=True)
+    whitens = len(numbers) > N_NUMBERS
+    specification = state.specification._replace(transforms_columns=True, whitens_columns=whitens)
     its_architecture = architecture(specification)
     non_trainable = list(state.non_trainable)
     non_trainable.insert(its_architecture._position(its_architecture.template.column_transform), numbers)
@@ -258,7 +260,7 @@ def without_column_transform(state: ModelState) -> tuple[ModelState, Rows | None
     its_architecture = architecture_of(state)
     non_trainable = list(state.non_trainable)
     numbers = non_trainable.pop(its_architecture._position(its_architecture.template.column_transform))
-    specification = state.specification._replace(transforms_columns=False)
+    specification = state.specification.of_columns_as_they_are()
     return ModelState(specification, state.trainable, tuple(non_trainable)), numbers
 
 

@@ -163,7 +163,8 @@ def _spreads(fitted: Fitted, X: Array, levels: tuple[float, float], of_members: 
         return Spread(*(found.reshape(X.shape) for found in (values, low, high)))
 
     # Not by weights of the row: members that explain it best are too sure of its cells.
-    found = [spread(fitted.average_by_row(expected, log_likelihood), of_cells, fitted.weights)]
+    weights = fitted.expecting_weights
+    found = [spread(fitted.average_by_row(expected, log_likelihood), of_cells, weights)]
     if of_members:
         found += [spread(own, of_cells[:, [m]], np.ones(1)) for m, own in enumerate(expected)]
     return found

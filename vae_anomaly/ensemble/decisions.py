@@ -17,6 +17,7 @@ from vae_anomaly.ensemble.recipe import (
     IMAGE_MEMBERS,
     PATCH_MEMBERS,
     SIGNAL_MEMBERS,
+    WIDE_MEMBERS,
     Member,
     Recipe,
     resolve_recipe,
@@ -120,6 +121,7 @@ def decide(
     image_shape: Shape | None,
     n_rows: int,
     takes_new_rows: bool = False,
+    is_wide: bool = False,
 ) -> Decisions:
     """Decide every "auto", and refuse parameters that contradict each other or the rows.
 
@@ -132,6 +134,8 @@ def decide(
     n_rows : int
     takes_new_rows : bool, default=False
         Whether a fitted detector goes on with new rows: "auto" then takes few passes over them, all of them.
+    is_wide : bool, default=False
+        Whether there are hundreds of columns, see `model.column_transform.is_worth_whitening`.
 
     Raises
     ------
@@ -151,11 +155,14 @@ def decide(
     # Models of patches are like those of a table's rows: only what comes of all squares is of an image.
     of_whole_images = of_images if patches is None else None
     decide = parameters["epochs"] == "auto"
+    likelihood = _resolve_likelihood(parameters["likelihood"], network, table, image_shape, patches)
     recipe = resolve_recipe(
         parameters["members"],
         parameters["validation_fraction"],
         parameters["early_stopping"],
-        default_members=_default_members(network, of_whole_images, patches, decide),
+        default_members=_default_members(
+            network, of_whole_images, patches, decide, is_wide and _can_be_whitened(likelihood)
+        ),
         decide=decide,
         of_images=of_images is not None,
         n_rows=n_rows,
@@ -175,6 +182,11 @@ def decide(
             "a member with column_transform is of a table's columns, and with patches members see squares of "
             "images: leave column_transform out."
         )
+    if not _can_be_whitened(likelihood) and any(m.column_transform == "whiten" for m in recipe.members):
+        raise ValueError(
+            "a member with column_transform='whiten' sees sums of columns, which have a known distribution "
+            f"only if all have the likelihood 'gaussian'; received {likelihood!r}."
+        )
     calibration = calibration_rows.resolve(
         parameters["calibration"], needs_unseen, n_rows, leaves_rows_out=leaves_rows_out
     )
@@ -182,7 +194,7 @@ def decide(
         _check_intervals(patches, leaves_rows_out or isinstance(calibration, float))
     return Decisions(
         network=network,
-        likelihood=_resolve_likelihood(parameters["likelihood"], network, table, image_shape, patches),
+        likelihood=likelihood,
         posterior=posterior,
         prior=prior,
         image_shape=image_shape,
@@ -295,7 +307,7 @@ def _default_network(image_shape: Shape | None, patches: Patches | None) -> str 
 
 
 def _default_members(
-    network: Network, of_whole_images: Shape | None, patches: Patches | None, decide: bool
+    network: Network, of_whole_images: Shape | None, patches: Patches | None, decide: bool, whitens: bool
 ) -> Sequence[Member]:
     """What ``members="auto"`` means."""
     if patches is not None:
@@ -304,7 +316,13 @@ def _default_members(
         return IMAGE_MEMBERS
     if not decide:
         return (Member(),)
-    return DEFAULT_MEMBERS if network.signal_channels() is None else SIGNAL_MEMBERS
+    if network.signal_channels() is not None:
+        return SIGNAL_MEMBERS
+    return WIDE_MEMBERS if whitens else DEFAULT_MEMBERS
+
+
+def _can_be_whitened(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, likelihoods.Gaussian) and likelihood.columns_to_scale() is None
 
 
 def _resolve_likelihood(

@@ -70,6 +70,11 @@ class Earlier:
     fingerprint: str | None
     warns: bool = True
 
+    @property
+    def whitens_columns(self) -> bool:
+        """Whether some members whiten the columns."""
+        return self.fitted.members[0].specification.whitens_columns
+
 
 def check_continues(
     earlier: Sequence[ModelState],
@@ -91,7 +96,7 @@ def check_continues(
             f"{name} goes on with the {len(earlier)} members of the earlier fit, but now there are to be "
             f"{n_members}; {otherwise} to start anew."
         )
-    if specification.key != earlier[0].specification._replace(transforms_columns=False).key:
+    if specification.key != earlier[0].specification.of_columns_as_they_are().key:
         raise ValueError(
             f"{name} goes on with the model of the earlier fit, but network, likelihood, posterior, prior, "
             f"latent_dim or the width of X have changed since; {otherwise} to start anew."

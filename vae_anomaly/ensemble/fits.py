@@ -18,6 +18,7 @@ from vae_anomaly.ensemble.decisions import decide, n_rows_in_memory, trains_on_a
 from vae_anomaly.ensemble.earlier import Earlier
 from vae_anomaly.ensemble.folds import score_folds_from, score_folds_like
 from vae_anomaly.ensemble.job import ProgressStore, seed_of_draw
+from vae_anomaly.model.column_transform import is_worth_whitening
 from vae_anomaly.training.interruption import Interruption
 
 __all__ = ["fit", "read"]
@@ -70,6 +71,7 @@ def fit(
         given.image_shape if earlier is None else detector.image_shape_,
         given.X.shape[0],
         takes_new_rows,
+        is_worth_whitening(given.X) if earlier is None else earlier.whitens_columns,
     )
     calibration_rows.check_groups(given.groups, decisions.calibration)
     if given.stream is not None and decisions.trains_on_all:

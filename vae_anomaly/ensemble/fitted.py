@@ -112,6 +112,18 @@ class Fitted:
         """The members' likelihood."""
         return self.members[0].specification.likelihood
 
+    @property
+    def expecting_weights(self) -> Floats:
+        """The members' weights where they tell what they expect: shape (n_members,).
+
+        Whitened members, to which columns are as good as noise, expect little: they have none beside others.
+        """
+        whitened = np.array([state.is_whitened for state in self.members])
+        if whitened.all() or not whitened.any():
+            return self.weights
+        weights = np.where(whitened, 0.0, self.weights)
+        return np.asarray(weights / weights.sum())
+
     def rows(self, X: Matrix) -> Rows:
         """What the members see of X."""
         return self.preparation.rows(X)
@@ -211,7 +223,8 @@ class Fitted:
 
     def average_by_row(self, by_member: Floats, log_likelihood: Floats) -> Floats:
         """The members' mean, more of those that explain a row better."""
-        return averaging.average(by_member, averaging.weights_by_row(self.weights, log_likelihood))
+        weights = averaging.weights_by_row(self.expecting_weights, log_likelihood)
+        return averaging.average(by_member, weights)
 
     def posterior_means(self, X: Matrix | Stream) -> Floats:
         """Of the first member: shape (n_rows, latent_dim), or those of all patches one after another."""

@@ -65,7 +65,9 @@ class Job:
     draws : float32 array of shape (n_draws, latent_dim), for the loss of held-out rows
     earlier : the members' states to go on from, or None
     column_transform : float32 array or None
-        How members that transform columns do; see `model.column_transform`. None if none does.
+        How members that transform skewed columns do; see `model.column_transform`. None if none does.
+    whitens_columns : bool
+        Whether some members whiten the columns of the rows that they are trained on.
     patches : Patches or None
         The squares that members see of rows that are images; None if they see whole rows.
     devices : str, sequence of str or None
@@ -84,6 +86,7 @@ class Job:
     draws: Rows
     earlier: Sequence[ModelState] | None = None
     column_transform: Rows | None = None
+    whitens_columns: bool = False
     patches: Patches | None = None
     devices: Devices = None
     cached: CachedRows | None = None
@@ -221,6 +224,8 @@ def make_job(
         draws,
         members,
         transform,
+        # All rows of a file would have to be transformed in pieces.
+        earlier is None and cached is None and _whitens_columns(decisions, rows),
         patches,
         parameters["device"],
         cached,
@@ -236,7 +241,7 @@ def _is_of_pixels(decisions: Decisions) -> bool:
 
 def _column_transform(decisions: Decisions, rows: Matrix, preparation: Preparation) -> Rows | None:
     """How members transform columns of real values, None if none does. Those of sparse tables stay sparse."""
-    asks = any(member.column_transform is not None for member in decisions.recipe.members)
+    asks = any(member.column_transform == "yeo-johnson" for member in decisions.recipe.members)
     likelihood, n_columns = decisions.likelihood, rows.shape[1]
     if not asks or not likelihood.standardized or isinstance(rows, LazyRows):
         return None
@@ -244,6 +249,12 @@ def _column_transform(decisions: Decisions, rows: Matrix, preparation: Preparati
     zero = scaled_zero(preparation.scaler, n_columns)
     numbers = fit_column_transform(rows, range(n_columns) if columns is None else columns, zero)
     return numbers if (numbers[0] > 0).any() else None
+
+
+def _whitens_columns(decisions: Decisions, rows: Matrix) -> bool:
+    """Whether members whiten columns. Those of sparse tables stay sparse."""
+    asks = any(member.column_transform == "whiten" for member in decisions.recipe.members)
+    return asks and not isinstance(rows, LazyRows)
 
 
 def split_positions(n_rows: int, fraction: float, seed: int) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from vae_anomaly.data.patches import Patches
 from vae_anomaly.engine import programs
 from vae_anomaly.engine.devices import device_of
 from vae_anomaly.ensemble.job import Job, ProgressStore, split_positions
-from vae_anomaly.model.column_transform import no_transform, transform
+from vae_anomaly.model.column_transform import N_NUMBERS, fit_whitening, no_transform, transform
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.training.collapse import has_collapsed
 from vae_anomaly.training.epochs import Progress, TrainingResult, Validation, train
@@ -175,11 +175,17 @@ def _train_member(
     before, numbers = None, None
     if job.earlier is not None:
         before, numbers = programs.without_column_transform(job.earlier[position])
-    elif job.column_transform is not None:
-        numbers = no_transform(job.rows.shape[1])
-        if member.column_transform is not None:
-            numbers = job.column_transform
+    elif job.column_transform is not None or job.whitens_columns:
+        numbers = no_transform(job.rows.shape[1], job.whitens_columns)
+        if member.column_transform == "yeo-johnson" and job.column_transform is not None:
+            numbers[:N_NUMBERS] = job.column_transform
     kept, validation = _split(job, numbers, seed.split)
+    if before is None and job.whitens_columns and member.column_transform == "whiten":
+        # Of the rows that it is trained on: the others are to be as new to it as new rows are.
+        numbers = fit_whitening(kept)
+        kept = _transform(kept, numbers)
+        if validation is not None:
+            validation = validation._replace(rows=_transform(validation.rows, numbers))
     if job.patches is not None:
         kept, validation = _cut(kept, validation, job.patches, seed.split)
     device = device_of(job.devices, position)
@@ -303,7 +309,7 @@ def _split(job: Job, numbers: Rows | None, seed: int) -> tuple[Matrix, Validatio
     ``numbers`` are those by which it transforms columns.
     """
     rows, cached, fraction = job.rows, job.cached, job.recipe.validation_fraction
-    if numbers is not None and numbers[0].any():
+    if numbers is not None and _changes(numbers):
         of_columns = partial(_transform, numbers=numbers)
         rows = of_columns(rows[:])
         cached = None if cached is None else cached.followed_by(of_columns)
@@ -314,6 +320,11 @@ def _split(job: Job, numbers: Rows | None, seed: int) -> tuple[Matrix, Validatio
     if cached is not None:
         return cached.leave_out(held_out), validation
     return subset(rows, kept), validation
+
+
+def _changes(numbers: Rows) -> bool:
+    """Whether a transform does anything."""
+    return not np.array_equal(numbers, no_transform(numbers.shape[1], len(numbers) > N_NUMBERS))
 
 
 def _transform(rows: Rows, numbers: Rows) -> Rows:

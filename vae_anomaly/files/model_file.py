@@ -22,7 +22,7 @@ from vae_anomaly.files.decoding import decode_estimator
 from vae_anomaly.files.encoding import encode_estimator
 from vae_anomaly.files.kinds import MODEL, check_kind
 from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.model.column_transform import N_NUMBERS
+from vae_anomaly.model.column_transform import n_numbers
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks import Network
 from vae_anomaly.posteriors import Posterior
@@ -132,14 +132,14 @@ def _check_scaler(detector: Detector, versions: object) -> None:
 def _check_state(state: Any) -> None:
     _expect(isinstance(state, ModelState) and isinstance(state.specification, Specification), "a member")
     network, likelihood, n_features, latent_dim, *flags, posterior, prior = state.specification
-    marks_missing, transforms_columns = flags
+    _, transforms_columns, whitens_columns = flags
     _expect(
         isinstance(network, Network)
         and isinstance(likelihood, Likelihood)
         and isinstance(posterior, Posterior)
         and isinstance(prior, Prior)
         and type(n_features) is type(latent_dim) is int
-        and type(marks_missing) is type(transforms_columns) is bool
+        and all(type(flag) is bool for flag in flags)
         and min(n_features, latent_dim) > 0,
         "the specification of a member",
     )
@@ -158,9 +158,10 @@ def _check_state(state: Any) -> None:
         and any(_is_array(values, np.float32, (2, n_inputs)) for values in state.non_trainable),
         "a member's ranges",
     )
+    of_columns = (n_numbers(n_features, whitens_columns), n_features)
     _expect(
         not transforms_columns
-        or any(_is_array(values, np.float32, (N_NUMBERS, n_features)) for values in state.non_trainable),
+        or any(_is_array(values, np.float32, of_columns) for values in state.non_trainable),
         "a member's transform of the columns",
     )
     arrays = (state.trainable, *state.non_trainable)

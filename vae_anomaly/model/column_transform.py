@@ -1,6 +1,6 @@
-r"""Columns transformed inside a model, so that skewed ones are near normal to it: Yeo & Johnson (2000).
+r"""Columns transformed inside a model: skewed ones near normal, or correlated ones uncorrelated.
 
-A model whose columns are transformed sees, and explains, in the place of a cell x
+A model whose columns are transformed by Yeo & Johnson (2000) sees, and explains, in the place of a cell x
 
 .. math:: t(x) = \frac{y_\lambda\left(\frac{x - a}{b}\right) - c}{s}, \qquad
     y_\lambda(u) = \begin{cases}
@@ -10,6 +10,17 @@ A model whose columns are transformed sees, and explains, in the place of a cell
 (logarithms where an exponent is 0) and answers in the units of x. The numbers are found once, before the
 training. I.-K. Yeo & R. A. Johnson, "A new family of power transformations to improve normality or symmetry",
 Biometrika 87.
+
+A model whose columns are whitened sees, in the place of a row t,
+
+.. math:: y = \Sigma^{-1/2} t
+
+with the covariance matrix of its training rows, shrunk as by Ledoit & Wolf (2004): its own directions are
+known of as many columns as rows, and others are not taken for constant. The symmetric root leaves each column
+as near to itself as whitening can, so that what y_j adds to a squared distance is column j's share of it.
+O. Ledoit & M. Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", Journal of
+Multivariate Analysis 88; P. H. Garthwaite & I. Koch (2016), "Evaluating the contributions of individual
+variables to a quadratic form", Australian & New Zealand Journal of Statistics 58.
 """
 
 from __future__ import annotations
@@ -29,13 +40,17 @@ __all__ = [
     "N_NUMBERS",
     "TransformedColumns",
     "fit_column_transform",
+    "fit_whitening",
     "inverse_transform",
+    "is_worth_whitening",
     "log_derivative",
+    "n_numbers",
     "no_transform",
     "transform",
 ]
 
-#: Numbers of a column: whether it is transformed, lambda, a, b, c, s.
+#: Numbers of a column: whether it is transformed, lambda, a, b, c, s. Where columns are whitened, its
+#: share of the log-determinant follows, then the matrix and its inverse.
 N_NUMBERS = 6
 # Beyond, one side has a limit, and the farthest value is as near as others.
 _POWERS = (0.0, 2.0)
@@ -45,8 +60,15 @@ _UNITS = (1.0, 0.1, 0.01)
 _WORTH_A_TRANSFORM, _WORTH_ANOTHER_UNIT = 0.1, 0.01
 # A power is as good of some rows as of many.
 _NUMBERS_TO_FIT, _ROWS_TO_FIT = 400_000, (500, 2_000)
+# Below, whitening lost (`benchmarks/results/trials.md`); beyond, its matrices take more than the model.
+_COLUMNS_TO_WHITEN = (200, 2_048)
+_ROWS_TO_SEE_VALUES = 1_000
+_ROWS_TO_WHITEN = 20_000
 # So far a transformed value may lie out: squares stay finite.
 _FARTHEST = 1e15
+# Of the largest: a matrix of float32 and its inverse know no smaller ones.
+_LEAST_VARIANCE = 1e-8
+_ONE_DEVIATION = stats.norm.cdf(1.0)
 # Below, a power and a logarithm are the same in float32.
 _NO_POWER = 1e-4
 # e to it is a float32, and so is its product with the units of far columns.
@@ -54,9 +76,66 @@ _LARGEST_EXPONENT = 40.0
 _LEAST_FACTOR = 1e-6
 
 
-def no_transform(n_features: int) -> npt.NDArray[np.float32]:
-    """The transform that leaves all columns as they are: shape (6, n_features)."""
-    return np.repeat(np.array([[0.0], [1.0], [0.0], [1.0], [0.0], [1.0]], dtype=np.float32), n_features, 1)
+def n_numbers(n_features: int, whitens: bool) -> int:
+    """How many numbers a transform has for each of so many columns."""
+    return N_NUMBERS + (1 + 2 * n_features if whitens else 0)
+
+
+def no_transform(n_features: int, whitens: bool = False) -> npt.NDArray[np.float32]:
+    """The transform that leaves all columns as they are: shape (n_numbers, n_features)."""
+    by_column = np.array([[0.0], [1.0], [0.0], [1.0], [0.0], [1.0]], dtype=np.float32)
+    numbers = np.repeat(by_column, n_features, axis=1)
+    if not whitens:
+        return numbers
+    nothing, identity = np.zeros((1, n_features), np.float32), np.eye(n_features, dtype=np.float32)
+    return np.concatenate([numbers, nothing, identity, identity])
+
+
+def is_worth_whitening(rows: Any) -> bool:
+    """Whether a table has hundreds of columns of numbers, as embeddings do: 200 to 2,048 with three values.
+
+    Models of small networks cannot learn how so many columns hang together. Sparse tables are left as they
+    are.
+    """
+    least, most = _COLUMNS_TO_WHITEN
+    n_rows, n_columns = rows.shape
+    if not isinstance(rows, np.ndarray) or not least <= n_columns <= most or rows.dtype.kind not in "fiu":
+        return False
+    some = rows[np.linspace(0, n_rows - 1, min(n_rows, _ROWS_TO_SEE_VALUES)).astype(int)]
+    ordered = np.sort(some, axis=0)
+    # NaN, which lies behind all others, is greater than nothing.
+    n_values = 1 + (ordered[1:] > ordered[:-1]).sum(axis=0)
+    return int((n_values > 2).sum()) >= least
+
+
+def fit_whitening(rows: Rows) -> npt.NDArray[np.float32]:
+    """The transform that whitens the columns of these rows: shape (7 + 2 n_features, n_features).
+
+    The covariance matrix is that of at most 20,000 rows, in which a missing value is 0, as it is to
+    `transform`. Columns of one value stay as they are.
+
+    Parameters
+    ----------
+    rows : float32 array of shape (n_rows, n_features)
+    """
+    n_features = rows.shape[1]
+    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _ROWS_TO_WHITEN)).astype(int)]
+    some = np.nan_to_num(some.astype(float))
+    varies = some.std(axis=0) > 0
+    numbers = no_transform(n_features, whitens=True)
+    if varies.sum() < 2:
+        return numbers
+    # It loads scikit-learn's linear models.
+    from sklearn.covariance import LedoitWolf
+
+    variances, directions = np.linalg.eigh(LedoitWolf().fit(some[:, varies]).covariance_)
+    scales = np.sqrt(np.maximum(variances, _LEAST_VARIANCE * variances[-1]))
+    matrix, inverse = np.eye(n_features), np.eye(n_features)
+    matrix[np.ix_(varies, varies)] = (directions / scales) @ directions.T
+    inverse[np.ix_(varies, varies)] = (directions * scales) @ directions.T
+    log_determinant = np.full((1, n_features), -np.log(scales).sum() / n_features)
+    numbers[N_NUMBERS:] = np.concatenate([log_determinant, matrix, inverse])
+    return numbers
 
 
 def fit_column_transform(
@@ -125,13 +204,20 @@ def transform(x: Any, numbers: Any) -> Any:
     u = (x - a) / b
     above, below = _power(ops.maximum(u, 0.0), power), _power(ops.maximum(-u, 0.0), 2.0 - power)
     seen = ops.clip((ops.where(u < 0, -below, above) - c) / s, -_FARTHEST, _FARTHEST)
-    return ops.where(is_transformed > 0, ops.where(ops.isnan(x), x, seen), x)
+    seen = ops.where(is_transformed > 0, ops.where(ops.isnan(x), x, seen), x)
+    matrices = _whitening(numbers)
+    if matrices is None:
+        return seen
+    missing = ops.isnan(seen)
+    return ops.where(missing, seen, ops.matmul(ops.where(missing, 0.0, seen), matrices[0]))
 
 
 def inverse_transform(seen: Any, numbers: Any) -> Any:
     """The rows of which a model sees this; what no row can be seen as becomes the farthest one."""
     is_transformed, power, a, b, c, s = (numbers[position] for position in range(N_NUMBERS))
-    ops = keras.ops
+    ops, matrices = keras.ops, _whitening(numbers)
+    if matrices is not None:
+        seen = ops.matmul(seen, matrices[1])
     y = seen * s + c
     above = _inverse_power(ops.maximum(y, 0.0), power)
     below = _inverse_power(ops.maximum(-y, 0.0), 2.0 - power)
@@ -139,12 +225,24 @@ def inverse_transform(seen: Any, numbers: Any) -> Any:
 
 
 def log_derivative(x: Any, numbers: Any) -> Any:
-    """Log dt/dx of each cell, in nats: what a log-density of t(x) lacks to be one of x."""
+    """Log dt/dx of each cell, in nats: what a log-density of t(x) lacks to be one of x.
+
+    Of whitened columns, each has the same share of the matrix' log-determinant.
+    """
     is_transformed, power, a, b, _, s = (numbers[position] for position in range(N_NUMBERS))
     ops = keras.ops
     u = (x - a) / b
     slope = ops.where(u < 0, 1.0 - power, power - 1.0) * ops.log1p(ops.abs(u)) - ops.log(b * s)
-    return ops.where(is_transformed > 0, slope, ops.zeros_like(slope))
+    slope = ops.where(is_transformed > 0, slope, ops.zeros_like(slope))
+    return slope if _whitening(numbers) is None else slope + numbers[N_NUMBERS]
+
+
+def _whitening(numbers: Any) -> tuple[Any, Any] | None:
+    """The matrix that whitens columns, and its inverse; None if they are not whitened."""
+    n_features = numbers.shape[1]
+    if numbers.shape[0] == N_NUMBERS:
+        return None
+    return numbers[N_NUMBERS + 1 : -n_features], numbers[-n_features:]
 
 
 def _power(u: Any, power: Any) -> Any:
@@ -196,7 +294,15 @@ class TransformedColumns:
         return self._back(self._likelihood.sample(parameters, seed))
 
     def quantile(self, probability: Tensor, parameters: Parameters) -> Tensor:
-        return self._back(self._likelihood.quantile(probability, parameters))
+        matrices = _whitening(self._numbers())
+        if matrices is None:
+            return self._back(self._likelihood.quantile(probability, parameters))
+        # A sum of normal variables is one, and the columns are not transformed otherwise.
+        ops, mean = keras.ops, self._likelihood.mean(parameters)
+        deviations = self._likelihood.quantile(_ONE_DEVIATION, parameters) - mean
+        variances = ops.matmul(ops.square(deviations), ops.square(matrices[1]))
+        level = ops.convert_to_tensor(stats.norm.ppf(probability), mean.dtype)
+        return ops.matmul(mean, matrices[1]) + level * ops.sqrt(variances)
 
     def expectations(self, parameters: Parameters) -> Tensor:
         numbers = keras.ops.take(self._numbers(), self._origins, axis=-1)

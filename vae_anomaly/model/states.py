@@ -11,7 +11,7 @@ import numpy as np
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Values
 from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.model.column_transform import N_NUMBERS
+from vae_anomaly.model.column_transform import N_NUMBERS, n_numbers
 from vae_anomaly.networks import Network
 from vae_anomaly.posteriors import Gaussian, Posterior
 from vae_anomaly.priors import Prior, Standard
@@ -28,6 +28,7 @@ class Specification(NamedTuple):
     latent_dim: int
     marks_missing: bool = False
     transforms_columns: bool = False
+    whitens_columns: bool = False
     posterior: Posterior = Gaussian()
     prior: Prior = Standard()
 
@@ -36,6 +37,10 @@ class Specification(NamedTuple):
         """Equal for specifications that can share compiled programs."""
         network, likelihood, *others = self
         return network.architecture_key(), likelihood.architecture_key(), *others
+
+    def of_columns_as_they_are(self) -> Specification:
+        """The same without a transform of the columns: what is trained."""
+        return self._replace(transforms_columns=False, whitens_columns=False)
 
     @property
     def noise_width(self) -> int:
@@ -67,8 +72,15 @@ class ModelState:
         """The numbers by which columns are transformed, see `column_transform`; None if they are not."""
         if not self.specification.transforms_columns:
             return None
-        shape = (N_NUMBERS, self.specification.n_features)
+        n_features = self.specification.n_features
+        shape = (n_numbers(n_features, self.specification.whitens_columns), n_features)
         return next(array for array in self.non_trainable if np.shape(array) == shape)
+
+    @property
+    def is_whitened(self) -> bool:
+        """Whether it sees columns that have been made uncorrelated."""
+        numbers = self.column_transform
+        return self.specification.whitens_columns and numbers is not None and bool(numbers[N_NUMBERS].any())
 
     def __repr__(self) -> str:
         return f"ModelState({self.specification}, {self.trainable.size} weights)"

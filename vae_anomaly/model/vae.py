@@ -21,6 +21,7 @@ from vae_anomaly.model.column_transform import (
     N_NUMBERS,
     TransformedColumns,
     log_derivative,
+    n_numbers,
     no_transform,
 )
 from vae_anomaly.model.incomplete import Incomplete
@@ -103,6 +104,8 @@ class VAE(keras.Model):  # type: ignore[misc]
     transforms_columns : bool, default=False
         Whether columns are transformed before all else, and back after it, by the numbers in the weight
         ``column_transform``; see `Member`. Then ``likelihood`` gives densities of the transformed values.
+    whitens_columns : bool, default=False
+        Whether those numbers hold matrices that whiten the columns, too.
     posterior : Posterior or None, default=None
         q(z|x); None is `posteriors.Gaussian`.
     prior : Prior or None, default=None
@@ -131,6 +134,7 @@ class VAE(keras.Model):  # type: ignore[misc]
         latent_dim: int,
         marks_missing: bool = False,
         transforms_columns: bool = False,
+        whitens_columns: bool = False,
         posterior: Posterior | None = None,
         prior: Prior | None = None,
         **kwargs: object,
@@ -152,10 +156,10 @@ class VAE(keras.Model):  # type: ignore[misc]
             trainable=False,
             name="input_range",
         )
-        self.transforms_columns = transforms_columns
+        self.transforms_columns, self.whitens_columns = transforms_columns, whitens_columns
         if transforms_columns:
             self.column_transform = self.add_weight(
-                shape=(N_NUMBERS, n_features),
+                shape=(n_numbers(n_features, whitens_columns), n_features),
                 initializer=_untransformed,
                 trainable=False,
                 name="column_transform",
@@ -449,6 +453,7 @@ class VAE(keras.Model):  # type: ignore[misc]
             "latent_dim": self.latent_dim,
             "marks_missing": self.marks_missing,
             "transforms_columns": self.transforms_columns,
+            "whitens_columns": self.whitens_columns,
             "posterior": self.posterior.config(),
             "prior": self.prior.config(),
         }
@@ -469,7 +474,8 @@ def _unbounded(shape: Shape, dtype: npt.DTypeLike | None = None) -> Array:
 
 
 def _untransformed(shape: Shape, dtype: npt.DTypeLike | None = None) -> Array:
-    return no_transform(shape[1]).astype(dtype or np.float32)
+    n_of_column, n_features = shape
+    return no_transform(n_features, whitens=n_of_column > N_NUMBERS).astype(dtype or np.float32)
 
 
 def _array(value: Tensor) -> Array:

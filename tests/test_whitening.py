@@ -1,0 +1,279 @@
+"""Whitened columns: the root of a shrunken covariance, exact densities, and wide tables by default."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import wide
+from scipy import sparse, stats
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+import vae_anomaly
+from vae_anomaly import DenseNetwork, Member, VAEDetector
+from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS, WIDE_MEMBERS
+from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.model import VAE
+from vae_anomaly.model.column_transform import (
+    fit_whitening,
+    inverse_transform,
+    is_worth_whitening,
+    log_derivative,
+    no_transform,
+    transform,
+)
+
+WHITENED = Member(column_transform="whiten")
+SMALL = {"network": DenseNetwork((8,)), "latent_dim": 2, "epochs": 5, "random_state": 0}
+
+
+def factors(n_rows, n_columns, seed=0, n_factors=3):
+    """Standardized rows of a few factors and some noise, always of the same kind."""
+    rng, loadings = np.random.default_rng(seed), np.random.default_rng(7).normal(size=(n_factors, n_columns))
+    rows = rng.normal(size=(n_rows, n_factors)) @ loadings + 0.5 * rng.normal(size=(n_rows, n_columns))
+    return (rows / np.sqrt((loadings**2).sum(axis=0) + 0.25)).astype("f4")
+
+
+# -- the transform ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(300, 6), (10, 30)], ids=["more rows", "more columns"])
+def test_squared_lengths_are_mahalanobis_distances_by_the_covariance_of_ledoit_and_wolf(shape):
+    rows, new = factors(*shape), factors(20, shape[1], seed=1)
+    seen = np.asarray(transform(new, fit_whitening(rows)), dtype=float)
+    distances = LedoitWolf().fit(rows).set_params(assume_centered=True)
+    distances.location_ = np.zeros(shape[1])
+    np.testing.assert_allclose((seen**2).sum(axis=1), distances.mahalanobis(new), rtol=1e-3)
+
+
+def test_each_column_is_nearest_to_itself():
+    """By the symmetric root: what a whitened column adds to a distance is that column's share."""
+    rows = factors(2_000, 6)
+    seen = np.asarray(transform(rows, fit_whitening(rows)))
+    correlations = np.corrcoef(rows.T, seen.T)[:6, 6:]
+    np.testing.assert_allclose(correlations, correlations.T, atol=0.02)
+    assert (correlations.argmax(axis=1) == np.arange(6)).all()
+    np.testing.assert_allclose(np.corrcoef(seen.T), np.eye(6), atol=0.05)
+
+
+def test_the_way_back_ends_where_it_began():
+    rows = factors(200, 40)
+    numbers = fit_whitening(rows)
+    np.testing.assert_allclose(inverse_transform(transform(rows, numbers), numbers), rows, atol=1e-3)
+
+
+def test_a_missing_value_stays_one_and_is_a_zero_to_the_others():
+    rows = factors(200, 5)
+    numbers = fit_whitening(rows)
+    gaps, filled = rows[:2].copy(), rows[:2].copy()
+    gaps[0, 3], filled[0, 3] = np.nan, 0.0
+    seen, expected = np.asarray(transform(gaps, numbers)), np.array(transform(filled, numbers))
+    assert np.isnan(seen[0, 3])
+    expected[0, 3] = np.nan
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_a_column_of_one_value_stays_as_it_is():
+    rows = factors(100, 5)
+    rows[:, 2] = 0.0
+    new = factors(10, 5, seed=1)
+    seen = np.asarray(transform(new, fit_whitening(rows)))
+    np.testing.assert_array_equal(seen[:, 2], new[:, 2])
+    others = np.delete(new, 2, axis=1)
+    expected = np.asarray(transform(others, fit_whitening(np.delete(rows, 2, axis=1))))
+    np.testing.assert_allclose(np.delete(seen, 2, axis=1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [np.zeros((5, 3)), np.zeros((1, 3)), np.eye(3)[:, :1]])
+def test_fewer_than_two_columns_that_vary_are_left_as_they_are(rows):
+    rows = rows.astype("f4")
+    numbers = fit_whitening(rows)
+    np.testing.assert_array_equal(numbers, no_transform(rows.shape[1], whitens=True))
+    np.testing.assert_array_equal(transform(rows, numbers), rows)
+
+
+def test_columns_that_are_the_same_are_no_division_by_zero():
+    rows = np.repeat(factors(100, 3), 2, axis=1)
+    seen = np.asarray(transform(rows, fit_whitening(rows)))
+    assert np.isfinite(seen).all()
+    assert (np.abs(seen) < 10).all()
+
+
+# -- the model ----------------------------------------------------------------------------------------------
+def whitened_vae(rows, likelihood=None):
+    n_features, likelihood = rows.shape[1], likelihood or Gaussian()
+    encoder, decoder = DenseNetwork((4,)).build(n_features, 2, likelihood.n_params)
+    vae = VAE(encoder, decoder, likelihood, n_features, 2, transforms_columns=True, whitens_columns=True)
+    vae.column_transform.assign(fit_whitening(rows))
+    return vae
+
+
+def test_the_density_of_x_given_z_is_a_normal_one_with_the_covariance_back_in_its_units():
+    rows = factors(300, 4)
+    vae = whitened_vae(rows, Gaussian(0.7))
+    parameters = vae.decode(np.zeros((1, 2), "f4"))
+    new = factors(50, 4, seed=1)
+    found = np.asarray(vae.likelihood.log_prob(new, parameters) + vae.log_derivative(new)).sum(axis=1)
+
+    back = vae.column_transform.numpy()[-4:].astype(float)
+    mean = np.asarray(vae.likelihood.mean(parameters), dtype=float)[0]
+    expected = stats.multivariate_normal(mean, 0.49 * back @ back).logpdf(new)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(0.7), Gaussian("per_row")], ids=["fixed", "per row"])
+def test_draws_have_the_mean_and_the_quantiles_that_are_told(likelihood):
+    vae = whitened_vae(factors(300, 4), likelihood)
+    parameters = vae.decode(np.zeros((40_000, 2), "f4"))
+    drawn = np.asarray(vae.likelihood.sample(parameters, 0))
+    np.testing.assert_allclose(drawn.mean(axis=0), vae.likelihood.mean(parameters)[0], atol=0.03)
+    for probability in (0.05, 0.5, 0.9):
+        below = drawn < np.asarray(vae.likelihood.quantile(np.array(probability), parameters))
+        np.testing.assert_allclose(below.mean(axis=0), probability, atol=0.01)
+
+
+def test_log_derivatives_sum_to_the_log_determinant():
+    rows = factors(300, 4)
+    numbers = fit_whitening(rows)
+    _, expected = np.linalg.slogdet(numbers[7:11].astype(float))
+    np.testing.assert_allclose(np.asarray(log_derivative(rows[:3], numbers)).sum(axis=1), expected, rtol=1e-4)
+
+
+def test_a_model_of_whitened_columns_has_a_configuration():
+    vae = whitened_vae(factors(50, 4))
+    again = VAE.from_config(vae.get_config())
+    assert again.whitens_columns
+    assert again.column_transform.shape == vae.column_transform.shape
+
+
+# -- members ------------------------------------------------------------------------------------------------
+def fit(X, **settings):
+    return VAEDetector(**{"members": [Member(), WHITENED], **SMALL, **settings}).fit(X)
+
+
+def test_a_small_deviation_in_a_direction_that_hardly_varies_is_found():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 1)) @ np.ones((1, 4)) + 0.01 * rng.normal(size=(300, 4))
+    new = np.r_[X[:100], X[:100] + 0.2 * np.array([1.0, -1.0, 1.0, -1.0])]
+    labels = np.repeat([0, 1], 100)
+    detector = fit(X, members=[WHITENED], epochs=50)
+    assert roc_auc_score(labels, -detector.score_samples(new)) > 0.99
+
+
+def test_a_member_whitens_by_the_rows_that_it_is_trained_on():
+    """So the others are as new to it as new rows, and calibrate a threshold."""
+    X = StandardScaler().fit_transform(factors(100, 5))
+    detector = fit(X, members=[WHITENED] * 2, scaler=None, validation_fraction=0.2)
+    one, other = (state.column_transform for state in detector.members_)
+    assert not np.array_equal(one, other)
+    whole = fit(X, members=[WHITENED], scaler=None, validation_fraction=0.0)
+    np.testing.assert_array_equal(whole.members_[0].column_transform, fit_whitening(X.astype("f4")))
+
+
+def test_members_that_do_not_whiten_are_as_without_those_that_do():
+    X = factors(100, 5)
+    detector, alone = fit(X), fit(X, members=[Member()])
+    np.testing.assert_array_equal(detector.members_[0].trainable, alone.members_[0].trainable)
+    assert [state.is_whitened for state in detector.members_] == [False, True]
+    assert [state.is_whitened for state in alone.members_] == [False]
+
+
+def test_what_is_expected_is_told_by_members_that_are_not_whitened():
+    X = factors(200, 5)
+    detector = fit(X, members=[Member(), WHITENED, WHITENED], epochs=50)
+    alone = fit(X, members=[Member()], epochs=50)
+    np.testing.assert_allclose(detector.reconstruct(X), alone.reconstruct(X), rtol=1e-5)
+    np.testing.assert_allclose(detector.expected(X[:3]), alone.expected(X[:3]), rtol=1e-4, atol=1e-4)
+    only = fit(X, members=[WHITENED])
+    low, high = only.expected(X[:3], coverage=0.9)[1:]
+    assert (low < high).all()
+
+
+def test_shares_of_columns_sum_to_the_score():
+    X = factors(100, 5)
+    detector = fit(X)
+    np.testing.assert_allclose(detector.explain(X).sum(axis=1), -detector.score_samples(X), rtol=1e-5)
+    X[0, 2] += 8
+    assert detector.explain(X[:1])[0].argmax() == 2
+
+
+def test_a_detector_with_whitened_members_comes_back_from_a_file_and_goes_on(tmp_path):
+    X = factors(100, 5)
+    detector = fit(X, warm_start=True)
+    detector.save(tmp_path / "model.vae")
+    loaded = vae_anomaly.load(tmp_path / "model.vae")
+    np.testing.assert_array_equal(loaded.score_samples(X), detector.score_samples(X))
+    before = [state.column_transform for state in detector.members_]
+    for fitted in (detector.fit(X), loaded.fit(X)):
+        for state, numbers in zip(fitted.members_, before, strict=True):
+            np.testing.assert_array_equal(state.column_transform, numbers)
+    np.testing.assert_array_equal(loaded.score_samples(X), detector.score_samples(X))
+
+
+def test_a_graph_of_whitened_members_scores_alike(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    X = factors(100, 5).astype(float)
+    detector = fit(X)
+    detector.to_onnx(tmp_path / "model.onnx")
+    rows = np.r_[X[:5], 100 * X[:1]]
+    rows[1, 2] = np.nan
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(["score_samples"], {"X": rows})
+    np.testing.assert_allclose(found.ravel(), detector.score_samples(rows), rtol=1e-4)
+
+
+@pytest.mark.parametrize("likelihood", ["student_t", "bernoulli", wide("poisson")])
+def test_only_normal_columns_can_be_whitened(likelihood):
+    X = np.random.default_rng(0).integers(0, 2, size=(50, 3)).astype(float)
+    with pytest.raises(ValueError, match="column_transform='whiten'.*likelihood 'gaussian'"):
+        fit(X, likelihood=likelihood)
+
+
+# -- wide tables --------------------------------------------------------------------------------------------
+def test_only_hundreds_of_columns_of_numbers_are_worth_it():
+    rows = factors(60, 220)
+    assert is_worth_whitening(rows)
+    assert is_worth_whitening(np.round(rows * 3).astype(int))
+    assert not is_worth_whitening(rows[:, :199])
+    assert not is_worth_whitening((rows > 0).astype(float))
+    assert not is_worth_whitening(sparse.csr_matrix(rows))
+    assert not is_worth_whitening(np.ones((10, 3_000)))
+    gaps = rows.copy()
+    gaps[::2] = np.nan
+    assert is_worth_whitening(gaps)
+    assert not is_worth_whitening(np.full((10, 300), np.nan))
+
+
+WIDE = {"network": DenseNetwork((4,)), "latent_dim": 2, "random_state": 0, "n_draws": 2}
+
+
+@pytest.fixture(scope="module")
+def wide_detector():
+    return VAEDetector(**WIDE).fit(factors(150, 220, n_factors=5))
+
+
+def test_six_of_the_default_members_whiten_a_wide_table(wide_detector):
+    assert WIDE_MEMBERS[:2] == DEFAULT_MEMBERS[:2]
+    assert [state.is_whitened for state in wide_detector.members_] == [False] * 2 + [True] * 6
+    assert wide_detector.model_card()["model"]["members_that_whiten_columns"] == 6
+
+
+def test_a_wide_table_of_another_likelihood_keeps_the_members_of_others():
+    X = factors(60, 220)
+    detector = VAEDetector(**WIDE, likelihood="student_t").fit(X)
+    assert not any(state.is_whitened for state in detector.members_)
+
+
+def test_new_rows_of_a_wide_table_are_flagged_as_rarely_as_it_says(wide_detector):
+    """There are more columns than rows: those that made the covariance are much nearer than new ones."""
+    new = factors(1_000, 220, seed=1, n_factors=5)
+    assert (wide_detector.predict(new) == -1).mean() < 0.12
+
+
+def test_a_wide_table_with_names_and_gaps_is_taken(wide_detector):
+    X = factors(150, 220, n_factors=5).astype(float)
+    X[::7, 3] = np.nan
+    frame = pd.DataFrame(X, columns=[f"e{i}" for i in range(220)])
+    detector = VAEDetector(**WIDE).fit(frame)
+    assert any(state.is_whitened for state in detector.members_)
+    shares = detector.explain(frame)
+    np.testing.assert_allclose(shares.sum(axis=1), -detector.score_samples(frame), rtol=1e-4)
+    assert list(shares.columns) == list(frame.columns)
