@@ -13,7 +13,7 @@ from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
 from vae_anomaly.core.backend import keras
 from vae_anomaly.engine import tiles
 from vae_anomaly.engine.programs import architecture, architecture_of
-from vae_anomaly.likelihoods import Gaussian
+from vae_anomaly.likelihoods import Gaussian, UnitGaussian
 from vae_anomaly.model.states import Specification
 
 pytestmark = pytest.mark.narrow_tiles
@@ -27,6 +27,21 @@ def test_tiles_are_powers_of_two_that_shrink_as_the_model_grows(units, n_draws):
 
     assert rows(units) in (16, 32, 64, 128, 256, 512)
     assert rows(tuple(4 * width for width in units)) <= rows(units)
+
+
+def test_a_convolution_costs_its_kernel_at_each_of_its_places():
+    network = ConvNetwork((8, 8, 1), filters=(4,), dense_units=())
+    found = architecture(Specification(network, UnitGaussian(), 64, 2))
+    encoder = 4 * 4 * (9 * 4 + 4) + (64 * 4 + 4)  # a stride of 2, and the heads
+    assert found.encoder_size == encoder
+    decoder = (2 * 64 + 64) + 4 * 4 * (9 * 4 * 4 + 4) + 8 * 8 * (9 * 4 + 1)
+    assert found.decoder_size == decoder
+
+
+def test_large_images_are_scored_by_two():
+    network = ConvNetwork((64, 64, 3), filters=(16, 32), dense_units=())
+    found = architecture(Specification(network, UnitGaussian(), 64 * 64 * 3, 2))
+    assert tiles.wide_tile(found, n_draws=10) == 2
 
 
 def test_no_row_count_traces_a_program_again(table):

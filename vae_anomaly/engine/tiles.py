@@ -33,6 +33,8 @@ DRAWS_AT_ONCE = 64
 # fit into the cache.
 _TILE_FLOPS = 1.2e8
 _WIDE_TILES = (16, 512)
+# A product of few rows with a matrix of weights waits for the weights; those of a convolution are few.
+_FEWEST_IMAGES = 2
 # Of what all draws expect in a tile: scores of images hold several copies of it, in float64, and a large
 # image is to be scored without others that only fill its tile.
 _TILE_NUMBERS = 2**21
@@ -56,6 +58,8 @@ def wide_tile(architecture: Architecture, n_draws: int) -> int:
     """How many rows a tile takes: a power of two that depends on the model and the draws alone."""
     flops_of_row = 2 * max(1, architecture.encoder_size + n_draws * architecture.decoder_size)
     smallest, largest = _WIDE_TILES
+    if architecture.has_convolutions:
+        smallest = _FEWEST_IMAGES
     numbers_of_row = max(n_draws, min(architecture.n_values, DRAWS_AT_ONCE)) * architecture.n_features
     while smallest > 1 and smallest * numbers_of_row > _TILE_NUMBERS:
         smallest //= 2
