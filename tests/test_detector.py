@@ -405,8 +405,22 @@ BAD_INPUT = {
     "a column of NaN": (frame_with(np.nan).assign(b=np.nan), ValueError, "column 'b' holds no value"),
     "infinity": (frame_with(np.inf), ValueError, "infinity"),
     "minus infinity": (frame_with(-np.inf), ValueError, "infinity"),
-    "complex": (np.ones((20, 3)) * 1j, ValueError, "Complex data not supported"),
-    "strings": (np.array([["red"], ["blue"]]), ValueError, "could not convert string to float: .*'red'"),
+    "complex": (
+        np.ones((20, 3)) * 1j,
+        ValueError,
+        "column 0 holds 1j in row 0, .*Complex data not supported",
+    ),
+    "strings": (
+        np.array([["red"], ["blue"]]),
+        ValueError,
+        "column 0 holds 'red' in row 0, which is not a number",
+    ),
+    "a list in a list": (
+        [[1.0, [2.0]]] * 3,
+        ValueError,
+        r"column 1 holds \[2.0\] in row 0, which is not a number",
+    ),
+    "rows of two lengths": ([[1.0, 2.0], [1.0]], ValueError, "row 0 has 2 values and row 1 has 1"),
     "numbers and strings": (
         frame_with("red"),
         ValueError,

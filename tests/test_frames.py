@@ -188,3 +188,26 @@ def test_a_dataset_of_tensorflow_is_named_with_what_makes_rows_of_it():
 @pytest.mark.parametrize("X", [([1.0, 2.0], [3.0, 4.5]), (ROWS[0], ROWS[1])], ids=["lists", "arrays"])
 def test_a_tuple_of_rows_is_rows(X):
     assert quick().fit(X).n_features_in_ == len(X[0])
+
+
+NO_NUMBERS = {
+    "lists": ([[1.0, 2.0]] * 3, r"\[1.0, 2.0\]"),
+    "arrays": ([np.zeros(2)] * 3, r"array\(\[0., 0.\]\)"),
+    "dictionaries": ([{"k": 1}] * 3, "{'k': 1}"),
+    "strings": (["1.5", "u", "v"], "'u'"),
+    "complex numbers": ([1j] * 3, "1j"),
+    "dates": (pd.date_range("2020", periods=3), "Timestamp"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_what_is_no_number_is_named_where_numbers_were_learned(kind):
+    values, shown = NO_NUMBERS[kind]
+    X = pd.DataFrame({"x": np.arange(30.0), "a": np.arange(30.0) ** 2})
+    detector = VAEDetector(epochs=1, members=1, random_state=0).fit(X)
+    new = pd.DataFrame({"x": [1.0, 2.0, 3.0], "a": values})
+    row = 1 if kind == "strings" else 0
+    with pytest.raises(
+        (TypeError, ValueError), match=f"column 'a' holds {shown}.* in row {row}, .*not a number"
+    ):
+        detector.score_samples(new)

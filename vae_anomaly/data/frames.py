@@ -7,6 +7,7 @@ and the other library call a missing value, a category or a whole number stays o
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,16 @@ from scipy import sparse
 
 from vae_anomaly.core.types import Array, Floats, Unchecked
 
-__all__ = ["check_names", "is_foreign", "like", "names_of", "rows_at", "to_pandas", "with_values"]
+__all__ = [
+    "check_names",
+    "find_no_number",
+    "is_foreign",
+    "like",
+    "names_of",
+    "rows_at",
+    "to_pandas",
+    "with_values",
+]
 
 
 def to_pandas(X: Unchecked) -> Unchecked:
@@ -167,6 +177,42 @@ def check_names(X: Unchecked, expected: list[str] | None) -> None:
             f"the detector was fitted on the columns {', '.join(expected)}; received the columns "
             f"{', '.join(received)}. Give X the columns of the training rows, in their order."
         )
+
+
+def find_no_number(X: Unchecked) -> str | None:
+    """What a table holds where numbers are wanted: the first such value, with its column and row; else None.
+
+    Or which rows differ in length.
+    """
+    if not isinstance(X, pd.DataFrame):
+        try:
+            X = pd.DataFrame(np.array(X, dtype=object))
+        except ValueError:  # more than two dimensions, or arrays of different lengths
+            return None
+        lengths = [len(row) for row in X[0] if isinstance(row, list | tuple)] if X.shape[1] == 1 else []
+        if len(set(lengths)) > 1:
+            other = int(np.argmax(np.array(lengths) != lengths[0]))
+            return f"row 0 has {lengths[0]} values and row {other} has {lengths[other]}"
+    for position, name in enumerate(X.columns):
+        column = X.iloc[:, position]
+        if pd.api.types.is_bool_dtype(column) or (
+            pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)
+        ):
+            continue
+        for row, value in enumerate(column):
+            if not _is_number(value):
+                return f"column {name!r} holds {reprlib.repr(value)} in row {row}, which is not a number"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    if value is None or value is pd.NA:
+        return True
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, np.ndarray | pd.Timestamp | np.datetime64 | np.timedelta64)
 
 
 def is_foreign(X: Unchecked) -> bool:

@@ -178,15 +178,24 @@ def read(
     if not reset:
         check_image_shape(received, image_shape, shape_of_images)
     bytes_stay = [] if image_shape is None else [np.uint8]  # a copy in float64 is eight times as large
-    X = validate_data(
-        detector,
-        X,
-        accept_sparse="csr",
-        reset=reset,
-        dtype=[np.float64, np.float32, *bytes_stay],
-        ensure_all_finite=False,  # NaN is a missing value, and an infinite one is named by its column
-        ensure_min_samples=2 if reset else 1,
-    )
+    given = X
+    try:
+        X = validate_data(
+            detector,
+            X,
+            accept_sparse="csr",
+            reset=reset,
+            dtype=[np.float64, np.float32, *bytes_stay],
+            ensure_all_finite=False,  # NaN is a missing value, and an infinite one is named by its column
+            ensure_min_samples=2 if reset else 1,
+        )
+    except (TypeError, ValueError) as error:
+        found = frames.find_no_number(given)
+        if found is None:
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        reason = str(error).partition("\n")[0]
+        raise kind(f"{found}: {reason.rstrip('.')}.") from error
     if reset:
         check_finite(X, getattr(detector, "feature_names_in_", None))
     return X, image_shape, dtype
