@@ -63,7 +63,7 @@ _NUMBERS_TO_FIT, _ROWS_TO_FIT = 400_000, (500, 2_000)
 # Below, whitening lost (`benchmarks/results/trials.md`); beyond, its matrices take more than the model.
 _COLUMNS_TO_WHITEN = (200, 2_048)
 _ROWS_TO_SEE_VALUES = 1_000
-_ROWS_TO_WHITEN = 20_000
+_NUMBERS_TO_WHITEN = 8_000_000
 # So far a transformed value may lie out: squares stay finite.
 _FARTHEST = 1e15
 # Of the largest: a matrix of float32 and its inverse know no smaller ones.
@@ -111,24 +111,24 @@ def is_worth_whitening(rows: Any) -> bool:
 def fit_whitening(rows: Rows) -> npt.NDArray[np.float32]:
     """The transform that whitens the columns of these rows: shape (7 + 2 n_features, n_features).
 
-    The covariance matrix is that of at most 20,000 rows, in which a missing value is 0, as it is to
-    `transform`. Columns of one value stay as they are.
+    The covariance matrix is that of at most eight million of their numbers, in which a missing value is 0, as
+    it is to `transform`. Columns of one value stay as they are.
 
     Parameters
     ----------
     rows : float32 array of shape (n_rows, n_features)
     """
     n_features = rows.shape[1]
-    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _ROWS_TO_WHITEN)).astype(int)]
-    some = np.nan_to_num(some.astype(float))
+    n_rows = min(len(rows), max(2, _NUMBERS_TO_WHITEN // n_features))
+    some = np.nan_to_num(rows[np.linspace(0, len(rows) - 1, n_rows).astype(int)].astype(float))
     varies = some.std(axis=0) > 0
     numbers = no_transform(n_features, whitens=True)
     if varies.sum() < 2:
         return numbers
     # It loads scikit-learn's linear models.
-    from sklearn.covariance import LedoitWolf
+    from sklearn.covariance import ledoit_wolf
 
-    variances, directions = np.linalg.eigh(LedoitWolf().fit(some[:, varies]).covariance_)
+    variances, directions = np.linalg.eigh(ledoit_wolf(some[:, varies])[0])
     scales = np.sqrt(np.maximum(variances, _LEAST_VARIANCE * variances[-1]))
     matrix, inverse = np.eye(n_features), np.eye(n_features)
     matrix[np.ix_(varies, varies)] = (directions / scales) @ directions.T
