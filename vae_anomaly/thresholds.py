@@ -94,8 +94,8 @@ class OutOfBag(_Ranked):
     ``contamination="auto"`` means where members leave rows out. It costs no further training and holds on
     average over fits, nearly: `Conformal` holds whatever the model, and costs rows or trainings. Anomalies
     among the training rows make the cut larger. Of more than 2,000 training rows, a random 2,000 are scored.
-    On generated tables of 4 and 10 columns of five kinds, means over three fits were 0.9 to 1.2 times the
-    rate with 3,000 rows, 0.3 to 1.3 times with 300 and 1,000, and 0.1 to 1.9 times with 100 (the least of
+    On generated tables of 4 and 10 columns of five kinds, means over three fits were 0.8 to 1.2 times the
+    rate with 3,000 rows, 0.2 to 1.3 times with 300 and 1,000, and 0.3 to 1.9 times with 100 (the least of
     uniform columns, the most of heavy tails): take `Conformal` where rows are few.
 
     Parameters
