@@ -1,5 +1,7 @@
 """Whitened columns: the root of a shrunken covariance, exact densities, and wide tables by default."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -277,3 +279,18 @@ def test_a_wide_table_with_names_and_gaps_is_taken(wide_detector):
     shares = detector.explain(frame)
     np.testing.assert_allclose(shares.sum(axis=1), -detector.score_samples(frame), rtol=1e-4)
     assert list(shares.columns) == list(frame.columns)
+
+
+def test_rows_that_are_all_trained_on_from_a_file_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr("vae_anomaly.ensemble.decisions._ROWS_IN_MEMORY", 100)
+    X = factors(150, 220)
+    read_whole, read_in_pieces = (
+        VAEDetector(**WIDE, members=[Member(), WHITENED], epochs=2, max_samples=n).fit(X) for n in (150, None)
+    )
+    assert [state.is_whitened for state in read_whole.members_] == [False, True]
+    assert not any(state.is_whitened for state in read_in_pieces.members_)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of no convergence in so few passes
+        default = VAEDetector(**WIDE, epochs="auto", max_samples=None).fit(X)
+    assert not any(state.specification.whitens_columns for state in default.members_)
+    assert len(default.members_) == len(DEFAULT_MEMBERS)

@@ -71,7 +71,7 @@ def fit(
         given.image_shape if earlier is None else detector.image_shape_,
         given.X.shape[0],
         takes_new_rows,
-        is_worth_whitening(given.X) if earlier is None else earlier.whitens_columns,
+        _is_wide(given, detector) if earlier is None else earlier.whitens_columns,
     )
     calibration_rows.check_groups(given.groups, decisions.calibration)
     if given.stream is not None and decisions.trains_on_all:
@@ -87,3 +87,9 @@ def fit(
         interruption=interruption,
     )
     attributes.take_over(detector, outcome, decisions, given)
+
+
+def _is_wide(given: TrainingRows, detector: Detector) -> bool:
+    """Whether members may whiten columns: not of rows that are all trained on from a file."""
+    is_cached = given.stream is not None and trains_on_all(detector.max_samples, detector.epochs)
+    return not is_cached and is_worth_whitening(given.X)

@@ -50,8 +50,8 @@ class Member(BaseEstimator):  # type: ignore[misc]
         "whiten" makes them uncorrelated by the root of their covariance matrix, shrunk as by Ledoit & Wolf
         (2004, "A well-conditioned estimator for large-dimensional covariance matrices"), so that a small
         deviation counts if the rows hardly vary in its direction. It needs the likelihood "gaussian", and
-        8 n_features² bytes in each member. Of hundreds of columns, such as an embedding's, six of the eight
-        default members have it.
+        8 n_features² bytes in each member. Sparse tables, and rows that are all trained on from a file, stay
+        as they are. Of hundreds of columns, such as an embedding's, six of the eight default members have it.
 
     Examples
     --------

@@ -15,9 +15,9 @@ A model whose columns are whitened sees, in the place of a row t,
 
 .. math:: y = \Sigma^{-1/2} t
 
-with the covariance matrix of its training rows, shrunk as by Ledoit & Wolf (2004): its own directions are
-known of as many columns as rows, and others are not taken for constant. The symmetric root leaves each column
-as near to itself as whitening can, so that what y_j adds to a squared distance is column j's share of it.
+with the covariance matrix of its training rows, shrunk as by Ledoit & Wolf (2004), so that it has an inverse
+where there are more columns than rows. The symmetric root leaves each column as near to itself as whitening
+can, so that what y_j adds to a squared distance is column j's share of it.
 O. Ledoit & M. Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", Journal of
 Multivariate Analysis 88; P. H. Garthwaite & I. Koch (2016), "Evaluating the contributions of individual
 variables to a quadratic form", Australian & New Zealand Journal of Statistics 58.
