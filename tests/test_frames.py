@@ -211,3 +211,15 @@ def test_what_is_no_number_is_named_where_numbers_were_learned(kind):
         (TypeError, ValueError), match=f"column 'a' holds {shown}.* in row {row}, .*not a number"
     ):
         detector.score_samples(new)
+
+
+def test_other_names_are_told_before_what_is_no_number():
+    X = pd.DataFrame({"x": np.arange(30.0), "a": np.arange(30.0) ** 2})
+    detector = VAEDetector(epochs=1, members=1, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="feature names should match"):
+        detector.score_samples(pd.DataFrame({"x": [1.0], "b": ["red"]}))
+
+
+def test_no_rows_are_told_to_be_none():
+    with pytest.raises(ValueError, match="2D array, got 1D array"):
+        VAEDetector(epochs=1).fit([])

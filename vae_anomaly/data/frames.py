@@ -186,13 +186,16 @@ def find_no_number(X: Unchecked) -> str | None:
     """
     if not isinstance(X, pd.DataFrame):
         try:
-            X = pd.DataFrame(np.array(X, dtype=object))
-        except ValueError:  # more than two dimensions, or arrays of different lengths
+            array = np.array(X, dtype=object)
+        except ValueError:  # arrays of different lengths
             return None
-        lengths = [len(row) for row in X[0] if isinstance(row, list | tuple)] if X.shape[1] == 1 else []
-        if len(set(lengths)) > 1:
-            other = int(np.argmax(np.array(lengths) != lengths[0]))
+        if array.ndim == 1 and len(array) and all(isinstance(row, list | tuple) for row in array):
+            lengths = np.array([len(row) for row in array])
+            other = int(np.argmax(lengths != lengths[0]))
             return f"row 0 has {lengths[0]} values and row {other} has {lengths[other]}"
+        if array.ndim != 2:
+            return None
+        X = pd.DataFrame(array)
     for position, name in enumerate(X.columns):
         column = X.iloc[:, position]
         if pd.api.types.is_bool_dtype(column) or (

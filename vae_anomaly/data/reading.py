@@ -190,7 +190,11 @@ def read(
             ensure_min_samples=2 if reset else 1,
         )
     except (TypeError, ValueError) as error:
-        found = frames.find_no_number(given)
+        known = None if reset else getattr(detector, "feature_names_in_", None)
+        has_other_names = (
+            isinstance(given, pd.DataFrame) and known is not None and [*given.columns] != [*known]
+        )
+        found = None if has_other_names else frames.find_no_number(given)
         if found is None:
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
