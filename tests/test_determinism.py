@@ -54,7 +54,6 @@ BY_DEFAULT = {
     "gaussian",
     "mixed",
     "batch_normalization",
-    "conv",
     "iwae",
     "xla",
 }

@@ -90,7 +90,7 @@ PRODUCT = {
 @pytest.mark.parametrize(
     ("grid", "n_jobs", "scoring"),
     [
-        pytest.param(STAR, 2, None, id="star-elbo-2"),
+        wide(STAR, 2, None, name="star-elbo-2"),
         wide(STAR, 2, scorers.roc_auc, name="star-auroc-2"),
         wide(PRODUCT, 2, None, name="product-elbo-2"),
         wide(PRODUCT, -1, None, name="product-elbo--1"),

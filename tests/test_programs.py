@@ -102,6 +102,7 @@ def test_limits_go_in_as_numbers(table):
     assert set(architecture(first.members_[0].specification)._programs) == traced
 
 
+@pytest.mark.wide
 def test_one_architecture_keeps_a_bounded_number_of_programs(table, few_kept):
     X, _ = table
     detector = VAEDetector(network=DenseNetwork((18,)), epochs=1, random_state=0)

@@ -186,6 +186,7 @@ def test_a_large_model_gets_no_program_of_its_own(table, often_asked, monkeypatc
     assert own_programs(often_asked) == [None]
 
 
+@pytest.mark.wide
 def test_programs_of_ones_own_go_with_their_model(table, often_asked, monkeypatch):
     X, _ = table
     monkeypatch.setattr(tiles, "_same_bits", lambda *_: True)
