@@ -24,7 +24,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, Member, VAEDetector
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.export import onnx_graph
 from vae_anomaly.export import onnx_model as onnx_export
@@ -148,6 +148,12 @@ def test_scores_and_labels_of_a_written_file_are_the_detectors(written):
     detector, _, path = written
     _, X, factors = CASES["gaussian, elbo"]
     assert_all_rows_have_the_same(onnxruntime.InferenceSession(path), detector, X, factors)
+
+
+def test_whitened_members_are_in_the_graph(tmp_path):
+    detector = small(members=[Member(), Member(column_transform="whiten")]).fit(REAL[:200])
+    rows = np.concatenate([with_gaps(REAL[:50]), 1e6 * REAL[:10]])
+    assert_same(session(detector, tmp_path), detector, rows, sizes=(1,))
 
 
 @pytest.mark.long

@@ -210,18 +210,6 @@ def test_a_detector_with_whitened_members_comes_back_from_a_file_and_goes_on(tmp
     np.testing.assert_array_equal(loaded.score_samples(X), detector.score_samples(X))
 
 
-def test_a_graph_of_whitened_members_scores_alike(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    X = factors(100, 5).astype(float)
-    detector = fit(X)
-    detector.to_onnx(tmp_path / "model.onnx")
-    rows = np.r_[X[:5], 100 * X[:1]]
-    rows[1, 2] = np.nan
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (found,) = session.run(["score_samples"], {"X": rows})
-    np.testing.assert_allclose(found.ravel(), detector.score_samples(rows), rtol=1e-4)
-
-
 @pytest.mark.parametrize("likelihood", ["student_t", "bernoulli", wide("laplace")])
 def test_only_normal_columns_can_be_whitened(likelihood):
     X = np.random.default_rng(0).integers(0, 2, size=(50, 3)).astype(float)
