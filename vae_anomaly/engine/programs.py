@@ -269,11 +269,15 @@ def without_column_transform(state: ModelState) -> tuple[ModelState, Rows | None
 def _multiply_adds(model: KerasModel) -> int:
     """Of a row: as many as there are weights, but those of a convolution count at each of its places."""
     counts = [
-        _multiply_adds(layer) if hasattr(layer, "layers") else layer.count_params() * _places(layer)
+        _multiply_adds(layer) if isinstance(layer, keras.Model) else _n_weights(layer) * _places(layer)
         for layer in model.layers
     ]
-    own: int = model.count_params() - sum(layer.count_params() for layer in model.layers)
-    return sum(counts) + own
+    return sum(counts) + _n_weights(model) - sum(map(_n_weights, model.layers))
+
+
+def _n_weights(layer: Any) -> int:
+    # A layer's own count_params refuses one that was never called.
+    return sum(math.prod(weight.shape) for weight in layer.weights)
 
 
 def _places(layer: Any) -> int:
