@@ -38,6 +38,7 @@ def test_a_convolution_costs_its_kernel_at_each_of_its_places():
     assert found.decoder_size == decoder
 
 
+@pytest.mark.filterwarnings("ignore:.*unbuilt state")
 def test_layers_that_are_never_called_and_models_within_models_are_counted():
     class Model(keras.Model):
         def __init__(self):
