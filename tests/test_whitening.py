@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 import vae_anomaly
 from vae_anomaly import DenseNetwork, Member, VAEDetector
+from vae_anomaly.engine import programs
 from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS, WIDE_MEMBERS
 from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.model import VAE
@@ -41,7 +42,7 @@ def factors(n_rows, n_columns, seed=0, n_factors=3):
 def test_squared_lengths_are_mahalanobis_distances_by_the_covariance_of_ledoit_and_wolf(shape):
     rows, new = factors(*shape), factors(20, shape[1], seed=1)
     seen = np.asarray(transform(new, fit_whitening(rows)), dtype=float)
-    distances = LedoitWolf().fit(rows).set_params(assume_centered=True)
+    distances = LedoitWolf().fit(rows)
     distances.location_ = np.zeros(shape[1])
     np.testing.assert_allclose((seen**2).sum(axis=1), distances.mahalanobis(new), rtol=1e-3)
 
@@ -176,6 +177,21 @@ def test_members_that_do_not_whiten_are_as_without_those_that_do():
     np.testing.assert_array_equal(detector.members_[0].trainable, alone.members_[0].trainable)
     assert [state.is_whitened for state in detector.members_] == [False, True]
     assert [state.is_whitened for state in alone.members_] == [False]
+
+
+def test_powers_of_one_member_are_undone_beside_another_that_whitens():
+    """Both have their numbers in one weight: the ends of intervals are in the units of x all the same."""
+    X = np.exp(factors(200, 5))
+    powers = Member(column_transform="yeo-johnson")
+    mixed, alone = (fit(X, members=members, epochs=20) for members in ([powers, WHITENED], [powers]))
+    np.testing.assert_array_equal(mixed.members_[0].trainable, alone.members_[0].trainable)
+    z = np.zeros((1, 2), "f4")
+    of_mixed, of_alone = (programs.model_of(detector.members_[0]) for detector in (mixed, alone))
+    for probability in (0.05, 0.5, 0.99):
+        found, expected = (
+            vae.likelihood.quantile(np.array(probability), vae.decode(z)) for vae in (of_mixed, of_alone)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_expected_is_told_by_members_that_are_not_whitened():

@@ -214,10 +214,14 @@ def transform(x: Any, numbers: Any) -> Any:
 
 def inverse_transform(seen: Any, numbers: Any) -> Any:
     """The rows of which a model sees this; what no row can be seen as becomes the farthest one."""
+    matrices = _whitening(numbers)
+    return _undo_powers(seen if matrices is None else keras.ops.matmul(seen, matrices[1]), numbers)
+
+
+def _undo_powers(seen: Any, numbers: Any) -> Any:
+    """Columns that are not whitened, or no longer, as they were before their powers."""
     is_transformed, power, a, b, c, s = (numbers[position] for position in range(N_NUMBERS))
-    ops, matrices = keras.ops, _whitening(numbers)
-    if matrices is not None:
-        seen = ops.matmul(seen, matrices[1])
+    ops = keras.ops
     y = seen * s + c
     above = _inverse_power(ops.maximum(y, 0.0), power)
     below = _inverse_power(ops.maximum(-y, 0.0), 2.0 - power)
@@ -297,12 +301,12 @@ class TransformedColumns:
         matrices = _whitening(self._numbers())
         if matrices is None:
             return self._back(self._likelihood.quantile(probability, parameters))
-        # A sum of normal variables is one, and the columns are not transformed otherwise.
+        # A sum of normal variables is one, and powers rise: what lies above a share of it stays above.
         ops, mean = keras.ops, self._likelihood.mean(parameters)
         deviations = self._likelihood.quantile(_ONE_DEVIATION, parameters) - mean
         variances = ops.matmul(ops.square(deviations), ops.square(matrices[1]))
         level = ops.convert_to_tensor(stats.norm.ppf(probability), mean.dtype)
-        return ops.matmul(mean, matrices[1]) + level * ops.sqrt(variances)
+        return _undo_powers(ops.matmul(mean, matrices[1]) + level * ops.sqrt(variances), self._numbers())
 
     def expectations(self, parameters: Parameters) -> Tensor:
         numbers = keras.ops.take(self._numbers(), self._origins, axis=-1)
