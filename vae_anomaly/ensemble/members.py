@@ -23,7 +23,13 @@ from vae_anomaly.data.patches import Patches
 from vae_anomaly.engine import programs
 from vae_anomaly.engine.devices import device_of
 from vae_anomaly.ensemble.job import Job, ProgressStore, split_positions
-from vae_anomaly.model.column_transform import N_NUMBERS, fit_whitening, no_transform, transform
+from vae_anomaly.model.column_transform import (
+    N_NUMBERS,
+    fit_whitening,
+    is_whitening,
+    no_transform,
+    transform,
+)
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.training.collapse import has_collapsed
 from vae_anomaly.training.epochs import Progress, TrainingResult, Validation, train
@@ -309,7 +315,7 @@ def _split(job: Job, numbers: Rows | None, seed: int) -> tuple[Matrix, Validatio
     ``numbers`` are those by which it transforms columns.
     """
     rows, cached, fraction = job.rows, job.cached, job.recipe.validation_fraction
-    if numbers is not None and _changes(numbers):
+    if numbers is not None and (numbers[0].any() or is_whitening(numbers)):
         of_columns = partial(_transform, numbers=numbers)
         rows = of_columns(rows[:])
         cached = None if cached is None else cached.followed_by(of_columns)
@@ -320,11 +326,6 @@ def _split(job: Job, numbers: Rows | None, seed: int) -> tuple[Matrix, Validatio
     if cached is not None:
         return cached.leave_out(held_out), validation
     return subset(rows, kept), validation
-
-
-def _changes(numbers: Rows) -> bool:
-    """Whether a transform does anything."""
-    return not np.array_equal(numbers, no_transform(numbers.shape[1], len(numbers) > N_NUMBERS))
 
 
 def _transform(rows: Rows, numbers: Rows) -> Rows:

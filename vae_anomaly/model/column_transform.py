@@ -42,6 +42,7 @@ __all__ = [
     "fit_column_transform",
     "fit_whitening",
     "inverse_transform",
+    "is_whitening",
     "is_worth_whitening",
     "log_derivative",
     "n_numbers",
@@ -89,6 +90,11 @@ def no_transform(n_features: int, whitens: bool = False) -> npt.NDArray[np.float
         return numbers
     nothing, identity = np.zeros((1, n_features), np.float32), np.eye(n_features, dtype=np.float32)
     return np.concatenate([numbers, nothing, identity, identity])
+
+
+def is_whitening(numbers: Rows) -> bool:
+    """Whether a transform whitens columns; one that holds the identity does not."""
+    return len(numbers) > N_NUMBERS and bool(numbers[N_NUMBERS].any())  # its log-determinant is 0
 
 
 def is_worth_whitening(rows: Any) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Values
 from vae_anomaly.likelihoods import Likelihood
-from vae_anomaly.model.column_transform import N_NUMBERS, n_numbers
+from vae_anomaly.model.column_transform import is_whitening, n_numbers
 from vae_anomaly.networks import Network
 from vae_anomaly.posteriors import Gaussian, Posterior
 from vae_anomaly.priors import Prior, Standard
@@ -80,7 +80,7 @@ class ModelState:
     def is_whitened(self) -> bool:
         """Whether it sees columns that have been made uncorrelated."""
         numbers = self.column_transform
-        return self.specification.whitens_columns and numbers is not None and bool(numbers[N_NUMBERS].any())
+        return numbers is not None and is_whitening(numbers)
 
     def __repr__(self) -> str:
         return f"ModelState({self.specification}, {self.trainable.size} weights)"
