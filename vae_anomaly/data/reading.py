@@ -177,32 +177,34 @@ def read(
         X = detector.table_.numbers(X)
     if not reset:
         check_image_shape(received, image_shape, shape_of_images)
-    bytes_stay = [] if image_shape is None else [np.uint8]  # a copy in float64 is eight times as large
-    given = X
     try:
-        X = validate_data(
+        numbers = validate_data(
             detector,
             X,
             accept_sparse="csr",
             reset=reset,
-            dtype=[np.float64, np.float32, *bytes_stay],
+            # A copy of bytes in float64 is eight times as large.
+            dtype=[np.float64, np.float32, *([] if image_shape is None else [np.uint8])],
             ensure_all_finite=False,  # NaN is a missing value, and an infinite one is named by its column
             ensure_min_samples=2 if reset else 1,
         )
     except (TypeError, ValueError) as error:
-        known = None if reset else getattr(detector, "feature_names_in_", None)
-        has_other_names = (
-            isinstance(given, pd.DataFrame) and known is not None and [*given.columns] != [*known]
-        )
-        found = None if has_other_names else frames.find_no_number(given)
-        if found is None:
-            raise
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        reason = str(error).partition("\n")[0]
-        raise kind(f"{found}: {reason.rstrip('.')}.") from error
+        _name_no_number(X, None if reset else getattr(detector, "feature_names_in_", None), error)
+        raise
     if reset:
-        check_finite(X, getattr(detector, "feature_names_in_", None))
-    return X, image_shape, dtype
+        check_finite(numbers, getattr(detector, "feature_names_in_", None))
+    return numbers, image_shape, dtype
+
+
+def _name_no_number(X: Matrix, expected: Array | None, error: TypeError | ValueError) -> None:
+    """Raise the error again with what X holds that is not a number, if its columns are those expected."""
+    if isinstance(X, pd.DataFrame) and expected is not None and [*X.columns] != [*expected]:
+        return
+    found = frames.find_no_number(X)
+    if found is not None:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise kind(f"{found}: {reason}.") from error
 
 
 def read_groups(X: MatrixLike, groups: npt.ArrayLike | str | None) -> Array:
