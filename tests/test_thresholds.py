@@ -274,6 +274,31 @@ def test_a_row_takes_the_place_among_new_rows_that_it_has_among_those_trained_on
         assert np.quantile(found, probability) == pytest.approx(expected, abs=0.06 * expected)
 
 
+def test_members_that_know_their_rows_better_than_others_do_are_a_group_of_their_own():
+    """Of two members, rows that they know lie as far as new ones, of two others half as far."""
+    rng = np.random.RandomState(0)
+    honest = rng.gamma(2, size=4000) + np.zeros((4, 1))
+    left_out = rng.uniform(size=honest.shape) < 0.2
+    groups = np.array([False, True, True, False])
+    scores = np.where(left_out | ~groups[:, None], honest, honest / 2)
+    found = out_of_bag(scores, np.full(4, 1 / 4), left_out, groups)
+    mixed = out_of_bag(scores, np.full(4, 1 / 4), left_out)
+    for probability in (0.5, 0.9, 0.95, 0.99):
+        expected = np.quantile(honest.mean(axis=0), probability)
+        assert np.quantile(found, probability) == pytest.approx(expected, rel=0.05)
+    assert np.quantile(mixed, 0.95) > 1.1 * np.quantile(honest.mean(axis=0), 0.95)
+
+
+def test_a_group_that_leaves_no_row_out_is_judged_by_all_members():
+    rng = np.random.RandomState(0)
+    scores, left_out = rng.gamma(2, size=(3, 50)), rng.uniform(size=(3, 50)) < 0.3
+    left_out[0] = False
+    weights, alone = np.full(3, 1 / 3), np.array([True, False, False])
+    np.testing.assert_array_equal(
+        out_of_bag(scores, weights, left_out, alone), out_of_bag(scores, weights, left_out)
+    )
+
+
 @pytest.mark.parametrize(("n_members", "n_rows"), [(4, 100), (8, 300), wide(2, 1000), wide(4, 1000)])
 def test_members_that_agree_less_on_rows_they_know_hold_the_false_alarm_rate(n_members, n_rows):
     """A row is hard for all members that do not know it, and for those that do each in its own way."""

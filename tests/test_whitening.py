@@ -268,10 +268,11 @@ def test_a_wide_table_of_another_likelihood_keeps_the_members_of_others():
     assert not any(state.is_whitened for state in detector.members_)
 
 
-def test_new_rows_of_a_wide_table_are_flagged_no_more_often_than_it_says(wide_detector):
+def test_new_rows_of_a_wide_table_are_flagged_about_as_often_as_it_says(wide_detector):
     """There are more columns than rows: those that made the covariance are much nearer than new ones."""
     new = factors(1_000, 220, seed=1, n_factors=5)
-    assert (wide_detector.predict(new) == -1).mean() < wide_detector.false_alarm_rate_
+    rate = wide_detector.false_alarm_rate_
+    assert rate / 3 < (wide_detector.predict(new) == -1).mean() < 2 * rate
 
 
 def test_a_wide_table_with_names_and_gaps_is_taken(wide_detector):

@@ -71,7 +71,7 @@ def _sum_members(values: Floats) -> Floats:
     return functools.reduce(np.add, values)
 
 
-def out_of_bag(scores: Floats, weights: Floats, left_out: Flags) -> Floats:
+def out_of_bag(scores: Floats, weights: Floats, left_out: Flags, groups: Flags | None = None) -> Floats:
     r"""Averaged scores of training rows as if no member had been trained on them: shape (n_rows,).
 
     A member's scores of rows that it was trained on are lower than those of new rows, the more the fewer it
@@ -81,8 +81,9 @@ def out_of_bag(scores: Floats, weights: Floats, left_out: Flags) -> Floats:
 
     with the distribution function :math:`F_m` of m's scores of rows that it was trained on, their median
     :math:`a_m` and interquartile range :math:`b_m`, and the quantile function :math:`G^{-1}` of
-    :math:`(s_m(x_j) - a_m) / b_m` over all members and the rows that they were not trained on. All members'
-    left-out rows together reach further into the tail than those of one.
+    :math:`(s_m(x_j) - a_m) / b_m` over all members of m's group and the rows that they were not trained on.
+    Their left-out rows together reach further into the tail than those of one member, where new rows lie
+    alike far beyond those that a member knows.
 
     Members agree more on rows that none of them knows, so that the mean of M members would spread too
     little. Its distance from the median is made longer by the factor
@@ -99,14 +100,23 @@ def out_of_bag(scores: Floats, weights: Floats, left_out: Flags) -> Floats:
     weights : array of shape (n_members,)
     left_out : bool array of shape (n_members, n_rows)
         Rows that a member was not trained on.
+    groups : bool array of shape (n_members,) or None, default=None
+        Which of two groups each member is of; None if all are of one. A group that has left no row out takes
+        G of all members.
     """
     trained_on = [of_member[~out] for of_member, out in zip(scores, left_out, strict=True)]
     centers = np.array([np.median(known) for known in trained_on])[:, None]
     ranges = np.array([np.subtract(*np.percentile(known, [75, 25])) for known in trained_on])[:, None]
     ranges[ranges == 0] = 1.0
     standardized = (scores - centers) / ranges
-    unseen = np.sort(standardized[left_out])
-    for of_member, out in zip(standardized, left_out, strict=True):
+    groups = np.zeros(len(scores), dtype=bool) if groups is None else groups
+    unseen_by_group = {
+        group: np.sort(standardized[groups == group][left_out[groups == group]])
+        for group in set(groups.tolist())
+    }
+    unseen_by_any = np.sort(standardized[left_out])
+    for of_member, out, group in zip(standardized, left_out, groups.tolist(), strict=True):
+        unseen = unseen_by_group[group] if len(unseen_by_group[group]) else unseen_by_any
         known = np.sort(of_member[~out])
         place = (np.searchsorted(known, of_member[~out], side="right") - 0.5) / len(known)
         # As np.quantile, which takes minutes for a million places among as many scores.

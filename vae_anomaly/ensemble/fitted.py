@@ -113,12 +113,17 @@ class Fitted:
         return self.members[0].specification.likelihood
 
     @property
+    def whitens_columns(self) -> Flags:
+        """Which members see columns that have been made uncorrelated: shape (n_members,)."""
+        return np.array([state.is_whitened for state in self.members])
+
+    @property
     def expecting_weights(self) -> Floats:
         """The members' weights where they tell what they expect: shape (n_members,).
 
         Whitened members, to which columns are as good as noise, expect little: they have none beside others.
         """
-        whitened = np.array([state.is_whitened for state in self.members])
+        whitened = self.whitens_columns
         if whitened.all() or not whitened.any():
             return self.weights
         weights = np.where(whitened, 0.0, self.weights)
