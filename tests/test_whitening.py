@@ -1,4 +1,4 @@
-"""Whitened columns: the root of a shrunken covariance, exact densities, and wide tables by default."""
+"""Whitened columns: the root of a shrunken covariance, exact densities; and wide tables."""
 
 import warnings
 
@@ -13,6 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 import vae_anomaly
 from vae_anomaly import DenseNetwork, Member, VAEDetector
+from vae_anomaly.data.scaling import fit_scaler
+from vae_anomaly.data.wide import is_wide
 from vae_anomaly.engine import programs
 from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS, WIDE_MEMBERS
 from vae_anomaly.likelihoods import Gaussian
@@ -20,7 +22,6 @@ from vae_anomaly.model import VAE
 from vae_anomaly.model.column_transform import (
     fit_whitening,
     inverse_transform,
-    is_worth_whitening,
     log_derivative,
     no_transform,
     transform,
@@ -74,12 +75,18 @@ def test_a_missing_value_stays_one_and_is_a_zero_to_the_others():
     np.testing.assert_array_equal(seen, expected)
 
 
-def test_a_column_of_one_value_stays_as_it_is():
+def test_a_column_of_one_value_is_divided_by_the_median_deviation_of_directions():
     rows = factors(100, 5)
     rows[:, 2] = 0.0
     new = factors(10, 5, seed=1)
-    seen = np.asarray(transform(new, fit_whitening(rows)))
-    np.testing.assert_array_equal(seen[:, 2], new[:, 2])
+    numbers = fit_whitening(rows)
+    seen = np.asarray(transform(new, numbers))
+    variances = np.linalg.eigvalsh(LedoitWolf().fit(np.delete(rows, 2, axis=1)).covariance_)
+    usual = np.median(np.sqrt(variances))
+    np.testing.assert_allclose(seen[:, 2], new[:, 2] / usual, rtol=1e-5)
+    log_determinant = -0.5 * np.log(variances).sum() - np.log(usual)
+    np.testing.assert_allclose(numbers[6], log_determinant / 5, rtol=1e-5)
+    np.testing.assert_allclose(inverse_transform(seen, numbers), new, rtol=1e-4, atol=1e-5)
     others = np.delete(new, 2, axis=1)
     expected = np.asarray(transform(others, fit_whitening(np.delete(rows, 2, axis=1))))
     np.testing.assert_allclose(np.delete(seen, 2, axis=1), expected, rtol=1e-4, atol=1e-5)
@@ -234,18 +241,21 @@ def test_only_normal_columns_can_be_whitened(likelihood):
 
 
 # -- wide tables --------------------------------------------------------------------------------------------
-def test_only_hundreds_of_columns_of_numbers_are_worth_it():
+def test_only_hundreds_of_columns_of_numbers_are_wide():
     rows = factors(60, 220)
-    assert is_worth_whitening(rows)
-    assert is_worth_whitening(np.round(rows * 3).astype(int))
-    assert not is_worth_whitening(rows[:, :199])
-    assert not is_worth_whitening((rows > 0).astype(float))
-    assert not is_worth_whitening(sparse.csr_matrix(rows))
-    assert not is_worth_whitening(np.ones((10, 3_000)))
+    assert is_wide(rows)
+    assert is_wide(np.round(rows * 3).astype(int))
+    assert not is_wide(rows[:, :199])
+    flags = (rows > 0).astype(float)
+    assert is_wide(np.c_[rows[:, :100], flags])
+    assert not is_wide(np.c_[rows[:, :99], flags])
+    assert not is_wide((rows > 0).astype(float))
+    assert not is_wide(sparse.csr_matrix(rows))
+    assert not is_wide(np.ones((10, 3_000)))
     gaps = rows.copy()
     gaps[::2] = np.nan
-    assert is_worth_whitening(gaps)
-    assert not is_worth_whitening(np.full((10, 300), np.nan))
+    assert is_wide(gaps)
+    assert not is_wide(np.full((10, 300), np.nan))
 
 
 WIDE = {"network": DenseNetwork((4,)), "latent_dim": 2, "random_state": 0, "n_draws": 2}
@@ -254,6 +264,69 @@ WIDE = {"network": DenseNetwork((4,)), "latent_dim": 2, "random_state": 0, "n_dr
 @pytest.fixture(scope="module")
 def wide_detector():
     return VAEDetector(**WIDE).fit(factors(150, 220, n_factors=5))
+
+
+def mostly_zero(n_rows, n_columns, fractions, seed=0):
+    """Columns that are zero but in these fractions of the rows."""
+    rng = np.random.default_rng(seed)
+    return rng.exponential(size=(n_rows, n_columns)) * (rng.uniform(size=(n_rows, n_columns)) < fractions)
+
+
+def test_columns_of_a_wide_table_that_seldom_vary_count_less():
+    """By the square of the fraction of rows without the most common value, a hundredth at least."""
+    fractions = np.repeat([1.0, 0.5, 0.2, 0.05], 55)
+    X = mostly_zero(1_000, 220, fractions) + 3
+    X[:, 0] = np.arange(1_000)
+    scaled = fit_scaler(StandardScaler(), X).transform(X)
+    expected = np.maximum(((X != 3).sum(axis=0) / 999) ** 2, 0.01)
+    expected[0] = 1.0
+    np.testing.assert_allclose(scaled.std(axis=0), expected, rtol=0.01)
+    np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-12)
+    narrower = fit_scaler(StandardScaler(), X[:, 30:]).transform(X[:, 30:])
+    np.testing.assert_allclose(narrower.std(axis=0), 1.0)
+
+
+def test_columns_of_a_wide_table_count_as_much_in_any_unit():
+    X = mostly_zero(300, 220, 0.4)
+    in_another = X * np.geomspace(1e-3, 1e5, 220) + np.linspace(-9, 9, 220)
+    scaled, again = (fit_scaler(StandardScaler(), rows).transform(rows) for rows in (X, in_another))
+    np.testing.assert_allclose(scaled, again, atol=1e-9)
+
+
+def test_a_constant_column_of_a_wide_table_counts_a_tenth():
+    X = factors(60, 220).astype(float) * 50
+    X[:, 0], X[:, 1] = 0.0, -6.0
+    scaler = fit_scaler(StandardScaler(), X)
+    # Zero has no unit of its own; a third of another value is one.
+    np.testing.assert_allclose(scaler.scale_[:2], [10 * np.median(X[:, 2:].std(axis=0)), 20.0])
+
+
+def test_a_column_without_values_in_some_rows_is_judged_by_the_others():
+    X = mostly_zero(400, 220, 0.5)
+    X[::2, 0] = np.nan
+    X[1::2, 1] = np.nan
+    scaled = fit_scaler(StandardScaler(), X).transform(X)
+    expected = ((X[1::2, 0] > 0).sum() / 199) ** 2
+    assert np.nanstd(scaled[:, 0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.01])
+def test_what_is_far_out_in_a_column_that_seldom_varies_is_an_anomaly(fraction):
+    X = factors(200, 220).astype(float)
+    X[:, 0] *= np.random.default_rng(0).uniform(size=200) < fraction
+    detector = VAEDetector(**WIDE).fit(X)
+    far = X[:1].repeat(2, axis=0)
+    far[:, 0] = X[:, 0].mean() + np.array([-1_000, 1_000]) * X[:, 0].std()
+    np.testing.assert_array_equal(detector.predict(far), -1)
+
+
+def test_anomalies_among_columns_that_are_mostly_zero_are_found():
+    """Standardized, the columns that are zero would bring as much chance each: an AUROC of .56."""
+    fractions = np.repeat([1.0, 0.05], [50, 170])
+    X, new = mostly_zero(300, 220, fractions), mostly_zero(400, 220, fractions, seed=1)
+    new[200:, :50] += 1.0
+    detector = VAEDetector(**WIDE).fit(X)
+    assert roc_auc_score(np.arange(400) >= 200, -detector.score_samples(new)) > 0.75
 
 
 def test_six_of_the_default_members_whiten_a_wide_table(wide_detector):

@@ -14,8 +14,9 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
 from vae_anomaly.core.rows import RowError, Rows, dense
-from vae_anomaly.core.types import Array, Estimator, Floats, Matrix, Shape, Transformer
+from vae_anomaly.core.types import Array, Estimator, Flags, Floats, Matrix, Shape, Transformer
 from vae_anomaly.data.pixels import PixelScaler
+from vae_anomaly.data.wide import enlarge_units, is_wide
 from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
@@ -230,9 +231,11 @@ class FitInBlocks:
     def result(self, X: Matrix) -> Estimator:
         """The fitted scaler; X are all rows, or such as stand for them."""
         if _standardizes(self._scaler):
-            _give_constants_a_unit(self._scaler, self._least, self._greatest)
+            constant = _give_constants_a_unit(self._scaler, self._least, self._greatest)
             if not sparse.issparse(X):
                 _give_gross_errors_no_say(self._scaler, X)
+            if is_wide(X):
+                self._scaler.scale_ = enlarge_units(self._scaler.scale_, X, constant)
         return self._scaler
 
 
@@ -272,8 +275,8 @@ def _standardizes(scaler: Estimator) -> bool:
     return type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std
 
 
-def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -> None:
-    """Let a third of its value be the unit of a column that does not vary but by rounding.
+def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -> Flags:
+    """Let a third of its value be the unit of a column that does not vary but by rounding; tell which do not.
 
     `StandardScaler` leaves it the unit that it has: what deviates would depend on whether it is of meters or
     of kilometers. In a much smaller unit, whole numbers that are another one for once would drown all other
@@ -284,6 +287,7 @@ def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -
     constant = (least <= greatest) & (greatest - least <= ROUNDING * size)
     scaler.mean_[constant] = least[constant]
     scaler.scale_[constant] = np.where(size > _SMALLEST_CONSTANT, size / 3, 1.0)[constant]
+    return constant
 
 
 def _give_gross_errors_no_say(scaler: Estimator, X: Matrix) -> None:

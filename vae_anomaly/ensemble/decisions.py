@@ -135,7 +135,7 @@ def decide(
     takes_new_rows : bool, default=False
         Whether a fitted detector goes on with new rows: "auto" then takes few passes over them, all of them.
     is_wide : bool, default=False
-        Whether there are hundreds of columns, see `model.column_transform.is_worth_whitening`.
+        Whether there are hundreds of columns, see `data.wide.is_wide`.
 
     Raises
     ------

@@ -13,12 +13,12 @@ from scipy import sparse
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Detector, MatrixLike
 from vae_anomaly.data.reading import TrainingRows, open_rows, read_groups, read_training_rows
+from vae_anomaly.data.wide import is_wide
 from vae_anomaly.ensemble import attributes, fitting
 from vae_anomaly.ensemble.decisions import decide, n_rows_in_memory, trains_on_all
 from vae_anomaly.ensemble.earlier import Earlier
 from vae_anomaly.ensemble.folds import score_folds_from, score_folds_like
 from vae_anomaly.ensemble.job import ProgressStore, seed_of_draw
-from vae_anomaly.model.column_transform import is_worth_whitening
 from vae_anomaly.training.interruption import Interruption
 
 __all__ = ["fit", "read"]
@@ -92,4 +92,4 @@ def fit(
 def _is_wide(given: TrainingRows, detector: Detector) -> bool:
     """Whether members may whiten columns: not of rows that are all trained on from a file."""
     is_cached = given.stream is not None and trains_on_all(detector.max_samples, detector.epochs)
-    return not is_cached and is_worth_whitening(given.X)
+    return not is_cached and is_wide(given.X)

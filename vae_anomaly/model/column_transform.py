@@ -43,7 +43,6 @@ __all__ = [
     "fit_whitening",
     "inverse_transform",
     "is_whitening",
-    "is_worth_whitening",
     "log_derivative",
     "n_numbers",
     "no_transform",
@@ -61,9 +60,6 @@ _UNITS = (1.0, 0.1, 0.01)
 _WORTH_A_TRANSFORM, _WORTH_ANOTHER_UNIT = 0.1, 0.01
 # A power is as good of some rows as of many.
 _NUMBERS_TO_FIT, _ROWS_TO_FIT = 400_000, (500, 2_000)
-# Below, whitening lost (`benchmarks/results/trials.md`); beyond, its matrices take more than the model.
-_COLUMNS_TO_WHITEN = (200, 2_048)
-_ROWS_TO_SEE_VALUES = 1_000
 _NUMBERS_TO_WHITEN = 8_000_000
 # So far a transformed value may lie out: squares stay finite.
 _FARTHEST = 1e15
@@ -97,28 +93,12 @@ def is_whitening(numbers: Rows) -> bool:
     return len(numbers) > N_NUMBERS and bool(numbers[N_NUMBERS].any())  # its log-determinant is 0
 
 
-def is_worth_whitening(rows: Any) -> bool:
-    """Whether a table has hundreds of columns of numbers, as embeddings do: 200 to 2,048 with three values.
-
-    Models of small networks cannot learn how so many columns hang together. Sparse tables are left as they
-    are.
-    """
-    least, most = _COLUMNS_TO_WHITEN
-    n_rows, n_columns = rows.shape
-    if not isinstance(rows, np.ndarray) or not least <= n_columns <= most or rows.dtype.kind not in "fiu":
-        return False
-    some = rows[np.linspace(0, n_rows - 1, min(n_rows, _ROWS_TO_SEE_VALUES)).astype(int)]
-    ordered = np.sort(some, axis=0)
-    # NaN, which lies behind all others, is greater than nothing.
-    n_values = 1 + (ordered[1:] > ordered[:-1]).sum(axis=0)
-    return int((n_values > 2).sum()) >= least
-
-
 def fit_whitening(rows: Rows) -> npt.NDArray[np.float32]:
     """The transform that whitens the columns of these rows: shape (7 + 2 n_features, n_features).
 
     The covariance matrix is that of at most eight million of their numbers, in which a missing value is 0, as
-    it is to `transform`. Columns of one value stay as they are.
+    it is to `transform`. A column of one value is divided by the median of the standard deviations that the
+    others have in the directions of that matrix.
 
     Parameters
     ----------
@@ -136,10 +116,12 @@ def fit_whitening(rows: Rows) -> npt.NDArray[np.float32]:
 
     variances, directions = np.linalg.eigh(ledoit_wolf(some[:, varies])[0])
     scales = np.sqrt(np.maximum(variances, _LEAST_VARIANCE * variances[-1]))
-    matrix, inverse = np.eye(n_features), np.eye(n_features)
+    usual = np.median(scales)
+    matrix, inverse = np.eye(n_features) / usual, np.eye(n_features) * usual
     matrix[np.ix_(varies, varies)] = (directions / scales) @ directions.T
     inverse[np.ix_(varies, varies)] = (directions * scales) @ directions.T
-    log_determinant = np.full((1, n_features), -np.log(scales).sum() / n_features)
+    total = np.log(scales).sum() + (~varies).sum() * np.log(usual)
+    log_determinant = np.full((1, n_features), -total / n_features)
     numbers[N_NUMBERS:] = np.concatenate([log_determinant, matrix, inverse])
     return numbers
 
