@@ -212,7 +212,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         `StandardScaler` for real values, with one mean and scale for all steps of a signal's channel, and
         `preprocessing.PixelScaler` for images; nothing for values in [0, 1]. A column whose standard
         deviation is of a few values, 50 times that of its central 95 %, is scaled by those: gross errors do
-        not hide what the others hold. A scaler that clips (``MinMaxScaler(clip=True)``,
+        not hide what the others hold. Of 200 to 2,048 columns, of which 100 hold three values or more, those
+        that hold one value in most rows count less: a standard deviation is multiplied by the square of the
+        fraction of rows with another value, 0.01 at least, and a constant counts a tenth. A scaler that clips (``MinMaxScaler(clip=True)``,
         `QuantileTransformer`) hides how far away a far row is.
     invalid : {"score", "raise"}, default="score"
         What becomes of a new row with a value that no row can have: an infinite one, or one outside the
