@@ -301,6 +301,15 @@ def test_a_constant_column_of_a_wide_table_counts_a_tenth():
     np.testing.assert_allclose(scaler.scale_[:2], [10 * np.median(X[:, 2:].std(axis=0)), 20.0])
 
 
+def test_a_rare_large_value_of_a_wide_table_is_no_gross_error_but_one_of_a_dense_column_is():
+    X = factors(200, 220).astype(float)
+    X[:, 0] = np.repeat([0.0, 0.01, 50.0], [190, 6, 4])
+    X[0, 1] = 1e9
+    scaler = fit_scaler(StandardScaler(), X)
+    assert scaler.scale_[0] == pytest.approx(100 * X[:, 0].std())
+    assert scaler.scale_[1] < 2
+
+
 def test_a_column_without_values_in_some_rows_is_judged_by_the_others():
     X = mostly_zero(400, 220, 0.5)
     X[::2, 0] = np.nan

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from vae_anomaly.core.rows import RowError, Rows, dense
 from vae_anomaly.core.types import Array, Estimator, Flags, Floats, Matrix, Shape, Transformer
 from vae_anomaly.data.pixels import PixelScaler
-from vae_anomaly.data.wide import enlarge_units, is_wide
+from vae_anomaly.data.wide import is_wide, weigh_columns
 from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
@@ -53,6 +53,8 @@ _LARGEST = 1e150
 _GROSS = 50
 _FARTHEST_TRAINED = 1e6
 _ROWS_FOR_QUANTILES = 10_000
+# Of a column with another value than its most common one in a tenth of the rows: few of those are central.
+_RARELY = 0.01
 # Standard deviations of a normal distribution between its 2.5th and its 97.5th percentile.
 _CENTRAL_DEVIATIONS = 3.92
 # A third of a smaller one may be no normal number any more.
@@ -232,10 +234,10 @@ class FitInBlocks:
         """The fitted scaler; X are all rows, or such as stand for them."""
         if _standardizes(self._scaler):
             constant = _give_constants_a_unit(self._scaler, self._least, self._greatest)
-            if not sparse.issparse(X):
-                _give_gross_errors_no_say(self._scaler, X)
             if is_wide(X):
-                self._scaler.scale_ = enlarge_units(self._scaler.scale_, X, constant)
+                _let_rare_values_count_less(self._scaler, X, constant)
+            elif not sparse.issparse(X):
+                _give_gross_errors_no_say(self._scaler, X)
         return self._scaler
 
 
@@ -290,7 +292,7 @@ def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -
     return constant
 
 
-def _give_gross_errors_no_say(scaler: Estimator, X: Matrix) -> None:
+def _give_gross_errors_no_say(scaler: Estimator, X: Matrix, among: Flags | None = None) -> None:
     """Scale a column by its central values if a few others are so far out that those would become one point.
 
     A single 1e9 among a thousand values near 1 would leave them all within 1e-7 of each other: nothing of
@@ -303,7 +305,20 @@ def _give_gross_errors_no_say(scaler: Estimator, X: Matrix) -> None:
     low, middle, high = np.nanpercentile(some, [2.5, 50, 97.5], axis=0)
     spread = (high - low) / _CENTRAL_DEVIATIONS
     drowned = (spread > 0) & (scaler.scale_ > _GROSS * spread)
+    if among is not None:
+        drowned &= among
     scaler.mean_[drowned], scaler.scale_[drowned] = middle[drowned], spread[drowned]
+
+
+def _let_rare_values_count_less(scaler: Estimator, X: Matrix, constant: Flags) -> None:
+    """Enlarge the units of a wide table's columns that seldom vary.
+
+    A column of zeros has no unit: it gets the median of the others.
+    """
+    weights = weigh_columns(X, constant)
+    _give_gross_errors_no_say(scaler, X, weights > _RARELY)
+    scaler.scale_[constant & (scaler.mean_ == 0)] = np.median(scaler.scale_[~constant])
+    scaler.scale_ /= weights
 
 
 def clip_gross_errors(rows: Matrix, scaler: Estimator) -> Matrix:

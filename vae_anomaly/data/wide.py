@@ -9,7 +9,7 @@ import numpy as np
 from vae_anomaly.core.rows import dense
 from vae_anomaly.core.types import Array, Flags, Floats, Matrix
 
-__all__ = ["enlarge_units", "is_wide"]
+__all__ = ["is_wide", "weigh_columns"]
 
 # Below, whitening lost (`benchmarks/results/trials.md`); beyond, its matrices take more than the model.
 _COLUMNS, _FEWEST_OF_NUMBERS = (200, 2_048), 100
@@ -30,26 +30,20 @@ def is_wide(X: Any) -> bool:
     return int((_count_values(_some(X)) > 2).sum()) >= _FEWEST_OF_NUMBERS
 
 
-def enlarge_units(units: Floats, X: Matrix, constant: Flags) -> Floats:
-    r"""Standard deviations of the columns of a wide table, divided by how much each is to count.
+def weigh_columns(X: Matrix, constant: Flags) -> Floats:
+    r"""How much one standard deviation of each column of a wide table is to count: shape (n_columns,).
 
     .. math:: w_j = \max(f_j^2, 0.01)
 
     if a fraction :math:`f_j` of the rows does not hold the column's most common value. Where a feature is
     zero in most rows, its standard deviation is that of a few; hundreds of such columns, standardized, bring
-    more chance than all others tell (`benchmarks/results/trials.md`). A constant column counts a tenth. If it
-    is zero, so that it has no unit, its unit is the median of the others.
+    more chance than all others tell (`benchmarks/results/trials.md`). A constant column counts a tenth.
 
     Parameters
     ----------
-    units : array of shape (n_columns,)
     X : array of shape (n_rows, n_columns)
         NaN is a missing value.
     constant : bool array of shape (n_columns,)
-
-    Returns
-    -------
-    array of shape (n_columns,)
     """
     some = _some(X)
     weights = np.full(X.shape[1], _WEIGHT_OF_CONSTANTS)
@@ -59,8 +53,7 @@ def enlarge_units(units: Floats, X: Matrix, constant: Flags) -> Floats:
         # 1 if no value comes twice.
         fraction = (counts.sum() - counts.max()) / (counts.sum() - 1) if counts.sum() > 1 else 1.0
         weights[column] = max(fraction**2, _LEAST_WEIGHT)
-    has_no_unit = constant & ~some.any(axis=0)
-    return np.where(has_no_unit, np.median(units[~constant]), units) / weights
+    return weights
 
 
 def _some(X: Matrix) -> Array:
