@@ -214,8 +214,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         deviation is of a few values, 50 times that of its central 95 %, is scaled by those: gross errors do
         not hide what the others hold. Of 200 to 2,048 columns, of which 100 hold three values or more, those
         that hold one value in most rows count less: a standard deviation is multiplied by the square of the
-        fraction of rows with another value, 0.01 at least, and a constant counts a tenth. A scaler that clips (``MinMaxScaler(clip=True)``,
-        `QuantileTransformer`) hides how far away a far row is.
+        fraction of rows with another value, 0.01 at least, and a constant counts a tenth. A scaler that clips
+        (``MinMaxScaler(clip=True)``, `QuantileTransformer`) hides how far away a far row is.
     invalid : {"score", "raise"}, default="score"
         What becomes of a new row with a value that no row can have: an infinite one, or one outside the
         likelihood's support, such as a count of -1. "score" makes each such value count 1e30 nats, which
