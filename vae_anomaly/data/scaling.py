@@ -53,7 +53,7 @@ _LARGEST = 1e150
 _GROSS = 50
 _FARTHEST_TRAINED = 1e6
 _ROWS_FOR_QUANTILES = 10_000
-# Of a column with another value than its most common one in a tenth of the rows: few of those are central.
+# The weight of a column with another value in a tenth of the rows, or fewer: such values are no gross errors.
 _RARELY = 0.01
 # Standard deviations of a normal distribution between its 2.5th and its 97.5th percentile.
 _CENTRAL_DEVIATIONS = 3.92
@@ -292,7 +292,7 @@ def _give_constants_a_unit(scaler: Estimator, least: Floats, greatest: Floats) -
     return constant
 
 
-def _give_gross_errors_no_say(scaler: Estimator, X: Matrix, among: Flags | None = None) -> None:
+def _give_gross_errors_no_say(scaler: Estimator, X: Matrix, among: Flags | bool = True) -> None:
     """Scale a column by its central values if a few others are so far out that those would become one point.
 
     A single 1e9 among a thousand values near 1 would leave them all within 1e-7 of each other: nothing of
@@ -304,9 +304,7 @@ def _give_gross_errors_no_say(scaler: Estimator, X: Matrix, among: Flags | None 
     some[:, np.isnan(some).all(axis=0)] = 0.0  # a column without a value has no percentile
     low, middle, high = np.nanpercentile(some, [2.5, 50, 97.5], axis=0)
     spread = (high - low) / _CENTRAL_DEVIATIONS
-    drowned = (spread > 0) & (scaler.scale_ > _GROSS * spread)
-    if among is not None:
-        drowned &= among
+    drowned = among & (spread > 0) & (scaler.scale_ > _GROSS * spread)
     scaler.mean_[drowned], scaler.scale_[drowned] = middle[drowned], spread[drowned]
 
 

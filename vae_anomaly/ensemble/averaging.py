@@ -110,13 +110,12 @@ def out_of_bag(scores: Floats, weights: Floats, left_out: Flags, groups: Flags |
     ranges[ranges == 0] = 1.0
     standardized = (scores - centers) / ranges
     groups = np.zeros(len(scores), dtype=bool) if groups is None else groups
-    unseen_by_group = {
-        group: np.sort(standardized[groups == group][left_out[groups == group]])
-        for group in set(groups.tolist())
-    }
-    unseen_by_any = np.sort(standardized[left_out])
+    unseen_by_group = {}
+    for group in set(groups.tolist()):
+        of_group = left_out & (groups == group)[:, None]
+        unseen_by_group[group] = np.sort(standardized[of_group if of_group.any() else left_out])
     for of_member, out, group in zip(standardized, left_out, groups.tolist(), strict=True):
-        unseen = unseen_by_group[group] if len(unseen_by_group[group]) else unseen_by_any
+        unseen = unseen_by_group[group]
         known = np.sort(of_member[~out])
         place = (np.searchsorted(known, of_member[~out], side="right") - 0.5) / len(known)
         # As np.quantile, which takes minutes for a million places among as many scores.

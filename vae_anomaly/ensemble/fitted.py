@@ -113,7 +113,7 @@ class Fitted:
         return self.members[0].specification.likelihood
 
     @property
-    def whitens_columns(self) -> Flags:
+    def is_whitened(self) -> Flags:
         """Which members see columns that have been made uncorrelated: shape (n_members,)."""
         return np.array([state.is_whitened for state in self.members])
 
@@ -123,7 +123,7 @@ class Fitted:
 
         Whitened members, to which columns are as good as noise, expect little: they have none beside others.
         """
-        whitened = self.whitens_columns
+        whitened = self.is_whitened
         if whitened.all() or not whitened.any():
             return self.weights
         weights = np.where(whitened, 0.0, self.weights)

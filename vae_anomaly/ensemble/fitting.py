@@ -208,7 +208,7 @@ def fit(
         left_out = left_out_by(job, len(states), len(rows))
         left_out = left_out if chosen is None else left_out[:, chosen]
         # New rows lie farther beyond known ones where these have made the covariance, too.
-        as_new = averaging.out_of_bag(by_member, fitted.weights, left_out, fitted.whitens_columns)
+        as_new = averaging.out_of_bag(by_member, fitted.weights, left_out, fitted.is_whitened)
     unseen = None
     if isinstance(decisions.calibration, float):
         unseen = fitted.scores(held_out)
