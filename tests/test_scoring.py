@@ -6,7 +6,7 @@ from conftest import wide
 from scipy.ndimage import gaussian_filter
 
 from vae_anomaly import DenseNetwork, VAEDetector, scoring
-from vae_anomaly.engine.programs import model_of
+from vae_anomaly.engine.programs import architecture_of, model_of
 from vae_anomaly.scoring import SCORES, passes
 from vae_anomaly.scoring.score import Score
 
@@ -34,7 +34,7 @@ def noise(n_draws):
 def test_chunks_of_draws_change_nothing(monkeypatch, state, rows, name, n_draws):
     draws = noise(n_draws)
     chunked = passes.score_rows([state], rows, draws, SCORES[name], None)[0]
-    monkeypatch.setattr(passes, "DRAWS_AT_ONCE", 1000)
+    monkeypatch.setattr(architecture_of(state).template, "draws_at_once", 1000)
     at_once = Score(lambda *a: SCORES[name].per_draw(*a), SCORES[name].combine)  # a key of its own
     np.testing.assert_allclose(passes.score_rows([state], rows, draws, at_once, None)[0], chunked, rtol=1e-5)
 

@@ -12,7 +12,7 @@ from conftest import wide
 from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector
 from vae_anomaly.core.backend import keras
 from vae_anomaly.engine import tiles
-from vae_anomaly.engine.programs import _multiply_adds, architecture, architecture_of
+from vae_anomaly.engine.programs import architecture, architecture_of
 from vae_anomaly.likelihoods import Gaussian, UnitGaussian
 from vae_anomaly.model.states import Specification
 
@@ -27,31 +27,6 @@ def test_tiles_are_powers_of_two_that_shrink_as_the_model_grows(units, n_draws):
 
     assert rows(units) in (16, 32, 64, 128, 256, 512)
     assert rows(tuple(4 * width for width in units)) <= rows(units)
-
-
-def test_a_convolution_costs_its_kernel_at_each_of_its_places():
-    network = ConvNetwork((8, 8, 1), filters=(4,), dense_units=())
-    found = architecture(Specification(network, UnitGaussian(), 64, 2))
-    encoder = 4 * 4 * (9 * 4 + 4) + (64 * 4 + 4)  # a stride of 2, and the heads
-    assert found.encoder_size == encoder
-    decoder = (2 * 64 + 64) + 4 * 4 * (9 * 4 * 4 + 4) + 8 * 8 * (9 * 4 + 1)
-    assert found.decoder_size == decoder
-
-
-@pytest.mark.filterwarnings("ignore:.*unbuilt state")
-def test_layers_that_are_never_called_and_models_within_models_are_counted():
-    class Model(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.used, self.unused = keras.Sequential([keras.layers.Dense(2)]), keras.layers.Dense(3)
-            self.shift = self.add_weight(shape=(4,))
-
-        def call(self, x):
-            return self.used(x + self.shift)
-
-    model = Model()
-    model(np.zeros((1, 4), "f4"))
-    assert _multiply_adds(model) == (4 * 2 + 2) + 4
 
 
 def test_large_images_are_scored_by_two():

@@ -157,8 +157,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
         stopping, and at least 5 passes; in `partial_fit`, 5 passes over the new rows. See ``max_samples`` for
         which rows those are, of more than 500,000.
-    batch_size : int, default=128
-        Rows in a training step. Fewer training rows than that are repeated to fill it.
+    batch_size : "auto" or int, default="auto"
+        Rows in a training step. Fewer training rows than that are repeated to fill it. "auto" is 128, and of
+        large images whose convolutions would need much memory half, a quarter and so on, so that a step takes
+        no more than about a gigabyte.
     learning_rate : float, default=3e-3
         Step size of Adam.
     learning_rate_schedule : {"cosine", "linear"}, callable or None, default="cosine"
@@ -407,7 +409,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "free_bits": [Interval(Real, 0, None, closed="left")],
         "members": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), list, tuple],
         "epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions({*SCHEDULES}), callable, None],
         "gradient_clip_norm": [Interval(Real, 0, None, closed="neither"), None],
@@ -455,7 +457,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         free_bits: float = 0.0,
         members: str | int | Sequence[Member] = "auto",
         epochs: str | int = "auto",
-        batch_size: int = 128,
+        batch_size: str | int = "auto",
         learning_rate: float = 3e-3,
         learning_rate_schedule: str | Callable[[Floats], npt.ArrayLike] | None = "cosine",
         gradient_clip_norm: float | None = None,

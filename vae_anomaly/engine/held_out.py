@@ -65,7 +65,7 @@ def held_out_tiles(
     architecture: Architecture, rows: Rows, draws: Rows, beta: float, jit_compile: bool
 ) -> HeldOut:
     """Held-out rows for `train_block`, with as many of the draws as are needed."""
-    n_draws = min(len(draws), -(-_HELD_OUT_DRAWS // len(rows)))
+    n_draws = min(len(draws), -(-_HELD_OUT_DRAWS // len(rows)), architecture.template.draws_at_once)
     if jit_compile:  # XLA compiles for one shape
         tile, n_filled = HELD_OUT_TILE, HELD_OUT_ROWS
     else:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import threading
 import weakref
 from collections import OrderedDict
@@ -28,6 +27,7 @@ from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, KerasModel, Tensor
 from vae_anomaly.core.weights import PROGRESS
 from vae_anomaly.model.column_transform import N_NUMBERS
+from vae_anomaly.model.cost import multiply_adds
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.networks.base import usual_heads
 
@@ -91,10 +91,10 @@ class Architecture:
         self._programs: _Recent[Program | None] = _Recent(_CACHED_PROGRAMS)
         self._calls: _Recent[Iterator[int]] = _Recent(_COUNTED_KEYS)
         #: Multiplications and additions for a row by the encoder, and for a draw of it by the decoder.
-        self.encoder_size = _multiply_adds(self.template.encoder)
+        self.encoder_size = multiply_adds(self.template.encoder)
         # What posterior and prior have of their own is met by each draw too.
         own = [variable for part in self.template.own_variables.values() for variable in part.values()]
-        self.decoder_size = _multiply_adds(self.template.decoder) + sum(int(np.prod(v.shape)) for v in own)
+        self.decoder_size = multiply_adds(self.template.decoder) + sum(int(np.prod(v.shape)) for v in own)
         every_z = self.template.every_z()
         #: How many values z has, if averages are sums over them; else 0.
         self.n_values = 0 if every_z is None else len(every_z)
@@ -264,32 +264,6 @@ def without_column_transform(state: ModelState) -> tuple[ModelState, Rows | None
     numbers = non_trainable.pop(its_architecture._position(its_architecture.template.column_transform))
     specification = state.specification.of_columns_as_they_are()
     return ModelState(specification, state.trainable, tuple(non_trainable)), numbers
-
-
-def _multiply_adds(model: KerasModel) -> int:
-    """Of a row: as many as there are weights, but those of a convolution count at each of its places."""
-    counts = [
-        _multiply_adds(layer) if isinstance(layer, keras.Model) else _n_weights(layer) * _places(layer)
-        for layer in model.layers
-    ]
-    return sum(counts) + _n_weights(model) - sum(map(_n_weights, model.layers))
-
-
-def _n_weights(layer: Any) -> int:
-    # A layer's own count_params refuses one that was never called.
-    return sum(math.prod(weight.shape) for weight in layer.weights)
-
-
-def _places(layer: Any) -> int:
-    """How often a row meets the kernel of a layer."""
-    if not any(len(weight.shape) > 2 for weight in layer.weights):
-        return 1
-    try:
-        images = layer.input.shape[1:-1], layer.output.shape[1:-1]
-    except (AttributeError, ValueError):  # of a model that is no graph of layers
-        return 1
-    # A transposed convolution's are those of the image that goes in.
-    return int(min(math.prod(size or 1 for size in image) for image in images))
 
 
 def _check_eager() -> None:

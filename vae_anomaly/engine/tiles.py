@@ -22,12 +22,10 @@ from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows, any_missing
 from vae_anomaly.core.types import Array, KerasModel, Tensor
 from vae_anomaly.engine.programs import Architecture, Program, architecture_of, on_device
+from vae_anomaly.model.cost import MOST_DRAWS_AT_ONCE
 from vae_anomaly.model.states import ModelState
 
-__all__ = ["DRAWS_AT_ONCE", "NARROW_TILES", "map_rows", "wide_tile"]
-
-#: Draws, or values of z, that are decoded at once.
-DRAWS_AT_ONCE = 64
+__all__ = ["NARROW_TILES", "map_rows", "wide_tile"]
 
 # A millisecond of arithmetic on one core: a smaller tile pays more for its calls, a larger one does not
 # fit into the cache.
@@ -60,7 +58,7 @@ def wide_tile(architecture: Architecture, n_draws: int) -> int:
     smallest, largest = _WIDE_TILES
     if architecture.has_convolutions:
         smallest = _FEWEST_IMAGES
-    numbers_of_row = max(n_draws, min(architecture.n_values, DRAWS_AT_ONCE)) * architecture.n_features
+    numbers_of_row = max(n_draws, min(architecture.n_values, MOST_DRAWS_AT_ONCE)) * architecture.n_features
     while smallest > 1 and smallest * numbers_of_row > _TILE_NUMBERS:
         smallest //= 2
     largest = max(smallest, min(largest, _TILE_NUMBERS // numbers_of_row))

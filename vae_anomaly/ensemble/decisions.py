@@ -28,7 +28,7 @@ from vae_anomaly.networks.base import check_unambiguous
 from vae_anomaly.posteriors import Posterior
 from vae_anomaly.priors import Prior
 from vae_anomaly.scoring import Score
-from vae_anomaly.training.plan import PARAMETERS, Plan
+from vae_anomaly.training.plan import AUTO_BATCH_SIZE, PARAMETERS, Plan
 
 __all__ = ["Decisions", "decide", "n_rows_in_memory", "trains_on_all"]
 
@@ -144,6 +144,8 @@ def decide(
     check_devices(parameters["device"])
     objective = objectives.resolve(parameters["objective"]).snapshot()
     of_plan = {name: parameters[name] for name in PARAMETERS}
+    if isinstance(of_plan["batch_size"], str):
+        of_plan["batch_size"] = AUTO_BATCH_SIZE  # which `make_job` reduces for large networks
     plan = Plan(**{**of_plan, "objective": objective, "device": device_of(parameters["device"])})
     posterior = posteriors.resolve(parameters["posterior"]).snapshot()
     prior = priors.resolve(parameters["prior"]).snapshot()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,10 +20,12 @@ from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.scaling import scaled_zero
 from vae_anomaly.engine.devices import Devices
+from vae_anomaly.engine.programs import architecture
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.earlier import Earlier, check_continues
 from vae_anomaly.ensemble.recipe import Recipe
 from vae_anomaly.model.column_transform import fit_column_transform
+from vae_anomaly.model.cost import rows_at_once
 from vae_anomaly.model.states import ModelState, Specification
 from vae_anomaly.training.epochs import Progress
 from vae_anomaly.training.plan import Plan
@@ -158,6 +160,16 @@ def draw_seeds(
     return draws_seed, [Seeds(*four) for four in np.reshape(seeds, (-1, 4)).tolist()]
 
 
+def _plan_for(specification: Specification, decisions: Decisions) -> Plan:
+    """How to train such models: an automatic batch is no larger than memory is to be."""
+    plan = decisions.plan
+    if not isinstance(decisions.parameters["batch_size"], str):
+        return plan
+    template = architecture(specification).template
+    n_rows = rows_at_once(template.encoder, template.decoder, plan.n_training_draws, plan.batch_size)
+    return replace(plan, batch_size=n_rows)
+
+
 def make_job(
     decisions: Decisions,
     rows: Matrix,
@@ -218,7 +230,7 @@ def make_job(
     return Job(
         specification,
         rows,
-        decisions.plan,
+        _plan_for(specification, decisions),
         decisions.recipe,
         seeds,
         draws,

@@ -35,7 +35,7 @@ class Incomplete:
         self._refined = refined
         self.likelihood = _WithoutMissing(vae.likelihood, missing_counts)
         self.n_features, self.latent_dim = vae.n_features, vae.latent_dim
-        self.decode, self.draw = vae.decode, vae.draw
+        self.decode, self.draw, self.draws_at_once = vae.decode, vae.draw, vae.draws_at_once
         self.center, self.kl_per_latent = vae.center, vae.kl_per_latent
         self.auxiliary_loss = vae.auxiliary_loss
         self.every_z, self.probability, self.at = vae.every_z, vae.probability, vae.at

@@ -24,6 +24,7 @@ from vae_anomaly.model.column_transform import (
     n_numbers,
     no_transform,
 )
+from vae_anomaly.model.cost import draws_at_once
 from vae_anomaly.model.incomplete import Incomplete
 from vae_anomaly.networks import initializer_of
 from vae_anomaly.networks.base import last_activation
@@ -144,6 +145,8 @@ class VAE(keras.Model):  # type: ignore[misc]
         self.prior: Prior = Standard() if prior is None else prior
         self.encoder = encoder
         self.decoder = decoder
+        #: How many draws of z are decoded at once, so that memory is bounded.
+        self.draws_at_once = draws_at_once(decoder)
         self.likelihood: Any = likelihood
         self.n_features = n_features
         self.latent_dim = latent_dim

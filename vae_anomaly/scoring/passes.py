@@ -17,7 +17,7 @@ from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Floats, KerasModel, Tensor
 from vae_anomaly.engine.programs import architecture_of
-from vae_anomaly.engine.tiles import DRAWS_AT_ONCE, map_rows
+from vae_anomaly.engine.tiles import map_rows
 from vae_anomaly.model.incomplete import DOUBTED_FROM
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.posteriors import Context
@@ -113,7 +113,7 @@ def shares(states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, 
             terms = per_feature(vae, x, over.infer(chunk))
             return tf.reduce_sum(slopes[..., None] * terms, axis=0)
 
-        return tf.reduce_sum(_map_chunks(weighted_sum, over.points, slopes), axis=0)
+        return tf.reduce_sum(_map_chunks(vae, weighted_sum, over.points, slopes), axis=0)
 
     return map_rows(tile_shares, ("shares", score), states, rows, draws, device)
 
@@ -201,7 +201,7 @@ def _tile_expectations(vae: KerasModel, x: Tensor, draws: Tensor, context: Conte
             return tf.tensordot(weights[:, 0], terms, 1)
         return tf.reduce_sum(weights[..., None] * terms, axis=0)
 
-    return tf.reduce_sum(_map_chunks(weighted_sum, over.points, over.weights), axis=0) / over.total
+    return tf.reduce_sum(_map_chunks(vae, weighted_sum, over.points, over.weights), axis=0) / over.total
 
 
 class _Averaged(NamedTuple):
@@ -268,7 +268,7 @@ def _over_draws(
 
     if is_average and vae.every_z() is not None:
         z, probabilities, _, infer = _averaged(vae, context, draws)
-        values = tf.reshape(_map_chunks(lambda some, _: per_draw(vae, x, infer(some)), z), (-1, n_rows))
+        values = tf.reshape(_map_chunks(vae, lambda some, _: per_draw(vae, x, infer(some)), z), (-1, n_rows))
         values, probabilities = (tf.cast(v, tf.float64) for v in (values[: z.shape[0]], probabilities))
         return _OverDraws(
             tf.reduce_sum(probabilities * values, axis=0, keepdims=True),
@@ -276,14 +276,14 @@ def _over_draws(
         )
     if kl_per_latent is not None:
         kl = keras.ops.sum(kl_per_latent, axis=-1)
-        values = _map_chunks(lambda chunk, _: per_draw(vae, x, vae.draw(context, chunk)), draws)
+        values = _map_chunks(vae, lambda chunk, _: per_draw(vae, x, vae.draw(context, chunk)), draws)
         return _OverDraws(tf.reshape(values, (-1, n_rows))[:n_draws], kl)
 
     def with_log_ratio(chunk: Tensor, _: Tensor) -> Tensor:
         inferred = vae.draw(context, chunk)
         return tf.stack([per_draw(vae, x, inferred), -inferred.log_ratio], axis=-1)
 
-    found = tf.reshape(_map_chunks(with_log_ratio, draws), (-1, n_rows, 2))[:n_draws]
+    found = tf.reshape(_map_chunks(vae, with_log_ratio, draws), (-1, n_rows, 2))[:n_draws]
     return _OverDraws(found[..., 0], found[..., 1])
 
 
@@ -307,7 +307,10 @@ def _of_all(found: _OverDraws) -> tuple[Tensor, Tensor]:
 
 
 def _map_chunks(
-    function: Callable[[Tensor, Tensor], Tensor], draws: Tensor, weights: Tensor = None
+    vae: KerasModel,
+    function: Callable[[Tensor, Tensor], Tensor],
+    draws: Tensor,
+    weights: Tensor = None,
 ) -> Tensor:
     """``function(chunk, weights)`` of each chunk of draws, stacked; draws that only pad have weight 0.
 
@@ -315,9 +318,9 @@ def _map_chunks(
     """
     n_draws, _, latent_dim = draws.shape
     weights = tf.ones(n_draws) if weights is None else weights
-    if n_draws <= DRAWS_AT_ONCE:
+    if n_draws <= vae.draws_at_once:
         return function(draws, weights)[None]
-    n_chunks = -(-n_draws // DRAWS_AT_ONCE)
+    n_chunks = -(-n_draws // vae.draws_at_once)
     n_padding = -n_draws % n_chunks
     chunks = tf.reshape(tf.pad(draws, [[0, n_padding], [0, 0], [0, 0]]), (n_chunks, -1, 1, latent_dim))
     padding = [[0, n_padding]] + [[0, 0]] * (len(weights.shape) - 1)

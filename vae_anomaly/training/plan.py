@@ -12,7 +12,10 @@ from vae_anomaly.core.types import Floats, Matrix
 from vae_anomaly.data.lazy import has_gaps
 from vae_anomaly.objectives import ELBO, Objective
 
-__all__ = ["PARAMETERS", "SCHEDULES", "Plan"]
+__all__ = ["AUTO_BATCH_SIZE", "PARAMETERS", "SCHEDULES", "Plan"]
+
+#: What ``batch_size="auto"`` means for networks of any usual size.
+AUTO_BATCH_SIZE = 128
 
 # XLA compiles the training loop in .8 to 1.3 s and then saves about 0.1 ms a step, which is most of a small
 # network's step and little of a large one's (measured on one x86 core, 6,000 to 550,000 weights): one
