@@ -18,6 +18,7 @@ __all__ = [
     "array_of",
     "counting_from",
     "dense",
+    "evenly_spaced",
     "locating",
     "usual_range",
     "with_channels",
@@ -87,6 +88,11 @@ def array_of(X: Unchecked) -> Matrix:
 def dense(X: Unchecked) -> Array:
     """X as an array, if it is sparse."""
     return np.asarray(X.toarray() if sparse.issparse(X) else X)
+
+
+def evenly_spaced(n_rows: int, at_most: int) -> Array:
+    """Positions of at most so many of the rows, evenly spaced from the first to the last."""
+    return np.linspace(0, n_rows - 1, min(n_rows, at_most)).astype(int)
 
 
 def any_missing(rows: Array) -> bool:

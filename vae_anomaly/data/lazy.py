@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from vae_anomaly.core.rows import Rows, any_missing, dense
+from vae_anomaly.core.rows import Rows, any_missing, dense, evenly_spaced
 from vae_anomaly.core.types import Array, Estimator, Matrix
 from vae_anomaly.data import scaling
 from vae_anomaly.data.cache import CachedRows
@@ -102,7 +102,7 @@ def has_gaps(rows: Rows | LazyRows | CachedRows) -> bool:
 
 def fingerprint(X: Matrix) -> str:
     """What rows are known by again: a checksum of how many there are, and of a thousand of them at most."""
-    some = X[np.linspace(0, X.shape[0] - 1, min(X.shape[0], _ROWS_TO_KNOW)).astype(int)]
+    some = X[evenly_spaced(X.shape[0], _ROWS_TO_KNOW)]
     values = np.ascontiguousarray(dense(scaling.as_numbers(some)), dtype=np.float64)
     return hashlib.sha256(repr(X.shape).encode() + values.tobytes()).hexdigest()
 
@@ -113,5 +113,4 @@ def representative(rows: Rows | LazyRows | CachedRows) -> Rows:
         rows = rows.some
     if not isinstance(rows, LazyRows):
         return rows
-    n_rows = min(len(rows), max(1, _NUMBERS_AT_ONCE // rows.shape[1]))
-    return rows[np.linspace(0, len(rows) - 1, n_rows).astype(int)]
+    return rows[evenly_spaced(len(rows), max(1, _NUMBERS_AT_ONCE // rows.shape[1]))]

@@ -13,10 +13,10 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
-from vae_anomaly.core.rows import RowError, Rows, dense
+from vae_anomaly.core.rows import RowError, Rows, dense, evenly_spaced
 from vae_anomaly.core.types import Array, Estimator, Flags, Floats, Matrix, Shape, Transformer
 from vae_anomaly.data.pixels import PixelScaler
-from vae_anomaly.data.wide import is_wide, weigh_columns
+from vae_anomaly.data.wide import LEAST_WEIGHT, is_wide, weigh_columns
 from vae_anomaly.likelihoods import Likelihood
 
 __all__ = [
@@ -53,8 +53,6 @@ _LARGEST = 1e150
 _GROSS = 50
 _FARTHEST_TRAINED = 1e6
 _ROWS_FOR_QUANTILES = 10_000
-# The weight of a column with another value in a tenth of the rows, or fewer: such values are no gross errors.
-_RARELY = 0.01
 # Standard deviations of a normal distribution between its 2.5th and its 97.5th percentile.
 _CENTRAL_DEVIATIONS = 3.92
 # A third of a smaller one may be no normal number any more.
@@ -299,8 +297,7 @@ def _give_gross_errors_no_say(scaler: Estimator, X: Matrix, among: Flags | bool 
     that column could be told apart any more, or be an anomaly. The center of such a column is its median, the
     unit a standard deviation that its central 95 % would have in a normal distribution.
     """
-    n_rows = X.shape[0]
-    some = dense(X[np.linspace(0, n_rows - 1, min(n_rows, _ROWS_FOR_QUANTILES)).astype(int)])
+    some = dense(X[evenly_spaced(X.shape[0], _ROWS_FOR_QUANTILES)])
     some[:, np.isnan(some).all(axis=0)] = 0.0  # a column without a value has no percentile
     low, middle, high = np.nanpercentile(some, [2.5, 50, 97.5], axis=0)
     spread = (high - low) / _CENTRAL_DEVIATIONS
@@ -314,7 +311,8 @@ def _let_rare_values_count_less(scaler: Estimator, X: Matrix, constant: Flags) -
     A column of zeros has no unit: it gets the median of the others.
     """
     weights = weigh_columns(X, constant)
-    _give_gross_errors_no_say(scaler, X, weights > _RARELY)
+    # What a column seldom holds is no gross error.
+    _give_gross_errors_no_say(scaler, X, weights > LEAST_WEIGHT)
     scaler.scale_[constant & (scaler.mean_ == 0)] = np.median(scaler.scale_[~constant])
     scaler.scale_ /= weights
 

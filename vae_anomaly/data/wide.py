@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from vae_anomaly.core.rows import dense
+from vae_anomaly.core.rows import dense, evenly_spaced
 from vae_anomaly.core.types import Array, Flags, Floats, Matrix
 
-__all__ = ["is_wide", "weigh_columns"]
+__all__ = ["LEAST_WEIGHT", "is_wide", "weigh_columns"]
 
 # Below, whitening lost (`benchmarks/results/trials.md`); beyond, its matrices take more than the model.
 _COLUMNS, _FEWEST_OF_NUMBERS = (200, 2_048), 100
 _ROWS_TO_SEE_VALUES = 1_000
-# What is hundreds of standard deviations out is an anomaly in such a column, too.
-_LEAST_WEIGHT, _WEIGHT_OF_CONSTANTS = 0.01, 0.1
+#: Of a column with another value in a tenth of the rows, or fewer. What is hundreds of standard deviations out
+#: is an anomaly there, too.
+LEAST_WEIGHT = 0.01
+_WEIGHT_OF_CONSTANTS = 0.1
 
 
 def is_wide(X: Any) -> bool:
@@ -52,13 +54,12 @@ def weigh_columns(X: Matrix, constant: Flags) -> Floats:
         counts = np.unique(values[~np.isnan(values)], return_counts=True)[1]
         # 1 if no value comes twice.
         fraction = (counts.sum() - counts.max()) / (counts.sum() - 1) if counts.sum() > 1 else 1.0
-        weights[column] = max(fraction**2, _LEAST_WEIGHT)
+        weights[column] = max(fraction**2, LEAST_WEIGHT)
     return weights
 
 
 def _some(X: Matrix) -> Array:
-    n_rows = X.shape[0]
-    return dense(X[np.linspace(0, n_rows - 1, min(n_rows, _ROWS_TO_SEE_VALUES)).astype(int)])
+    return dense(X[evenly_spaced(X.shape[0], _ROWS_TO_SEE_VALUES)])
 
 
 def _count_values(rows: Array) -> Array:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from vae_anomaly.core.rows import evenly_spaced
 from vae_anomaly.core.types import Flags, Floats
 from vae_anomaly.engine import programs
 from vae_anomaly.model.states import ModelState
@@ -128,7 +129,7 @@ def out_of_bag(scores: Floats, weights: Floats, left_out: Flags, groups: Flags |
 def _lost_spread(scores: Floats, left_out: Flags) -> Floats:
     """How many times as far each row's mean would lie from the center if no member had seen it: (n_rows,)."""
     n_members, n_rows = scores.shape
-    some = np.linspace(0, n_rows - 1, min(n_rows, _ROWS_TO_CORRELATE)).astype(int)
+    some = evenly_spaced(n_rows, _ROWS_TO_CORRELATE)
     scores, among = scores[:, some], left_out[:, some]
     unseen, seen = [], []
     for pair in map(list, itertools.combinations(range(n_members), 2)):

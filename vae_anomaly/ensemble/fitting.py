@@ -16,7 +16,7 @@ import numpy as np
 from vae_anomaly import masks, scoring, thresholds
 from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.calibration.intervals import floors_of
-from vae_anomaly.core.rows import locating
+from vae_anomaly.core.rows import evenly_spaced, locating
 from vae_anomaly.core.types import (
     Array,
     Floats,
@@ -301,8 +301,7 @@ def _with_intervals(
         X, left_out = kept, left_out_by(job, n_members, kept.shape[0])
     n_rows = max(_FEWEST_ROWS_OF_CELLS, min(_MOST_ROWS_OF_CELLS, _CELLS // n_columns))
     chosen = np.sort(np.random.RandomState(seed).permutation(X.shape[0])[:n_rows])
-    n_spread = min(len(job.rows), thresholds.ROWS_TO_SEE_THE_SPREAD)
-    rows = job.rows[np.linspace(0, len(job.rows) - 1, n_spread).astype(int)]
+    rows = job.rows[evenly_spaced(len(job.rows), thresholds.ROWS_TO_SEE_THE_SPREAD)]
     floors = floors_of(rows.astype(np.float64))
     return cells.calibrate_intervals(fitted, X[chosen], left_out[:, chosen], floors)
 
@@ -312,7 +311,7 @@ def _pixel_quantiles(fitted: Fitted, decisions: Decisions, job: Job, rows: Matri
     if decisions.of_images is None or fitted.score.per_feature is None:
         return None
     n_images = max(_FEWEST_MAPS, min(_MOST_MAPS, _PIXELS_OF_MAPS // rows.shape[1]))
-    chosen = np.linspace(0, len(rows) - 1, min(len(rows), n_images)).astype(int)
+    chosen = evenly_spaced(len(rows), n_images)
     by_member = fitted.pixel_scores(rows[chosen], decisions.of_images)
     n_members, _, n_pixels = by_member.shape
     by_member = by_member.reshape(n_members, -1)

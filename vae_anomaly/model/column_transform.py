@@ -32,7 +32,7 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.rows import Rows, evenly_spaced
 from vae_anomaly.core.types import Floats, Tensor
 from vae_anomaly.likelihoods import Likelihood, Parameters
 
@@ -105,8 +105,8 @@ def fit_whitening(rows: Rows) -> npt.NDArray[np.float32]:
     rows : float32 array of shape (n_rows, n_features)
     """
     n_features = rows.shape[1]
-    n_rows = min(len(rows), max(2, _NUMBERS_TO_WHITEN // n_features))
-    some = np.nan_to_num(rows[np.linspace(0, len(rows) - 1, n_rows).astype(int)].astype(float))
+    some = rows[evenly_spaced(len(rows), max(2, _NUMBERS_TO_WHITEN // n_features))]
+    some = np.nan_to_num(some.astype(float))
     varies = some.std(axis=0) > 0
     numbers = no_transform(n_features, whitens=True)
     if varies.sum() < 2:
@@ -149,7 +149,7 @@ def fit_column_transform(
     """
     found = no_transform(rows.shape[1])
     n_rows = int(np.clip(_NUMBERS_TO_FIT // max(1, rows.shape[1]), *_ROWS_TO_FIT))
-    some = rows[np.linspace(0, len(rows) - 1, min(n_rows, len(rows))).astype(int)].astype(float)
+    some = rows[evenly_spaced(len(rows), n_rows)].astype(float)
     for column in np.asarray(columns, dtype=int):
         values = some[np.isfinite(some[:, column]), column]
         if len(np.unique(values)) > 2:
