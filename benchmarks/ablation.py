@@ -1,10 +1,10 @@
 """What each part of the default recipe is worth: one part taken away or changed at a time.
 
-Protocol, data sets and peers are those of `quality.py`. Members are trained independently, so most variants
-are choices among the members of one large ensemble, whose first eight are the default's own; they cost no
-training of their own. Goes on where an interrupted run stopped::
+Protocol, data sets and peers are those of `quality.py`. Members are trained independently, so the variants
+are choices among the members of one large ensemble, whose first eight are the default's own. Wide tables,
+which have members of their own, are left out. Goes on where an interrupted run stopped::
 
-    python benchmarks/ablation.py DATASETS peers.csv --out ablation.csv --table ablation.md
+    python benchmarks/ablation.py FOLDER [FOLDER ...] --peers peers.csv --out ablation.csv --table ablation.md
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import csv
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,45 +21,46 @@ import quality
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vae_anomaly import VAEDetector
+from vae_anomaly.data.wide import is_wide
 from vae_anomaly.ensemble.averaging import average, weights_for
 from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS, Member
-from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.scoring.passes import score_rows
 
-COLUMNS = ("dataset", "setting", "seed", "method", "auroc", "ap")
+COLUMNS = ("suite", "dataset", "setting", "seed", "method", "auroc", "ap")
 N_DEFAULT = len(DEFAULT_MEMBERS)
-# Twice the default's members, then plain ones.
-POOL = [*DEFAULT_MEMBERS, *DEFAULT_MEMBERS, *[Member()] * 4]
-PLAIN = list(range(2 * N_DEFAULT, len(POOL)))
-TRIMMED = [position for position, member in enumerate(POOL) if member.trimmed_fraction]
-SMALL_BETA = [position for position, member in enumerate(POOL) if member.beta_factor < 1]
+#: The default's members, untransformed ones once more, plain ones, and those that trim less.
+POOL = [
+    *DEFAULT_MEMBERS,
+    *DEFAULT_MEMBERS[: N_DEFAULT // 2],
+    *(Member(column_transform=transform) for transform in (None, "yeo-johnson")),
+    *(Member(fraction, 1.0, transform) for fraction in (0.1, 0.2) for transform in (None, "yeo-johnson")),
+]
+OURS = list(range(N_DEFAULT))
+TRIMMED = [position for position in OURS if DEFAULT_MEMBERS[position].trimmed_fraction]
+SMALL_BETA = [position for position in OURS if DEFAULT_MEMBERS[position].beta_factor < 1]
+UNTRANSFORMED = [*OURS[: N_DEFAULT // 2], *range(N_DEFAULT, N_DEFAULT + N_DEFAULT // 2)]
+PLAIN, TRIMMED_LESS = [12, 13], [14, 15, 16, 17]
 
-DEFAULT = "default"
+DEFAULT, EQUAL_WEIGHTS = "default", "equal weights"
 #: Members of the pool, and the score.
 CHOICES: dict[str, tuple[list[int], str]] = {
-    DEFAULT: (list(range(N_DEFAULT)), "beta_elbo"),
-    "no trimmed members": (SMALL_BETA[:N_DEFAULT], "beta_elbo"),
-    "only trimmed members": (TRIMMED[:N_DEFAULT], "beta_elbo"),
-    "beta 1 instead of small betas": ([*TRIMMED[: N_DEFAULT // 2], *PLAIN], "beta_elbo"),
-    "neither trimmed nor small beta (4 members)": (PLAIN, "beta_elbo"),
-    "scored by the reconstruction probability": (list(range(N_DEFAULT)), "reconstruction_probability"),
-    "scored by the ELBO": (list(range(N_DEFAULT)), "elbo"),
-    "scored by the squared error": (list(range(N_DEFAULT)), "reconstruction_error"),
-    "4 members, one of each kind": (list(range(N_DEFAULT // 2)), "beta_elbo"),
-    "16 members": (list(range(2 * N_DEFAULT)), "beta_elbo"),
+    DEFAULT: (OURS, "beta_elbo"),
+    "no trimmed members (4 members)": (SMALL_BETA, "beta_elbo"),
+    "only trimmed members (4 members)": (TRIMMED, "beta_elbo"),
+    "trimmed by .1 and .2": ([*SMALL_BETA, *TRIMMED_LESS], "beta_elbo"),
+    "beta 1 instead of small betas (6 members)": ([*TRIMMED, *PLAIN], "beta_elbo"),
+    "neither trimmed nor small beta (2 members)": (PLAIN, "beta_elbo"),
+    "no column is transformed": (UNTRANSFORMED, "beta_elbo"),
+    "scored by the reconstruction probability": (OURS, "reconstruction_probability"),
+    "scored by the ELBO": (OURS, "elbo"),
+    "scored by the squared error": (OURS, "reconstruction_error"),
+    "4 members, untransformed": (OURS[: N_DEFAULT // 2], "beta_elbo"),
     "1 plain member, scored by the ELBO": (PLAIN[:1], "elbo"),
 }
-EQUAL_WEIGHTS = "equal weights"
-#: Variants that need a training of their own.
-TRAININGS: dict[str, dict[str, Any]] = {
-    "no early stopping": {"early_stopping": False},
-    "constant learning rate": {"learning_rate_schedule": None},
-    "scales down to 0.01": {"likelihood": Gaussian(minimum_scale=0.01)},
-}
 
 
-def from_one_pool(train: np.ndarray, test: np.ndarray, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+def scores_of_variants(train: np.ndarray, test: np.ndarray, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """Anomaly scores of the test rows by every choice of members and score."""
     detector = VAEDetector(members=POOL, random_state=seed).fit(train)
     by_score = {}
@@ -82,44 +82,47 @@ def from_one_pool(train: np.ndarray, test: np.ndarray, seed: int) -> Iterator[tu
             yield EQUAL_WEIGHTS, of_test.mean(axis=0)
 
 
-def run(folder: Path, out: Path, seeds: list[int], names: list[str]) -> None:
+def run(folders: list[Path], out: Path, seeds: list[int]) -> None:
     """Add the missing rows to ``out``."""
     done = set()
     if out.exists():
-        done = set(pd.read_csv(out)[list(COLUMNS[:4])].itertuples(index=False, name=None))
+        done = set(pd.read_csv(out)[list(COLUMNS[1:4])].itertuples(index=False, name=None))
     with out.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if not done:
             writer.writeheader()
-        for path in sorted(folder.glob("*.npz")):
-            for setting in quality.SETTINGS:
-                for seed in seeds:
-                    X, y = quality.load(path, seed)
+        for seed in seeds:
+            for path in (path for folder in folders for path in sorted(folder.glob("*.npz"))):
+                X, y = quality.load(path, seed)
+                for setting in quality.SETTINGS:
                     train, test, labels = quality.split(X, y, setting, seed)
-                    key = (path.stem, setting, seed)
-                    scored: list[tuple[str, np.ndarray]] = []
-                    if DEFAULT in names and (*key, DEFAULT) not in done:
-                        scored += from_one_pool(train, test, seed)
-                    for name in set(names) & set(TRAININGS):
-                        if (*key, name) not in done:
-                            detector = VAEDetector(random_state=seed, **TRAININGS[name]).fit(train)
-                            scored.append((name, -detector.score_samples(test)))
-                    for name, scores in scored:
+                    if (path.stem, setting, seed) in done or is_wide(train):
+                        continue
+                    key = {"suite": path.parent.name, "dataset": path.stem, "setting": setting, "seed": seed}
+                    for name, scores in scores_of_variants(train, test, seed):
                         auroc, ap = roc_auc_score(labels, scores), average_precision_score(labels, scores)
-                        figures = {"auroc": round(auroc, 5), "ap": round(ap, 5)}
-                        writer.writerow(dict(zip(COLUMNS, (*key, name), strict=False)) | figures)
+                        writer.writerow(key | {"method": name, "auroc": round(auroc, 5), "ap": round(ap, 5)})
                     file.flush()
+                    print(path.stem, setting, seed, flush=True)
 
 
 def table(results: pd.DataFrame, peers: pd.DataFrame) -> str:
-    """A row for each variant: mean and mean rank among the peers, by setting."""
-    lines = ["| variant | clean | rank | contaminated | rank |", "|---|---|---|---|---|"]
+    """A row for each variant: the mean of each suite, the mean over suites and the rank, by setting."""
+    suites = list(dict.fromkeys(results["suite"]))
+    peers = peers[peers["dataset"].isin(results["dataset"])]
+    lines = ["| variant |", "|---|"]
+    for setting in quality.SETTINGS:
+        lines[0] += f" {setting}: {' / '.join(suites)} | mean | rank |"
+        lines[1] += "---|---|---|"
     for method in dict.fromkeys(results["method"]):
         own = results[results["method"] == method]
+        means = own.groupby(["setting", "suite", "dataset"])["auroc"].mean()
+        means = means.groupby(["setting", "suite"]).mean()
         summary = quality.summarize(pd.concat([own, peers]), ours=method)
         cells = [f"**{method}**" if method == DEFAULT else method]
         for setting in quality.SETTINGS:
             row = summary[(summary["setting"] == setting) & (summary["method"] == method)].iloc[0]
+            cells.append(" / ".join(f"{means[setting, suite]:.3f}" for suite in suites))
             cells += [f"{row['mean']:.3f}", f"{row['mean rank']:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -127,16 +130,16 @@ def table(results: pd.DataFrame, peers: pd.DataFrame) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("datasets", type=Path)
-    parser.add_argument("peers", type=Path)
+    parser.add_argument("datasets", type=Path, nargs="+", help="folders")
+    parser.add_argument("--peers", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path, help="Markdown file whose table is replaced")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", choices=[DEFAULT, *TRAININGS], default=[DEFAULT, *TRAININGS])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    run(options.datasets, options.out, options.seeds, options.variants)
-    written = table(pd.read_csv(options.out), pd.read_csv(options.peers))
+    run(options.datasets, options.out, options.seeds)
+    peers = pd.concat([quality.read(path) for path in options.peers])
+    written = table(pd.read_csv(options.out), peers)
     print(written)
     if options.table:
         text = options.table.read_text() if options.table.exists() else ""

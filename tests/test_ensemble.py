@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import stars
+from conftest import stars, wide
 from scipy import stats
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
@@ -119,6 +119,18 @@ def test_a_trimmed_member_does_not_learn_rare_rows():
         roc_auc_score(y, -fit(X, members=[Member(share)], **settings).score_samples(X)) for share in (0, 0.2)
     )
     assert trimmed > 0.95 > 0.8 > plain
+
+
+@pytest.mark.parametrize(
+    ("contamination", "n_features", "seed"),
+    [(0.2, 16, 0), *(wide(share, n, seed) for share in (0.05, 0.1, 0.2) for n in (4, 16) for seed in (1, 2))],
+)
+def test_the_default_finds_a_tight_cluster_of_up_to_a_fifth_of_the_rows(contamination, n_features, seed):
+    X, y = make_anomalies(
+        1000, n_features, kind="cluster", contamination=contamination, n_irrelevant=4, random_state=seed
+    )
+    detector = VAEDetector(random_state=seed).fit(X)
+    assert roc_auc_score(y, -detector.score_samples(X)) > 0.9
 
 
 def test_trimming_nothing_of_a_small_batch_keeps_every_row(table):

@@ -14,8 +14,8 @@ __all__ = ["LEAST_WEIGHT", "is_wide", "weigh_columns"]
 # Below, whitening lost (`benchmarks/results/trials.md`); beyond, its matrices take more than the model.
 _COLUMNS, _FEWEST_OF_NUMBERS = (200, 2_048), 100
 _ROWS_TO_SEE_VALUES = 1_000
-#: Of a column with another value in a tenth of the rows, or fewer. What is hundreds of standard deviations out
-#: is an anomaly there, too.
+#: Of a column with another value in a tenth of the rows, or fewer. What is hundreds of standard deviations
+#: out is an anomaly there, too.
 LEAST_WEIGHT = 0.01
 _WEIGHT_OF_CONSTANTS = 0.1
 

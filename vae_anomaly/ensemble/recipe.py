@@ -76,20 +76,22 @@ class Member(BaseEstimator):  # type: ignore[misc]
         self.column_transform = column_transform
 
 
-#: What ``members="auto"`` means for tables. On clean training rows the members with a small beta are better,
-#: on contaminated ones the trimmed; skewed columns want a transform, others none. Their mean is good on all
-#: (`benchmarks/results/ablation.md`).
+#: What ``members="auto"`` means for tables. On clean training rows the members that are not trimmed are
+#: better, on contaminated ones the trimmed; skewed columns want a transform, others none. Their mean is good
+#: on all (`benchmarks/results/ablation.md`). The trimmed leave out more rows than are likely to be anomalies:
+#: a tight cluster of anomalies, which is easily learned, must not be among those that are kept.
 DEFAULT_MEMBERS = tuple(
     Member(trimmed_fraction, beta_factor, column_transform)
     for column_transform in (None, "yeo-johnson")
-    for trimmed_fraction, beta_factor in ((0.0, 0.3), (0.1, 1.0), (0.0, 0.1), (0.2, 1.0))
+    for trimmed_fraction, beta_factor in ((0.0, 0.3), (0.3, 0.3), (0.0, 0.1), (0.4, 1.0))
 )
 
 #: The same for tables of hundreds of columns of numbers, such as embeddings (`benchmarks/results/trials.md`).
 #: Whitened members keep the whole KL: with a smaller one, their latent variables would learn noise. The two
 #: others tell what is expected.
 WIDE_MEMBERS = (
-    *DEFAULT_MEMBERS[:2],
+    Member(beta_factor=0.3),
+    Member(trimmed_fraction=0.1),
     *(Member(trimmed_fraction, 1.0, "whiten") for trimmed_fraction in (0.0, 0.1) * 3),
 )
 
