@@ -150,9 +150,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         The models to train and average: so many that differ by their seeds only, or one for each
         `vae_anomaly.Member`. "auto" is what detects best on tables if ``epochs="auto"`` too: eight small
         models, half of them robust against anomalies among the training rows, and half of each kind with
-        skewed columns transformed; six of them whitened if there are 200 to 2,048 columns with more than two
-        values, such as an embedding's; for signals, two. Of a table or signals it is otherwise one model. Of
-        images it is four, for patches with a small beta (`ensemble.recipe.PATCH_MEMBERS`).
+        skewed columns transformed; six of them whitened if there are 200 to 2,048 columns, at least 100 with
+        more than two values, such as an embedding's; for signals, two. Of a table or signals it is otherwise
+        one model. Of images it is four, for patches with a small beta (`ensemble.recipe.PATCH_MEMBERS`).
     epochs : "auto" or int, default="auto"
         Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
         stopping, and at least 5 passes; in `partial_fit`, 5 passes over the new rows. See ``max_samples`` for
