@@ -1,6 +1,7 @@
 """Ensembles: how members differ, how they are trained, and how their scores become one."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import stars, wide
 from scipy import stats
@@ -13,7 +14,14 @@ from vae_anomaly.datasets import make_anomalies
 from vae_anomaly.engine.programs import architecture_of, model_of
 from vae_anomaly.ensemble.averaging import average, weights_by_row, weights_for
 from vae_anomaly.ensemble.decisions import decide
-from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS, IMAGE_MEMBERS, PATCH_MEMBERS, Member, resolve_recipe
+from vae_anomaly.ensemble.recipe import (
+    DEFAULT_MEMBERS,
+    IMAGE_MEMBERS,
+    MIXED_MEMBERS,
+    PATCH_MEMBERS,
+    Member,
+    resolve_recipe,
+)
 from vae_anomaly.scoring import SCORES, passes
 from vae_anomaly.thresholds import OutOfBag
 
@@ -28,6 +36,16 @@ def fit(X, **settings):
 def test_automatic_epochs_of_a_table_train_the_ensemble_that_detects_best():
     decided = decide(VAEDetector().get_params(deep=False), None, None, n_rows=500)
     assert decided.recipe == (DEFAULT_MEMBERS, 0.2, True)
+
+
+def test_members_of_mixed_tables_trim_less():
+    X = pd.DataFrame({"a": np.random.default_rng(0).normal(size=40), "b": list("xxxxy") * 8})
+    detector = VAEDetector(network=DenseNetwork((4,)), random_state=0).fit(X)
+    assert len(detector.members_) == len(MIXED_MEMBERS) == 8
+    decided = decide(detector.get_params(deep=False), detector.table_, None, n_rows=500)
+    assert decided.recipe.members == MIXED_MEMBERS
+    for mixed, other in zip(MIXED_MEMBERS, DEFAULT_MEMBERS, strict=True):
+        assert mixed.trimmed_fraction <= 0.5 * other.trimmed_fraction
 
 
 def test_given_epochs_train_one_model_on_all_rows_for_so_long(table):

@@ -15,6 +15,7 @@ from vae_anomaly.engine.devices import check_devices, device_of
 from vae_anomaly.ensemble.recipe import (
     DEFAULT_MEMBERS,
     IMAGE_MEMBERS,
+    MIXED_MEMBERS,
     PATCH_MEMBERS,
     SIGNAL_MEMBERS,
     WIDE_MEMBERS,
@@ -163,7 +164,7 @@ def decide(
         parameters["validation_fraction"],
         parameters["early_stopping"],
         default_members=_default_members(
-            network, of_whole_images, patches, decide, is_wide and _can_be_whitened(likelihood)
+            network, likelihood, of_whole_images, patches, decide, is_wide and _can_be_whitened(likelihood)
         ),
         decide=decide,
         of_images=of_images is not None,
@@ -309,7 +310,12 @@ def _default_network(image_shape: Shape | None, patches: Patches | None) -> str 
 
 
 def _default_members(
-    network: Network, of_whole_images: Shape | None, patches: Patches | None, decide: bool, whitens: bool
+    network: Network,
+    likelihood: Likelihood,
+    of_whole_images: Shape | None,
+    patches: Patches | None,
+    decide: bool,
+    whitens: bool,
 ) -> Sequence[Member]:
     """What ``members="auto"`` means."""
     if patches is not None:
@@ -320,6 +326,8 @@ def _default_members(
         return (Member(),)
     if network.signal_channels() is not None:
         return SIGNAL_MEMBERS
+    if isinstance(likelihood, likelihoods.Mixed):
+        return MIXED_MEMBERS
     return WIDE_MEMBERS if whitens else DEFAULT_MEMBERS
 
 

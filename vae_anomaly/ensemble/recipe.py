@@ -15,6 +15,7 @@ from vae_anomaly.core.types import Constraints
 __all__ = [
     "DEFAULT_MEMBERS",
     "IMAGE_MEMBERS",
+    "MIXED_MEMBERS",
     "PATCH_MEMBERS",
     "SIGNAL_MEMBERS",
     "WIDE_MEMBERS",
@@ -76,15 +77,23 @@ class Member(BaseEstimator):  # type: ignore[misc]
         self.column_transform = column_transform
 
 
-#: What ``members="auto"`` means for tables. On clean training rows the members that are not trimmed are
-#: better, on contaminated ones the trimmed; skewed columns want a transform, others none. Their mean is good
-#: on all (`benchmarks/results/ablation.md`). The trimmed leave out more rows than are likely to be anomalies:
-#: a tight cluster of anomalies, which is easily learned, must not be among those that are kept.
-DEFAULT_MEMBERS = tuple(
-    Member(trimmed_fraction, beta_factor, column_transform)
-    for column_transform in (None, "yeo-johnson")
-    for trimmed_fraction, beta_factor in ((0.0, 0.3), (0.3, 0.3), (0.0, 0.1), (0.4, 1.0))
-)
+def _as_they_are_and_transformed(*kinds: tuple[float, float]) -> tuple[Member, ...]:
+    """Members of these trimmed fractions and beta factors: with the columns as they are, then transformed."""
+    return tuple(
+        Member(trimmed_fraction, beta_factor, column_transform)
+        for column_transform in (None, "yeo-johnson")
+        for trimmed_fraction, beta_factor in kinds
+    )
+
+
+#: What ``members="auto"`` means for tables of numbers. On clean training rows the members with a small beta are
+#: better, on contaminated ones the trimmed; skewed columns want a transform, others none. Their mean is good on
+#: all (`benchmarks/results/ablation.md`). The trimmed leave out more rows than are likely to be anomalies: a
+#: tight cluster of anomalies, which is easily learned, must not be among those that are kept.
+DEFAULT_MEMBERS = _as_they_are_and_transformed((0.0, 0.3), (0.3, 1.0), (0.0, 0.1), (0.4, 1.0))
+
+#: The same for mixed tables. A member that is trimmed as much gives up the rows of all rare categories.
+MIXED_MEMBERS = _as_they_are_and_transformed((0.0, 0.3), (0.1, 1.0), (0.0, 0.1), (0.2, 1.0))
 
 #: The same for tables of hundreds of columns of numbers, such as embeddings (`benchmarks/results/trials.md`).
 #: Whitened members keep the whole KL: with a smaller one, their latent variables would learn noise. The two
