@@ -160,7 +160,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     batch_size : "auto" or int, default="auto"
         Rows in a training step. Fewer training rows than that are repeated to fill it. "auto" is 128, and of
         large images whose convolutions would need much memory half, a quarter and so on, so that a step takes
-        no more than about a gigabyte.
+        no more than about a gigabyte, or a single image.
     learning_rate : float, default=3e-3
         Step size of Adam.
     learning_rate_schedule : {"cosine", "linear"}, callable or None, default="cosine"

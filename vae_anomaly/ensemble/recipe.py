@@ -88,11 +88,11 @@ def _as_they_are_and_transformed(*kinds: tuple[float, float]) -> tuple[Member, .
 
 #: What ``members="auto"`` means for tables of numbers. On clean training rows the members with a small beta
 #: are better, on contaminated ones the trimmed; skewed columns want a transform, others none. Their mean is
-#: good on all (`benchmarks/results/ablation.md`). The trimmed leave out more rows than are likely to be
+#: good on all (`benchmarks/results/trials.md`). The trimmed leave out more rows than are likely to be
 #: anomalies: a tight cluster of those, which is easily learned, must not be among what is kept.
 DEFAULT_MEMBERS = _as_they_are_and_transformed((0.0, 0.3), (0.3, 1.0), (0.0, 0.1), (0.4, 1.0))
 
-#: The same for mixed tables. A member that is trimmed as much gives up the rows of all rare categories.
+#: The same for mixed tables, on which members that trim more found less (`benchmarks/results/trials.md`).
 MIXED_MEMBERS = _as_they_are_and_transformed((0.0, 0.3), (0.1, 1.0), (0.0, 0.1), (0.2, 1.0))
 
 #: The same for tables of hundreds of columns of numbers, such as embeddings (`benchmarks/results/trials.md`).

@@ -44,7 +44,7 @@ def draws_at_once(decoder: KerasModel) -> int:
 
 
 def rows_at_once(encoder: KerasModel, decoder: KerasModel, n_draws: int, at_most: int) -> int:
-    """How many rows a training step takes: ``at_most``, halved until the step takes at most a gigabyte."""
+    """How many rows a training step takes: ``at_most``, halved until about a gigabyte is enough."""
     numbers_of_row = max(1, numbers_made(encoder) + n_draws * numbers_made(decoder))
     n_rows = at_most
     while n_rows > 1 and n_rows * numbers_of_row > _NUMBERS_AT_ONCE:
