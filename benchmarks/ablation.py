@@ -1,8 +1,9 @@
 """What each part of the default recipe is worth: one part taken away or changed at a time.
 
-Protocol, data sets and peers are those of `quality.py`. Members are trained independently, so the variants
-are choices among the members of one large ensemble, whose first eight are the default's own. Wide tables,
-which have members of their own, are left out. Goes on where an interrupted run stopped::
+Protocol, data sets and peers are those of `quality.py`. Members are trained independently, so most variants
+are choices among the members of one large ensemble, whose first eight are the default's own; ``--trainings``
+adds others. Wide tables, which have members of their own, are left out. Goes on where an interrupted run
+stopped::
 
     python benchmarks/ablation.py FOLDER [FOLDER ...] --peers peers.csv --out ablation.csv --table ablation.md
 """
@@ -14,6 +15,7 @@ import csv
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,23 +26,28 @@ from vae_anomaly import VAEDetector
 from vae_anomaly.data.wide import is_wide
 from vae_anomaly.ensemble.averaging import average, weights_for
 from vae_anomaly.ensemble.recipe import DEFAULT_MEMBERS, Member
+from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.scoring.passes import score_rows
 
 COLUMNS = ("suite", "dataset", "setting", "seed", "method", "auroc", "ap")
 N_DEFAULT = len(DEFAULT_MEMBERS)
-#: The default's members, untransformed ones once more, plain ones, and those that trim less.
-POOL = [
-    *DEFAULT_MEMBERS,
-    *DEFAULT_MEMBERS[: N_DEFAULT // 2],
-    *(Member(column_transform=transform) for transform in (None, "yeo-johnson")),
-    *(Member(fraction, 1.0, transform) for fraction in (0.1, 0.2) for transform in (None, "yeo-johnson")),
+BOTH = (None, "yeo-johnson")
+#: The default's members, its untransformed ones once more, plain ones, and those that trim less.
+PARTS = [
+    list(DEFAULT_MEMBERS),
+    list(DEFAULT_MEMBERS[: N_DEFAULT // 2]),
+    [Member(column_transform=transform) for transform in BOTH],
+    [Member(fraction, 1.0, transform) for fraction in (0.1, 0.2) for transform in BOTH],
 ]
-OURS = list(range(N_DEFAULT))
-TRIMMED = [position for position in OURS if DEFAULT_MEMBERS[position].trimmed_fraction]
-SMALL_BETA = [position for position in OURS if DEFAULT_MEMBERS[position].beta_factor < 1]
-UNTRANSFORMED = [*OURS[: N_DEFAULT // 2], *range(N_DEFAULT, N_DEFAULT + N_DEFAULT // 2)]
-PLAIN, TRIMMED_LESS = [12, 13], [14, 15, 16, 17]
+POOL = [member for part in PARTS for member in part]
+_ENDS = np.cumsum([len(part) for part in PARTS])
+OURS, _, PLAIN, TRIMMED_LESS = (
+    list(range(end - len(part), end)) for part, end in zip(PARTS, _ENDS.tolist(), strict=True)
+)
+TRIMMED = [position for position in OURS if POOL[position].trimmed_fraction]
+SMALL_BETA = [position for position in OURS if POOL[position].beta_factor < 1]
+UNTRANSFORMED = [p for p in range(PLAIN[0]) if POOL[p].column_transform is None]
 
 DEFAULT, EQUAL_WEIGHTS = "default", "equal weights"
 #: Members of the pool, and the score.
@@ -58,10 +65,18 @@ CHOICES: dict[str, tuple[list[int], str]] = {
     "4 members, untransformed": (OURS[: N_DEFAULT // 2], "beta_elbo"),
     "1 plain member, scored by the ELBO": (PLAIN[:1], "elbo"),
 }
+#: Variants that need a training of their own.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "no early stopping": {"early_stopping": False},
+    "constant learning rate": {"learning_rate_schedule": None},
+    "scales down to 0.01": {"likelihood": Gaussian(minimum_scale=0.01)},
+}
 
 
-def scores_of_variants(train: np.ndarray, test: np.ndarray, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Anomaly scores of the test rows by every choice of members and score."""
+def scores_of_variants(
+    train: np.ndarray, test: np.ndarray, seed: int, trainings: list[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Anomaly scores of the test rows by every choice of members and score, and by these trainings."""
     detector = VAEDetector(members=POOL, random_state=seed).fit(train)
     by_score = {}
     for score in {score for _, score in CHOICES.values()}:
@@ -80,9 +95,11 @@ def scores_of_variants(train: np.ndarray, test: np.ndarray, seed: int) -> Iterat
         yield name, average(of_test, weights_for(of_train))
         if name == DEFAULT:
             yield EQUAL_WEIGHTS, of_test.mean(axis=0)
+    for name in trainings:
+        yield name, -VAEDetector(random_state=seed, **TRAININGS[name]).fit(train).score_samples(test)
 
 
-def run(folders: list[Path], out: Path, seeds: list[int]) -> None:
+def run(folders: list[Path], out: Path, seeds: list[int], trainings: list[str]) -> None:
     """Add the missing rows to ``out``."""
     done = set()
     if out.exists():
@@ -99,7 +116,7 @@ def run(folders: list[Path], out: Path, seeds: list[int]) -> None:
                     if (path.stem, setting, seed) in done or is_wide(train):
                         continue
                     key = {"suite": path.parent.name, "dataset": path.stem, "setting": setting, "seed": seed}
-                    for name, scores in scores_of_variants(train, test, seed):
+                    for name, scores in scores_of_variants(train, test, seed, trainings):
                         auroc, ap = roc_auc_score(labels, scores), average_precision_score(labels, scores)
                         writer.writerow(key | {"method": name, "auroc": round(auroc, 5), "ap": round(ap, 5)})
                     file.flush()
@@ -135,9 +152,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path, help="Markdown file whose table is replaced")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--trainings", nargs="*", choices=TRAININGS, default=[], help="variants that take longer"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    run(options.datasets, options.out, options.seeds)
+    run(options.datasets, options.out, options.seeds, options.trainings)
     peers = pd.concat([quality.read(path) for path in options.peers])
     written = table(pd.read_csv(options.out), peers)
     print(written)

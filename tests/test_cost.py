@@ -32,19 +32,18 @@ def test_a_convolution_costs_its_kernel_at_each_of_its_places():
     assert found.decoder_size == decoder
 
 
-class Subclassed(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.used, self.unused = keras.Sequential([keras.layers.Dense(2)]), keras.layers.Dense(3)
-        self.shift = self.add_weight(shape=(4,))
-
-    def call(self, x):
-        return self.used(x + self.shift)
-
-
 @pytest.mark.filterwarnings("ignore:.*unbuilt state")
 def test_layers_that_are_never_called_and_models_within_models_are_counted():
-    model = Subclassed()
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = keras.Sequential([keras.layers.Dense(2)]), keras.layers.Dense(3)
+            self.shift = self.add_weight(shape=(4,))
+
+        def call(self, x):
+            return self.used(x + self.shift)
+
+    model = Model()
     model(np.zeros((1, 4), "f4"))
     assert multiply_adds(model) == (4 * 2 + 2) + 4
     assert numbers_made(model) == 2
