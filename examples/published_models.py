@@ -109,10 +109,11 @@ print("error: cross-entropy (nats) or squared error for each pixel; KL: nats for
 for text, detectors in MODELS.items():
     print(text)
     for name, detector in detectors.items():
-        epochs = max(1, round(N_STEPS * detector.batch_size / len(X_train)))
+        batch_size = 128 if detector.batch_size == "auto" else detector.batch_size
+        epochs = max(1, round(N_STEPS * batch_size / len(X_train)))
         # One model on all images, and one draw of z for each image, as the texts measure.
-        detector.set_params(epochs=epochs, members=1, validation_fraction=0.0, random_state=0)
-        detector.set_params(score="reconstruction_error", n_draws=1)
+        detector.set_params(members=1, validation_fraction=0.0, score="reconstruction_error", n_draws=1)
+        detector.set_params(epochs=epochs, batch_size=batch_size, random_state=0)
         start = time.perf_counter()
         detector.fit(X_train)
         seconds = time.perf_counter() - start
