@@ -102,9 +102,12 @@ def has_gaps(rows: Rows | LazyRows | CachedRows) -> bool:
 
 def fingerprint(X: Matrix) -> str:
     """What rows are known by again: a checksum of how many there are, and of a thousand of them at most."""
-    some = X[evenly_spaced(X.shape[0], _ROWS_TO_KNOW)]
-    values = np.ascontiguousarray(dense(scaling.as_numbers(some)), dtype=np.float64)
-    return hashlib.sha256(repr(X.shape).encode() + values.tobytes()).hexdigest()
+    some = evenly_spaced(X.shape[0], _ROWS_TO_KNOW)
+    digest, size = hashlib.sha256(repr(X.shape).encode()), max(1, _NUMBERS_AT_ONCE // X.shape[1])
+    for start in range(0, len(some), size):
+        numbers = scaling.as_numbers(X[some[start : start + size]])
+        digest.update(np.ascontiguousarray(dense(numbers), dtype=np.float64).data)
+    return digest.hexdigest()
 
 
 def representative(rows: Rows | LazyRows | CachedRows) -> Rows:
