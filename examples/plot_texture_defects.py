@@ -111,6 +111,6 @@ print(f"fraction of flawless pixels marked: {detector.anomaly_mask(flawless).mea
 # %%
 # Where to go from here
 # ---------------------
-# - ``patches=16`` sees larger squares: for coarse textures, or defects without an edge.
+# - ``patches=16`` sees larger squares: for coarse textures.
 # - Which score when, and how the detector compares: the guide on images.
 # - Small images of whole objects: ``plot_one_class_images.py``.

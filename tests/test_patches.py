@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import vae_anomaly
 from vae_anomaly import Member, VAEDetector
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.ensemble.decisions import decide
+from vae_anomaly.ensemble.recipe import PATCH_MEMBERS, patch_members
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.patches import PatchPasses, largest_mean, mirror, pool_tensor, usual_scores
 
@@ -89,10 +91,56 @@ def test_training_squares_lie_anywhere_in_any_image(monkeypatch):
     np.testing.assert_array_equal(patches.draw(images, 500, seed=0), drawn)
 
 
+@pytest.mark.parametrize("pooling", [2, 3, wide(5)])
+def test_pooled_pixels_are_means_of_the_known_pixels_of_blocks_that_fill_the_image(pooling):
+    images = numbered((13, 11, 2))
+    images[1, :40] = np.nan
+    patches = Patches.of((13, 11, 2), 2).pooled(pooling)
+    height, width, _ = patches.seen_shape
+    assert (height, width) == (13 // pooling, 11 // pooling)
+    pooled = patches.pool(images).reshape(3, height, width, 2)
+    rows, columns = (np.arange(n + 1) * extent // n for n, extent in ((height, 13), (width, 11)))
+    for i in range(height):
+        for j in range(width):
+            block = images.reshape(3, 13, 11, 2)[:, rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # blocks without a known pixel
+                expected = np.nanmean(block, axis=(1, 2))
+            np.testing.assert_allclose(pooled[:, i, j], expected, rtol=1e-6)
+    down, across = patches.pooling_matrices()
+    sums = down @ images.reshape(3, 13, 11, 2)[0, ..., 1] @ across
+    n_pixels = down.sum(axis=1, keepdims=True) * across.sum(axis=0)
+    np.testing.assert_allclose(pooled[0, ..., 1], sums / n_pixels, rtol=1e-6)
+
+
+def test_squares_of_pooled_images_are_those_of_images_of_the_lower_resolution():
+    images, patches = numbered((24, 21, 2)), Patches.of((24, 21, 2), 4).pooled(3)
+    seen, lower = patches.pool(images), Patches.of((8, 7, 2), 4)
+    np.testing.assert_array_equal(squares_of(images, patches), squares_of(seen, lower))
+    np.testing.assert_array_equal(patches.draw(images, 50, seed=0), lower.draw(seen, 50, seed=0))
+    np.testing.assert_array_equal(seen[:, patches.positions()].reshape(-1, 32), squares_of(images, patches))
+
+
+def test_overlaid_numbers_of_pooled_squares_are_interpolated_between_the_pixels_that_are_seen():
+    uneven = Patches.of((25, 20, 1), 4).pooled(3)
+    for smoothing in (0.0, 2.0):
+        constant = uneven.overlay(np.full((2 * uneven.n_patches, 16), 0.7), smoothing)
+        np.testing.assert_allclose(constant, np.full((2, 25 * 20), 0.7))
+    patches = Patches.of((24, 21, 1), 4).pooled(3)
+    ramp = np.broadcast_to(np.arange(24, dtype=np.float32)[:, None], (24, 21))
+    again = patches.overlay(squares_of(ramp.reshape(1, -1), patches)).reshape(24, 21)
+    np.testing.assert_allclose(again[1:-1], ramp[1:-1], rtol=1e-6)  # outside lie no pixels to go between
+
+
 def test_images_smaller_than_a_square_are_refused():
     images = np.random.RandomState(0).uniform(size=(20, 40, 7))
     with pytest.raises(ValueError, match="patches=8 is the side .* 40 pixels high and 7 wide: set a smaller"):
         VAEDetector(patches=8, **QUICK).fit(images)
+    pooled = VAEDetector(patches=4, members=[Member(pooling=2)], **QUICK)
+    with pytest.raises(
+        ValueError, match="pooling=2 sees images of 20 x 3 pixels, smaller ones than patches=4"
+    ):
+        pooled.fit(images)
 
 
 # -- scores -----------------------------------------------------------------------------------------------
@@ -254,6 +302,108 @@ def test_a_missing_pixel_is_left_out_of_the_squares_around_it(detector, grain):
     assert np.isfinite(filled).all()
 
 
+# -- scales -----------------------------------------------------------------------------------------------
+SCALES = [Member(beta_factor=0.3), Member(pooling=3), Member(beta_factor=0.1)]
+
+
+@pytest.fixture(scope="module")
+def scales(colored):
+    _, images = colored
+    return VAEDetector(patches=6, members=SCALES, **QUICK).fit(images)
+
+
+def test_larger_images_are_seen_at_lower_resolutions_too():
+    def poolings(shorter_side, side=8):
+        return [member.pooling for member in patch_members(shorter_side, side)]
+
+    assert poolings(63) == [1] * 4
+    assert poolings(64) == poolings(255) == [1] * 4 + [4] * 2
+    assert poolings(256) == poolings(1023) == [1] * 4 + [4] * 2 + [16] * 2
+    assert poolings(64, side=16) == [1] * 4
+    parameters = VAEDetector().get_params(deep=False)
+    members = decide(parameters, None, (90, 64, 3), n_rows=60).recipe.members
+    assert [member.get_params() for member in members] == [m.get_params() for m in patch_members(64, 8)]
+
+
+def test_members_of_each_resolution_score_squares_as_they_see_them(scales, colored):
+    _, images = colored
+    fitted, patches = scales._fitted, scales.patches_
+    rows, by_member = fitted.rows(images[:4].reshape(4, -1)), []
+    for position, pooling in enumerate([1, 3, 1]):
+        squares = squares_of(rows, patches.pooled(pooling))
+        scores = passes.score_rows(
+            scales.members_[position : position + 1], squares, scales.draws_, fitted.score, None
+        )
+        usual = fitted.usual_scores[position : position + 1]
+        by_member.append(largest_mean(mirror(scores.reshape(1, 4, -1), usual))[0])
+    expected = -np.average(by_member, axis=0, weights=scales.member_weights_)
+    np.testing.assert_allclose(scales.score_samples(images[:4]), expected, rtol=1e-12)
+    assert (scales.member_weights_ > 0).all()
+
+
+def test_maps_of_all_resolutions_have_the_score_as_their_largest_pixel(scales, colored):
+    _, images = colored
+    maps = scales.explain(images[:3])
+    assert maps.shape == (3, 40, 36, 3)
+    np.testing.assert_allclose(
+        maps.sum(axis=-1).max(axis=(1, 2)), -scales.score_samples(images[:3]), rtol=1e-12
+    )
+    assert ((scales.confidence(images[:3]) >= 0.5) & (scales.confidence(images[:3]) <= 1)).all()
+
+
+def test_what_is_expected_sampled_and_bounded_is_told_by_those_that_see_every_pixel(scales, colored):
+    _, images = colored
+    sharp = VAEDetector(patches=6, members=SCALES, **QUICK).fit(images)
+    weights = sharp.member_weights_ * [1, 0, 1]
+    sharp.member_weights_ = weights / weights.sum()
+    np.testing.assert_allclose(scales.reconstruct(images[:3]), sharp.reconstruct(images[:3]), rtol=1e-12)
+    np.testing.assert_array_equal(scales.sample(5, random_state=0), sharp.sample(5, random_state=0))
+    assert scales.score(images[:3]) == pytest.approx(sharp.score(images[:3]), rel=1e-12)
+
+
+def test_a_detector_of_pooled_images_alone_tells_what_it_can(colored):
+    _, images = colored
+    detector = VAEDetector(patches=6, members=[Member(pooling=3)], **QUICK).fit(images)
+    assert detector.reconstruct(images[:2]).shape == (2, 40, 36, 3)
+    assert detector.sample(2, random_state=0).shape == (2, 6, 6, 3)
+    assert np.isfinite(detector.score(images[:2]))
+
+
+def test_scales_survive_files_and_refits(scales, colored, tmp_path):
+    _, images = colored
+    scales.save(tmp_path / "scales.vae")
+    loaded = vae_anomaly.load(tmp_path / "scales.vae")
+    np.testing.assert_array_equal(loaded.score_samples(images), scales.score_samples(images))
+    assert loaded.member_poolings_ == (1, 3, 1)
+    assert loaded.model_card()["model"]["members_that_pool_pixels"] == 1
+    again = clone(scales).fit(images)
+    np.testing.assert_array_equal(again.score_samples(images), scales.score_samples(images))
+    again.set_params(warm_start=True).fit(images)
+    assert np.isfinite(again.score_samples(images)).all()
+
+
+@pytest.mark.wide
+def test_stains_that_no_small_square_shows_are_found_at_a_lower_resolution():
+    rng = np.random.RandomState(0)
+    down, across = np.mgrid[:64, :64]
+
+    def surfaces(n):
+        slopes = rng.normal(0, 0.08, size=(2, n, 1, 1))
+        light = (
+            rng.normal(0, 0.05, size=(n, 1, 1)) + slopes[0] * (across / 32 - 1) + slopes[1] * (down / 32 - 1)
+        )
+        noise = gaussian_filter(rng.normal(size=(n, 64, 64)), (0, 1, 1))
+        return 0.5 + light + 0.06 * noise / noise.std()
+
+    normal = surfaces(80)
+    stain = 0.15 * np.exp(-((across - 30) ** 2 + (down - 26) ** 2) / (2 * 5**2))
+    images, anomaly = np.concatenate([normal, normal + stain]), np.repeat([0, 1], 80)
+    every = VAEDetector(random_state=0).fit(surfaces(200))
+    only_fine = VAEDetector(members=PATCH_MEMBERS, random_state=0).fit(surfaces(200))
+    found, missed = (roc_auc_score(anomaly, -d.score_samples(images)) for d in (every, only_fine))
+    assert found > missed + 0.1
+
+
 # -- around it -----------------------------------------------------------------------------------------
 def test_a_loaded_detector_sees_the_same_patches(colored, tmp_path):
     detector, images = colored
@@ -268,9 +418,11 @@ def test_a_loaded_detector_sees_the_same_patches(colored, tmp_path):
 def test_an_exported_graph_scores_images_as_the_detector_does(colored, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("tf2onnx")
-    detector, images = colored
+    _, images = colored
+    detector = VAEDetector(patches=6, members=SCALES, **QUICK).fit(images)
     images = images.copy()
     images[0, 3:5, 4] = np.nan
+    images[1, :6, :6] = np.nan
     detector.to_onnx(tmp_path / "patches.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "patches.onnx")
     scores, labels = session.run(["score_samples", "label"], {"X": images})
@@ -323,6 +475,10 @@ def test_a_warm_start_goes_on_with_the_patches(grain):
 def test_what_is_of_columns_is_refused_of_patches(grain):
     with pytest.raises(ValueError, match="column_transform is of a table's columns"):
         VAEDetector(members=[Member(column_transform="yeo-johnson")], **QUICK).fit(grain)
+    with pytest.raises(
+        ValueError, match="a member with pooling sees patches of images at a lower resolution"
+    ):
+        VAEDetector(patches=None, members=[Member(pooling=2)], **QUICK).fit(grain)
     with pytest.raises(ValueError, match="patches=4 is of images: hand them in as an array of shape"):
         VAEDetector(patches=4, **QUICK).fit(grain[:, 0])
     with pytest.raises(ValueError, match="'unexplained_variance' is one of images"):

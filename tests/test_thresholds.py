@@ -231,9 +231,9 @@ def test_a_rule_for_unseen_rows_gets_few_training_rows_scored(monkeypatch):
     X = np.random.RandomState(0).normal(size=(3000, 2))
     scored = []
 
-    def balance(cls, preparation, members, draws, score, device, rows):
+    def balance(cls, preparation, members, draws, score, device, poolings, rows):
         scored.append(len(rows))
-        return balanced(preparation, members, draws, score, device, rows)
+        return balanced(preparation, members, draws, score, device, poolings, rows)
 
     balanced = Fitted.balance
     monkeypatch.setattr(Fitted, "balance", classmethod(balance))

@@ -158,6 +158,7 @@ class CheckpointFile:
                     (member.trimmed_fraction, member.beta_factor, member.column_transform)
                     for member in job.recipe.members
                 ),
+                "pooling": tuple(member.pooling for member in job.recipe.members),
                 "validation_fraction": job.recipe.validation_fraction,
                 "early_stopping": job.recipe.early_stopping,
                 "network": job.specification.network.architecture_key(),
@@ -219,8 +220,8 @@ class CheckpointFile:
     def _check(self, found: dict[str, str]) -> None:
         now = self._about["fit"]
         differing = [name for name in now if found.get(name) != now[name]]
-        if {"members", "random_state"} <= {*differing}:
-            differing.remove("random_state")  # more members draw more seeds
+        if "members" in differing:  # more members have more poolings, and draw more seeds
+            differing = [name for name in differing if name not in ("pooling", "random_state")]
         if differing:
             shown = [
                 name

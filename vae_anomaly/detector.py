@@ -94,7 +94,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         pixels. They are trained on at random places, and all of an image are scored, half a side apart: see
         `scoring.patches`. So small defects of large images are found, and memory grows little with their
         size; an unusual object that is made of the usual squares is not found. "auto" is 8 for images more
-        than 32 pixels high and wide, and None for smaller ones and for a ``network`` of your choice.
+        than 32 pixels high and wide, and None for smaller ones and for a ``network`` of your choice. Members
+        with a ``pooling`` see images at a lower resolution, in squares that cover more.
     latent_dim : "auto" or int, default="auto"
         Latent dimensions. "auto" asks the network: min(n_features, 8), of images 16; of most flows at least
         2. Categories decide it themselves.
@@ -152,7 +153,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         models, half of them robust against anomalies among the training rows, and half of each kind with
         skewed columns transformed; six of them whitened if there are 200 to 2,048 columns, at least 100 with
         more than two values, such as an embedding's; for signals, two. Of a table or signals it is otherwise
-        one model. Of images it is four, for patches with a small beta (`ensemble.recipe.PATCH_MEMBERS`).
+        one model. Of images it is four, for patches with a small beta (`ensemble.recipe.PATCH_MEMBERS`) and
+        two more for each lower resolution at which an image is still two patches wide, a fourth of the one
+        before (`ensemble.recipe.patch_members`).
     epochs : "auto" or int, default="auto"
         Passes over the training rows. "auto" makes about 1,000 training steps of them, 2,000 with early
         stopping, and at least 5 passes; in `partial_fit`, 5 passes over the new rows. See ``max_samples`` for
@@ -307,7 +310,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     members_ : tuple of ModelState
         The trained models as arrays and configuration.
     member_weights_ : float64 array of shape (n_members,)
-        The members' weights in every average, inverse to the interquartile range of their training scores.
+        The members' weights in averages of scores, inverse to the interquartile range of their training
+        scores.
     model_ : VAE
         The first member as a `keras.Model` over scaled float32 rows; a new copy at each access.
     n_samples_fit_ : int
@@ -332,6 +336,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         have been divided by 255. None for rows of a table.
     patches_ : data.patches.Patches or None
         Shape of the images and side of the squares, if the members see patches.
+    member_poolings_ : tuple of int
+        `Member.pooling` of each member: 1 if it sees every pixel.
     table_ : tables.Table or None
         How mixed columns become numbers.
     columns_ignored_ : list

@@ -133,6 +133,7 @@ def summary(detector: Detector) -> dict[str, Values]:
             "network": _shorten(network),
             "patches": None if patches is None else f"{patches.side} x {patches.side} pixels",
             "members": len(detector.members_),
+            "members_that_pool_pixels": int(detector._fitted.is_pooled.sum()) or None,
             "members_that_transform_columns": sum(map(_transforms, detector.members_)),
             "members_that_whiten_columns": sum(state.is_whitened for state in detector.members_) or None,
             "weights_of_a_member": int(state.trainable.size),

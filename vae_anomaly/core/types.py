@@ -169,6 +169,7 @@ class Detector(Protocol):
     pixel_range_: tuple[float, float] | None
     #: A `data.patches.Patches` or None.
     patches_: Any
+    member_poolings_: tuple[int, ...]
     missing_fraction_: Floats | None
     do_early_stopping_: bool
     interrupted_: bool

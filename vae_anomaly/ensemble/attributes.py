@@ -34,7 +34,7 @@ def take_over(detector: Detector, outcome: Outcome, decisions: Decisions, given:
     detector.members_, detector.draws_ = tuple(fitted.members), fitted.draws
     detector.latent_dim_ = fitted.members[0].specification.latent_dim
     detector.member_weights_, detector._member_levels = fitted.weights, fitted.levels
-    detector._usual_scores = fitted.usual_scores
+    detector.member_poolings_, detector._usual_scores = fitted.poolings, fitted.usual_scores
     detector.score_, detector.threshold_ = decisions.score, decisions.rule
     detector.objective_ = decisions.plan.objective
     detector.history_, detector.interrupted_ = outcome.history, outcome.interrupted
@@ -76,6 +76,7 @@ def fitted_of(detector: Detector) -> Fitted:
         device=device_of(detector.device),
         weights=detector.member_weights_,
         levels=detector._member_levels,
+        poolings=getattr(detector, "member_poolings_", (1,) * len(detector.members_)),
         usual_scores=getattr(detector, "_usual_scores", None),
         invalid=detector.invalid,
         intervals=None if scores is None else CellIntervals(scores, detector._interval_floors),

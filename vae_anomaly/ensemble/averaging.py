@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from vae_anomaly.core.rows import evenly_spaced
-from vae_anomaly.core.types import Flags, Floats
+from vae_anomaly.core.types import Array, Flags, Floats
 from vae_anomaly.engine import programs
 from vae_anomaly.model.states import ModelState
 
@@ -72,7 +72,7 @@ def _sum_members(values: Floats) -> Floats:
     return functools.reduce(np.add, values)
 
 
-def out_of_bag(scores: Floats, weights: Floats, left_out: Flags, groups: Flags | None = None) -> Floats:
+def out_of_bag(scores: Floats, weights: Floats, left_out: Flags, groups: Array | None = None) -> Floats:
     r"""Averaged scores of training rows as if no member had been trained on them: shape (n_rows,).
 
     A member's scores of rows that it was trained on are lower than those of new rows, the more the fewer it
@@ -101,16 +101,16 @@ def out_of_bag(scores: Floats, weights: Floats, left_out: Flags, groups: Flags |
     weights : array of shape (n_members,)
     left_out : bool array of shape (n_members, n_rows)
         Rows that a member was not trained on.
-    groups : bool array of shape (n_members,) or None, default=None
-        Which of two groups each member is of; None if all are of one. A group that has left no row out takes
-        G of all members.
+    groups : array of shape (n_members,) or None, default=None
+        Which group each member is of; None if all are of one. A group that has left no row out takes G of all
+        members.
     """
     trained_on = [of_member[~out] for of_member, out in zip(scores, left_out, strict=True)]
     centers = np.array([np.median(known) for known in trained_on])[:, None]
     ranges = np.array([np.subtract(*np.percentile(known, [75, 25])) for known in trained_on])[:, None]
     ranges[ranges == 0] = 1.0
     standardized = (scores - centers) / ranges
-    groups = np.zeros(len(scores), dtype=bool) if groups is None else groups
+    groups = np.zeros(len(scores)) if groups is None else groups
     unseen_by_group = {}
     for group in set(groups.tolist()):
         of_group = left_out & (groups == group)[:, None]

@@ -16,11 +16,11 @@ from vae_anomaly.ensemble.recipe import (
     DEFAULT_MEMBERS,
     IMAGE_MEMBERS,
     MIXED_MEMBERS,
-    PATCH_MEMBERS,
     SIGNAL_MEMBERS,
     WIDE_MEMBERS,
     Member,
     Recipe,
+    patch_members,
     resolve_recipe,
 )
 from vae_anomaly.likelihoods import Likelihood
@@ -185,6 +185,7 @@ def decide(
             "a member with column_transform is of a table's columns, and with patches members see squares of "
             "images: leave column_transform out."
         )
+    _check_poolings(patches, [member.pooling for member in recipe.members])
     if not _can_be_whitened(likelihood) and any(m.column_transform == "whiten" for m in recipe.members):
         raise ValueError(
             "a member with column_transform='whiten' sees sums of columns, which have a known distribution "
@@ -222,6 +223,18 @@ def n_rows_in_memory(max_samples: int | str | None) -> int:
 def trains_on_all(max_samples: int | str | None, epochs: int | str) -> bool:
     """Whether all rows are trained on, however many there are: "auto" does where passes are counted."""
     return epochs != "auto" if isinstance(max_samples, str) else max_samples is None
+
+
+def _check_poolings(patches: Patches | None, poolings: Sequence[int]) -> None:
+    """Refuse images at a lower resolution where none are seen, or none that hold a square."""
+    if patches is not None:
+        for pooling in set(poolings):
+            patches.pooled(pooling)
+    elif max(poolings) > 1:
+        raise ValueError(
+            "a member with pooling sees patches of images at a lower resolution, and here members see whole "
+            "rows or images: set patches to the side of squares within the images, or leave pooling out."
+        )
 
 
 def _check_intervals(patches: Patches | None, holds_rows_out: bool) -> None:
@@ -319,7 +332,7 @@ def _default_members(
 ) -> Sequence[Member]:
     """What ``members="auto"`` means."""
     if patches is not None:
-        return PATCH_MEMBERS
+        return patch_members(min(patches.image_shape[:2]), patches.side)
     if of_whole_images is not None:
         return IMAGE_MEMBERS
     if not decide:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -12,8 +13,8 @@ from sklearn.utils import check_random_state
 
 from vae_anomaly import explanations
 from vae_anomaly.calibration.intervals import CellIntervals
-from vae_anomaly.core.rows import Rows, any_missing
-from vae_anomaly.core.types import Flags, Floats, KerasModel, Matrix, RandomStateLike, Shape
+from vae_anomaly.core.rows import Rows, any_missing, evenly_spaced
+from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike, Shape
 from vae_anomaly.data.lazy import LazyRows, blocks, has_gaps
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.streams import Stream, map_blocks
@@ -23,14 +24,12 @@ from vae_anomaly.ensemble import averaging
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring import passes
-from vae_anomaly.scoring.patches import PatchPasses, usual_scores
+from vae_anomaly.scoring.patches import ScalePasses
 from vae_anomaly.scoring.score import IMPOSSIBLE, Score
 
 __all__ = ["Fitted"]
 
 _NUMBERS_AT_ONCE = 2**22
-# Of which the thousandth at either end is known well.
-_SQUARES_TO_SEE = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +50,8 @@ class Fitted:
     weights : array of shape (n_members,)
     levels : array of shape (n_members,)
         Median training score of each member.
+    poolings : tuple of int
+        Of each member, `Member.pooling`.
     usual_scores : array of shape (n_members, 2), or None
         Of models of patches, `scoring.patches.usual_scores` of training squares.
     invalid : {"score", "raise"}
@@ -66,6 +67,7 @@ class Fitted:
     device: str | None
     weights: Floats
     levels: Floats
+    poolings: tuple[int, ...]
     usual_scores: Floats | None = None
     invalid: str = "raise"
     intervals: CellIntervals | None = None
@@ -78,6 +80,7 @@ class Fitted:
         draws: Rows,
         score: Score,
         device: str | None,
+        poolings: tuple[int, ...],
         rows: Matrix,
     ) -> tuple[Self, Floats]:
         """The members with the weights and levels that training rows give them, and their scores of those.
@@ -88,13 +91,11 @@ class Fitted:
             If scores are not finite: the last step's weights have not been through a loss.
         """
         n_members = len(members)
-        unbalanced = cls(
-            preparation, members, draws, score, device, np.full(n_members, 1 / n_members), np.zeros(n_members)
-        )
+        equal, levels = np.full(n_members, 1 / n_members), np.zeros(n_members)
+        unbalanced = cls(preparation, members, draws, score, device, equal, levels, poolings)
         if preparation.patches is not None:
-            squares = preparation.patches.draw(rows, _SQUARES_TO_SEE, seed=0)
-            usual = usual_scores(passes.score_rows(members, squares, draws, score, device))
-            unbalanced = replace(unbalanced, usual_scores=usual)
+            of_patches = ScalePasses.fit(preparation.patches, poolings, members, rows, draws, score, device)
+            unbalanced = replace(unbalanced, usual_scores=of_patches.usual)
         by_member = unbalanced.raw_scores(rows)
         if not np.isfinite(by_member).all():
             raise FloatingPointError(
@@ -118,15 +119,36 @@ class Fitted:
         return np.array([state.is_whitened for state in self.members])
 
     @property
+    def is_pooled(self) -> Flags:
+        """Which members see images at a lower resolution: shape (n_members,)."""
+        return np.array([pooling > 1 for pooling in self.poolings])
+
+    @property
+    def kinds(self) -> Array:
+        """Numbers that are alike for members to which new rows are alike new: shape (n_members,)."""
+        return np.where(self.is_whitened, 0, self.poolings)
+
+    @property
     def expecting_weights(self) -> Floats:
         """The members' weights where they tell what they expect: shape (n_members,).
 
-        Whitened members, to which columns are as good as noise, expect little: they have none beside others.
+        Whitened members, to which columns are as good as noise, and those that do not see every pixel expect
+        little: they have none beside others.
         """
-        whitened = self.is_whitened
-        if whitened.all() or not whitened.any():
+        return self._weights_without(self.is_whitened | self.is_pooled)
+
+    @property
+    def bound_weights(self) -> Floats:
+        """The members' weights where they are models of the rows as they are: shape (n_members,).
+
+        Those that see images at a lower resolution are none, and have no weight beside others.
+        """
+        return self._weights_without(self.is_pooled)
+
+    def _weights_without(self, left_out: Flags) -> Floats:
+        if left_out.all() or not left_out.any():
             return self.weights
-        weights = np.where(whitened, 0.0, self.weights)
+        weights = np.where(left_out, 0.0, self.weights)
         return np.asarray(weights / weights.sum())
 
     def rows(self, X: Matrix) -> Rows:
@@ -217,7 +239,8 @@ class Fitted:
         """Mean over the rows, in nats."""
 
         def of_block(rows: Rows, impossible: Flags) -> Floats:
-            terms = self._average(self._passes.elbo_terms(self.members, rows, self.draws, self.device))
+            by_member = self._passes.elbo_terms(self.members, rows, self.draws, self.device)
+            terms = averaging.average(by_member, self.bound_weights)
             return np.asarray(terms.sum(axis=1) + IMPOSSIBLE * impossible.sum(axis=1))
 
         return -float(self._map_blocks(X, of_block).mean())
@@ -250,7 +273,7 @@ class Fitted:
             raise ValueError(f"n_samples must be a positive integer; received {n_samples!r}.")
         with programs.on_device(self.device):
             rng = check_random_state(random_state)
-            rows = averaging.sample(self.members, self.weights, int(n_samples), rng, bool(noise))
+            rows = averaging.sample(self.members, self.bound_weights, int(n_samples), rng, bool(noise))
         return self.preparation.back(rows) if noise else self.preparation.expected_back(rows)
 
     def column_shares(self, X: Matrix) -> Floats:
@@ -274,7 +297,7 @@ class Fitted:
 
         return self._map_blocks(X, of_block)
 
-    def pixel_scores(self, rows: Rows, image_shape: Shape) -> Floats:
+    def pixel_scores(self, rows: Rows, image_shape: Shape, most_pixels: int | None = None) -> Floats:
         """What each pixel adds to scores, by each member, the sum of its channels.
 
         Of members that see patches, its local score; see `PatchPasses.shares`.
@@ -282,9 +305,17 @@ class Fitted:
         Returns
         -------
         array of shape (n_members, n_images, height * width)
+            Of ``most_pixels`` at most, evenly spaced.
         """
-        by_member = self._passes.shares(self.members, rows, self.draws, self.score, self.device)
-        return np.asarray(by_member.reshape(*by_member.shape[:2], -1, image_shape[-1]).sum(axis=-1))
+        n_pixels, found = math.prod(image_shape[:2]), []
+        pixels = evenly_spaced(n_pixels, most_pixels or n_pixels)
+        size = self._rows_at_once(rows.shape[1])
+        for start in range(0, len(rows), size):
+            block = rows[start : start + size]
+            by_member = self._passes.shares(self.members, block, self.draws, self.score, self.device)
+            by_member = by_member.reshape(*by_member.shape[:2], n_pixels, image_shape[-1])
+            found.append(by_member[:, :, pixels].sum(axis=-1))
+        return np.concatenate(found, axis=1)
 
     def pixel_maps(self, X: Matrix, image_shape: Shape) -> Floats:
         """The members' mean of `pixel_scores`: shape (n_images, height, width)."""
@@ -318,7 +349,7 @@ class Fitted:
         """What asks the members: of rows that they see as they are, or of images whose patches they see."""
         if self.preparation.patches is None or self.usual_scores is None:
             return passes
-        return PatchPasses(self.preparation.patches, self.usual_scores)
+        return ScalePasses(self.preparation.patches, self.poolings, self.usual_scores)
 
     def _average(self, by_member: Floats) -> Floats:
         return averaging.average(by_member, self.weights)

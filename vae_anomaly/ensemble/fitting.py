@@ -43,8 +43,8 @@ from vae_anomaly.training.interruption import Interruption
 
 __all__ = ["Outcome", "ScoreFold", "fit"]
 
-# Images whose maps tell how pixels' scores spread.
-_FEWEST_MAPS, _MOST_MAPS, _PIXELS_OF_MAPS = 8, 50, 2**21
+# Images whose maps tell how pixels' scores spread, their pixels, and scores of those by all members.
+_FEWEST_MAPS, _MOST_MAPS, _PIXELS_OF_MAPS, _SCORES_OF_MAPS = 8, 50, 2**21, 2**22
 # Large images take long to score: fewer of them make the cut.
 _FEWEST_IMAGES_TO_SCORE, _PIXELS_TO_SCORE = 200, 2**27
 # Rows whose cells tell how intervals are stretched: each cell takes about a millisecond.
@@ -199,6 +199,7 @@ def fit(
         job.draws,
         scoring.resolve(decisions.score, decisions.of_images if decisions.patches is None else None),
         decisions.plan.device,
+        tuple(member.pooling for member in decisions.recipe.members[: len(states)]),
         rows if chosen is None else subset(rows, chosen),
     )
     if parameters["calibrate_intervals"]:
@@ -208,7 +209,7 @@ def fit(
         left_out = left_out_by(job, len(states), len(rows))
         left_out = left_out if chosen is None else left_out[:, chosen]
         # New rows lie farther beyond known ones where these have made the covariance, too.
-        as_new = averaging.out_of_bag(by_member, fitted.weights, left_out, fitted.is_whitened)
+        as_new = averaging.out_of_bag(by_member, fitted.weights, left_out, fitted.kinds)
     unseen = None
     if isinstance(decisions.calibration, float):
         unseen = fitted.scores(held_out)
@@ -312,7 +313,8 @@ def _pixel_quantiles(fitted: Fitted, decisions: Decisions, job: Job, rows: Matri
         return None
     n_images = max(_FEWEST_MAPS, min(_MOST_MAPS, _PIXELS_OF_MAPS // rows.shape[1]))
     chosen = evenly_spaced(len(rows), n_images)
-    by_member = fitted.pixel_scores(rows[chosen], decisions.of_images)
+    most_pixels = _SCORES_OF_MAPS // (len(fitted.members) * len(chosen))
+    by_member = fitted.pixel_scores(rows[chosen], decisions.of_images, most_pixels)
     n_members, _, n_pixels = by_member.shape
     by_member = by_member.reshape(n_members, -1)
     if not decisions.recipe.validation_fraction:

@@ -193,7 +193,7 @@ def _train_member(
         if validation is not None:
             validation = validation._replace(rows=_transform(validation.rows, numbers))
     if job.patches is not None:
-        kept, validation = _cut(kept, validation, job.patches, seed.split)
+        kept, validation = _cut(kept, validation, job.patches.pooled(member.pooling), seed.split)
     device = device_of(job.devices, position)
     with programs.on_device(device):
         if before is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "WIDE_MEMBERS",
     "Member",
     "Recipe",
+    "patch_members",
     "resolve_recipe",
 ]
 
@@ -53,6 +54,11 @@ class Member(BaseEstimator):  # type: ignore[misc]
         deviation counts if the rows hardly vary in its direction. It needs the likelihood "gaussian", and
         8 n_features² bytes in each member. Sparse tables, and rows that are all trained on from a file, stay
         as they are. Of hundreds of columns, such as an embedding's, six of the eight default members have it.
+    pooling : int, default=1
+        Of images that are seen in patches, how many pixels, down and across, this model sees as one, which is
+        their mean (average pooling). So its patches cover a larger part of the image, and it finds what is
+        larger and smoother, such as a stain. What is expected, sampled or measured by an ELBO is told by the
+        members that see every pixel, unless there are none.
 
     Examples
     --------
@@ -64,6 +70,7 @@ class Member(BaseEstimator):  # type: ignore[misc]
         "trimmed_fraction": [Interval(Real, 0, 1, closed="left")],
         "beta_factor": [Interval(Real, 0, None, closed="left")],
         "column_transform": [StrOptions({"yeo-johnson", "whiten"}), None],
+        "pooling": [Interval(Integral, 1, None, closed="left")],
     }
 
     def __init__(
@@ -71,10 +78,12 @@ class Member(BaseEstimator):  # type: ignore[misc]
         trimmed_fraction: float = 0.0,
         beta_factor: float = 1.0,
         column_transform: str | None = None,
+        pooling: int = 1,
     ) -> None:
         self.trimmed_fraction = trimmed_fraction
         self.beta_factor = beta_factor
         self.column_transform = column_transform
+        self.pooling = pooling
 
 
 def _as_they_are_and_transformed(*kinds: tuple[float, float]) -> tuple[Member, ...]:
@@ -114,6 +123,25 @@ IMAGE_MEMBERS = (Member(),) * 4
 #: The same for patches of images. Their latents have to carry a texture's grain and not its defects: with a
 #: beta of 1 a patch without any texture is more probable than one with it (`benchmarks/results/trials.md`).
 PATCH_MEMBERS = (Member(beta_factor=0.3), Member(beta_factor=0.1)) * 2
+
+# By how much the resolution falls from one scale to the next, and how many patches, side by side, the shorter
+# side of an image still holds at the lowest.
+_POOLING, _FEWEST_PATCHES_ACROSS = 4, 2
+
+
+def patch_members(shorter_side: int, side: int) -> tuple[Member, ...]:
+    """What ``members="auto"`` means for patches of this side in images of this size.
+
+    `PATCH_MEMBERS` see every pixel. What is much larger than a patch, such as a stain, or a part that is
+    missing from a picture of a thousand pixels, is nothing unusual in any of them, and is seen at a lower
+    resolution: there are two more members for each fourth of the resolution before, as long as an image is
+    still two patches wide.
+    """
+    members, pooling = list(PATCH_MEMBERS), _POOLING
+    while shorter_side // pooling >= _FEWEST_PATCHES_ACROSS * side:
+        members += [Member(beta_factor=beta_factor, pooling=pooling) for beta_factor in (0.3, 0.1)]
+        pooling *= _POOLING
+    return tuple(members)
 
 
 class Recipe(NamedTuple):

@@ -30,7 +30,7 @@ from vae_anomaly.export.onnx_graph import OPERATORS, Graph, Onnx, library, sessi
 from vae_anomaly.files import archive
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.scoring import passes
-from vae_anomaly.scoring.patches import pool_tensor
+from vae_anomaly.scoring.patches import ScalePasses, pool_tensor
 from vae_anomaly.scoring.score import IMPOSSIBLE
 
 __all__ = ["convert", "kind_of", "write"]
@@ -91,7 +91,7 @@ def _model_of(detector: Detector) -> Onnx:
     )
     x, n_impossible, missing_fraction, any_missing = graph.call("prepared", [X, rows])
     if patches is None:
-        by_member = _member_scores(graph, fitted, x, any_missing)
+        by_member = _member_scores(graph, fitted, [x] * len(fitted.members), any_missing)
         nothing = np.full((_ROWS_TO_CHECK, n_columns), np.nan, dtype=np.float32)
         excess = fitted.raw_scores(nothing)[:, 0] - fitted.levels
     else:
@@ -249,8 +249,8 @@ def kind_of(column: Column) -> type[Any]:
     )
 
 
-def _member_scores(graph: Graph, fitted: Fitted, x: str, any_missing: str) -> list[str]:
-    """Names of the members' scores."""
+def _member_scores(graph: Graph, fitted: Fitted, seen: list[str], any_missing: str) -> list[str]:
+    """Names of the members' scores of what each of them sees."""
     specification = fitted.members[0].specification
     architecture = architecture_of(fitted.members[0])
     arrays = [architecture.arrays(state) for state in fitted.members]
@@ -268,7 +268,7 @@ def _member_scores(graph: Graph, fitted: Fitted, x: str, any_missing: str) -> li
     used = [any(graph.uses(name, 1 + position) for name in functions) for position in range(len(variables))]
     given = [
         [
-            x,
+            seen[member],
             *(
                 graph.constant(value, f"member {member}: {position} {variables[position].path}")
                 if used[position]
@@ -285,17 +285,49 @@ def _member_scores(graph: Graph, fitted: Fitted, x: str, any_missing: str) -> li
 
 def _scores_of_patches(graph: Graph, fitted: Fitted, patches: Patches, x: str, any_missing: str) -> list[str]:
     """Names of the members' scores of images, see `scoring.patches`."""
-    positions = patches.positions()
-    squares = graph.node("Gather", [x, graph.constant(positions.ravel(), "squares")], axis=1)
-    squares = graph.node("Reshape", [squares, graph.constant(np.array([-1, patches.n_features]))])
-
-    def pool(usual: Floats, scores: Tensor) -> tuple[Tensor]:
-        return (pool_tensor(tf.reshape(scores, (-1, len(positions))), usual),)
-
-    of_squares = _member_scores(graph, fitted, squares, any_missing)
-    for member, usual in enumerate(np.asarray(fitted.usual_scores)):
-        graph.define(f"score of image {member}", partial(pool, usual), [((None,), np.float64)], ["score"])
+    usual = np.asarray(fitted.usual_scores)
+    seen = [""] * len(fitted.members)
+    for chosen, part in ScalePasses(patches, fitted.poolings, usual).by_scale():
+        squares = _squares(graph, part.patches, x)
+        for member in chosen:
+            seen[member] = squares
+            graph.define(
+                f"score of image {member}",
+                partial(_score_of_image, part.patches.n_patches, usual[member]),
+                [((None,), np.float64)],
+                ["score"],
+            )
+    of_squares = _member_scores(graph, fitted, seen, any_missing)
     return [graph.call(f"score of image {m}", [scores])[0] for m, scores in enumerate(of_squares)]
+
+
+def _score_of_image(n_patches: int, usual: Floats, scores: Tensor) -> tuple[Tensor]:
+    return (pool_tensor(tf.reshape(scores, (-1, n_patches)), usual),)
+
+
+def _squares(graph: Graph, patches: Patches, x: str) -> str:
+    """All squares of images, (n_squares, n_features)."""
+    name = f"squares of images pooled by {patches.pooling}"
+    if patches.pooling > 1:
+        n_pixels = int(np.prod(patches.image_shape))
+        graph.define(name, partial(_pooled, patches), [((None, n_pixels), np.float32)], ["pooled"])
+        (x,) = graph.call(name, [x])
+    squares = graph.node("Gather", [x, graph.constant(patches.positions().ravel(), name)], axis=1)
+    return graph.node("Reshape", [squares, graph.constant(np.array([-1, patches.n_features]))])
+
+
+def _pooled(patches: Patches, rows: Tensor) -> tuple[Tensor]:
+    """What `Patches.pool` returns."""
+    images = tf.reshape(tf.cast(rows, tf.float64), (-1, *patches.image_shape))
+    images = tf.transpose(images, (0, 3, 1, 2))
+    missing = tf.math.is_nan(images)
+    down, across = patches.pooling_matrices()
+    total, n_known = (
+        tf.transpose(down @ values @ across, (0, 2, 3, 1))
+        for values in (tf.where(missing, np.float64(0), images), 1 - tf.cast(missing, tf.float64))
+    )
+    means = tf.where(n_known > 0, total / tf.maximum(n_known, 1), np.float64(np.nan))
+    return (tf.cast(tf.reshape(means, (-1, int(np.prod(patches.seen_shape)))), tf.float32),)
 
 
 def _about(detector: Detector) -> dict[str, str]:

@@ -10,6 +10,11 @@ the median m of the training squares' scores where it is lower,
 with the ratio r of the scores' upper tail to the lower one. The image's score is the mean of its six
 largest: a small defect is in a few squares, and in the sum over all of them it would drown.
 
+What is large and smooth, such as a stain, is nothing unusual in any small square. So some members see images
+at a lower resolution (`Member.pooling`), in squares of as many, larger pixels. Their scores of an image are
+averaged with those of the others, and so are their maps, interpolated. What is expected, sampled and measured
+by ELBOs is told by the members that see every pixel.
+
 The ELBO of an image is the mean ELBO of its squares times the number of squares that fill it: for a way to
 tile the image with squares, the sum of their ELBOs bounds its log-density under the model that takes squares
 for independent, and this is about the mean over the ways.
@@ -17,22 +22,22 @@ for independent, and this is about the mean over the ways.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows
-from vae_anomaly.core.types import Floats, Tensor
+from vae_anomaly.core.types import Floats, Matrix, Tensor
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.scoring import passes
 from vae_anomaly.scoring.score import Score
 
-__all__ = ["PatchPasses", "largest_mean", "mirror", "pool_tensor", "usual_scores"]
+__all__ = ["PatchPasses", "ScalePasses", "largest_mean", "mirror", "pool_tensor", "usual_scores"]
 
 #: Squares of an image that make its score.
 N_LARGEST = 6
@@ -40,6 +45,8 @@ N_LARGEST = 6
 _SMOOTHING = 0.25
 # Where the tails of the squares' scores are compared.
 _TAIL = 0.001
+# Squares of each scale that tell it: of so many, the thousandth at either end is known well.
+_SQUARES_TO_SEE = 20_000
 
 
 def largest_mean(values: Floats) -> Floats:
@@ -126,7 +133,7 @@ class PatchPasses:
     def elbo_terms(self, states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None) -> Floats:
         """The terms of `passes.elbo_terms` for each image: shape (n_states, n_images, 2)."""
         terms = self._map(lambda squares: passes.elbo_terms(states, squares, draws, device), rows)
-        height, width, _ = self.patches.image_shape
+        height, width, _ = self.patches.seen_shape
         return np.asarray(terms.mean(axis=2) * (height * width / self.patches.side**2))
 
     def encode(self, states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None) -> Floats:
@@ -142,6 +149,7 @@ class PatchPasses:
         A pixel's value, the sum of its channels, is what a square would score that is everywhere as
         surprising as the pixel is in the squares around it, smoothed over a quarter of a square's side.
         """
+        side = self.patches.side
         scores = self.of_squares(states, rows, draws, score, device)
         slopes, mirrored = self._slopes(scores), mirror(scores, self.usual)
         maps = np.empty((len(states), *rows.shape))
@@ -150,7 +158,7 @@ class PatchPasses:
             (terms,) = self._map(of_state, rows)
             terms *= slopes[position, ..., None]
             terms += ((mirrored[position] - terms.sum(axis=-1)) / self.patches.n_features)[..., None]
-            maps[position] = self._smooth(self.patches.overlay(terms) * self.patches.side**2)
+            maps[position] = self.patches.overlay(terms, smoothing=_SMOOTHING * side) * side**2
         return maps
 
     def _slopes(self, scores: Floats) -> Floats:
@@ -187,8 +195,118 @@ class PatchPasses:
         found = np.concatenate([function(squares) for squares in self.patches.blocks(rows)], axis=1)
         return found.reshape(len(found), len(rows), -1, *found.shape[2:])
 
-    def _smooth(self, maps: Floats) -> Floats:
-        """Smoothed within each image and channel, which keeps a constant map as it is."""
-        images = maps.reshape(-1, *self.patches.image_shape)
-        width = _SMOOTHING * self.patches.side
-        return np.asarray(gaussian_filter(images, (0, width, width, 0)).reshape(maps.shape))
+
+@dataclass(frozen=True)
+class ScalePasses:
+    """The functions of `passes` for images that members see in patches, each at a resolution of its own.
+
+    Attributes
+    ----------
+    patches : Patches
+    poolings : sequence of int
+        Of each model, `Member.pooling`.
+    usual : array of shape (n_models, 2)
+        `usual_scores` of training squares by each model.
+
+    Notes
+    -----
+    The states that its methods take are those of the models, or the first of them.
+    """
+
+    patches: Patches
+    poolings: Sequence[int]
+    usual: Floats
+
+    @classmethod
+    def fit(
+        cls,
+        patches: Patches,
+        poolings: Sequence[int],
+        states: Sequence[ModelState],
+        rows: Matrix,
+        draws: Rows,
+        score: Score,
+        device: str | None,
+    ) -> Self:
+        """Those of models that have been trained on squares of these images."""
+        unknown = cls(patches, poolings, np.zeros((len(states), 2)))
+
+        def usual(part: PatchPasses, own: Sequence[ModelState]) -> Floats:
+            squares = part.patches.draw(rows, _SQUARES_TO_SEE, seed=0)
+            return usual_scores(passes.score_rows(own, squares, draws, score, device))
+
+        return cls(patches, poolings, unknown._ask(states, usual))
+
+    def score_rows(
+        self,
+        states: Sequence[ModelState],
+        rows: Rows,
+        draws: Rows,
+        score: Score,
+        device: str | None,
+        *,
+        warm_up: bool = False,
+    ) -> Floats:
+        """The score of each image by each model: shape (n_states, n_images)."""
+        return self._ask(
+            states, lambda part, own: part.score_rows(own, rows, draws, score, device, warm_up=warm_up)
+        )
+
+    def draw_errors(
+        self, states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
+    ) -> Floats:
+        """Standard error of each image's score that comes from the draws: shape (n_states, n_images)."""
+        return self._ask(states, lambda part, own: part.draw_errors(own, rows, draws, score, device))
+
+    def elbo_terms(self, states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None) -> Floats:
+        """The terms of the ELBO of each image as it is seen: shape (n_states, n_images, 2)."""
+        return self._ask(states, lambda part, own: part.elbo_terms(own, rows, draws, device))
+
+    def encode(self, states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None) -> Floats:
+        """Posterior means of all squares, by models of one resolution: see `PatchPasses.encode`."""
+        return self._ask(states, lambda part, own: part.encode(own, rows, draws, device))
+
+    def shares(
+        self, states: Sequence[ModelState], rows: Rows, draws: Rows, score: Score, device: str | None
+    ) -> Floats:
+        """Maps of local scores by each model, (n_states, n_images, n_pixels), in nats."""
+        return self._ask(states, lambda part, own: part.shares(own, rows, draws, score, device))
+
+    def reconstruct(
+        self, states: Sequence[ModelState], rows: Rows, draws: Rows, device: str | None
+    ) -> tuple[Floats, Floats]:
+        """What `passes.reconstruct` returns, of images."""
+        images = np.empty((len(states), *rows.shape))
+        log_likelihood = np.empty((len(states), len(rows)))
+        for chosen, part, own in self._parts(states):
+            images[chosen], log_likelihood[chosen] = part.reconstruct(own, rows, draws, device)
+        return images, log_likelihood
+
+    def by_scale(self) -> Iterator[tuple[list[int], PatchPasses]]:
+        """The models of each resolution: their positions, and what asks them."""
+        for pooling in sorted(set(self.poolings)):
+            chosen = [position for position, own in enumerate(self.poolings) if own == pooling]
+            yield chosen, PatchPasses(self.patches.pooled(pooling), self.usual[chosen])
+
+    def _parts(
+        self, states: Sequence[ModelState]
+    ) -> Iterator[tuple[list[int], PatchPasses, list[ModelState]]]:
+        of_states = ScalePasses(self.patches, self.poolings[: len(states)], self.usual)
+        for chosen, part in of_states.by_scale():
+            yield chosen, part, [states[position] for position in chosen]
+
+    def _ask(
+        self,
+        states: Sequence[ModelState],
+        question: Callable[[PatchPasses, Sequence[ModelState]], Floats],
+    ) -> Floats:
+        """What the models of each resolution answer, in the models' order: shape (n_states, ...)."""
+        answers = np.empty(0)
+        for chosen, part, own in self._parts(states):
+            answer = question(part, own)
+            if len(own) == len(states):  # maps of large images fill the memory
+                return answer
+            if not answers.size:
+                answers = np.empty((len(states), *answer.shape[1:]))
+            answers[chosen] = answer
+        return answers
