@@ -227,7 +227,7 @@ def localize(options: argparse.Namespace) -> None:
 
 # -- beside keras.Model.predict ---------------------------------------------------------------------------
 KINDS: dict[str, dict[str, Any]] = {
-    "patches, four dense networks": {},
+    "patches, eight dense networks": {},
     "whole images, one convolutional network": {"patches": None, "network": "conv", "members": 1},
 }
 BATCH_SIZES = (32, 1024, 8192)
@@ -257,13 +257,15 @@ def predict(options: argparse.Namespace) -> None:
 def calls_of_keras(detector: Any, image: np.ndarray, batch_size: int) -> Callable[[], None]:
     """What `keras.Model.predict` has to be called for: every member, square and draw of an image."""
     rows = detector.scaler_.transform(image.reshape(1, -1) / 255).astype(np.float32)
+    seen = [rows] * len(detector.members_)
     if detector.patches_ is not None:
-        rows = np.concatenate(list(detector.patches_.blocks(rows)))
-    model = detector.model_
+        scales = map(detector.patches_.pooled, detector.member_poolings_)
+        seen = [np.concatenate(list(patches.blocks(rows))) for patches in scales]
+    model = detector.model_  # all are of one architecture
 
     def call() -> None:
-        for _ in detector.members_:  # all are of one architecture
-            mean, log_variance = model.encoder.predict(rows, batch_size=batch_size, verbose=0)
+        for of_member in seen:
+            mean, log_variance = model.encoder.predict(of_member, batch_size=batch_size, verbose=0)
             z = mean[:, None] + np.exp(log_variance / 2)[:, None] * detector.draws_
             z = z.reshape(-1, z.shape[-1]).astype(np.float32)
             model.decoder.predict(z, batch_size=batch_size, verbose=0)

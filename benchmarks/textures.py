@@ -3,7 +3,8 @@
 Surfaces of 64 x 64 pixels are generated, or cut out of scikit-image's photographs of brick, grass and gravel
 (the left half trains, the right half is tested). Digits are those of an ``.npz`` with ``X`` (uint8 images of
 shape (n, 28, 28)) and ``y``. Every method is fitted on the same normal images and scores normal ones and ones
-with a defect: a scratch, a blob, a square in which the texture is missing, a spot of another color::
+with a defect: a scratch, a blob, a square in which the texture is missing, a spot of another color, a smooth
+stain::
 
     python benchmarks/textures.py run --out textures.csv --images IMAGES
     python benchmarks/textures.py contrast --out contrast.csv --images IMAGES
@@ -137,7 +138,14 @@ def color(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return where
 
 
-DEFECTS = {f.__name__: f for f in (scratch, blob, missing, color)}
+def stain(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    x, y = rng.uniform(14, 50, 2)
+    bump = np.exp(-((ACROSS - x) ** 2 + (DOWN - y) ** 2) / (2 * 5**2))
+    image += 0.15 * rng.choice([-1, 1]) * bump.reshape(*bump.shape, *[1] * (image.ndim - 2))
+    return bump > 0.3
+
+
+DEFECTS = {f.__name__: f for f in (scratch, blob, missing, color, stain)}
 Damaged = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
