@@ -45,7 +45,7 @@ N_LARGEST = 6
 _SMOOTHING = 0.25
 # Where the tails of the squares' scores are compared.
 _TAIL = 0.001
-# Squares of each scale that tell it: of so many, the thousandth at either end is known well.
+# Training squares that say what is usual: of so many, the thousandth at either end is known well.
 _SQUARES_TO_SEE = 20_000
 
 
