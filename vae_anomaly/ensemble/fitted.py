@@ -121,7 +121,7 @@ class Fitted:
     @property
     def is_pooled(self) -> Flags:
         """Which members see images at a lower resolution: shape (n_members,)."""
-        return np.array([pooling > 1 for pooling in self.poolings])
+        return np.asarray(self.poolings) > 1
 
     @property
     def kinds(self) -> Array:
