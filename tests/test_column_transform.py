@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import wide
-from scipy import integrate, sparse, stats
+from scipy import integrate, optimize, sparse, stats
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import PowerTransformer
 
@@ -113,6 +113,21 @@ def test_the_unit_of_a_column_does_not_matter(unit):
         for rows in (x.astype("f4"), (unit * x).astype("f4"))
     ]
     np.testing.assert_allclose(seen[0], seen[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("draw", [RNG.exponential, RNG.lognormal, RNG.pareto])
+def test_no_power_is_more_likely_than_the_one_that_is_found(draw):
+    """Powers are judged by scipy's log-likelihood."""
+    column = draw(2.0, size=1_000)
+    _, power, a, b, c, s = fit_column_transform(column.astype("f4")[:, None], [0], np.zeros(1))[:, 0]
+    assert a == 0
+    units = column / b
+    best = optimize.minimize_scalar(
+        lambda power: -stats.yeojohnson_llf(power, units), bounds=(0, 2), method="bounded"
+    )
+    assert power == pytest.approx(best.x, abs=0.02)
+    transformed = stats.yeojohnson(units, float(power))
+    np.testing.assert_allclose([c, s], [transformed.mean(), transformed.std()], rtol=1e-5)
 
 
 def test_amounts_are_measured_from_zero_and_other_columns_from_their_least_value():

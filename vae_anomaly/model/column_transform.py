@@ -169,20 +169,33 @@ def _fit_column(values: Floats, zero: float) -> Floats | None:
     best, greatest = None, _WORTH_A_TRANSFORM - np.log(values.std())
     with np.errstate(all="ignore"):  # of numbers far apart, a likelihood need not be finite
         for b in largest_unit * np.array(_UNITS):
-            units = (values - a) / b
-
-            def loss(power: float, units: Floats = units) -> float:
-                return -float(stats.yeojohnson_llf(power, units)) / len(units)
-
+            logarithms = np.log1p((values - a) / b)
             power = optimize.minimize_scalar(
-                loss, bounds=_POWERS, method="bounded", options={"xatol": 0.01}
+                _negative_log_likelihood,
+                bounds=_POWERS,
+                args=(logarithms, logarithms.mean()),
+                method="bounded",
+                options={"xatol": 0.01},
             ).x
-            transformed = stats.yeojohnson(units, power)
+            transformed = _power_of(logarithms, power)
             numbers = np.array([1.0, power, a, b, transformed.mean(), transformed.std()])
-            log_likelihood = -loss(power) - np.log(b)
+            log_likelihood = -_negative_log_likelihood(power, logarithms, logarithms.mean()) - np.log(b)
             if np.isfinite(numbers).all() and numbers[-1] > 0 and log_likelihood > greatest:
                 best, greatest = numbers, log_likelihood + _WORTH_ANOTHER_UNIT
     return best
+
+
+def _negative_log_likelihood(power: float, logarithms: Floats, mean: float) -> float:
+    """Of a normal distribution of transformed units, in nats a row, but for a constant.
+
+    `scipy.stats.yeojohnson_llf` says the same of a vector in ten times the time, for which every fit waits.
+    """
+    return float(np.log(_power_of(logarithms, power).std())) - (power - 1.0) * mean
+
+
+def _power_of(logarithms: Floats, power: float) -> Floats:
+    """Units u >= 0, transformed, from log(1 + u)."""
+    return logarithms if power == 0.0 else np.expm1(power * logarithms) / power
 
 
 def transform(x: Any, numbers: Any) -> Any:
