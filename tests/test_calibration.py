@@ -152,7 +152,7 @@ def test_folds_leave_the_model_as_it_is_without_them(normal):
     assert len(with_folds.calibration_scores_) == len(X)
 
 
-@pytest.mark.parametrize("given", [KFold(3), 0.3])
+@pytest.mark.parametrize("given", [wide(KFold(3)), 0.3])
 def test_images_and_data_frames_are_calibrated_too(given):
     images = np.random.RandomState(0).uniform(size=(40, 4, 4))
     network = ConvNetwork(filters=(2,), dense_units=(4,))

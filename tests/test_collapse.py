@@ -107,6 +107,7 @@ def test_a_collapse_that_stays_is_warned_of_once_with_what_to_do(digits, setting
     assert caught[0].filename == __file__
 
 
+@pytest.mark.wide
 def test_of_noise_the_warning_says_that_there_is_no_more_to_learn(noise):
     with pytest.warns(ConvergenceWarning, match="nothing but noise, there is no more to learn") as caught:
         detector = fit(noise, early_stopping=True, learning_rate=1e-3)
@@ -115,6 +116,7 @@ def test_of_noise_the_warning_says_that_there_is_no_more_to_learn(noise):
     assert auroc(detector, noise[:100], 0.5 + 1.5 * (noise[100:200] - 0.5)) > 0.9
 
 
+@pytest.mark.wide
 def test_signals_are_watched_too_and_tables_are_not(noise):
     with pytest.warns(ConvergenceWarning, match="collapsed"):
         fit(noise[:, :8, :2], network=ConvNetwork(filters=(4,), dimensions=1), members=1, beta=10.0)

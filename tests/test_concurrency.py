@@ -100,6 +100,7 @@ def test_joblib_fits_and_scores_as_one_after_another(backend, table, forget_prog
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.wide
 def test_threads_draw_nothing_from_global_generators(table, draws_after):
     X, _ = table
     detector = quick().fit(X)

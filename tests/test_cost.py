@@ -82,6 +82,7 @@ def batches_of_job(monkeypatch):
     return found
 
 
+@pytest.mark.wide
 def test_a_fit_takes_the_batch_that_memory_is_for_unless_it_is_given(monkeypatch):
     monkeypatch.setattr(cost, "_NUMBERS_AT_ONCE", 300_000)
     images = np.random.default_rng(0).random((20, 40, 40))
@@ -94,6 +95,7 @@ def test_a_fit_takes_the_batch_that_memory_is_for_unless_it_is_given(monkeypatch
     assert len(found) == 1
 
 
+@pytest.mark.wide
 def test_images_that_are_decoded_draw_by_draw_have_the_same_scores(monkeypatch):
     images = np.random.default_rng(0).random((8, 40, 40))
     scores, maps = [], []

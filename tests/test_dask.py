@@ -55,6 +55,7 @@ def test_a_frame_is_answered_by_a_series_of_its_index(method, dtype, frame, dete
     pd.testing.assert_series_equal(answer.compute(), expected)
 
 
+@pytest.mark.wide
 def test_an_array_is_answered_by_a_vector_of_its_chunks():
     X = np.random.RandomState(0).normal(size=(N_ROWS, 4))
     detector = VAEDetector(DenseNetwork((8,)), epochs=2, random_state=0).fit(X)

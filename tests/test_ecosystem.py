@@ -127,6 +127,7 @@ def test_nested_parameters_of_the_network_can_be_searched(table, grid):
     assert len(np.unique(found)) == len(found) == (3 if isinstance(grid, list) else 4)
 
 
+@pytest.mark.wide
 def test_workers_and_the_parent_score_alike(table):
     X, _ = table
     here = cross_val_score(VAEDetector(**BASE), X, cv=2)

@@ -141,7 +141,7 @@ def test_a_trimmed_member_does_not_learn_rare_rows():
 
 @pytest.mark.parametrize(
     ("contamination", "n_features", "seed"),
-    [(0.2, 16, 0), *(wide(share, n, seed) for share in (0.05, 0.1, 0.2) for n in (4, 16) for seed in (1, 2))],
+    [wide(share, n, seed) for share in (0.05, 0.1, 0.2) for n in (4, 16) for seed in (0, 1, 2)],
 )
 def test_the_default_finds_a_tight_cluster_of_up_to_a_fifth_of_the_rows(contamination, n_features, seed):
     X, y = make_anomalies(
@@ -177,6 +177,7 @@ def test_every_member_sees_the_usual_range_of_its_training_rows(table):
         np.testing.assert_array_equal(state.non_trainable[0], expected)
 
 
+@pytest.mark.wide
 def test_the_history_is_the_mean_of_the_members_that_still_train(table):
     X, _ = table
     stopping = {"validation_fraction": 0.3, "early_stopping": True, "patience": 2, "learning_rate": 0.05}

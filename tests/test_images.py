@@ -151,7 +151,7 @@ def test_all_values_of_a_byte_are_the_same_pixels_in_every_form(digits):
         np.testing.assert_array_equal(detector.score_samples(FORMS[name](every)), expected, err_msg=name)
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", stars(FORMS, {"float64", "a list", "flat rows", "a DataFrame"}))
 def test_every_form_gives_the_same_scores_in_fit_and_afterwards(of_bytes, digits, form):
     given, expected = form(digits), of_bytes.score_samples(digits)
     detector = VAEDetector(NETWORK, **QUICK).fit(given)
@@ -310,6 +310,7 @@ def test_bytes_that_hold_only_0_and_1_are_refused_in_fit_but_may_be_a_dark_image
     np.testing.assert_array_equal(of_bytes.score_samples(drawn), of_bytes.score_samples(drawn / 255))
 
 
+@pytest.mark.wide
 def test_counts_stay_counts(digits):
     detector = VAEDetector(NETWORK, likelihood=Count(), **QUICK).fit(digits)
     same = VAEDetector(NETWORK, likelihood=Count(), **QUICK).fit(digits.astype(float))

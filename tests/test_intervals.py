@@ -277,6 +277,7 @@ def test_a_coverage_that_calibration_rows_cannot_tell_of_is_warned_of_and_nan(he
     assert np.isnan([low, high]).all()
 
 
+@pytest.mark.wide
 def test_without_held_out_rows_training_rows_are_judged_as_new_ones():
     detector = VAEDetector(members=4, epochs=5, validation_fraction=0.2, **SETTINGS).fit(correlated(150))
     assert detector.interval_scores_.shape == (150, 3)

@@ -376,7 +376,7 @@ def of_images(last: Any) -> KerasNetwork:
     return KerasNetwork(encoder, decoder)
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 1), (4, 4), (16,)])
+@pytest.mark.parametrize("shape", [(4, 4, 1), wide((4, 4)), wide((16,))])
 def test_models_of_images_take_images_and_flat_rows_alike(shape: tuple[int, ...]) -> None:
     X = images()
     detector = VAEDetector(
@@ -546,6 +546,7 @@ class Encoder(keras.Model):  # type: ignore[misc]
         return {**super().get_config(), "latent_dim": self.latent_dim}
 
 
+@pytest.mark.wide
 def test_models_that_are_classes_are_taken_once_they_were_called(tmp_path: Path) -> None:
     encoder, X = Encoder(), images()
     encoder(X[:1])
@@ -633,6 +634,7 @@ def test_models_may_leave_out_axes_of_one_and_be_flat(
     network.build(int(np.prod(shape)), 2, n_params)
 
 
+@pytest.mark.wide
 def test_an_encoder_of_images_of_any_size_is_given_that_of_the_images(tmp_path: Path) -> None:
     network = KerasNetwork(an_image_encoder((None, None, 1)), an_image_decoder((4, 4, 1)))
     X = images()
@@ -669,6 +671,7 @@ def test_models_can_be_made_of_the_layers_of_a_trained_one() -> None:
         np.testing.assert_array_equal(made, expected)
 
 
+@pytest.mark.wide
 def test_the_users_own_encoder_is_the_last_layer_of_the_trained_one() -> None:
     X = images(20)
     detector = VAEDetector(of_images(None), epochs=1, members=1, random_state=0).fit(X)

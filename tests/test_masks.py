@@ -71,6 +71,7 @@ def test_so_many_pixels_of_new_normal_images_are_marked(detector, rate):
     assert 0.5 * rate < mask.mean() < 1.5 * rate
 
 
+@pytest.mark.wide
 def test_pixels_of_small_images_are_judged_as_new_ones_although_members_know_them():
     detector = VAEDetector(epochs=60, random_state=0).fit(grain(60, 0, (8, 8)))
     rate = detector.anomaly_mask(grain(400, 1, (8, 8)), 0.02).mean()
@@ -91,6 +92,7 @@ def test_a_defect_is_marked_and_has_a_region(detector):
     assert found["n_pixels"].sum() == mask.sum()
 
 
+@pytest.mark.wide
 def test_colors_are_pixels_of_one_mask_and_flat_rows_are_images_too():
     images = grain(40, 0, (8, 8, 3))
     network = ConvNetwork((8, 8, 3), filters=(4,), dense_units=(8,))

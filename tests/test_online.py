@@ -150,7 +150,7 @@ def assert_at_most(shares, rate):
     assert np.mean(shares) <= rate + 3 * np.std(shares) / np.sqrt(len(shares))
 
 
-SHARES = [0.0, 0.05, wide(0.3)]
+SHARES = [wide(0.0), 0.05, wide(0.3)]
 RUNS = [200, wide(2000)]
 
 

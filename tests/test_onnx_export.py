@@ -150,6 +150,7 @@ def test_scores_and_labels_of_a_written_file_are_the_detectors(written):
     assert_all_rows_have_the_same(onnxruntime.InferenceSession(path), detector, X, factors)
 
 
+@pytest.mark.wide
 def test_whitened_members_are_in_the_graph(tmp_path):
     detector = small(members=[Member(), Member(column_transform="whiten")]).fit(REAL[:200])
     rows = np.concatenate([with_gaps(REAL[:50]), 1e6 * REAL[:10]])
@@ -579,6 +580,7 @@ def test_a_graph_that_leaves_the_clipping_of_far_rows_out_is_not_written(written
         written[0].to_onnx(tmp_path / "detector.onnx")
 
 
+@pytest.mark.wide
 def test_a_graph_of_images_is_compared_too(of_bytes, tmp_path, monkeypatch):
     detector, _, path = of_bytes
     monkeypatch.setattr(onnx_export, "_model_of", lambda detector: onnx.load(path))

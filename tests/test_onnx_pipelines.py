@@ -112,7 +112,7 @@ def assert_same(model, pipeline, X, feed, dtype=np.float64):
 # -- scores and labels -----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("dtype", "gaps"),
-    [(np.float64, False), (np.float32, True), wide(np.float64, True), wide(np.float32, False)],
+    [(np.float32, True), wide(np.float64, False), wide(np.float64, True), wide(np.float32, False)],
 )
 def test_a_standardized_detector_is_its_graph(standardized, dtype, gaps):
     """Missing values reach the detector; the labels are those of the decision function's sign."""

@@ -64,6 +64,7 @@ def test_tensorflow_is_not_loaded_before_the_first_fit(loaded_after, use):
     assert loaded_after[use] == []
 
 
+@pytest.mark.wide
 def test_importing_costs_under_a_quarter_of_what_scikit_learn_and_pandas_cost():
     code = (
         "import time\n"
@@ -92,7 +93,9 @@ assert os.environ == before, os.environ.keys() ^ before.keys()
 """
 
 
-@pytest.mark.parametrize("code", [A_FIT, wide(A_FIT + AN_EXPORT)], ids=["a fit", "a fit and an export"])
+@pytest.mark.parametrize(
+    "code", [wide(A_FIT, name="a fit"), wide(A_FIT + AN_EXPORT, name="a fit and an export")]
+)
 def test_the_first_fit_and_the_first_export_print_nothing_and_leave_the_environment_as_it_was(code, tmp_path):
     if not all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "skl2onnx", "tf2onnx"))):
         code = A_FIT

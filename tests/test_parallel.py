@@ -15,6 +15,7 @@ import joblib
 import keras
 import numpy as np
 import pytest
+from conftest import stars
 from joblib import Parallel, delayed, parallel_config, register_parallel_backend
 from joblib._parallel_backends import ThreadingBackend
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -142,7 +143,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("kind", stars(dict(zip(ROWS, ROWS, strict=True)), {"a table", "gaps", "sparse"}))
 def test_members_trained_elsewhere_have_the_same_bits(kind, X):
     make, settings = ROWS[kind]
     rows, settings = make(X), {**SETTINGS, **settings}

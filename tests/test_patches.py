@@ -238,7 +238,7 @@ def test_bytes_score_as_the_same_images_in_the_unit_interval(grain):
     np.testing.assert_array_equal(one.score_samples(of_bytes / 255), other.score_samples(of_bytes))
 
 
-@pytest.mark.parametrize("of_colors", [False, True])
+@pytest.mark.parametrize("of_colors", [False, wide(True)])
 def test_the_largest_pixel_of_the_map_is_the_score(detector, colored, grain, of_colors):
     detector, images = colored if of_colors else (detector, grain)
     maps = detector.explain(images[:9])
@@ -351,6 +351,7 @@ def test_maps_of_all_resolutions_have_the_score_as_their_largest_pixel(scales, c
     assert ((scales.confidence(images[:3]) >= 0.5) & (scales.confidence(images[:3]) <= 1)).all()
 
 
+@pytest.mark.wide
 def test_what_is_expected_sampled_and_bounded_is_told_by_those_that_see_every_pixel(scales, colored):
     _, images = colored
     sharp = VAEDetector(patches=6, members=SCALES, **QUICK).fit(images)

@@ -869,6 +869,7 @@ def test_a_process_killed_while_saving_leaves_a_whole_file_a_hundred_times(detec
     load(path).predict(X)
 
 
+@pytest.mark.wide
 def test_a_mixed_table_comes_back_with_its_columns(tmp_path):
     rng = np.random.RandomState(0)
     X = pd.DataFrame(

@@ -127,6 +127,7 @@ def test_nothing_of_matplotlibs_is_changed_or_shown(every_picture, monkeypatch):
     assert dict(matplotlib.rcParams) == settings
 
 
+@pytest.mark.wide
 def test_pictures_are_saved_with_all_their_labels_inside(every_picture, tmp_path):
     for function, (arguments, _) in every_picture.items():
         figure = np.ravel(function(*arguments))[0].figure
@@ -165,6 +166,7 @@ def test_a_detector_behind_transformers_is_drawn_as_it_stands(frame, table):
     assert legend(plotting.training_curves(pipeline)) == ["loss", "reconstruction", "KL"]
 
 
+@pytest.mark.wide
 def test_matplotlib_is_loaded_by_the_first_picture_and_tensorflow_not_at_all():
     code = (
         "import sys\n"
@@ -564,6 +566,7 @@ def test_all_maps_share_one_scale_and_one_color_bar(image_detector, images):
     assert panels[2, -1].images[0].colorbar.extend == "both"
 
 
+@pytest.mark.wide
 def test_maps_of_colors_sum_the_channels():
     colored = np.random.RandomState(0).uniform(size=(20, 4, 5, 3))
     fitted = VAEDetector(LINEAR, latent_dim=2, epochs=1, random_state=0).fit(colored)

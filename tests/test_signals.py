@@ -158,6 +158,7 @@ def test_whole_numbers_are_numbers_in_any_dtype(dtype: str) -> None:
 
 
 # -- what comes out ---------------------------------------------------------------------------------------
+@pytest.mark.wide
 def test_explanations_have_the_shape_of_the_signals_and_sum_to_the_scores(fitted: VAEDetector) -> None:
     signals = waves(10, 1)
     shares = fitted.explain(signals)

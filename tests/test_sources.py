@@ -531,6 +531,7 @@ def test_ten_times_as_many_rows_take_no_more_memory(tmp_path):
     assert peaks[1] <= 1.1 * peaks[0]
 
 
+@pytest.mark.wide
 def test_importing_and_fitting_arrays_imports_no_dask():
     code = (
         "import sys, numpy as np; from vae_anomaly import DenseNetwork, VAEDetector\n"

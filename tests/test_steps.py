@@ -56,7 +56,7 @@ def trained(shared, n_steps, first_step=0, state=None, table=TABLE, noise_seed=1
     return after, figures.terms.sum(axis=0)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, wide(True)])
 def test_a_block_uses_its_own_rows_and_steps_only(small, jit_compile):
     first, sums = trained(small, 3, jit_compile=jit_compile)
     spoiled = TABLE.copy()

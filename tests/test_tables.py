@@ -646,6 +646,7 @@ def test_constant_columns_are_learned(customers):
         assert detector.score_samples(X[:1].assign(**{column: value})) < usual
 
 
+@pytest.mark.wide
 def test_a_column_of_two_hundred_levels_is_learned():
     rng = np.random.RandomState(0)
     level = rng.randint(200, size=1000)

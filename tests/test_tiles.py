@@ -86,7 +86,7 @@ def a_convolution(x):
     ("network", "has_convolutions"),
     [
         (lambda: DenseNetwork((5,)), False),
-        (lambda: ConvNetwork((3, 2, 1), (2,)), True),
+        wide(lambda: ConvNetwork((3, 2, 1), (2,)), True),
         wide(lambda: ConvNetwork(dimensions=1, filters=(2,)), True),
         wide(lambda: KerasNetwork(*models_of(lambda x: x)), False),
         wide(lambda: KerasNetwork(*models_of(a_convolution)), True),

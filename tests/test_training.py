@@ -106,14 +106,14 @@ def test_adam_is_keras_adam(X):
     [
         {"network": DenseNetwork((16,), batch_normalization=True)},
         {"likelihood": "student_t"},
-        {"objective": "iwae", "n_training_draws": 5},
+        wide({"objective": "iwae", "n_training_draws": 5}),
         wide({"n_training_draws": 4}),
         {"free_bits": 0.5},
         wide({"kl_warm_up": 0.5}),
         wide({"learning_rate_schedule": "linear"}),
         wide({"gradient_clip_norm": 1.0}),
         wide({"jit_compile": True}),
-        {"batch_size": 16},
+        wide({"batch_size": 16}),
         {"device": "cpu"},
     ],
     ids=lambda settings: next(iter(settings)),
@@ -445,7 +445,7 @@ class Batches(keras.callbacks.Callback):
         self.first_weights.append(float(self.model.trainable_variables[0].numpy().ravel()[0]))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, wide(True)])
 def test_callbacks_hear_of_every_batch_and_change_nothing_by_listening(X, jit_compile):
     batches, settings = Batches(), {"epochs": 2, "batch_size": 32, "jit_compile": jit_compile}
     heard = fit(X, callbacks=[batches], **settings)

@@ -201,6 +201,7 @@ def test_powers_of_one_member_are_undone_beside_another_that_whitens():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.wide
 def test_what_is_expected_is_told_by_members_that_are_not_whitened():
     X = factors(200, 5)
     detector = fit(X, members=[Member(), WHITENED, WHITENED], epochs=50)
@@ -344,6 +345,7 @@ def test_six_of_the_default_members_whiten_a_wide_table(wide_detector):
     assert wide_detector.model_card()["model"]["members_that_whiten_columns"] == 6
 
 
+@pytest.mark.wide
 def test_a_wide_table_of_another_likelihood_keeps_the_members_of_others():
     X = factors(60, 220)
     detector = VAEDetector(**WIDE, likelihood="student_t").fit(X)
@@ -357,6 +359,7 @@ def test_new_rows_of_a_wide_table_are_flagged_about_as_often_as_it_says(wide_det
     assert rate / 3 < (wide_detector.predict(new) == -1).mean() < 2 * rate
 
 
+@pytest.mark.wide
 def test_a_wide_table_with_names_and_gaps_is_taken(wide_detector):
     X = factors(150, 220, n_factors=5).astype(float)
     X[::7, 3] = np.nan
@@ -368,6 +371,7 @@ def test_a_wide_table_with_names_and_gaps_is_taken(wide_detector):
     assert list(shares.columns) == list(frame.columns)
 
 
+@pytest.mark.wide
 def test_rows_that_are_all_trained_on_from_a_file_stay_as_they_are(monkeypatch):
     monkeypatch.setattr("vae_anomaly.ensemble.decisions._ROWS_IN_MEMORY", 100)
     X = factors(150, 220)
