@@ -1,5 +1,7 @@
 """Intervals of cells that hold what they say: by scores alone, then those of a detector."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from vae_anomaly.calibration.intervals import (
     floors_of,
     scores_as_new,
 )
+from vae_anomaly.data.ranges import ColumnRanges
 from vae_anomaly.likelihoods import Bernoulli, Count
 
 FLOORS = np.array([1e-3])
@@ -252,6 +255,37 @@ def test_wider_coverage_gives_wider_intervals_that_hold_what_is_expected(held_ou
     (expected, low, high), wide = (held_out.expected(X, coverage=coverage) for coverage in (0.5, 0.95))
     np.testing.assert_array_equal(wide[0], expected)
     assert ((wide[1] < low) & (low < expected) & (expected < high) & (high < wide[2])).all()
+
+
+def test_nothing_is_expected_outside_of_what_a_column_has_held(held_out):
+    """Here of a detector that believes its columns to have held less."""
+    X = correlated(20, seed=2)
+    believing = copy.copy(held_out)
+    believing._column_ranges = held_out._column_ranges.copy()
+    least, greatest = believing._column_ranges[:2] = np.array([[9.0, -5.0, -np.inf], [11.0, 0.0, np.inf]])
+    free, found = (detector.expected(X, coverage=0.5) for detector in (held_out, believing))
+    moved = free[0] != found[0]
+    assert moved[:, :2].any(axis=0).all()
+    np.testing.assert_array_equal(found[0], np.clip(free[0], least, greatest))
+    np.testing.assert_array_equal(believing.expected(X), found[0])
+    for held, widened in zip(free[1:], found[1:], strict=True):
+        np.testing.assert_array_equal(widened[~moved], held[~moved])
+    assert ((found[1] <= found[0]) & (found[0] <= found[2])).all()
+    far = 100 * correlated(5, seed=2)
+    held = correlated(400)
+    rebuilt = held_out.reconstruct(far)
+    assert (rebuilt >= held.min(axis=0)).all()
+    assert (rebuilt <= held.max(axis=0)).all()
+
+
+def test_of_a_column_without_values_no_range_is_known():
+    ranges = ColumnRanges.of(np.array([[1.0, np.nan], [2.0, np.nan]]))
+    np.testing.assert_array_equal(ranges.clip(np.array([[3.0, 3.0], [0.0, -3.0]])), [[2.0, 3.0], [1.0, -3.0]])
+
+
+def test_channels_have_a_range_for_all_steps():
+    ranges = ColumnRanges.of(np.array([[0.0, 10.0, 1.0, 12.0]]), n_channels=2)
+    np.testing.assert_array_equal(ranges.clip(np.array([[-1.0, 11.0, 2.0, 13.0]])), [[0.0, 11.0, 1.0, 12.0]])
 
 
 def test_intervals_are_the_same_bits_again_alone_in_another_order_and_from_a_file(held_out, tmp_path):

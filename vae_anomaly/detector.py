@@ -977,7 +977,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Returns
         -------
         expected : float64 array of the shape of X, or a DataFrame if X is one
-            Means; medians of counts, and the most probable of booleans and categories.
+            Means; medians of counts, and the most probable of booleans and categories. None lies outside of
+            what its column has held in the training rows.
         low, high : as ``expected``, if there is a ``coverage``
             NaN for categories, which have no order, and in columns of which so few calibration rows have a
             value that they tell of no interval with this coverage: 9 are needed for 0.9, 19 for 0.95.
@@ -1339,7 +1340,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def reconstruct(self, X: MatrixLike) -> Any:
         """Expected x given z, averaged over draws and members, in the units of X: gaps are filled.
 
-        A missing value is inferred as by `expected`; the members count as there.
+        A missing value is inferred as by `expected`; the members count as there. Nothing lies outside of what
+        its column has held in the training rows.
 
         Parameters
         ----------

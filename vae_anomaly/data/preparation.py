@@ -207,9 +207,15 @@ class Preparation:
         return scaling.unscale(rows, self.scaler)
 
     def expected_back(self, rows: Floats) -> Floats:
-        """What is expected of scaled rows, in the units of X: pixels within the range of the training's."""
+        """What is expected of scaled rows, in the units of X, within what the training rows have held.
+
+        A model is no guide beyond: where a member sees the logarithm of a column, what lies a little farther
+        out for it is a thousand times as large.
+        """
         expected = self.back(rows)
-        return expected if self.pixel_range is None else np.clip(expected, *self.pixel_range)
+        if self.pixel_range is not None:
+            return np.clip(expected, *self.pixel_range)
+        return expected if self.ranges is None else self.ranges.clip(expected)
 
     def in_form_of(self, given: Unchecked, values: Floats) -> Any:
         """Values of cells, in the units of X, in the form of the rows that were given."""

@@ -97,6 +97,13 @@ class ColumnRanges:
         """All in one array of shape (5, n_columns)."""
         return np.stack(np.broadcast_arrays(*astuple(self)))
 
+    def clip(self, rows: Floats) -> Floats:
+        """Rows of the same columns, of shape (n_rows, n_features), with each value inside of the ranges."""
+        known = self.least <= self.greatest
+        ends = np.where(known, self.least, -np.inf), np.where(known, self.greatest, np.inf)
+        least, greatest = (np.resize(end, rows.shape[1]) for end in ends)  # channels alternate
+        return np.clip(rows, least, greatest)
+
     def merge(self, other: ColumnRanges) -> ColumnRanges:
         """Those of both parts of the rows together."""
         return ColumnRanges(

@@ -114,7 +114,7 @@ def _map_blocks(X: Matrix, n_values: int, function: Callable[[Array], list[Float
 def _expected(fitted: Fitted, X: Array) -> Floats:
     rows, cells = _masked(fitted, X)
     expected = fitted.likelihood.values(fitted.expectations(rows))[cells]
-    return fitted.preparation.back(expected.reshape(X.shape))
+    return fitted.preparation.expected_back(expected.reshape(X.shape))
 
 
 def _intervals(fitted: Fitted, X: Array, coverage: float) -> list[Floats]:
@@ -126,7 +126,12 @@ def _intervals(fitted: Fitted, X: Array, coverage: float) -> list[Floats]:
         missing = np.isnan(fitted.possible_rows(X)[0])
         stretched = fitted.intervals.stretch(spread, missing, coverage)
         found = Spread(stretched.expected, *fitted.likelihood.inside_support(*stretched[1:]))
-    return [fitted.preparation.back(values) for values in found]
+    expected = fitted.preparation.expected_back(found.expected)
+    free, low, high = (fitted.preparation.back(values) for values in found)
+    # What was moved into the range of its column stays inside of its interval.
+    low = np.where(expected < free, np.minimum(low, expected), low)
+    high = np.where(expected > free, np.maximum(high, expected), high)
+    return [expected, low, high]
 
 
 def _masked(fitted: Fitted, X: Array) -> tuple[Rows, tuple[Array, Array]]:
