@@ -45,11 +45,14 @@ def test_the_data_are_counted(detector):
 def test_every_column_has_its_name_kind_and_gaps(detector):
     kind, area, *_ = detector.model_card()["columns"]
     assert (kind["name"], kind["likelihood"], kind["categories"]) == ("kind", "categorical", 2)
+    assert (kind["center"], kind["scale"]) == (None, None)
     assert area == {
         "name": "area",
         "dtype": "float64",
         "likelihood": "gaussian",
         "categories": None,
+        "center": detector.scaler_.scaler_.mean_[0],
+        "scale": detector.scaler_.scaler_.scale_[0],
         "power": None,
         "missing_fraction": 0.15,
     }
@@ -196,7 +199,8 @@ def test_the_page_has_every_section_and_what_is_known(detector):
     assert page == detector.model_card()._repr_markdown_() == repr(detector.model_card())
     for section in ("Data", "Columns", "Model", "Parameters", "Training", "Threshold", "Notes", "Versions"):
         assert f"\n## {section}\n" in page
-    assert "| `area` | `float64` | `gaussian` |  | 15 % |" in page
+    center, scale = (f"{detector.model_card()['columns'][1][name]:.6g}" for name in ("center", "scale"))
+    assert f"| `area` | `float64` | `gaussian` |  | {center} | {scale} | 15 % |" in page
     assert "- missing fraction: 3.75 %" in page
     assert f"- vae-anomaly: `{vae_anomaly.__version__}`" in page
     assert "None" not in page.replace("None`", "")

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.preprocessing import RobustScaler
 
 from vae_anomaly import DenseNetwork, VAEDetector, load
 from vae_anomaly.data.recognition import kind_of, kinds_of, numbers_of_texts, recognize, serial_numbers
@@ -233,6 +234,22 @@ def test_a_notebook_shows_it_too(without_them):
     assert "<summary>4 columns, 2 of them ignored</summary>" in page
     assert "<th>customer</th>" in page
     assert "<summary>4 columns" not in VAEDetector()._html_repr()
+
+
+def test_units_that_the_model_sees_real_values_in_are_told(table):
+    X = table[["size", "city"]].astype({"size": "float64"})
+    facts = fit(X).describe_columns()
+    assert facts["center"].to_dict() == pytest.approx({"size": X["size"].mean(), "city": np.nan}, nan_ok=True)
+    assert facts.loc["size", "scale"] == pytest.approx(X["size"].std(ddof=0))
+    numbers = X[["size"]].assign(error=np.where(np.arange(N_ROWS) == 3, 1e9, X["size"]))
+    of_numbers = fit(numbers).describe_columns()
+    # The unit of a column with a gross error is that of its central values.
+    assert of_numbers.loc["error", "scale"] == pytest.approx(X["size"].std(), rel=0.5)
+    assert of_numbers.loc["error", "center"] == numbers["error"].median()
+    unknown = fit(numbers, scaler=RobustScaler()).describe_columns()
+    assert unknown[["center", "scale"]].isna().all(axis=None)
+    as_they_are = fit(numbers[["size"]], scaler=None).describe_columns()
+    assert as_they_are.loc["size", ["center", "scale"]].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("stored", ["file", "pickle"])

@@ -1418,6 +1418,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         - ``dtype`` in the training rows, None for rows without names
         - ``likelihood`` : the name of its likelihood, or "ignored"
         - ``categories`` : how many, of a categorical column, else missing
+        - ``center``, ``scale`` : what is subtracted from real values and what they are divided by, before
+          the model sees them; missing for other columns, and with a ``scaler`` that is no `StandardScaler`
         - ``power`` : by which members that transform columns do so, see `Member`; missing if none does
         - ``missing_fraction`` : of its cells in the training rows
 

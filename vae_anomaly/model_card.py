@@ -21,6 +21,7 @@ from vae_anomaly.calibration.checks import find_held_out_scores
 from vae_anomaly.core.spec import state_of
 from vae_anomaly.core.types import Detector, Json, Values
 from vae_anomaly.core.versions import versions
+from vae_anomaly.data.scaling import units_of_columns
 from vae_anomaly.data.tables import Table
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.objectives import Objective
@@ -233,6 +234,7 @@ def html(detector: Detector) -> str:
 def _columns(detector: Detector) -> list[Values]:
     table, names = detector.table_, getattr(detector, "feature_names_in_", None)
     powers = _powers(detector.members_, detector.n_features_in_)
+    centers, scales = units_of_columns(detector.scaler_, detector.n_features_in_)
     missing = getattr(detector, "missing_fraction_", None)
     lines = []
     for position in range(detector.n_features_in_):
@@ -247,11 +249,17 @@ def _columns(detector: Detector) -> list[Values]:
                 "dtype": None if column is None else str(column.dtype),
                 "likelihood": str(likelihood),
                 "categories": None if categories is None else len(categories),
+                "center": _unless_nan(centers[position]),
+                "scale": _unless_nan(scales[position]),
                 "power": powers[position],
                 "missing_fraction": None if missing is None else float(missing[position]),
             }
         )
     return lines
+
+
+def _unless_nan(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _powers(members: Sequence[ModelState], n_columns: int) -> list[float | None]:

@@ -40,6 +40,7 @@ __all__ = [
     "scaled_zero",
     "scaler_for",
     "scales_channels",
+    "units_of_columns",
     "unscale",
 ]
 
@@ -328,15 +329,20 @@ def clip_gross_errors(rows: Matrix, scaler: Estimator) -> Matrix:
 
 def scaled_zero(scaler: Estimator, n_columns: int) -> Floats:
     """Where the zero of each column lies among the scaled values; NaN where the scaler does not tell."""
+    centers, scales = units_of_columns(scaler, n_columns)
+    return -centers / scales
+
+
+def units_of_columns(scaler: Estimator, n_columns: int) -> tuple[Floats, Floats]:
+    """What is subtracted from each column and what it is divided by; NaN where the scaler does not tell."""
     if scaler is None:
-        return np.zeros(n_columns)
-    zero = np.full(n_columns, np.nan)
-    if isinstance(scaler, ScalerOfColumns):
-        if _standardizes(scaler.scaler_):
-            zero[scaler.columns] = -scaler.scaler_.mean_ / scaler.scaler_.scale_
-    elif _standardizes(scaler):
-        zero[:] = -scaler.mean_ / scaler.scale_
-    return zero
+        return np.zeros(n_columns), np.ones(n_columns)
+    centers, scales = np.full((2, n_columns), np.nan)
+    some = isinstance(scaler, ScalerOfColumns)
+    fitted, columns = (scaler.scaler_, scaler.columns) if some else (scaler, slice(None))
+    if _standardizes(fitted):
+        centers[columns], scales[columns] = fitted.mean_, fitted.scale_
+    return centers, scales
 
 
 def scale(X: Matrix, scaler: Estimator, names: Array | None = None) -> Rows:
