@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 from vae_anomaly import ConvNetwork, VAEDetector, thresholds
 from vae_anomaly.calibration import discoveries, p_values
 from vae_anomaly.calibration.rows import out_of_fold_scores, resolve, set_aside
+from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.thresholds import Conformal, OutOfBag, ParetoTail, Quantile
 
 
@@ -67,6 +68,41 @@ def test_a_splitter_makes_the_folds():
 def test_calibration_that_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         resolve(given, True, 10, leaves_rows_out=False)
+
+
+QUESTIONS = {
+    "p-values": ("p_values", {}, "p-values need scores"),
+    "drift": ("drift", {}, "drift is measured against scores"),
+    "the cut of a group": ("decision_function", {"groups": ["a"] * 5}, "cuts of groups need scores"),
+    "rates of groups": ("group_rates", {"groups": ["a"] * 5}, "cuts of groups need scores"),
+    "p-values in groups": ("p_values", {"groups": ["a"] * 5}, "p-values need scores"),
+    "a rate of drift": ("drift", {"false_alarm_rate": 5.0}, r"false_alarm_rate must lie in \(0, 1\)"),
+    "a rate of selections": (
+        "select_anomalies",
+        {"false_discovery_rate": 5.0},
+        r"false_discovery_rate must lie in \(0, 1\)",
+    ),
+    "a dependence": ("select_anomalies", {"dependence": "none"}, "dependence must be one of"),
+    "a confidence": ("count_anomalies", {"confidence": 2}, r"confidence must lie in \(0, 1\)"),
+    "an unknown group": ("p_values", {"groups": ["c"] * 5}, "groups without calibration rows: received 'c'"),
+    "rates of one": ("group_rates", {"groups": ["c"] * 5}, "groups without calibration rows: received 'c'"),
+    "its cut": ("decision_function", {"groups": ["c"] * 5}, "groups without calibration rows: received 'c'"),
+}
+
+
+@pytest.mark.parametrize(("method", "settings", "message"), QUESTIONS.values(), ids=QUESTIONS)
+def test_what_cannot_be_answered_is_refused_before_rows_are_scored(
+    method, settings, message, normal, monkeypatch
+):
+    X, detector = normal[0], VAEDetector(epochs=1, random_state=0)
+    if "need" in message or "measured" in message:
+        detector.fit(X)
+    else:
+        detector.set_params(calibration=0.5, threshold="conformal")
+        detector.fit(X, groups=np.repeat(["a", "b"], len(X) // 2))
+    monkeypatch.setattr(Fitted, "scores", lambda *_: pytest.fail("rows are scored"))
+    with pytest.raises(ValueError, match=message):
+        getattr(detector, method)(X[:5], **settings)
 
 
 def test_a_share_is_held_out_of_training_and_scaling(normal):

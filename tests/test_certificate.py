@@ -191,9 +191,12 @@ def test_cuts_that_the_calibration_rows_may_have_moved_are_certified_for_all_cut
     assert detector.false_alarm_certificate() == expected
 
 
-@pytest.mark.parametrize("calibration", [None, "folds"])
-def test_without_rows_held_out_nothing_is_certified(calibration, small_detector, rows):
-    detector = small_detector.set_params(calibration=calibration).fit(rows)
+@pytest.mark.parametrize("max_samples", [None, 200])
+@pytest.mark.parametrize("calibration", [None, "folds", "out_of_bag"])
+def test_without_rows_held_out_nothing_is_certified(calibration, max_samples, small_detector, rows):
+    leave_rows_out = {"members": 3, "validation_fraction": 0.5} if calibration == "out_of_bag" else {}
+    settings = {"calibration": calibration, "max_samples": max_samples, **leave_rows_out}
+    detector = small_detector.set_params(**settings).fit(rows)
     with pytest.raises(ValueError, match=r"a certificate counts scores of rows that were held out.*=0\.2"):
         detector.false_alarm_certificate()
     assert detector.model_card()["threshold"]["certified_rate"] is None

@@ -5,6 +5,7 @@ import pytest
 
 import vae_anomaly
 from vae_anomaly import ConvNetwork, VAEDetector
+from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.masks import cut_of_pixels, pixel_quantiles, regions
 
 
@@ -109,6 +110,13 @@ def test_a_loaded_detector_marks_the_same_pixels(detector, tmp_path):
     loaded = vae_anomaly.load(tmp_path / "grain.vae")
     images = grain(3, 3)
     np.testing.assert_array_equal(loaded.anomaly_mask(images, 0.01), detector.anomaly_mask(images, 0.01))
+
+
+@pytest.mark.parametrize("method", ["anomaly_mask", "anomaly_regions"])
+def test_a_rate_is_refused_before_images_are_scored(method, detector, monkeypatch):
+    monkeypatch.setattr(Fitted, "pixel_maps", lambda *_: pytest.fail("images are scored"))
+    with pytest.raises(ValueError, match=r"false_alarm_rate must lie in \(0, 1\)"):
+        getattr(detector, method)(grain(1, 1), false_alarm_rate=5.0)
 
 
 def test_rows_of_a_table_have_no_masks():

@@ -25,7 +25,8 @@ from vae_anomaly import (
 )
 from vae_anomaly.calibration import Certificate
 from vae_anomaly.calibration import groups as grouped
-from vae_anomaly.calibration.checks import check_calibrated, held_out_scores
+from vae_anomaly.calibration.checks import check_calibrated, check_probability, held_out_scores
+from vae_anomaly.calibration.selection import check_selection
 from vae_anomaly.checkpoints import Checkpoint
 from vae_anomaly.core.conventions import MethodNamedAsParameter, all_or_nothing
 from vae_anomaly.core.rows import Rows, with_channels
@@ -759,7 +760,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if groups is None:
             return self.score_samples(X) - self.offset_
-        return self.score_samples(X) + grouped.cuts_of(self, read_groups(X, groups))
+        cuts = grouped.cuts_of(self, read_groups(X, groups))
+        return self.score_samples(X) + cuts
 
     @on_partitions(np.int64)
     def predict(self, X: MatrixLike, groups: npt.ArrayLike | str | None = None) -> npt.NDArray[np.int64]:
@@ -921,7 +923,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> bool(mask[12:18, 12:18].all()), bool(mask[30:, 30:].any())
         (True, False)
         """
-        return self._pixel_maps(X) > self._cut_of_pixels(false_alarm_rate)
+        maps, cut = self._pixel_maps_and_cut(X, false_alarm_rate)
+        return maps > cut
 
     def anomaly_regions(self, X: MatrixLike, false_alarm_rate: float = 0.001) -> pd.DataFrame:
         """The connected regions of `anomaly_mask`, with their boxes and scores; see `masks.regions`.
@@ -942,19 +945,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             As in `anomaly_mask`.
         """
-        maps = self._pixel_maps(X)
-        return masks.regions(maps > self._cut_of_pixels(false_alarm_rate), maps)
+        maps, cut = self._pixel_maps_and_cut(X, false_alarm_rate)
+        return masks.regions(maps > cut, maps)
 
-    def _cut_of_pixels(self, false_alarm_rate: float) -> float:
-        return masks.cut_of_pixels(getattr(self, "_pixel_quantiles", None), false_alarm_rate)
-
-    def _pixel_maps(self, X: MatrixLike) -> Floats:
+    def _pixel_maps_and_cut(self, X: MatrixLike, false_alarm_rate: float) -> tuple[Floats, float]:
         X, shape = self._validate(X), self._shape_of_images
         if shape is None:
             raise ValueError(
                 "masks are of images, and the detector was fitted on rows of a table: see explain."
             )
-        return self._fitted.pixel_maps(X, with_channels(shape))
+        cut = masks.cut_of_pixels(getattr(self, "_pixel_quantiles", None), false_alarm_rate)
+        return self._fitted.pixel_maps(X, with_channels(shape)), cut
 
     def expected(self, X: MatrixLike, coverage: float | None = None) -> Any:
         """What the model expects in each cell given the other cells of its row, in the units of X.
@@ -1098,10 +1099,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         True
         """
         rows = self._stream(X)
-        unseen = check_calibrated(self)
+        unseen = check_calibrated(self, "p-values need")
         if groups is None:
             return calibration.p_values(self._fitted.scores(rows), unseen)
-        return grouped.p_values_of(self, self._fitted.scores(rows), read_groups(X, groups))
+        return grouped.p_values_of(self, lambda: self._fitted.scores(rows), read_groups(X, groups))
 
     def group_rates(
         self, X: MatrixLike | None = None, groups: npt.ArrayLike | str | None = None
@@ -1144,8 +1145,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         if X is None:
-            return grouped.rates_of(self, None, None)
-        return grouped.rates_of(self, -self.score_samples(X), read_groups(X, groups))
+            return grouped.rates_of(self)
+        rows = self._stream(X)
+        return grouped.rates_of(self, lambda: self._fitted.scores(rows), read_groups(X, groups))
 
     def select_anomalies(
         self,
@@ -1180,6 +1182,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             If the detector was fitted without calibration, or for a rate outside (0, 1).
         """
+        check_selection(false_discovery_rate, dependence)
         return calibration.discoveries(self.p_values(X, groups), false_discovery_rate, dependence)
 
     def count_anomalies(
@@ -1218,6 +1221,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> detector.count_anomalies(np.r_[rng.normal(size=(20, 3)), np.full((10, 3), 30.0)])
         9
         """
+        check_probability(confidence, "confidence")
         return calibration.count_anomalies(self.p_values(X), selected, confidence)
 
     def false_alarm_certificate(self, confidence: float = 0.95, rate: float | None = None) -> Certificate:
@@ -1313,10 +1317,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> detector.drift(2 * rng.normal(size=(300, 3))).reason[:34]
         'Drift: the median row scores above'
         """
-        rows = self._stream(X)
-        return monitoring.drift(
-            self._fitted.scores(rows), held_out_scores(self, DRIFT_ASKS), false_alarm_rate
-        )
+        held_out = held_out_scores(self, DRIFT_ASKS)
+        check_probability(false_alarm_rate, "false_alarm_rate")
+        return monitoring.drift(self._fitted.scores(self._stream(X)), held_out, false_alarm_rate)
 
     # -- the model ----------------------------------------------------------------------------------------
     def encode(self, X: MatrixLike) -> Floats:

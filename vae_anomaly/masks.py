@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
 
+from vae_anomaly.calibration.checks import check_probability
 from vae_anomaly.core.types import Array, Flags, Floats
 
 __all__ = ["regions"]
@@ -45,8 +45,7 @@ def cut_of_pixels(quantiles: Floats | None, false_alarm_rate: float) -> float:
     ValueError
         If nothing is known of pixels, or nothing of such a rate.
     """
-    if not isinstance(false_alarm_rate, Real) or not 0 < false_alarm_rate < 1:
-        raise ValueError(f"false_alarm_rate must lie in (0, 1); received {false_alarm_rate!r}.")
+    check_probability(false_alarm_rate, "false_alarm_rate")
     if quantiles is None:
         raise ValueError(
             "masks need scores of pixels: fit the detector on images, with a score that says how it divides "

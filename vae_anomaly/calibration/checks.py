@@ -18,11 +18,14 @@ def check_probability(value: object, name: str) -> None:
         raise ValueError(f"{name} must lie in (0, 1); received {value!r}.")
 
 
-def check_calibrated(detector: Detector) -> Floats:
-    """The fitted detector's scores of rows that were not trained on; a ValueError if it has none."""
+def check_calibrated(detector: Detector, asks: str) -> Floats:
+    """The fitted detector's scores of rows that were not trained on.
+
+    If it has none, a ValueError that begins with ``asks``: what needs such scores.
+    """
     if detector.calibration_scores_ is None:
         raise ValueError(
-            "p-values need scores of rows that were not trained on: fit with calibration='folds', "
+            f"{asks} scores of rows that were not trained on: fit with calibration='folds', "
             f"with a fraction such as calibration=0.2, or with threshold='conformal'; now calibration="
             f"{detector.calibration!r} and threshold={detector.threshold!r}."
         )
@@ -32,7 +35,9 @@ def check_calibrated(detector: Detector) -> Floats:
 def find_held_out_scores(detector: Detector) -> Floats | None:
     """The scores of rows that were held out of training; None if there are none, or other models' scores."""
     scores = detector.calibration_scores_
-    if scores is None or len(scores) == getattr(detector, "n_samples_fit_", None):
+    # Out of bag and in folds, every row that `fit` took has a score.
+    n_taken = getattr(detector, "n_samples_drawn_", getattr(detector, "n_samples_fit_", None))
+    if scores is None or len(scores) == n_taken:
         return None
     return np.asarray(scores, dtype=float)
 

@@ -8,7 +8,7 @@ score, so that the promises stay exact.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -25,6 +25,7 @@ from vae_anomaly.core.types import Array, Detector, Floats
 __all__ = ["Grouping", "cuts_of", "group_p_values", "group_rows", "labels_of", "p_values_of", "rates_of"]
 
 _FEWEST_ROWS = 19
+_CUTS_ASK = "cuts of groups need"
 _KINDS = set("biufUO")
 
 
@@ -178,10 +179,11 @@ def warn_of_one_cut(detector: Detector, groups: object) -> None:
 
 
 # -- of a detector ------------------------------------------------------------------------------------------
-def p_values_of(detector: Detector, scores: Floats, labels: Array) -> Floats:
-    """Of new rows with these scores and groups."""
-    known, groups = _calibration_of(detector)
-    return group_p_values(scores, labels, known, groups)
+def p_values_of(detector: Detector, score: Callable[[], Floats], labels: Array) -> Floats:
+    """Of new rows with these groups; ``score`` scores them, once their groups are known to have p-values."""
+    known, groups = _calibration_of(detector, "p-values need")
+    group_rows(groups, _FEWEST_ROWS).split(labels)
+    return group_p_values(score(), labels, known, groups)
 
 
 def cuts_of(detector: Detector, labels: Array) -> Floats:
@@ -193,10 +195,14 @@ def cuts_of(detector: Detector, labels: Array) -> Floats:
     return found
 
 
-def rates_of(detector: Detector, scores: Floats | None, labels: Array | None) -> pd.DataFrame:
-    """See `VAEDetector.group_rates`."""
-    known, groups = _calibration_of(detector)
+def rates_of(
+    detector: Detector, score: Callable[[], Floats] | None = None, labels: Array | None = None
+) -> pd.DataFrame:
+    """See `VAEDetector.group_rates`; ``score`` scores new rows, once their groups are known to have cuts."""
+    known, groups = _calibration_of(detector, _CUTS_ASK)
     cuts, grouping = _cuts(detector)
+    new = {} if labels is None else grouping.split(labels)
+    scores = None if score is None else score()
     rule, one_cut = detector.threshold_, -detector.offset_
     lines = []
     positions_of = _positions(groups)
@@ -217,8 +223,8 @@ def rates_of(detector: Detector, scores: Floats | None, labels: Array | None) ->
             }
         )
     table = pd.DataFrame(lines).set_index("group")
-    if scores is not None and labels is not None:
-        for label, rows in grouping.split(labels).items():
+    if scores is not None:
+        for label, rows in new.items():
             table.loc[label, "rows"] = len(rows)
             table.loc[label, "realized_rate"] = float((scores[rows] > cuts[label]).mean())
             table.loc[label, "realized_rate_of_one_cut"] = float((scores[rows] > one_cut).mean())
@@ -227,7 +233,7 @@ def rates_of(detector: Detector, scores: Floats | None, labels: Array | None) ->
 
 
 def _cuts(detector: Detector) -> tuple[dict[Hashable, float], Grouping]:
-    known, groups = _calibration_of(detector)
+    known, groups = _calibration_of(detector, _CUTS_ASK)
     rule: Any = getattr(detector, "threshold_", None)
     if not hasattr(rule, "fewest_scores") or not getattr(rule, "held_out", False):
         raise ValueError(
@@ -238,8 +244,8 @@ def _cuts(detector: Detector) -> tuple[dict[Hashable, float], Grouping]:
     return {label: rule.cut(known[rows]) for label, rows in grouping.positions.items()}, grouping
 
 
-def _calibration_of(detector: Detector) -> tuple[Floats, Array]:
-    known, groups = check_calibrated(detector), getattr(detector, "calibration_groups_", None)
+def _calibration_of(detector: Detector, asks: str) -> tuple[Floats, Array]:
+    known, groups = check_calibrated(detector, asks), getattr(detector, "calibration_groups_", None)
     if groups is None:
         raise ValueError(
             "the detector does not know the groups of its calibration rows: fit it with groups=, one label "

@@ -9,7 +9,7 @@ from scipy import stats
 from vae_anomaly.calibration.checks import check_probability
 from vae_anomaly.core.types import Flags
 
-__all__ = ["discoveries"]
+__all__ = ["check_selection", "discoveries"]
 
 _METHODS = {"positive": "bh", "any": "by"}
 
@@ -48,8 +48,13 @@ def discoveries(
     >>> discoveries([0.001, 0.8, 0.02, 0.5])
     array([ True, False,  True, False])
     """
+    check_selection(false_discovery_rate, dependence)
+    adjusted = stats.false_discovery_control(p_values, method=_METHODS[dependence])
+    return np.asarray(adjusted <= false_discovery_rate)
+
+
+def check_selection(false_discovery_rate: float, dependence: str) -> None:
+    """Refuse what `discoveries` refuses before there are p-values."""
     check_probability(false_discovery_rate, "false_discovery_rate")
     if dependence not in _METHODS:
         raise ValueError(f"dependence must be one of {[*_METHODS]}; received {dependence!r}.")
-    adjusted = stats.false_discovery_control(p_values, method=_METHODS[dependence])
-    return np.asarray(adjusted <= false_discovery_rate)

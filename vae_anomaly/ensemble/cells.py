@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from vae_anomaly.calibration.checks import check_probability
 from vae_anomaly.calibration.intervals import (
     MODEL_LEVELS,
     CellIntervals,
@@ -39,10 +40,9 @@ def expect_cells(fitted: Fitted, X: Matrix, coverage: float | None = None) -> li
     ValueError
     """
     _check_table(fitted)
-    if coverage is not None and not 0 < coverage < 1:
-        raise ValueError(f"coverage must lie in (0, 1); received {coverage!r}.")
     if coverage is None:
         return _map_blocks(X, 1, lambda block: [_expected(fitted, block)])
+    check_probability(coverage, "coverage")
     if fitted.intervals is not None:
         _warn_of_unknown_columns(fitted, fitted.intervals, coverage)
     return _map_blocks(X, _VALUES_OF_CELL, lambda block: _intervals(fitted, block, coverage))
