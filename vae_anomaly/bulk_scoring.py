@@ -67,9 +67,11 @@ def score_dataset(
 
     Raises
     ------
+    TypeError
+        If ``source`` is none of what it may be.
     ValueError
-        If ``source`` has no such columns, or if ``destination`` holds other files, or scores of another
-        detector, of other rows or in other blocks: nothing is written.
+        For methods, columns or a number of rows that cannot be, or if ``destination`` holds other files, or
+        scores of another detector, of other rows or in other blocks: nothing is written.
     ImportError
         Without the extra: ``pip install 'vae-anomaly[parquet]'``.
 

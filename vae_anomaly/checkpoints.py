@@ -39,7 +39,7 @@ __all__ = ["Checkpoint"]
 # Writing is to take at most 2 % of the time.
 _WAITS = 50
 _ROWS_AT_ONCE = 2**16
-_SHOWN = 40
+_SHOWN = 50
 # What the learning-rate schedule is known by.
 _PROGRESS = np.linspace(0, 1, 1001)
 
@@ -155,10 +155,8 @@ class CheckpointFile:
                 **{name: getattr(job.plan, name) for name in PARAMETERS},
                 "learning_rate_schedule": replace(job.plan, learning_rate=1.0).rates(_PROGRESS).tolist(),
                 "members": tuple(
-                    (member.trimmed_fraction, member.beta_factor, member.column_transform)
-                    for member in job.recipe.members
+                    tuple(member.get_params(deep=False).values()) for member in job.recipe.members
                 ),
-                "pooling": tuple(member.pooling for member in job.recipe.members),
                 "validation_fraction": job.recipe.validation_fraction,
                 "early_stopping": job.recipe.early_stopping,
                 "network": job.specification.network.architecture_key(),
@@ -220,8 +218,8 @@ class CheckpointFile:
     def _check(self, found: dict[str, str]) -> None:
         now = self._about["fit"]
         differing = [name for name in now if found.get(name) != now[name]]
-        if "members" in differing:  # more members have more poolings, and draw more seeds
-            differing = [name for name in differing if name not in ("pooling", "random_state")]
+        if "members" in differing:  # more members draw more seeds
+            differing = [name for name in differing if name != "random_state"]
         if differing:
             shown = [
                 name

@@ -164,7 +164,7 @@ def _rows_drawn(detector: Detector) -> int | None:
 
 
 def _objective(detector: Detector) -> str | None:
-    """Which bound the training has maximized; None for the ELBO, or if it is not known."""
+    """Which bound the training has maximized; None for an exact ELBO, or if it is not known."""
     objective: Objective | None = getattr(detector, "objective_", None)
     if not detector.members_[0].specification.posterior.has_density:
         return "elbo, an estimate and no bound"

@@ -22,6 +22,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.calibration.certificate import fewest_rows, most_above
+from vae_anomaly.calibration.conformal import fewest_scores, rank_of, smallest
 from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.types import Constraints, Estimator, ThresholdRule
 
@@ -75,13 +76,12 @@ class _Ranked(BaseEstimator):  # type: ignore[misc]
         self.false_alarm_rate = false_alarm_rate
 
     def _rank(self, n_scores: int) -> int:
-        # Rounded: (n + 1)(1 - alpha) of, say, 0.1 and 9 rows is not the 9 that it means.
-        return math.ceil(round((n_scores + 1) * (1 - self.false_alarm_rate), 9))
+        return rank_of(n_scores, self.false_alarm_rate)
 
     @property
     def fewest_scores(self) -> int:
         """So many scores the rule needs: of fewer, the rank lies beyond the largest."""
-        return math.ceil(round(1 / self.false_alarm_rate, 9)) - 1
+        return fewest_scores(self.false_alarm_rate)
 
 
 class OutOfBag(_Ranked):
@@ -304,8 +304,7 @@ class Conformal(_Ranked):
                 f"{len(scores)}. Raise it, fit on more rows, or hold out more of them with the detector's "
                 "calibration parameter ('folds' uses all)."
             )
-        rank = self._rank(len(scores))
-        return float(np.partition(scores, rank - 1)[rank - 1])
+        return smallest(scores, self._rank(len(scores)))
 
     def realized_rates(self, n_scores: int, coverage: float = 0.95) -> tuple[float, float]:
         r"""Between which rates the false alarms after one calibration lie with this probability.

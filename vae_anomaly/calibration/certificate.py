@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from vae_anomaly.calibration.checks import check_probability
+from vae_anomaly.calibration.conformal import smallest
 
 __all__ = ["Certificate", "certified_cut", "certify", "fewest_rows", "most_above"]
 
@@ -31,7 +32,7 @@ class Certificate:
         Calibration rows above the cut; those that are tied with it count, but for one.
     n_calibration : int
     lowest_rate : float
-        What so many rows certify at most, whatever the cut: the rate of the cut that no row is above.
+        What so many rows certify at best, whatever the cut: the rate of the cut that no row is above.
     all_cuts : bool
         Whether the confidence is one for all cuts at once, so that the scores may have decided the cut.
     """
@@ -146,8 +147,7 @@ def certified_cut(calibration: npt.ArrayLike, rate: float, confidence: float = 0
     961.0
     """
     scores = _check_scores(calibration)
-    rank = len(scores) - most_above(len(scores), rate, confidence)
-    return float(np.partition(scores, rank - 1)[rank - 1])
+    return smallest(scores, len(scores) - most_above(len(scores), rate, confidence))
 
 
 def most_above(n_rows: int, rate: float, confidence: float) -> int:

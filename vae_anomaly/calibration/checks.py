@@ -5,17 +5,32 @@ from __future__ import annotations
 from numbers import Real
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
 from vae_anomaly.core.types import Detector, Floats
 
-__all__ = ["check_calibrated", "check_probability", "find_held_out_scores", "held_out_scores"]
+__all__ = [
+    "check_calibrated",
+    "check_p_values",
+    "check_probability",
+    "find_held_out_scores",
+    "held_out_scores",
+]
 
 
 def check_probability(value: object, name: str) -> None:
     """Refuse what does not lie between 0 and 1."""
     if not isinstance(value, Real) or not 0 < float(value) < 1:
         raise ValueError(f"{name} must lie in (0, 1); received {value!r}.")
+
+
+def check_p_values(p_values: npt.ArrayLike) -> Floats:
+    """As an array of shape (n_rows,); refuse what is not a number in [0, 1] for each row."""
+    values = np.asarray(p_values, dtype=np.float64)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p-values must be one number in [0, 1] for each row; received {values!r}.")
+    return values
 
 
 def check_calibrated(detector: Detector, asks: str) -> Floats:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vae_anomaly.calibration.checks import check_probability
+from vae_anomaly.calibration.checks import check_p_values, check_probability
 from vae_anomaly.core.types import Floats
 
 __all__ = ["anomaly_count_curve", "count_anomalies"]
@@ -115,10 +115,7 @@ def _curve(ordered: Floats, h: int, alpha: float) -> npt.NDArray[np.int64]:
 
 def _check(p_values: npt.ArrayLike, confidence: float) -> tuple[Floats, float]:
     check_probability(confidence, "confidence")
-    values = np.asarray(p_values, dtype=np.float64)
-    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"p-values must be one number in [0, 1] for each row; received {values!r}.")
-    return values, round(1 - confidence, 12)
+    return check_p_values(p_values), round(1 - confidence, 12)
 
 
 def _check_selected(selected: npt.ArrayLike, n_rows: int) -> npt.NDArray[np.intp]:

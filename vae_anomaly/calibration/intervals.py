@@ -23,13 +23,13 @@ than a coverage needs, all rows tell of them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from vae_anomaly.calibration.conformal import fewest_scores, rank_of, smallest
 from vae_anomaly.core.types import Flags, Floats
 
 __all__ = [
@@ -143,7 +143,7 @@ class CellIntervals:
 
     def fewest_rows(self, coverage: float) -> int:
         """So many known values of a column a coverage needs: of fewer, no stretch is long enough."""
-        return math.ceil(round(coverage / (1 - coverage), 9))
+        return fewest_scores(1 - coverage)
 
     def unknown_columns(self, coverage: float) -> Flags:
         """The columns with fewer known values than that: shape (n_columns,)."""
@@ -173,8 +173,7 @@ class CellIntervals:
 
     @staticmethod
     def _factor(scores: Floats, coverage: float) -> float:
-        rank = math.ceil(round((len(scores) + 1) * coverage, 9))
-        return float(np.partition(scores, rank - 1)[rank - 1])
+        return smallest(scores, rank_of(len(scores), 1 - coverage))
 
     def stretch(self, spread: Spread, missing: Flags, coverage: float) -> Spread:
         """The same with the ends of intervals of this coverage; for ``missing`` see `factors`."""

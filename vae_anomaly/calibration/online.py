@@ -24,6 +24,7 @@ from scipy.special import zeta
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 
+from vae_anomaly.calibration.checks import check_p_values
 from vae_anomaly.core.types import Constraints, Flags, Floats, Values
 
 __all__ = ["ADDIS", "LORD", "ONLINE", "SAFFRON", "OnlineSelection"]
@@ -79,9 +80,7 @@ class OnlineSelection(BaseEstimator):  # type: ignore[misc]
             For values outside [0, 1]; none of them is tested then.
         """
         self._start()
-        values = np.asarray(p_values, dtype=np.float64)
-        if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
-            raise ValueError(f"p-values must be one number in [0, 1] for each row; received {values!r}.")
+        values = check_p_values(p_values)
         low, high = self._limits()
         selected = np.zeros(len(values), dtype=bool)
         for position, value in enumerate(values.tolist()):

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from vae_anomaly.calibration.checks import check_probability
+from vae_anomaly.calibration.checks import check_p_values, check_probability
 from vae_anomaly.core.types import Flags
 
 __all__ = ["check_selection", "discoveries"]
@@ -49,7 +49,7 @@ def discoveries(
     array([ True, False,  True, False])
     """
     check_selection(false_discovery_rate, dependence)
-    adjusted = stats.false_discovery_control(p_values, method=_METHODS[dependence])
+    adjusted = stats.false_discovery_control(check_p_values(p_values), method=_METHODS[dependence])
     return np.asarray(adjusted <= false_discovery_rate)
 
 

@@ -41,7 +41,7 @@ class HeldOut(NamedTuple):
     tiles : tensor of shape (n_tiles, tile, n_features)
     n_rows : scalar tensor
         How many rows of the tiles count: the first ones.
-    draws : tensor of shape (n_draws, latent_dim)
+    draws : tensor of shape (n_draws, noise_width)
     beta : scalar tensor
         Weight of the KL.
     """

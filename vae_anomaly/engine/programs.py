@@ -127,8 +127,8 @@ class Architecture:
         """A new `VAE` of this architecture."""
         from vae_anomaly.model.vae import VAE
 
-        network, likelihood, n_features, latent_dim, marks_missing, *_ = self.specification
-        n_inputs = likelihood.n_inputs(n_features) + (n_features if marks_missing else 0)
+        network, likelihood, n_features, latent_dim, *_ = self.specification
+        n_inputs = self.specification.n_inputs
         n_outputs = likelihood.n_outputs(n_features)
         heads = self.specification.posterior.heads(latent_dim)
         others = {} if heads == usual_heads(latent_dim) else {"heads": heads}

@@ -87,13 +87,13 @@ def map_rows(
     Parameters
     ----------
     function : callable
-        Takes the VAE, rows of shape (tile, n_features) and draws of shape (n_draws, 1, latent_dim);
+        Takes the VAE, rows of shape (tile, n_features) and draws of shape (n_draws, 1, noise_width);
         returns one tensor whose first axis is the tile's.
     key : hashable
         Names what ``function`` computes; it is traced once for each key.
     states : models of one architecture
     rows : array of shape (n_rows, n_features)
-    draws : array of shape (n_draws, latent_dim), shared by all rows
+    draws : array of shape (n_draws, noise_width), shared by all rows
     device : str or None
     warm_up : bool
         Whether to compile now whatever any number of such calls would compile.

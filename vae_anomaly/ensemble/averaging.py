@@ -1,4 +1,8 @@
-"""Averaging: what several members say of the same rows, as one."""
+r"""Averaging: what several members say of the same rows, as one.
+
+Scores are averaged with weights that give each member the same say. A weighted mean of ELBOs is itself a
+bound: by Jensen's inequality, of the log-density of the members' mixture :math:`\sum_m w_m p_m(x)`.
+"""
 
 from __future__ import annotations
 

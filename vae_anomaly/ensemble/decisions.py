@@ -26,6 +26,7 @@ from vae_anomaly.ensemble.recipe import (
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.networks import DenseNetwork, Network
 from vae_anomaly.networks.base import check_unambiguous
+from vae_anomaly.networks.conv_sizes import decide_dimensions
 from vae_anomaly.posteriors import Posterior
 from vae_anomaly.priors import Prior
 from vae_anomaly.scoring import Score
@@ -318,8 +319,7 @@ def _default_network(image_shape: Shape | None, patches: Patches | None) -> str 
     """What ``network="auto"`` means: convolutions for signals, which images of width 1 are, else dense."""
     if image_shape is None or patches is not None:
         return "dense"
-    is_signal = len(image_shape) == 3 and image_shape[1] == 1
-    return "conv" if is_signal else DenseNetwork(_UNITS_OF_IMAGES)
+    return "conv" if decide_dimensions("auto", image_shape) == 1 else DenseNetwork(_UNITS_OF_IMAGES)
 
 
 def _default_members(

@@ -44,7 +44,7 @@ class Fitted:
     ----------
     preparation : Preparation
     members : models of one architecture
-    draws : float32 array of shape (n_draws, latent_dim)
+    draws : float32 array of shape (n_draws, noise_width)
     score : Score
     device : str or None
     weights : array of shape (n_members,)

@@ -39,12 +39,10 @@ def score_folds_like(detector: Estimator) -> Callable[[Likelihood, int], ScoreFo
             threshold=None,
             contamination="auto",
             calibration=None,
-            calibrate_intervals=False,
             warm_start=False,
-            callbacks=None,
             checkpoint=None,
-            verbose=0,
             random_state=seed,
+            **_ALONE,
         )
         return partial(_fit_and_score, unfitted)
 

@@ -64,7 +64,7 @@ class Job:
         How to train; each member's own settings are put into it.
     recipe : Recipe
     seeds : one `Seeds` for each member
-    draws : float32 array of shape (n_draws, latent_dim), for the loss of held-out rows
+    draws : float32 array of shape (n_draws, noise_width), for the loss of held-out rows
     earlier : the members' states to go on from, or None
     column_transform : float32 array or None
         How members that transform skewed columns do; see `model.column_transform`. None if none does.

@@ -1,8 +1,4 @@
-r"""Ensembles: several models of one architecture, trained on the same rows in different ways.
-
-The members' scores are averaged, with weights that give each the same say. A weighted mean of ELBOs is itself
-a bound: by Jensen's inequality, of the log-density of the members' mixture :math:`\sum_m w_m p_m(x)`.
-"""
+"""Ensembles: several models of one architecture, trained on the same rows in different ways."""
 
 from __future__ import annotations
 

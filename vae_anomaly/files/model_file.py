@@ -169,7 +169,8 @@ def _check_state(state: Any) -> None:
     n_said = sum(posterior.heads(latent_dim).values())
     fewest = network.fewest_weights(n_features, min(latent_dim, n_said // 2), likelihood.n_params)
     fewest += max(0, n_said - 2 * latent_dim)
-    own = (*posterior.weights(latent_dim).values(), *prior.weights(latent_dim, n_inputs).values())
+    of_prior = prior.weights(latent_dim, state.specification.n_inputs)
+    own = (*posterior.weights(latent_dim).values(), *of_prior.values())
     fewest += sum(math.prod(map(int, weight.shape)) for weight in own)
     n_weights = sum(values.size for values in arrays)
     if fewest > n_weights:

@@ -21,9 +21,9 @@ __all__ = ["Gaussian", "Laplace", "LocationScale", "PixelGaussian", "StudentT"]
 # Pixels of the images in which a scale of one standard deviation was found best.
 _PIXELS = 784
 
-# Quadrature over a standard density: wide enough for its mass, fine enough for a kink.
 # What softplus takes for no more than a hundredth.
 _BELOW_MINIMUM = 5.0
+# Quadrature over a standard density: wide enough for its mass, fine enough for a kink.
 _FARTHEST_RESIDUAL, _N_GRID = 60.0, 12_001
 
 

@@ -43,6 +43,12 @@ class Specification(NamedTuple):
         return self._replace(transforms_columns=False, whitens_columns=False)
 
     @property
+    def n_inputs(self) -> int:
+        """How many numbers the encoder sees of a row: with marks, whether each value is missing."""
+        marks = self.n_features if self.marks_missing else 0
+        return self.likelihood.n_inputs(self.n_features) + marks
+
+    @property
     def noise_width(self) -> int:
         """How many standard normal numbers make a draw of z."""
         return self.posterior.noise_width(self.latent_dim)

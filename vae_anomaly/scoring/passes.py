@@ -53,7 +53,7 @@ def score_rows(
 
 
 def score_tile(score: Score, vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
-    """What a program computes of rows x, (n_rows, n_features), with draws of (n_draws, 1, latent_dim)."""
+    """What a program computes of rows x, (n_rows, n_features), with draws of (n_draws, 1, noise_width)."""
     is_average = score.slope is not None
     return score.combine(*_of_all(_in_float64(_over_draws(vae, x, draws, score.per_draw, is_average))))
 
@@ -316,13 +316,13 @@ def _map_chunks(
 
     ``weights`` belong to the draws, the first axis; they are 1 if not given.
     """
-    n_draws, _, latent_dim = draws.shape
+    n_draws, _, width = draws.shape
     weights = tf.ones(n_draws) if weights is None else weights
     if n_draws <= vae.draws_at_once:
         return function(draws, weights)[None]
     n_chunks = -(-n_draws // vae.draws_at_once)
     n_padding = -n_draws % n_chunks
-    chunks = tf.reshape(tf.pad(draws, [[0, n_padding], [0, 0], [0, 0]]), (n_chunks, -1, 1, latent_dim))
+    chunks = tf.reshape(tf.pad(draws, [[0, n_padding], [0, 0], [0, 0]]), (n_chunks, -1, 1, width))
     padding = [[0, n_padding]] + [[0, 0]] * (len(weights.shape) - 1)
     weights = tf.reshape(tf.pad(weights, padding), (n_chunks, -1, *weights.shape[1:]))
     return tf.map_fn(
