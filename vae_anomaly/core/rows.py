@@ -16,6 +16,7 @@ __all__ = [
     "Rows",
     "any_missing",
     "array_of",
+    "column_label",
     "counting_from",
     "dense",
     "evenly_spaced",
@@ -131,6 +132,11 @@ def _usual_range(rows: Rows) -> Rows:
     margin = _TAIL_WIDTHS * (high - low)
     usual = np.clip(np.stack([low - margin, high + margin]), *ends)
     return np.where(low < high, usual, ends).astype(np.float32)
+
+
+def column_label(column: int, names: npt.ArrayLike | None) -> str:
+    """What a message calls the column at this position."""
+    return f"column {column if names is None else repr(np.asarray(names, dtype=object)[column])}"
 
 
 def with_channels(image_shape: Shape) -> Shape:

@@ -13,6 +13,7 @@ from vae_anomaly.core.rows import Rows, any_missing, dense, evenly_spaced
 from vae_anomaly.core.types import Array, Estimator, Matrix
 from vae_anomaly.data import scaling
 from vae_anomaly.data.cache import CachedRows
+from vae_anomaly.data.pixels import as_numbers
 
 __all__ = [
     "LazyRows",
@@ -105,7 +106,7 @@ def fingerprint(X: Matrix) -> str:
     some = evenly_spaced(X.shape[0], _ROWS_TO_KNOW)
     digest, size = hashlib.sha256(repr(X.shape).encode()), max(1, _NUMBERS_AT_ONCE // X.shape[1])
     for start in range(0, len(some), size):
-        numbers = scaling.as_numbers(X[some[start : start + size]])
+        numbers = as_numbers(X[some[start : start + size]])
         digest.update(np.ascontiguousarray(dense(numbers), dtype=np.float64).data)
     return digest.hexdigest()
 

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from vae_anomaly.core.types import Constraints, DtypeOrNone, Floats, Matrix, Unchecked
 from vae_anomaly.likelihoods import Likelihood
 
-__all__ = ["PixelScaler", "dtype_of", "pixel_range", "pixels"]
+__all__ = ["PixelScaler", "as_numbers", "dtype_of", "pixel_range", "pixels"]
 
 # A scaler or a resize may leave [0, 1] by a rounding error.
 _ROUNDING = 1e-6
@@ -166,7 +166,7 @@ def pixels(
 ) -> Matrix:
     """Rows of pixels in the units that the model works in: shares of 255 if they were of dtype uint8.
 
-    Bytes may stay bytes, which `scaling.as_numbers` divides when a block of them is wanted.
+    Bytes may stay bytes, which `as_numbers` divides when a block of them is wanted.
 
     Parameters
     ----------
@@ -202,6 +202,11 @@ def pixels(
     if fitted_range is not None and _in_unit_interval(fitted_range):
         _check_not_in_other_units(*pixel_range(X), fitted_range)
     return X
+
+
+def as_numbers(X: Matrix) -> Matrix:
+    """X as floating-point numbers: bytes, which are pixels, as shares of 255."""
+    return X / 255 if X.dtype == np.uint8 else X
 
 
 def _check_not_in_other_units(low: float, high: float, fitted_range: tuple[float, float]) -> None:

@@ -20,7 +20,8 @@ from scipy.special import gammaln
 
 from vae_anomaly.core.rows import dense
 from vae_anomaly.core.types import Array, Flags, Floats, Matrix
-from vae_anomaly.data.scaling import ROUNDING, as_numbers
+from vae_anomaly.data.pixels import as_numbers
+from vae_anomaly.data.scaling import ROUNDING
 
 __all__ = ["FALSE_ALARM_RATE", "ColumnRanges", "Outside"]
 

@@ -13,9 +13,9 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
-from vae_anomaly.core.rows import RowError, Rows, dense, evenly_spaced
+from vae_anomaly.core.rows import RowError, Rows, column_label, dense, evenly_spaced
 from vae_anomaly.core.types import Array, Estimator, Flags, Floats, Matrix, Shape, Transformer
-from vae_anomaly.data.pixels import PixelScaler
+from vae_anomaly.data.pixels import PixelScaler, as_numbers
 from vae_anomaly.data.wide import LEAST_WEIGHT, is_wide, weigh_columns
 from vae_anomaly.likelihoods import Likelihood
 
@@ -25,7 +25,6 @@ __all__ = [
     "FitInBlocks",
     "ScalerOfColumns",
     "any_infinite",
-    "as_numbers",
     "block_size",
     "check_finite",
     "check_magnitude",
@@ -123,11 +122,6 @@ def scaler_for(
     return ScalerOfColumns(scaler, columns) if columns else None
 
 
-def as_numbers(X: Matrix) -> Matrix:
-    """X as floating-point numbers: bytes, which are pixels, as shares of 255."""
-    return X / 255 if X.dtype == np.uint8 else X
-
-
 def any_infinite(X: Matrix) -> bool:
     """Whether a value is infinite."""
     if X.dtype.kind != "f":
@@ -142,8 +136,8 @@ def check_finite(X: Matrix, names: Array | None) -> None:
     rows, columns = np.isinf(dense(X)).nonzero()
     row, column = rows[0], columns[0]
     raise RowError(
-        f"Input X contains infinity: {_label(column, names)} holds {X[row, column]} in {{row}}. Put NaN in "
-        "its place if the value is not known.",
+        f"Input X contains infinity: {column_label(column, names)} holds {X[row, column]} in {{row}}. Put "
+        "NaN in its place if the value is not known.",
         row,
     )
 
@@ -158,7 +152,7 @@ def check_magnitude(X: Matrix, names: Array | None) -> None:
         rows, columns = (abs(X) > _LARGEST).nonzero()
         row, column = rows[0], columns[0]
         raise RowError(
-            f"{_label(column, names)} holds {X[row, column]:g} in {{row}}: its square exceeds what "
+            f"{column_label(column, names)} holds {X[row, column]:g} in {{row}}: its square exceeds what "
             "float64 holds. Rescale the column, or take its logarithm.",
             row,
         )
@@ -182,8 +176,8 @@ def missing_fractions(n_missing: Array, n_rows: int, names: Array | None) -> Flo
     (empty,) = (n_missing == n_rows).nonzero()
     if len(empty):
         raise ValueError(
-            f"{_label(empty[0], names)} holds no value in any of the {n_rows} training rows, so there is "
-            "nothing to learn of it; drop the column."
+            f"{column_label(empty[0], names)} holds no value in any of the {n_rows} training rows, so there "
+            "is nothing to learn of it; drop the column."
         )
     return np.asarray(n_missing / n_rows)
 
@@ -380,7 +374,7 @@ def _scale_block(X: Matrix, start: int, size: int, scaler: Estimator, names: Arr
         wrong &= ~(missing & kept)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        label = _label(column, column_names(scaler, names, rows.shape[1]))
+        label = column_label(column, column_names(scaler, names, rows.shape[1]))
         same = rows.shape == block.shape
         held = f" ({{row}} holds {block[row, column]:g})" if same else " in {row}"
         raise RowError(
@@ -422,7 +416,3 @@ def unscale(rows: Floats, scaler: Estimator) -> Floats:
 def block_size(n_columns: int) -> int:
     """How many rows of so many columns to work on at once."""
     return max(1, _NUMBERS_AT_ONCE // int(n_columns))
-
-
-def _label(column: int, names: Array | None) -> str:
-    return f"column {column}" if names is None else f"column {names[column]!r}"

@@ -11,9 +11,9 @@ import numpy as np
 from vae_anomaly.core.rows import dense
 from vae_anomaly.core.types import Array, Estimator, Floats, Matrix
 from vae_anomaly.data import scaling
-from vae_anomaly.data.pixels import pixel_range
+from vae_anomaly.data.pixels import as_numbers, pixel_range
 from vae_anomaly.data.ranges import ColumnRanges
-from vae_anomaly.data.scaling import FitInBlocks, ScalerOfColumns, as_numbers
+from vae_anomaly.data.scaling import FitInBlocks, ScalerOfColumns
 from vae_anomaly.data.streams import Stream, map_blocks
 from vae_anomaly.likelihoods import Likelihood
 

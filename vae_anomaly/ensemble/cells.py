@@ -19,7 +19,7 @@ from vae_anomaly.calibration.intervals import (
 from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.rows import Rows, dense
 from vae_anomaly.core.types import Array, Flags, Floats, Matrix
-from vae_anomaly.data.scaling import as_numbers
+from vae_anomaly.data.pixels import as_numbers
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.scoring import passes
 

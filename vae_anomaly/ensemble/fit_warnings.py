@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from vae_anomaly import thresholds
 from vae_anomaly.core.conventions import warn_user
+from vae_anomaly.core.rows import column_label
 from vae_anomaly.core.types import Array, Matrix
 from vae_anomaly.data.lazy import representative
 from vae_anomaly.data.preparation import Preparation
@@ -65,7 +66,7 @@ def check_last_activation(job: Job, names: Array | None) -> None:
     if not beyond.any():
         return
     column = int(np.argmax(beyond))
-    name = f"column {column}" if names is None else f"column {names[column]!r}"
+    name = column_label(column, names)
     message = (
         f"the decoder ends in the activation {activation!r}, so that with likelihood "
         f"{job.specification.likelihood!r} it expects values from {low[column]:.3g} to "
@@ -168,8 +169,7 @@ def warn_of_outside(X: Matrix, earlier: Fitted) -> None:
 def _name(column: int, preparation: Preparation) -> str:
     if preparation.n_channels is not None:
         return f"channel {column}"
-    names = preparation.names
-    return f"column {column if names is None else repr(names[column])}"
+    return column_label(column, preparation.names)
 
 
 def warn_of_few_rows(n_rows: int) -> None:
@@ -199,8 +199,8 @@ def _column_to_blame(fitted: Fitted, X: Matrix) -> str:
         shares = fitted.column_shares(X)
     except ValueError:  # of a score or a scaler that has no shares of columns
         return ""
-    column, names = np.bincount(shares.argmax(axis=1)).argmax(), fitted.preparation.names
-    return f", most often by column {column if names is None else repr(names[column])}"
+    column = int(np.bincount(shares.argmax(axis=1)).argmax())
+    return f", most often by {column_label(column, fitted.preparation.names)}"
 
 
 def warn_of_more_alarms(of_training_rows: float, of_new_rows: float) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.rows import RowError, Rows, usual_range
+from vae_anomaly.core.rows import RowError, Rows, column_label, usual_range
 from vae_anomaly.core.spec import Spec
 from vae_anomaly.core.types import Array, DtypeOrNone, Flags, Tensor, Values
 
@@ -230,5 +230,5 @@ def check_all_inside(wrong: Flags, X: Array, names: npt.ArrayLike | None, expect
     """Raise a ValueError that says what was expected and names the first wrong value, if there is one."""
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        label = column if names is None else repr(np.asarray(names, dtype=object)[column])
-        raise RowError(f"{expected}; column {label} holds {X[row, column]:g} in {{row}}.", row)
+        label = column_label(column, names)
+        raise RowError(f"{expected}; {label} holds {X[row, column]:g} in {{row}}.", row)

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from vae_anomaly.core.rows import with_channels
 from vae_anomaly.core.types import Array, Estimator, KerasModel, MatrixLike, RandomStateLike, Shape
-from vae_anomaly.data.scaling import as_numbers
+from vae_anomaly.data.pixels import as_numbers
 from vae_anomaly.plotting.canvas import (
     BLUE,
     COLOURS,

@@ -94,7 +94,7 @@ class Progress(NamedTuple):
     def is_last(self, plan: Plan, n_epochs: int) -> bool:
         """Whether no epoch follows."""
         losses = self.history.get("val_loss", [])[: self.n_epochs]
-        return self.n_epochs >= n_epochs or (plan.early_stopping and not _improves(losses, plan.patience))
+        return self.n_epochs >= n_epochs or _stops(plan, losses)
 
 
 def train(
@@ -274,11 +274,11 @@ class _Epochs:
         for n_before, of_epoch in enumerate(figures):
             usual = max(largest, self._architecture.n_features)
             # Whether the first epoch explodes takes a measurement of its own.
-            if not np.isfinite(of_epoch["loss"]) or of_epoch["loss"] > _EXPLODES_FROM * usual:
+            if not np.isfinite(of_epoch["loss"]) or _explodes(of_epoch["loss"], usual):
                 return n_before
             largest = max(largest, self._size(of_epoch))
             losses.append(of_epoch.get("val_loss", math.nan))
-            if self._plan.early_stopping and not _improves(losses, self._plan.patience):
+            if _stops(self._plan, losses):
                 return n_before + 1
         return len(figures)
 
@@ -411,11 +411,11 @@ class _Epochs:
         if not _is_finite(after):
             return f"weights after {number} are not finite"
         usual = max(before.largest, self._architecture.n_features)
-        if loss > _EXPLODES_FROM * usual and not before.n_epochs:
+        if _explodes(loss, usual) and not before.n_epochs:
             # Far rows or an explosion? Only now it is worth an epoch to know what nothing learned would lose.
             _, _, (untrained,) = self._attempt(before, 1, np.float32(0.0))
             usual = max(usual, self._size(untrained))
-        if loss > _EXPLODES_FROM * usual:
+        if _explodes(loss, usual):
             return f"the loss of {number} is {loss:g}, more than {_EXPLODES_FROM:g} times any before"
         return ""
 
@@ -441,6 +441,15 @@ def append_history(history: dict[str, list[float]], new: dict[str, list[float]])
 def _figures(terms: npt.NDArray[np.float64]) -> dict[str, float]:
     """Means over the steps, by name."""
     return dict(zip(("loss", "reconstruction", "kl"), map(float, terms.mean(axis=0)), strict=True))
+
+
+def _explodes(loss: float, usual: float) -> bool:
+    return loss > _EXPLODES_FROM * usual
+
+
+def _stops(plan: Plan, losses: Sequence[float]) -> bool:
+    """Whether a training ends early after epochs with these losses of held-out rows."""
+    return plan.early_stopping and not _improves(losses, plan.patience)
 
 
 def _improves(losses: Sequence[float], patience: int) -> bool:
