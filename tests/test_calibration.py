@@ -8,11 +8,11 @@ import pytest
 from conftest import wide
 from scipy import stats
 from sklearn.base import clone
-from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
+from sklearn.model_selection import GroupKFold, KFold, ShuffleSplit, StratifiedKFold, TimeSeriesSplit
 
 from vae_anomaly import ConvNetwork, VAEDetector, thresholds
 from vae_anomaly.calibration import discoveries, p_values
-from vae_anomaly.calibration.rows import out_of_fold_scores, resolve, set_aside
+from vae_anomaly.ensemble.calibration_rows import CalibrationRows, out_of_fold_scores, resolve
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.thresholds import Conformal, OutOfBag, ParetoTail, Quantile
 
@@ -29,15 +29,15 @@ def normal():
 @pytest.mark.parametrize(
     ("given", "wanted", "n_rows", "leaves_out", "expected"),
     [
-        ("auto", False, 100, True, None),
+        ("auto", False, 100, True, CalibrationRows()),
         ("auto", True, 100, True, "folds"),
         ("auto", True, 499, False, "folds"),
-        ("auto", True, 500, True, 0.2),
-        ("auto", True, 1_000_000, False, 0.01),
-        (None, False, 100, True, None),
+        ("auto", True, 500, True, CalibrationRows(fraction=0.2)),
+        ("auto", True, 1_000_000, False, CalibrationRows(fraction=0.01)),
+        (None, False, 100, True, CalibrationRows()),
         ("folds", False, 100, True, "folds"),
-        ("out_of_bag", False, 1000, True, "out_of_bag"),
-        (0.3, True, 100, True, 0.3),
+        ("out_of_bag", False, 1000, True, CalibrationRows(out_of_bag=True)),
+        (0.3, True, 100, True, CalibrationRows(fraction=0.3)),
     ],
 )
 def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(
@@ -45,14 +45,14 @@ def test_auto_calibrates_where_the_rule_asks_and_by_folds_where_rows_are_few(
 ):
     resolved = resolve(given, wanted, n_rows, leaves_rows_out=leaves_out)
     if expected == "folds":
-        assert (resolved.n_splits, resolved.shuffle) == (5, True)
+        assert (resolved.splitter.n_splits, resolved.splitter.shuffle) == (5, True)
     else:
         assert resolved == expected
 
 
 def test_a_splitter_makes_the_folds():
     splitter = KFold(7)
-    assert resolve(splitter, False, 100, leaves_rows_out=True) is splitter
+    assert resolve(splitter, False, 100, leaves_rows_out=True) == CalibrationRows(splitter=splitter)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,9 @@ def test_a_splitter_makes_the_folds():
         (KFold(20), "20 folds needs.*received 10"),
         (200, r"may mean folds or rows: set a splitter such as KFold\(200, shuffle=True\).*200/n"),
         (0.01, "at least 1 of the 10 rows"),
+        (StratifiedKFold(3), "calibration=StratifiedKFold.* neither labels nor groups"),
+        (GroupKFold(3), "calibration=GroupKFold.* neither labels nor groups"),
+        (TimeSeriesSplit(3), "must hold out each row exactly once.*row 0 0 times"),
         ("out_of_bag", "members that leave rows out of their training: set validation_fraction"),
     ],
 )
@@ -109,7 +112,7 @@ def test_a_share_is_held_out_of_training_and_scaling(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, random_state=0).fit(X)
     seed = detector._calibration_seed
-    kept, held_out = set_aside(np.arange(len(X)), 0.25, seed)
+    kept, held_out = CalibrationRows(fraction=0.25).set_aside(np.arange(len(X)), seed)
     assert len(held_out) == 75
     assert sorted([*kept, *held_out]) == list(range(300))
     np.testing.assert_allclose(detector.scaler_.mean_, X[kept].mean(axis=0))
@@ -120,7 +123,7 @@ def test_held_out_rows_do_not_reach_the_model(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, random_state=0)
     first = clone(detector).fit(X)
-    _, held_out = set_aside(np.arange(len(X)), 0.25, first._calibration_seed)
+    _, held_out = CalibrationRows(fraction=0.25).set_aside(np.arange(len(X)), first._calibration_seed)
     changed = X.copy()
     changed[held_out] += 100
     second = clone(detector).fit(changed)
@@ -208,7 +211,7 @@ def test_a_warm_start_with_other_rows_warns_that_held_out_rows_may_be_known(norm
 def test_a_warm_start_keeps_the_held_out_rows(normal):
     X = normal[0]
     detector = VAEDetector(epochs=2, calibration=0.25, warm_start=True).fit(X)
-    _, held_out = set_aside(np.arange(len(X)), 0.25, detector._calibration_seed)
+    _, held_out = CalibrationRows(fraction=0.25).set_aside(np.arange(len(X)), detector._calibration_seed)
     detector.fit(X)
     np.testing.assert_array_equal(detector.calibration_scores_, -detector.score_samples(X[held_out]))
 

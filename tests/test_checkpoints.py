@@ -207,7 +207,7 @@ def test_trained_members_are_kept_while_folds_are_calibrated(X, path, monkeypatc
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("vae_anomaly.calibration.rows.out_of_fold_scores", fails)
+        patch.setattr("vae_anomaly.ensemble.calibration_rows.out_of_fold_scores", fails)
         with pytest.raises(KilledError):
             detector(path, **settings).fit(X)
     steps = []

@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from vae_anomaly import DenseNetwork, VAEDetector, load
 from vae_anomaly.calibration import discoveries, group_p_values, p_values
 from vae_anomaly.calibration.groups import group_rows
-from vae_anomaly.calibration.rows import set_aside
 from vae_anomaly.core.backend import keras
+from vae_anomaly.ensemble.calibration_rows import CalibrationRows
 from vae_anomaly.thresholds import Conformal
 
 QUICK = {"network": DenseNetwork((8,)), "epochs": 2, "members": 1, "random_state": 0}
@@ -141,7 +141,7 @@ def test_groups_change_nothing_of_the_model(detector, X):
 
 def test_the_groups_of_the_calibration_rows_are_kept(detector, frame):
     labels = frame["site"].to_numpy()[:600]
-    expected = set_aside(labels, 0.5, detector._calibration_seed)[1]
+    expected = CalibrationRows(fraction=0.5).groups(labels, detector._calibration_seed)
     np.testing.assert_array_equal(detector.calibration_groups_, expected)
 
 

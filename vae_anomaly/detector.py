@@ -429,7 +429,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "calibration": [
             StrOptions({"auto", "out_of_bag", "folds"}),
             Interval(RealNotInt, 0, 1, closed="neither"),
-            Integral,  # refused with the remedy, by `calibration.rows.resolve`
+            Integral,  # refused with the remedy, by `ensemble.calibration_rows.resolve`
             HasMethods(["split", "get_n_splits"]),
             None,
         ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from vae_anomaly import scoring
-from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.calibration.intervals import CellIntervals
 from vae_anomaly.core.types import Detector
 from vae_anomaly.data.preparation import Preparation
@@ -43,11 +42,8 @@ def take_over(detector: Detector, outcome: Outcome, decisions: Decisions, given:
     intervals = fitted.intervals
     detector.interval_scores_ = None if intervals is None else intervals.scores
     detector._interval_floors = None if intervals is None else intervals.floors
-    detector.calibration_groups_ = calibration_rows.groups_of_calibration(
-        None if outcome.unseen_scores is None else given.groups,
-        decisions.calibration,
-        outcome.calibration_seed,
-    )
+    groups = None if outcome.unseen_scores is None else given.groups
+    detector.calibration_groups_ = decisions.calibration.groups(groups, outcome.calibration_seed)
     detector.false_alarm_rate_ = outcome.false_alarm_rate
     detector.offset_, detector._pixel_quantiles = -outcome.cut, outcome.pixel_quantiles
 

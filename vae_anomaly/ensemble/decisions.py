@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vae_anomaly import likelihoods, networks, objectives, posteriors, priors, scoring, thresholds
-from vae_anomaly.calibration import rows as calibration_rows
-from vae_anomaly.core.types import Shape, Splitter, ThresholdRule
+from vae_anomaly.core.types import Shape, ThresholdRule
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.tables import Table
 from vae_anomaly.engine.devices import check_devices, device_of
+from vae_anomaly.ensemble import calibration_rows
+from vae_anomaly.ensemble.calibration_rows import CalibrationRows
 from vae_anomaly.ensemble.recipe import (
     DEFAULT_MEMBERS,
     IMAGE_MEMBERS,
@@ -69,7 +70,7 @@ class Decisions:
     recipe : Recipe
     score : str or Score
     rule : threshold rule
-    calibration : float, splitter, "out_of_bag" or None
+    calibration : CalibrationRows
         A fraction to hold out, the folds, or that members judge the rows that they leave out.
     parameters : the detector's parameters, for those that nothing has to be decided of
     trains_on_all : bool
@@ -87,7 +88,7 @@ class Decisions:
     recipe: Recipe
     score: str | Score
     rule: ThresholdRule
-    calibration: float | str | Splitter | None
+    calibration: CalibrationRows
     parameters: Mapping[str, Any]
     trains_on_all: bool
 
@@ -196,7 +197,7 @@ def decide(
         parameters["calibration"], needs_unseen, n_rows, leaves_rows_out=leaves_rows_out
     )
     if parameters["calibrate_intervals"]:
-        _check_intervals(patches, leaves_rows_out or isinstance(calibration, float))
+        _check_intervals(patches, leaves_rows_out or calibration.fraction is not None)
     return Decisions(
         network=network,
         likelihood=likelihood,

@@ -172,6 +172,17 @@ def _name(column: int, preparation: Preparation) -> str:
     return column_label(column, preparation.names)
 
 
+def warn_of_other_calibration_rows(n_rows: int, n_rows_before: int) -> None:
+    """Warn that a warm start cannot hold out what the earlier fit held out."""
+    if n_rows != n_rows_before:
+        warn_user(
+            f"warm_start=True goes on with {n_rows} rows from a fit of {n_rows_before}: rows that the "
+            "earlier fit was trained on may be held out now, so that rates and p-values promise too much. "
+            "Fit with the same rows, or with warm_start=False.",
+            UserWarning,
+        )
+
+
 def warn_of_few_rows(n_rows: int) -> None:
     """Warn of so few new rows that they cannot tell how scores of others spread."""
     if n_rows < _FEWEST_ROWS:

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy.typing as npt
 from scipy import sparse
 
-from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.core.types import Detector, MatrixLike
 from vae_anomaly.data.reading import TrainingRows, open_rows, read_groups, read_training_rows
 from vae_anomaly.data.wide import is_wide
@@ -73,9 +72,9 @@ def fit(
         takes_new_rows,
         _is_wide(given, detector) if earlier is None else earlier.whitens_columns,
     )
-    calibration_rows.check_groups(given.groups, decisions.calibration)
+    decisions.calibration.check_groups(given.groups)
     if given.stream is not None and decisions.trains_on_all:
-        calibration_rows.check_no_folds(decisions.calibration, given.n_rows)
+        decisions.calibration.check_no_folds(given.n_rows)
     outcome = fitting.fit(
         given,
         decisions,

@@ -10,11 +10,11 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from vae_anomaly import masks, scoring, thresholds
-from vae_anomaly.calibration import rows as calibration_rows
 from vae_anomaly.calibration.intervals import floors_of
 from vae_anomaly.core.rows import evenly_spaced, locating
 from vae_anomaly.core.types import (
@@ -31,12 +31,12 @@ from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.data.scaling import block_size
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.data.tables import Table
-from vae_anomaly.ensemble import averaging, cells, fit_warnings
+from vae_anomaly.ensemble import averaging, calibration_rows, cells, fit_warnings
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.earlier import Earlier
 from vae_anomaly.ensemble.fitted import Fitted
 from vae_anomaly.ensemble.job import Job, ProgressStore, draw_seeds, left_out_by, make_job
-from vae_anomaly.ensemble.members import train_members
+from vae_anomaly.ensemble.members import Trained, train_members
 from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.training.epochs import append_history
 from vae_anomaly.training.interruption import Interruption
@@ -119,108 +119,49 @@ def fit(
     KeyboardInterrupt
         If Ctrl-C ends what a threshold cannot do without.
     """
-    likelihood, parameters = decisions.likelihood, decisions.parameters
     X, stream = _in_units(given, decisions, earlier)
-    takes_new_rows = earlier is not None and earlier.continuation.takes_new_rows
     n_rows_seen = 0 if earlier is None else earlier.n_rows_seen
-    n_members = len(decisions.recipe.members)
-    draws_seed, seeds = draw_seeds(parameters["random_state"], n_members, store, n_rows_seen)
-    calibration_seed = draws_seed
-    if earlier is not None and earlier.calibration_seed is not None:
-        calibration_seed = earlier.calibration_seed
-        if decisions.calibration is not None:
-            calibration_rows.warn_of_other_rows(given.n_rows, earlier.n_rows)
-    kept, held_out = calibration_rows.set_aside(X, decisions.calibration, calibration_seed)
-    all_positions = np.arange(X.shape[0]) if given.positions is None else given.positions
-    if earlier is not None:
-        with locating(given.locate, all_positions):
-            earlier.fitted.preparation.check_finite(X)
-    positions, unseen_positions = calibration_rows.set_aside(
-        all_positions, decisions.calibration, calibration_seed
+    draws_seed, seeds = draw_seeds(
+        decisions.parameters["random_state"], len(decisions.recipe.members), store, n_rows_seen
     )
-    if stream is not None:
-        stream = stream.without(unseen_positions)
-    with locating(given.locate, positions):
-        if earlier is not None:
-            preparation = earlier.fitted.preparation
-            if takes_new_rows:
-                preparation = preparation.after(kept if stream is None else stream)
-        else:
-            preparation = Preparation.fit(
-                kept,
-                stream,
-                table=table,
-                names=names,
-                image_shape=decisions.image_shape,
-                of_images=decisions.of_images,
-                patches=decisions.patches,
-                likelihood=likelihood,
-                scaler=parameters["scaler"],
-                n_channels=decisions.network.signal_channels(),
-            )
-        rows = preparation.training_rows(kept, likelihood)
+    calibration_seed = _calibration_seed(draws_seed, given, decisions, earlier)
+    split = _set_aside(X, stream, given, decisions, earlier, calibration_seed)
+    with locating(given.locate, split.positions):
+        preparation = _prepare(split, decisions, earlier, table, names)
+        rows = preparation.training_rows(split.kept, decisions.likelihood)
     with contextlib.ExitStack() as stack:
-        cached = None
-        if stream is not None and decisions.trains_on_all:
-            among_cached = positions - np.searchsorted(np.sort(unseen_positions), positions)
-            cached = stack.enter_context(CachedRows(stream.shape[0], rows, among_cached))
-            cached.write(
-                stream.map(partial(preparation.training_rows, likelihood=likelihood), block_size(X.shape[1]))
-            )
+        cached = _cache(split, decisions, preparation, rows, stack)
         job = make_job(decisions, rows, cached, preparation, draws_seed, seeds, earlier)
         if earlier is None:
             fit_warnings.check_last_activation(job, names)
         elif earlier.warns:
             _warn_of_rows(X, earlier, draws_seed)
-        interruption = interruption or Interruption()
-        states, history, interrupted, n_collapsed = train_members(
-            job,
-            callbacks=parameters["callbacks"] or (),
-            verbose=int(parameters["verbose"]),
-            store=store,
-            interruption=interruption,
-        )
-    if interrupted and takes_new_rows:  # rows of a stream are learned whole or not at all
-        raise KeyboardInterrupt
-    if n_collapsed and 2 * n_collapsed >= len(states):
-        fit_warnings.warn_of_collapse(n_collapsed, len(states), job.plan)
-    if interrupted:
-        fit_warnings.warn_of_interruption(
-            len(states), n_members, len(history["loss"]), interruption.cause, bool(store) and not earlier
-        )
-    takes_unseen = thresholds.takes_held_out(decisions.rule)
-    if held_out.shape[0] and not takes_unseen:  # a fraction of anomalies means all of X
-        with locating(given.locate, unseen_positions):
-            rows = concatenate(rows, preparation.training_rows(held_out, likelihood))
+        trained = _train(job, decisions, earlier, store, interruption or Interruption())
+    n_members = len(trained.states)
+    if split.held_out.shape[0] and not thresholds.takes_held_out(decisions.rule):
+        # A fraction of anomalies means all of X.
+        with locating(given.locate, split.held_out_positions):
+            rows = concatenate(rows, preparation.training_rows(split.held_out, decisions.likelihood))
     chosen = _rows_to_score(decisions, rows, draws_seed)
     fitted, by_member = Fitted.balance(
         preparation,
-        states,
+        trained.states,
         job.draws,
         scoring.resolve(decisions.score, decisions.of_images if decisions.patches is None else None),
         decisions.plan.device,
-        tuple(member.pooling for member in decisions.recipe.members[: len(states)]),
+        tuple(member.pooling for member in decisions.recipe.members[:n_members]),
         rows if chosen is None else subset(rows, chosen),
     )
-    if parameters["calibrate_intervals"]:
-        fitted = _with_intervals(fitted, decisions, job, kept, held_out, draws_seed)
+    if decisions.parameters["calibrate_intervals"]:
+        fitted = _with_intervals(fitted, decisions, job, split, draws_seed)
     as_new = None
     if decisions.recipe.validation_fraction:
-        left_out = left_out_by(job, len(states), len(rows))
+        left_out = left_out_by(job, n_members, len(rows))
         left_out = left_out if chosen is None else left_out[:, chosen]
         # New rows lie farther beyond known ones where these have made the covariance, too.
         as_new = averaging.out_of_bag(by_member, fitted.weights, left_out, fitted.kinds)
-    unseen = None
-    if isinstance(decisions.calibration, float):
-        unseen = fitted.scores(held_out)
-    elif isinstance(decisions.calibration, str):  # out of bag
-        unseen = as_new
-    elif decisions.calibration is not None and not interrupted:
-        images = kept if decisions.image_shape is None else kept.reshape(-1, *decisions.image_shape)
-        of_fold = score_fold(likelihood, draws_seed)
-        unseen = calibration_rows.out_of_fold_scores(of_fold, images, decisions.calibration, draws_seed)
-    elif takes_unseen:
-        raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
+    score_fold_of = partial(score_fold, decisions.likelihood, draws_seed)
+    unseen = _unseen_scores(split, decisions, fitted, as_new, score_fold_of, trained.interrupted, draws_seed)
     cut, rate = _cut(
         decisions.rule,
         averaging.average(by_member, fitted.weights),
@@ -230,9 +171,9 @@ def fit(
     )
     return Outcome(
         fitted=fitted,
-        history=append_history({} if earlier is None else earlier.history, history),
-        interrupted=interrupted,
-        split_seeds=[own.split for own in job.seeds[: len(states)]],
+        history=append_history({} if earlier is None else earlier.history, trained.history),
+        interrupted=trained.interrupted,
+        split_seeds=[own.split for own in job.seeds[:n_members]],
         calibration_seed=calibration_seed,
         unseen_scores=unseen,
         n_rows_seen=n_rows_seen + given.n_rows,
@@ -241,6 +182,139 @@ def fit(
         false_alarm_rate=rate,
         pixel_quantiles=_pixel_quantiles(fitted, decisions, job, rows),
     )
+
+
+class _Split(NamedTuple):
+    """The rows to train on and those that calibration holds out.
+
+    ``positions`` and ``held_out_positions`` are those among all rows that were handed in, of which these may
+    be some. ``stream`` are all of them but for those held out, or None if there are no others.
+    """
+
+    kept: Matrix
+    held_out: Matrix
+    positions: Array
+    held_out_positions: Array
+    stream: Stream | None
+
+
+def _calibration_seed(drawn: int, given: TrainingRows, decisions: Decisions, earlier: Earlier | None) -> int:
+    """Decides which rows are held out: a warm start holds out those that the earlier fit held out."""
+    if earlier is None or earlier.calibration_seed is None:
+        return drawn
+    if decisions.calibration.are_any:
+        fit_warnings.warn_of_other_calibration_rows(given.n_rows, earlier.n_rows)
+    return earlier.calibration_seed
+
+
+def _set_aside(
+    X: Matrix,
+    stream: Stream | None,
+    given: TrainingRows,
+    decisions: Decisions,
+    earlier: Earlier | None,
+    seed: int,
+) -> _Split:
+    """Hold rows out for calibration."""
+    all_positions = np.arange(X.shape[0]) if given.positions is None else given.positions
+    if earlier is not None:
+        with locating(given.locate, all_positions):
+            earlier.fitted.preparation.check_finite(X)
+    kept, held_out = decisions.calibration.set_aside(X, seed)
+    positions, held_out_positions = decisions.calibration.set_aside(all_positions, seed)
+    if stream is not None:
+        stream = stream.without(held_out_positions)
+    return _Split(kept, held_out, positions, held_out_positions, stream)
+
+
+def _prepare(
+    split: _Split, decisions: Decisions, earlier: Earlier | None, table: Table | None, names: Array | None
+) -> Preparation:
+    """How rows become what models see: as the earlier fit has learned it, or learned of these rows."""
+    if earlier is None:
+        return Preparation.fit(
+            split.kept,
+            split.stream,
+            table=table,
+            names=names,
+            image_shape=decisions.image_shape,
+            of_images=decisions.of_images,
+            patches=decisions.patches,
+            likelihood=decisions.likelihood,
+            scaler=decisions.parameters["scaler"],
+            n_channels=decisions.network.signal_channels(),
+        )
+    if earlier.continuation.takes_new_rows:
+        return earlier.fitted.preparation.after(split.kept if split.stream is None else split.stream)
+    return earlier.fitted.preparation
+
+
+def _cache(
+    split: _Split, decisions: Decisions, preparation: Preparation, rows: Matrix, stack: contextlib.ExitStack
+) -> CachedRows | None:
+    """All rows as models see them, in a file that goes with the stack, if all of many are trained on."""
+    if split.stream is None or not decisions.trains_on_all:
+        return None
+    among_cached = split.positions - np.searchsorted(np.sort(split.held_out_positions), split.positions)
+    cached = stack.enter_context(CachedRows(split.stream.shape[0], rows, among_cached))
+    prepare = partial(preparation.training_rows, likelihood=decisions.likelihood)
+    cached.write(split.stream.map(prepare, block_size(split.kept.shape[1])))
+    return cached
+
+
+def _train(
+    job: Job,
+    decisions: Decisions,
+    earlier: Earlier | None,
+    store: ProgressStore | None,
+    interruption: Interruption,
+) -> Trained:
+    """Train the members, and warn of what became of them."""
+    trained = train_members(
+        job,
+        callbacks=decisions.parameters["callbacks"] or (),
+        verbose=int(decisions.parameters["verbose"]),
+        store=store,
+        interruption=interruption,
+    )
+    n_members = len(trained.states)
+    if trained.interrupted and earlier is not None and earlier.continuation.takes_new_rows:
+        raise KeyboardInterrupt  # rows of a stream are learned whole or not at all
+    if trained.n_collapsed and 2 * trained.n_collapsed >= n_members:
+        fit_warnings.warn_of_collapse(trained.n_collapsed, n_members, job.plan)
+    if trained.interrupted:
+        fit_warnings.warn_of_interruption(
+            n_members,
+            len(decisions.recipe.members),
+            len(trained.history["loss"]),
+            interruption.cause,
+            bool(store) and not earlier,
+        )
+    return trained
+
+
+def _unseen_scores(
+    split: _Split,
+    decisions: Decisions,
+    fitted: Fitted,
+    as_new: Floats | None,
+    score_fold_of: Callable[[], ScoreFold],
+    interrupted: bool,
+    seed: int,
+) -> Floats | None:
+    """The calibration scores: of rows that those models were not trained on that score them."""
+    calibration = decisions.calibration
+    if calibration.fraction is not None:
+        return fitted.scores(split.held_out)
+    if calibration.out_of_bag:
+        return as_new
+    if calibration.splitter is not None and not interrupted:
+        kept = split.kept
+        images = kept if decisions.image_shape is None else kept.reshape(-1, *decisions.image_shape)
+        return calibration_rows.out_of_fold_scores(score_fold_of(), images, calibration.splitter, seed)
+    if thresholds.takes_held_out(decisions.rule):
+        raise KeyboardInterrupt("the threshold needs more trainings: calibration in folds")
+    return None
 
 
 def _in_units(
@@ -292,14 +366,13 @@ def _warn_of_rows(X: Matrix, earlier: Earlier, seed: int) -> None:
         )
 
 
-def _with_intervals(
-    fitted: Fitted, decisions: Decisions, job: Job, kept: Matrix, held_out: Matrix, seed: int
-) -> Fitted:
+def _with_intervals(fitted: Fitted, decisions: Decisions, job: Job, split: _Split, seed: int) -> Fitted:
     """The members with intervals of cells, by rows that they, or some of them, have left out."""
-    n_members, n_columns = len(fitted.members), kept.shape[1]
-    X, left_out = held_out, np.ones((n_members, held_out.shape[0]), dtype=bool)
-    if not isinstance(decisions.calibration, float):
-        X, left_out = kept, left_out_by(job, n_members, kept.shape[0])
+    n_members, n_columns = len(fitted.members), split.kept.shape[1]
+    if decisions.calibration.fraction is not None:
+        X, left_out = split.held_out, np.ones((n_members, split.held_out.shape[0]), dtype=bool)
+    else:
+        X, left_out = split.kept, left_out_by(job, n_members, split.kept.shape[0])
     n_rows = max(_FEWEST_ROWS_OF_CELLS, min(_MOST_ROWS_OF_CELLS, _CELLS // n_columns))
     chosen = np.sort(np.random.RandomState(seed).permutation(X.shape[0])[:n_rows])
     rows = job.rows[evenly_spaced(len(job.rows), thresholds.ROWS_TO_SEE_THE_SPREAD)]
@@ -331,7 +404,7 @@ def _rows_to_score(decisions: Decisions, rows: Matrix, seed: int) -> Array | Non
     None for all of them.
     """
     rule, (n_rows, n_columns) = decisions.rule, rows.shape
-    if decisions.calibration == calibration_rows.OUT_OF_BAG:
+    if decisions.calibration.out_of_bag:
         return None
     spread = thresholds.ROWS_TO_SEE_THE_SPREAD if thresholds.takes_held_out(rule) else None
     n_scores = getattr(rule, "n_scores", spread)

@@ -16,6 +16,7 @@ from sklearn.base import clone
 from vae_anomaly.core.types import Detector, Estimator, Floats, Matrix
 from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.ensemble import attributes, fitting
+from vae_anomaly.ensemble.calibration_rows import CalibrationRows
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.earlier import PARTIAL_FIT
 from vae_anomaly.ensemble.fitting import ScoreFold
@@ -63,7 +64,7 @@ def score_folds_from(detector: Detector, decisions: Decisions) -> Callable[[Like
 
     def of_seed(_: Likelihood, seed: int) -> ScoreFold:
         parameters = {**decisions.parameters, **_ALONE, "random_state": seed}
-        of_fold = replace(decisions, rule=_NO_RULE, calibration=None, parameters=parameters)
+        of_fold = replace(decisions, rule=_NO_RULE, calibration=CalibrationRows(), parameters=parameters)
         return partial(_go_on_and_score, before, of_fold)
 
     return of_seed

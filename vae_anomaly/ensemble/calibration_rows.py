@@ -1,9 +1,10 @@
-"""Which rows are held out of training, and how rows are scored by models that have not seen them."""
+"""Calibration rows: which rows the calibration scores are of, and which models score them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,32 +12,77 @@ import numpy as np
 from sklearn.model_selection import KFold, train_test_split
 
 from vae_anomaly.core import parallel
-from vae_anomaly.core.conventions import warn_user
 from vae_anomaly.core.types import Array, Floats, Matrix, Splitter
 
-__all__ = [
-    "OUT_OF_BAG",
-    "check_groups",
-    "check_no_folds",
-    "groups_of_calibration",
-    "out_of_fold_scores",
-    "resolve",
-    "set_aside",
-    "warn_of_other_rows",
-]
-
-#: Every row is judged as one that no member was trained on, see `ensemble.averaging.out_of_bag`.
-OUT_OF_BAG = "out_of_bag"
+__all__ = ["CalibrationRows", "out_of_fold_scores", "resolve"]
 
 # A fifth of so many are a hundred: enough for a rate of 1 %, guaranteed. Others promise it only nearly.
 _ROWS_ENOUGH_TO_SPLIT = 500
 _FRACTION, _ROWS_AT_MOST, _FOLDS = 0.2, 10_000, 5
 
 
+@dataclass(frozen=True)
+class CalibrationRows:
+    """Which rows the calibration scores are of: at most one of three ways, or no rows.
+
+    Attributes
+    ----------
+    fraction : float or None
+        Of the rows: these are held out of training.
+    splitter : splitter or None
+        Models of folds score all rows, each by one that has not seen it.
+    out_of_bag : bool
+        Members judge all rows as ones that they were not trained on, see `ensemble.averaging.out_of_bag`.
+    """
+
+    fraction: float | None = None
+    splitter: Splitter | None = None
+    out_of_bag: bool = False
+
+    @property
+    def are_any(self) -> bool:
+        """Whether there are to be calibration scores."""
+        return self != CalibrationRows()
+
+    def set_aside(self, X: Matrix, seed: int) -> tuple[Matrix, Matrix]:
+        """The rows to train on, and those that are held out."""
+        if self.fraction is None:
+            return X, X[:0]
+        n_rows = X.shape[0]
+        kept, held_out = train_test_split(
+            np.arange(n_rows), test_size=round(self.fraction * n_rows), random_state=seed
+        )
+        return X[kept], X[held_out]
+
+    def groups(self, labels: Array | None, seed: int) -> Array | None:
+        """The groups of the rows that calibration scores are of, in their order, if all rows have these."""
+        if labels is None or self.fraction is None:
+            return labels
+        held_out: Array = self.set_aside(labels, seed)[1]
+        return held_out
+
+    def check_groups(self, labels: Array | None) -> None:
+        """Refuse groups if no calibration rows tell them apart, before anything is trained."""
+        if labels is not None and not self.are_any:
+            raise ValueError(
+                "groups are told apart by calibration rows, and nothing asks for any: set "
+                "threshold='conformal', or calibration to a fraction such as 0.2 or to 'folds'."
+            )
+
+    def check_no_folds(self, n_rows: int) -> None:
+        """Refuse folds where all of many rows are trained on: models of folds would see far fewer."""
+        if self.splitter is not None:
+            raise ValueError(
+                f"calibration in folds needs its rows in memory, and all {n_rows:,} rows are to be trained "
+                "on: set calibration to 'out_of_bag' or to a fraction such as 0.1, or max_samples to a "
+                "number of rows to draw."
+            )
+
+
 def resolve(
     calibration: str | float | Splitter | None, wanted: bool, n_rows: int, *, leaves_rows_out: bool
-) -> float | str | Splitter | None:
-    """What ``calibration`` means for so many rows: a fraction, a splitter, `OUT_OF_BAG` or None.
+) -> CalibrationRows:
+    """What ``calibration`` means for so many rows.
 
     Parameters
     ----------
@@ -65,14 +111,14 @@ def resolve(
                 "this threshold needs scores of rows that were not trained on, but calibration is None; set "
                 "calibration='auto', a fraction such as 0.2, or 'folds'."
             )
-        return None
-    if isinstance(calibration, str) and calibration == OUT_OF_BAG:
+        return CalibrationRows()
+    if isinstance(calibration, str) and calibration == "out_of_bag":
         if not leaves_rows_out:
             raise ValueError(
                 "calibration='out_of_bag' needs members that leave rows out of their training: set "
                 "validation_fraction, for example to 0.2, or calibration to 'folds'."
             )
-        return OUT_OF_BAG
+        return CalibrationRows(out_of_bag=True)
     if isinstance(calibration, str):
         folds: Splitter = KFold(_FOLDS, shuffle=True)
         calibration = folds
@@ -82,70 +128,20 @@ def resolve(
             f"KFold({max(2, calibration)}, shuffle=True) for folds, or a fraction such as {calibration}/n to "
             f"hold out {calibration} of n rows."
         )
-    if not isinstance(calibration, Real):
+    if not isinstance(calibration, (float, Real)):
         n_folds = getattr(calibration, "n_splits", 0)
         if n_folds > n_rows:
             raise ValueError(
                 f"calibration in {n_folds} folds needs at least as many rows; received {n_rows}."
             )
-        return calibration
+        _folds_of(calibration, n_rows, seed=0)  # what it cannot do is known before a training
+        return CalibrationRows(splitter=calibration)
     if not 1 <= round(float(calibration) * n_rows) <= n_rows - 2:
         raise ValueError(
             f"calibration={calibration:g} must hold out at least 1 of the {n_rows} rows and leave at least "
             "2; change it, or set 'folds'."
         )
-    return float(calibration)
-
-
-def set_aside(X: Matrix, calibration: float | str | Splitter | None, seed: int) -> tuple[Matrix, Matrix]:
-    """The rows to train on, and those to hold out if ``calibration`` is a fraction."""
-    if not isinstance(calibration, float):
-        return X, X[:0]
-    n_rows = X.shape[0]
-    kept, held_out = train_test_split(
-        np.arange(n_rows), test_size=round(calibration * n_rows), random_state=seed
-    )
-    return X[kept], X[held_out]
-
-
-def check_groups(labels: Array | None, calibration: float | str | Splitter | None) -> None:
-    """Refuse groups where there are no calibration rows to tell them apart by, before anything is trained."""
-    if labels is not None and calibration is None:
-        raise ValueError(
-            "groups are told apart by calibration rows, and nothing asks for any: set threshold='conformal', "
-            "or calibration to a fraction such as 0.2 or to 'folds'."
-        )
-
-
-def check_no_folds(calibration: float | str | Splitter | None, n_rows: int) -> None:
-    """Refuse folds where all of many rows are trained on: models of folds would see far fewer."""
-    if not (calibration is None or isinstance(calibration, (float, str))):
-        raise ValueError(
-            f"calibration in folds needs its rows in memory, and all {n_rows:,} rows are to be trained on: "
-            "set calibration to 'out_of_bag' or to a fraction such as 0.1, or max_samples to a number of "
-            "rows to draw."
-        )
-
-
-def groups_of_calibration(
-    labels: Array | None, calibration: float | str | Splitter | None, seed: int
-) -> Array | None:
-    """The groups of the rows that calibration scores are of, in their order."""
-    if labels is None:
-        return None
-    held_out: Array = set_aside(labels, calibration, seed)[1] if isinstance(calibration, float) else labels
-    return held_out
-
-
-def warn_of_other_rows(n_rows: int, n_rows_before: int) -> None:
-    """Warn that a warm start cannot hold out what the earlier fit held out."""
-    if n_rows != n_rows_before:
-        warn_user(
-            f"warm_start=True goes on with {n_rows} rows from a fit of {n_rows_before}: rows that the "
-            "earlier fit was trained on may be held out now, so that rates and p-values promise too much. "
-            "Fit with the same rows, or with warm_start=False.",
-            UserWarning,
-        )
+    return CalibrationRows(fraction=float(calibration))
 
 
 def out_of_fold_scores(
@@ -170,17 +166,7 @@ def out_of_fold_scores(
         If the splitter does not hold out each row exactly once.
     """
     n_rows = X.shape[0]
-    seeded: Any = copy.copy(splitter)
-    if getattr(seeded, "shuffle", False) and getattr(seeded, "random_state", 0) is None:
-        seeded.random_state = seed
-    folds = list(seeded.split(np.zeros((n_rows, 1))))
-    times = np.bincount(np.concatenate([held_out for _, held_out in folds]), minlength=n_rows)
-    if (times != 1).any():
-        row = int(np.argmax(times != 1))
-        raise ValueError(
-            f"calibration must hold out each row exactly once, as KFold does; {seeded!r} holds out row "
-            f"{row} {times[row]} times."
-        )
+    folds = _folds_of(splitter, n_rows, seed)
     scores = np.empty(n_rows)
     if parallel.find_place().elsewhere:
         by_fold = parallel.map_elsewhere(_score_fold, (score_fold, X), folds)
@@ -189,6 +175,28 @@ def out_of_fold_scores(
     for (_, held_out), of_fold in zip(folds, by_fold, strict=True):
         scores[held_out] = of_fold
     return scores
+
+
+def _folds_of(splitter: Splitter, n_rows: int, seed: int) -> list[tuple[Array, Array]]:
+    """Positions of the rows to train on and of the held-out ones, of each fold."""
+    seeded: Any = copy.copy(splitter)
+    if getattr(seeded, "shuffle", False) and getattr(seeded, "random_state", 0) is None:
+        seeded.random_state = seed
+    try:
+        folds = list(seeded.split(np.zeros((n_rows, 1))))
+    except (TypeError, ValueError) as error:  # of those that need labels or groups
+        raise ValueError(
+            f"calibration={splitter!r} must split rows that have neither labels nor groups, as KFold does: "
+            f"{error}"
+        ) from error
+    times = np.bincount(np.concatenate([held_out for _, held_out in folds]), minlength=n_rows)
+    if (times != 1).any():
+        row = int(np.argmax(times != 1))
+        raise ValueError(
+            f"calibration must hold out each row exactly once, as KFold does; {splitter!r} holds out row "
+            f"{row} {times[row]} times."
+        )
+    return folds
 
 
 def _score_fold(
