@@ -277,6 +277,55 @@ def test_running_numbers_are_left_out_of_a_table_of_numbers_too(table):
     assert fit(X.to_numpy()).columns_ignored_ == []
 
 
+ROWS = np.arange(N_ROWS)
+WITHOUT_GAPS = {
+    "identifiers": (pd.Series(1000 + ROWS), "ignored"),
+    "counts": (pd.Series(RNG.poisson(2, N_ROWS)), "count"),
+    "ratings": (pd.Series(ROWS % 5 + 1), "categorical"),
+    "years": (pd.Series(RNG.normal(1990, 20, N_ROWS).astype(int)), "gaussian"),
+    "booleans": (pd.Series(ROWS % 3 == 0), "bernoulli"),
+    "measurements": (pd.Series(VALUES), "gaussian"),
+}
+
+
+@pytest.mark.parametrize("as_type", [None, object, "nullable"])
+@pytest.mark.parametrize(("values", "likelihood"), WITHOUT_GAPS.values(), ids=WITHOUT_GAPS)
+def test_a_missing_cell_does_not_change_what_a_column_is_taken_for(values, likelihood, as_type):
+    gaps = values.where(ROWS != 7, other=None)
+    assert gaps.isna().sum() == 1
+    gaps = gaps.convert_dtypes() if as_type == "nullable" else gaps.astype(as_type or gaps.dtype)
+    for column in (values, gaps):
+        assert recognize(column, "a column").likelihood == likelihood
+        assert serial_numbers(column, "a column") == (likelihood == "ignored")
+
+
+def test_the_same_rows_make_the_same_model_however_pandas_writes_gaps():
+    kinds = {name: values for name, (values, likelihood) in WITHOUT_GAPS.items() if likelihood != "ignored"}
+    X = pd.DataFrame(kinds).convert_dtypes()
+    X.iloc[7] = pd.NA
+    floats = X.astype({name: object if name == "booleans" else float for name in X}).replace({pd.NA: None})
+    detector = fit(X)
+    assert detector.describe_columns()["likelihood"].to_dict() == {name: WITHOUT_GAPS[name][1] for name in X}
+    np.testing.assert_array_equal(fit(floats).score_samples(X), detector.score_samples(X))
+    assert {type(value) for value in fit(floats).reconstruct(floats)["booleans"]} == {bool}
+
+
+def test_a_value_that_is_no_number_is_named_and_not_texts_of_numbers_before_it(table):
+    X = table[["size", "city"]].assign(price=[f"${row}.5" for row in range(N_ROWS)])
+    detector = fit(X, likelihood={"price": "gaussian"})
+    wrong = X.iloc[:4].assign(price=["$1.5", "$2.5", "none", "$4.5"])
+    with pytest.raises(ValueError, match="column 'price' holds 'none' in row 2"):
+        detector.predict(wrong)
+    with pytest.raises(ValueError, match="column 'size' holds 'none' in row 2"):
+        detector.predict(X.iloc[:4].assign(size=["1.5", "2.5", "none", "4"]))
+
+
+def test_columns_named_by_tuples_are_told_too():
+    X = pd.DataFrame({("a", "x"): VALUES, ("a", "y"): RNG.choice(["Bern", "Genf"], N_ROWS)})
+    facts = fit(X).describe_columns()
+    assert facts["likelihood"].to_dict() == {("a", "x"): "gaussian", ("a", "y"): "categorical"}
+
+
 def test_a_table_of_nothing_else_is_refused():
     X = pd.DataFrame({"customer": IDENTIFIERS["texts that all differ"]})
     with pytest.raises(ValueError, match="every column is left out"):

@@ -153,13 +153,16 @@ def test_a_folder_with_other_files_is_left_alone(detector, frame, tmp_path):
 WRONG = {
     "columns": ({"columns": ["nobody"]}, "columns names 'nobody', but the rows have the columns"),
     "methods": ({"methods": ["fit"]}, "methods must be some of .*received 'fit'"),
+    "a text for columns": ({"columns": "key"}, r"columns must be a list of names; .*'key'.* set \['key'\]"),
+    "a text for methods": ({"methods": "predict"}, "methods must be a list of names; .*'predict'"),
+    "a key like a method": ({"columns": ["predict"], "methods": ["predict"]}, "rename the column"),
     "rows_per_file": ({"rows_per_file": 0}, "rows_per_file must be a positive integer; received 0"),
 }
 
 
 @pytest.mark.parametrize(("settings", "message"), WRONG.values(), ids=WRONG)
 def test_arguments_are_checked_before_anything_is_written(settings, message, detector, frame, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         run(detector, frame, tmp_path / "scores", **settings)
     assert not (tmp_path / "scores").exists()
 

@@ -50,7 +50,7 @@ BY_DTYPE = {
     "category": (pd.Categorical(["a", "b"]), Categorical),
     "category of numbers": (pd.Categorical([3, 1]), Categorical),
     "objects that are strings": (objects("a", None), Categorical),
-    "objects that are booleans": (objects(True, None, False), Categorical),
+    "objects that are booleans": (objects(True, None, False), Bernoulli),
 }
 
 

@@ -105,6 +105,24 @@ def test_a_rate_inside_the_rows_is_their_quantile():
 
 def test_a_tail_of_equal_scores_is_flat():
     assert ParetoTail(1e-4).cut(np.r_[np.zeros(500), np.ones(500)]) == 1
+    # Where the level itself is a value of many, what ties with it is no excess.
+    assert ParetoTail(1e-3).cut(np.r_[np.zeros(980), np.full(20, 5.0)]) == 5
+    counts = np.random.RandomState(0).poisson(2, 1000).astype(float)
+    assert (counts > ParetoTail(1e-3).cut(counts)).mean() <= 1e-3
+
+
+def test_no_rule_of_ones_own_cuts_at_what_is_no_number():
+    class Rule:
+        def cut(self, scores):
+            return float("nan")
+
+    with pytest.raises(ValueError, match=r"threshold rule .*Rule.* must be a number; received nan"):
+        VAEDetector(epochs=1, threshold=Rule()).fit(np.random.RandomState(0).normal(size=(20, 2)))
+
+
+def test_a_class_is_no_rule():
+    with pytest.raises(TypeError, match=r"Conformal is a class: set Conformal\(\.\.\.\)"):
+        thresholds.resolve(Conformal, "auto")
 
 
 @pytest.mark.parametrize(("n_rows", "share"), [(8, "auto"), (50, 0.1), (20, 0.99)])

@@ -71,7 +71,8 @@ def score_dataset(
         If ``source`` is none of what it may be.
     ValueError
         For methods, columns or a number of rows that cannot be, or if ``destination`` holds other files, or
-        scores of another detector, of other rows or in other blocks: nothing is written.
+        scores of another detector, of other rows or in other blocks: nothing is written. Other rows are
+        known by their number and by the scores of the first 20: empty the folder if later ones have changed.
     ImportError
         Without the extra: ``pip install 'vae-anomaly[parquet]'``.
 
@@ -98,6 +99,9 @@ def score_dataset(
             f"rows come from Parquet files, tables or arrays; received a {type(source).__name__}: {source!r}."
         )
     names = rows.names if rows.names is not None else getattr(next(rows.blocks(1)), "columns", ())
+    for name, given in (("columns", columns), ("methods", methods)):
+        if isinstance(given, str):
+            raise TypeError(f"{name} must be a list of names; received the text {given!r}: set [{given!r}].")
     scoring = _Scoring(detector, rows, tuple(columns), tuple(methods), rows_per_file, tuple(names))
     _Folder(os.path.expanduser(os.fspath(destination)), scoring).fill(verbose)
 
@@ -130,6 +134,11 @@ class _Scoring:
             if method not in _METHODS:
                 raise ValueError(f"methods must be some of {list(_METHODS)}; received {method!r}.")
         for name in self.keys:
+            if name in self.methods:
+                raise ValueError(
+                    f"columns names {name!r}, and so is the column called that the method {name!r} makes: "
+                    "rename the column."
+                )
             if name not in self.names:
                 raise ValueError(f"columns names {name!r}, but the rows have the columns {list(self.names)}.")
 

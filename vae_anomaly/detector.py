@@ -1032,6 +1032,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             A line for each cell: "row" (its label in X), "score" (larger = more anomalous), "anomaly"
             (whether `predict` says so), "column", "value", "expected", "low", "high", "contribution" (see
             `explain`).
+
+        Raises
+        ------
+        ValueError
+            If a number of rows or columns is not a positive integer, or for images.
         """
         return explanations.report(self, X, n_rows, n_columns, coverage)
 

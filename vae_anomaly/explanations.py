@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import UserList
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +103,9 @@ def explain(pipeline: Pipeline, X: MatrixLike) -> Any:
 
 def report(detector: Detector, X: Unchecked, n_rows: int, n_columns: int, coverage: float) -> pd.DataFrame:
     """See `VAEDetector.report`."""
+    for name, number in (("n_rows", n_rows), ("n_columns", n_columns)):
+        if not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"{name} must be a positive integer; received {number!r}.")
     X = to_pandas(X)
     framed = hasattr(X, "columns")
     X = X if framed else array_of(X)

@@ -215,9 +215,8 @@ def describe_columns(detector: Detector) -> pd.DataFrame:
         raise ValueError("the detector was fitted on images, which have pixels and no columns.")
     names = [column.name for column in detector.table_.columns] if detector.table_ is not None else None
     facts = pd.DataFrame(_columns(detector)).astype({"categories": "Int64"})
-    return facts.drop(columns="name").set_index(
-        pd.Index(facts["name"] if names is None else names, name="column")
-    )
+    labels = pd.Index(facts["name"] if names is None else names, name="column", tupleize_cols=False)
+    return facts.drop(columns="name").set_index(labels)
 
 
 def html(detector: Detector) -> str:

@@ -32,6 +32,8 @@ IGNORED = "ignored"
 # tell less of them (on twelve real tables, `benchmarks/mixed.py`). So many different texts at most are
 # categories, whatever they look like.
 _MANY = 10
+# Of floats; beyond, they have no neighbors that are not whole.
+_LARGEST_WHOLE = 2**53
 # Hours, days of a month, ratings; a count that has a ceiling has it in some rows.
 _MOST_LEVELS, _FEWEST_AT_CEILING = 31, 5
 # Of fewer rows, that all differ says little.
@@ -86,14 +88,14 @@ def recognize(values: pd.Series, name: Hashable, n_rows: int | None = None) -> R
     TypeError
         If it holds dates or times, or has a dtype that nothing is known of; the message says what to do.
     """
-    present = values.dropna()
+    present = _without_gaps(values) if n_rows is None else values.dropna()
     # For how many values each of these stands.
     stands_for = 1.0 if n_rows is None or not len(values) else n_rows / len(values)
     if holds_times(values):
         raise _of_times(name, present.iloc[0])
-    if types.is_bool_dtype(values.dtype):
+    if types.is_bool_dtype(present.dtype):
         return Recognized("bernoulli")
-    if is_number(values):
+    if is_number(present):
         return _recognize_numbers(present, name, stands_for)
     if isinstance(values.dtype, pd.CategoricalDtype):
         return _IDENTIFIERS if _is_of_single_values(present) else Recognized("categorical")
@@ -111,8 +113,8 @@ def serial_numbers(values: pd.Series, name: Hashable, stands_for: float = 1.0) -
     All its values differ, and they fill at least half of their range, as running numbers do, or the name of
     the column says that they are identifiers. Of more rows than these, each value stands for so many.
     """
-    present = values.dropna()
-    if not types.is_integer_dtype(values.dtype) or len(present) < _FEWEST_ROWS_OF_IDENTIFIERS:
+    present = _without_gaps(values)
+    if not types.is_integer_dtype(present.dtype) or len(present) < _FEWEST_ROWS_OF_IDENTIFIERS:
         return False
     if not present.is_unique:
         return False
@@ -187,6 +189,20 @@ def kinds_of(values: pd.Series) -> set[str]:
     return {alike} if alike is not None else {kind_of(value) for value in values}
 
 
+def _without_gaps(values: pd.Series) -> pd.Series:
+    """The values that are not missing, in the dtype that pandas gives them if none is.
+
+    Of whole numbers with gaps it makes floats or objects, of booleans objects.
+    """
+    present = values.dropna()
+    if types.is_object_dtype(values.dtype):
+        present = present.infer_objects()
+    if not isinstance(present.dtype, np.dtype) or present.dtype.kind != "f" or len(present) == len(values):
+        return present
+    whole = len(present) > 0 and (present % 1 == 0).all() and present.abs().max() < _LARGEST_WHOLE
+    return present.astype(np.int64) if whole else present
+
+
 def _recognize_numbers(present: pd.Series, name: Hashable, stands_for: float) -> Recognized:
     if serial_numbers(present, name, stands_for):
         return _IDENTIFIERS
@@ -199,8 +215,6 @@ def _recognize_numbers(present: pd.Series, name: Hashable, stands_for: float) ->
 
 def _recognize_objects(present: pd.Series, name: Hashable, stands_for: float) -> Recognized:
     kinds = kinds_of(present)
-    if kinds == {"number"}:
-        return Recognized("gaussian")
     if kinds == {"str"}:
         texts = [str(text).strip() for text in present.unique()]
         is_code = any(map(_LEADING_ZERO.match, texts))
@@ -213,7 +227,7 @@ def _recognize_objects(present: pd.Series, name: Hashable, stands_for: float) ->
         numbers = numbers_of_texts(present)
         if numbers is not None:
             written = pd.Series(numbers)
-            whole = (written % 1 == 0).all() and written.abs().max() < 2**53
+            whole = (written % 1 == 0).all() and written.abs().max() < _LARGEST_WHOLE
             found = _recognize_numbers(written.astype("int64") if whole else written, name, stands_for)
             # Identifiers and categories are taken as the texts that they are.
             is_read = found.likelihood in ("count", "gaussian")

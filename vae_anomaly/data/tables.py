@@ -33,7 +33,7 @@ from vae_anomaly.data.recognition import (
     serial_numbers,
 )
 from vae_anomaly.data.streams import NUMBERS_AT_ONCE, Source
-from vae_anomaly.likelihoods import Categorical, Count, Gaussian, Likelihood, LikelihoodLike, Mixed
+from vae_anomaly.likelihoods import Bernoulli, Categorical, Count, Gaussian, Likelihood, LikelihoodLike, Mixed
 
 __all__ = ["Column", "Table", "table_of"]
 
@@ -92,7 +92,8 @@ class Column(NamedTuple):
         missing = np.isnan(numbers)
         if self.likelihood is None:
             return pd.Series(np.full(len(numbers), None, dtype=object))
-        if types.is_bool_dtype(self.dtype):
+        are_objects = types.is_object_dtype(self.dtype)
+        if types.is_bool_dtype(self.dtype) or (are_objects and isinstance(self.likelihood, Bernoulli)):
             decided: Any = pd.array(numbers > 0.5, dtype="boolean")
         elif isinstance(self.likelihood, Count) or types.is_integer_dtype(self.dtype):
             decided = pd.array(np.nan_to_num(numbers).round().astype(np.int64), dtype="Int64")
@@ -100,7 +101,7 @@ class Column(NamedTuple):
             floats = types.is_float_dtype(self.dtype)
             return pd.Series(numbers).astype(self.dtype if floats else np.float64)
         decided[missing] = pd.NA
-        if isinstance(self.dtype, pd.CategoricalDtype):
+        if isinstance(self.dtype, pd.CategoricalDtype) or are_objects:
             return pd.Series(decided.astype(object)).astype(self.dtype)
         fits = not missing.any() and (decided.astype(self.dtype) == decided).all()
         return pd.Series(decided.astype(self.dtype) if fits else decided)
@@ -391,6 +392,15 @@ def _dtype(plain: Any) -> Any:
     return pd.CategoricalDtype(categories, plain["ordered"])
 
 
+def _is_number(value: object, column: Column) -> bool:
+    """Whether a column that holds texts of numbers, or none, takes this value."""
+    with contextlib.suppress(TypeError, ValueError):
+        float(value)  # type: ignore[arg-type]
+        return True
+    are_texts = types.is_object_dtype(column.dtype) or types.is_string_dtype(column.dtype)
+    return are_texts and numbers_of_texts(pd.Series([value], dtype=object)) is not None
+
+
 def _as_numbers(values: pd.Series, column: Column) -> Floats:
     name, likelihood = column.name, column.likelihood
     assert likelihood is not None
@@ -410,7 +420,7 @@ def _as_numbers(values: pd.Series, column: Column) -> Floats:
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
         for row, value in values.dropna().items():
-            if kind_of(value) not in ("number", "bool"):
+            if not _is_number(value, column):
                 raise ValueError(
                     f"column {name!r} holds {value!r} in row {row!r}, but likelihood {likelihood.name!r} "
                     "needs numbers; convert the column, or choose likelihood='categorical' for it."

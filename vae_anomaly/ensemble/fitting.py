@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -344,7 +345,10 @@ def _cut(
         scores = unseen
     elif thresholds.takes_out_of_bag(rule) and as_new is not None:
         scores = as_new
-    cut = float(rule.cut(scores))
+    cut = rule.cut(scores)
+    if not isinstance(cut, Real) or np.isnan(cut):
+        raise ValueError(f"the cut of the threshold rule {rule!r} must be a number; received {cut!r}.")
+    cut = float(cut)
     rate = thresholds.promised_rate(rule)
     if rate is None and as_new is not None:
         rate = float((as_new > cut).mean())
