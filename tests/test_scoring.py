@@ -1,5 +1,6 @@
 """Scores: one number for a row, whatever the chunks it was computed in. (Formulas: test_exactness.py.)"""
 
+import keras
 import numpy as np
 import pytest
 from conftest import wide
@@ -203,3 +204,31 @@ def test_rows_of_another_size_than_the_scores_images_are_refused(image_shape):
     score = scoring.unexplained_variance(image_shape)
     with pytest.raises(ValueError, match="have (32|35) numbers; received rows of 64"):
         VAEDetector(network=DenseNetwork((4,)), epochs=1, members=1, score=score).fit(images)
+
+
+def _sum(vae, x, inferred):
+    return -keras.ops.sum(vae.likelihood.log_prob(x, inferred.parameters), axis=-1)
+
+
+WRONG_SHAPES = {
+    "a sum over features that is forgotten": (
+        lambda vae, x, inferred: -vae.likelihood.log_prob(x, inferred.parameters),
+        lambda values, kl: keras.ops.mean(values, axis=0),
+        r"per_draw .* shape \(n_draws, n_rows\).*received .*, 3\)",
+    ),
+    "rows before draws": (
+        lambda vae, x, inferred: keras.ops.transpose(_sum(vae, x, inferred)),
+        lambda values, kl: keras.ops.mean(values, axis=0),
+        r"per_draw .* shape \(n_draws, n_rows\)",
+    ),
+    "one number for all rows": (_sum, lambda values, kl: keras.ops.mean(values), r"combine .* \(n_rows,\)"),
+    "one for each draw": (_sum, lambda values, kl: keras.ops.mean(values, axis=1), r"combine .* \(n_rows,\)"),
+}
+
+
+@pytest.mark.parametrize(("per_draw", "combine", "message"), WRONG_SHAPES.values(), ids=WRONG_SHAPES)
+def test_a_score_of_ones_own_with_wrong_shapes_is_refused(per_draw, combine, message):
+    X = np.random.RandomState(0).normal(size=(60, 3))
+    detector = VAEDetector(DenseNetwork((8,)), score=Score(per_draw, combine), epochs=1, random_state=0)
+    with pytest.raises(ValueError, match=message):
+        detector.fit(X)

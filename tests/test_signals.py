@@ -154,7 +154,11 @@ def test_whole_numbers_are_numbers_in_any_dtype(dtype: str) -> None:
     signals = np.random.default_rng(0).integers(0, 200, (30, LENGTH, 2))
     expected = VAEDetector(NETWORK, **QUICK).fit(signals.astype(float)).score_samples(signals)
     given = signals.astype(dtype)
-    np.testing.assert_array_equal(VAEDetector(NETWORK, **QUICK).fit(given).score_samples(given), expected)
+    detector = VAEDetector(NETWORK, **QUICK).fit(given)
+    for of_new in (given, signals, signals.astype(float)):
+        np.testing.assert_array_equal(detector.score_samples(of_new), expected)
+    assert detector.scaler_.mean_.mean() == pytest.approx(signals.mean())
+    assert detector.reconstruct(given).mean() == pytest.approx(signals.mean(), rel=0.2)
 
 
 # -- what comes out ---------------------------------------------------------------------------------------

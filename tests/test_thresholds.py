@@ -120,6 +120,20 @@ def test_no_rule_of_ones_own_cuts_at_what_is_no_number():
         VAEDetector(epochs=1, threshold=Rule()).fit(np.random.RandomState(0).normal(size=(20, 2)))
 
 
+def test_a_rule_that_sorts_in_place_changes_no_scores():
+    class Rule:
+        held_out = True
+
+        def cut(self, scores):
+            scores.sort()
+            return float(scores[-3])
+
+    X, settings = np.random.RandomState(0).normal(size=(60, 2)), {"epochs": 1, "random_state": 0}
+    found = VAEDetector(threshold=Rule(), calibration=0.5, **settings).fit(X)
+    expected = VAEDetector(threshold=Conformal(0.2), calibration=0.5, **settings).fit(X)
+    np.testing.assert_array_equal(found.calibration_scores_, expected.calibration_scores_)
+
+
 def test_a_class_is_no_rule():
     with pytest.raises(TypeError, match=r"Conformal is a class: set Conformal\(\.\.\.\)"):
         thresholds.resolve(Conformal, "auto")

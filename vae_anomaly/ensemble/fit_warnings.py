@@ -89,14 +89,14 @@ def warn_of_interruption(n_trained: int, n_members: int, n_epochs: int, cause: s
     )
 
 
-def warn_of_collapse(n_collapsed: int, n_members: int, plan: Plan) -> None:
+def warn_of_collapse(n_collapsed: int, n_members: int, plan: Plan, likelihood: object) -> None:
     """Warn of members that have learned nothing of what makes images or signals differ."""
     who = "the model has" if n_members == 1 else f"{n_collapsed} of {n_members} members have"
     remedies = [
         "more epochs",
         "beta=1 or less" if plan.beta > 1 else "",
         "" if plan.kl_warm_up else "kl_warm_up=0.5 with early_stopping=False",
-        "likelihood='auto', whose scale is learned",
+        "" if likelihood == "auto" else "likelihood='auto', whose scale is learned",
     ]
     warn_user(
         f"{who} collapsed: what is expected of images or signals that were not trained on is the same for "

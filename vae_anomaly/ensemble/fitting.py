@@ -26,7 +26,7 @@ from vae_anomaly.core.types import (
 )
 from vae_anomaly.data.cache import CachedRows
 from vae_anomaly.data.lazy import concatenate, fingerprint, subset
-from vae_anomaly.data.pixels import pixel_range, pixels
+from vae_anomaly.data.pixels import no_pixels, pixel_range, pixels
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.data.scaling import block_size
@@ -282,7 +282,9 @@ def _train(
     if trained.interrupted and earlier is not None and earlier.continuation.takes_new_rows:
         raise KeyboardInterrupt  # rows of a stream are learned whole or not at all
     if trained.n_collapsed and 2 * trained.n_collapsed >= n_members:
-        fit_warnings.warn_of_collapse(trained.n_collapsed, n_members, job.plan)
+        fit_warnings.warn_of_collapse(
+            trained.n_collapsed, n_members, job.plan, decisions.parameters["likelihood"]
+        )
     if trained.interrupted:
         fit_warnings.warn_of_interruption(
             n_members,
@@ -324,7 +326,7 @@ def _in_units(
     """The rows, and the stream that they were drawn from, with pixels in the units that the model sees."""
     X, stream, scaler = given.X, given.stream, decisions.parameters["scaler"]
     if decisions.of_images is None:
-        return X, stream
+        return no_pixels(X), None if stream is None else stream.followed_by(no_pixels)
     scaled = scaler is not None and not isinstance(scaler, str)
     in_units = partial(pixels, dtype=given.dtype, likelihood=decisions.likelihood, scaled=scaled)
     fitted_range = None if earlier is None else earlier.fitted.preparation.pixel_range
@@ -345,7 +347,7 @@ def _cut(
         scores = unseen
     elif thresholds.takes_out_of_bag(rule) and as_new is not None:
         scores = as_new
-    cut = rule.cut(scores)
+    cut = rule.cut(scores.copy())  # a rule of somebody's own may sort in place
     if not isinstance(cut, Real) or np.isnan(cut):
         raise ValueError(f"the cut of the threshold rule {rule!r} must be a number; received {cut!r}.")
     cut = float(cut)

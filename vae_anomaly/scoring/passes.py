@@ -55,7 +55,24 @@ def score_rows(
 def score_tile(score: Score, vae: KerasModel, x: Tensor, draws: Tensor) -> Tensor:
     """What a program computes of rows x, (n_rows, n_features), with draws of (n_draws, 1, noise_width)."""
     is_average = score.slope is not None
-    return score.combine(*_of_all(_in_float64(_over_draws(vae, x, draws, score.per_draw, is_average))))
+
+    def per_draw(vae: KerasModel, x: Tensor, inferred: Any) -> Tensor:
+        values = score.per_draw(vae, x, inferred)
+        return _checked(values, "per_draw", "(n_draws, n_rows)", (inferred.z.shape[0], x.shape[0]))
+
+    combined = score.combine(*_of_all(_in_float64(_over_draws(vae, x, draws, per_draw, is_average))))
+    return _checked(combined, "combine", "(n_rows,)", (x.shape[0],))
+
+
+def _checked(values: Tensor, function: str, meaning: str, shape: tuple[int | None, ...]) -> Tensor:
+    """What a function of a `Score` returns, if its shape is as far as it is known the one it must have."""
+    found = tuple(values.shape)
+    if len(found) != len(shape) or any(a != b for a, b in zip(found, shape, strict=True) if a and b):
+        raise ValueError(
+            f"{function} of the score must return values of shape {meaning}, here {shape}; received values "
+            f"of shape {found}."
+        )
+    return values
 
 
 def draw_errors(
