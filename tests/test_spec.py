@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.spec import Spec, config_json
+from vae_anomaly.core.spec import Spec, config_json, register
+from vae_anomaly.likelihoods import Likelihood
+from vae_anomaly.posteriors import Posterior
+from vae_anomaly.priors import Prior
 
 
 class Holder(Spec):
@@ -71,3 +74,19 @@ def test_equal_models_have_equal_configurations():
 
     assert config_json(dense(4)) == config_json(dense(4))
     assert config_json(dense(4)) != config_json(dense(5))
+
+
+@pytest.mark.parametrize(
+    ("base", "name"), [(Likelihood, "gaussian"), (Prior, "standard"), (Posterior, "gaussian")]
+)
+def test_a_class_of_ones_own_does_not_take_the_name_of_one_of_the_package(base, name):
+    with pytest.raises(TypeError, match=rf"Mine has the name '{name}', which is that of vae_anomaly\."):
+        type("Mine", (base,), {"name": name, "__module__": "mine", "__qualname__": "Mine"})
+
+
+def test_a_class_of_ones_own_may_be_defined_anew_as_a_cell_of_a_notebook_does():
+    named = {}
+    for _ in range(2):
+        last = type("Mine", (), {"name": "mine", "__module__": "notebook"})
+        register(last, named)
+    assert named == {"mine": last}

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.types import Constraints, Estimator, Values
 
-__all__ = ["Part", "Spec", "config_json", "state_of"]
+__all__ = ["Part", "Spec", "config_json", "register", "state_of"]
 
 _Value = TypeVar("_Value")
 
@@ -41,6 +41,27 @@ class Spec(BaseEstimator):  # type: ignore[misc]
         return type(self)(**{name: _copy_containers(value) for name, value in parameters.items()})
 
 
+def register(cls: Any, named: dict[str, Any]) -> None:
+    """Add a class to those of its kind by its ``name``; one's own may be defined anew.
+
+    Raises
+    ------
+    TypeError
+        If the package has a class of this name: files that hold that one would be read as the other.
+    """
+    there = named.get(cls.name)
+    if there is not None and _is_of_package(there) and not _is_of_package(cls):
+        raise TypeError(
+            f"{cls.__qualname__} has the name {cls.name!r}, which is that of {there.__module__}."
+            f"{there.__qualname__}: choose another name."
+        )
+    named[cls.name] = cls
+
+
+def _is_of_package(cls: Any) -> bool:
+    return str(cls.__module__).partition(".")[0] == __name__.partition(".")[0]
+
+
 class Part(Spec):
     """A specification whose class has a name among those of its family: a posterior, a prior, an objective.
 
@@ -63,7 +84,7 @@ class Part(Spec):
         if family is not None:
             cls._family, Part.families[family] = family, {}
         elif cls.__dict__.get("name"):
-            Part.families[cls._family][cls.name] = cls
+            register(cls, Part.families[cls._family])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Part) and self.architecture_key() == other.architecture_key()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import RowError, Rows, column_label, usual_range
-from vae_anomaly.core.spec import Spec
+from vae_anomaly.core.spec import Spec, register
 from vae_anomaly.core.types import Array, DtypeOrNone, Flags, Tensor, Values
 
 __all__ = [
@@ -58,7 +58,7 @@ class Likelihood(Spec):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__dict__.get("name"):
-            LIKELIHOODS[cls.name] = cls
+            register(cls, LIKELIHOODS)
 
     @property
     def n_params(self) -> int:
