@@ -7,6 +7,7 @@ from scipy import stats
 from sklearn.ensemble import IsolationForest
 
 from vae_anomaly import DenseNetwork, VAEDetector, thresholds
+from vae_anomaly.ensemble import fitting
 from vae_anomaly.ensemble.averaging import average, out_of_bag
 from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.fitted import Fitted
@@ -132,6 +133,23 @@ def test_a_rule_that_sorts_in_place_changes_no_scores():
     found = VAEDetector(threshold=Rule(), calibration=0.5, **settings).fit(X)
     expected = VAEDetector(threshold=Conformal(0.2), calibration=0.5, **settings).fit(X)
     np.testing.assert_array_equal(found.calibration_scores_, expected.calibration_scores_)
+
+
+IMPOSSIBLE = {
+    "a rate that folds cannot tell": (Conformal(0.001), "auto", "needs at least 999 rows.*received 300"),
+    "a rate that a fraction cannot tell": (Conformal(0.01), 0.2, "needs at least 99 rows.*received 60"),
+    "a tail of few rows": (ParetoTail(tail_fraction=0.1), 0.2, "at least 10 excesses.*received 60"),
+    "a quantile": (Quantile(0.6), "auto", "contamination.*Got 0.6"),
+    "a fence": (TukeyFence(-1), "auto", "Got -1"),
+}
+
+
+@pytest.mark.parametrize(("rule", "calibration", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_what_a_rule_cannot_do_is_refused_before_the_training(rule, calibration, message, monkeypatch):
+    monkeypatch.setattr(fitting, "train_members", lambda *_, **__: pytest.fail("members are trained"))
+    detector = VAEDetector(threshold=rule, calibration=calibration, random_state=0)
+    with pytest.raises(ValueError, match=message):
+        detector.fit(np.random.RandomState(0).normal(size=(300, 3)))
 
 
 def test_a_class_is_no_rule():

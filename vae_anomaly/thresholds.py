@@ -440,6 +440,19 @@ def takes_out_of_bag(rule: ThresholdRule) -> bool:
     return bool(getattr(rule, "out_of_bag", False))
 
 
+def check(rule: ThresholdRule, n_unseen: int) -> None:
+    """Refuse before a training what a rule of this module cannot do, with so many calibration scores.
+
+    Raises
+    ------
+    ValueError
+    """
+    if type(rule).__module__ == __name__ and isinstance(rule, BaseEstimator):
+        rule._validate_params()
+        if takes_held_out(rule):
+            rule.cut(np.arange(float(n_unseen)))
+
+
 def promised_rate(rule: ThresholdRule) -> float | None:
     """The rule's false-alarm rate for new rows; None if it promises none."""
     rate = getattr(rule, "false_alarm_rate", None)

@@ -44,13 +44,19 @@ class CalibrationRows:
         """Whether there are to be calibration scores."""
         return self != CalibrationRows()
 
+    def count_scores(self, n_rows: int) -> int:
+        """How many calibration scores there will be."""
+        if self.fraction is not None:
+            return round(self.fraction * n_rows)
+        return n_rows if self.are_any else 0
+
     def set_aside(self, X: Matrix, seed: int) -> tuple[Matrix, Matrix]:
         """The rows to train on, and those that are held out."""
         if self.fraction is None:
             return X, X[:0]
         n_rows = X.shape[0]
         kept, held_out = train_test_split(
-            np.arange(n_rows), test_size=round(self.fraction * n_rows), random_state=seed
+            np.arange(n_rows), test_size=self.count_scores(n_rows), random_state=seed
         )
         return X[kept], X[held_out]
 

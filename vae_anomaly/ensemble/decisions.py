@@ -196,6 +196,7 @@ def decide(
     calibration = calibration_rows.resolve(
         parameters["calibration"], needs_unseen, n_rows, leaves_rows_out=leaves_rows_out
     )
+    thresholds.check(rule, calibration.count_scores(n_rows))
     if parameters["calibrate_intervals"]:
         _check_intervals(patches, leaves_rows_out or calibration.fraction is not None)
     return Decisions(
