@@ -83,3 +83,16 @@ def test_neither_contrast_nor_brightness_changes_what_is_found(shape):
     ]
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-3)
     np.testing.assert_allclose(scores[2], scores[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("likelihood", ["auto", "bernoulli"])
+def test_an_infinite_pixel_makes_its_image_improbable_and_no_other(likelihood):
+    images = np.random.RandomState(0).uniform(size=(30, 4, 4))
+    detector = VAEDetector(likelihood=likelihood, epochs=1, random_state=0).fit(images)
+    new = images[:2].copy()
+    new[0, 1, 1] = np.inf
+    scores = detector.score_samples(new)
+    assert scores[0] <= -1e30
+    assert scores[1] == detector.score_samples(images[1:2])[0]
+    with pytest.raises(ValueError, match="pixel values"):
+        detector.score_samples(200 * new)

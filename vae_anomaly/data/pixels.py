@@ -147,11 +147,14 @@ def dtype_of(X: Unchecked) -> DtypeOrNone:
 
 
 def pixel_range(X: Matrix) -> tuple[float, float]:
-    """Lowest and highest of the pixels that are not missing; NaN if all are."""
+    """Lowest and highest of the finite pixels; NaN if there is none."""
     values = X.data if sparse.issparse(X) else X
     if values.dtype == np.uint8 and values.size:
         return float(values.min()) / 255, float(values.max()) / 255
     low, high = (float(end.reduce(values, axis=None, initial=np.nan)) for end in (np.fmin, np.fmax))
+    if math.isinf(low) or math.isinf(high):
+        values = values[np.isfinite(values)]
+        low, high = (float(end.reduce(values, axis=None, initial=np.nan)) for end in (np.fmin, np.fmax))
     if sparse.issparse(X) and values.size < math.prod(X.shape):
         low, high = min(0.0, low), max(0.0, high)
     return low, high
