@@ -578,7 +578,9 @@ def test_another_thread_ends_a_fit_with_its_epoch(X, monkeypatch, call, n_epochs
 def test_another_thread_ends_the_fit_of_all_members(X, monkeypatch):
     fitted = detector(members=3, epochs=100_000, jit_compile=False)
     stopped = stopped_from_another_thread(monkeypatch, fitted, X, 9)
-    assert len(stopped.history_["loss"]) <= 9
+    assert stopped.interrupted_
+    # Others go on while one member's thread asks for the end: on a busy machine for some epochs.
+    assert len(stopped.history_["loss"]) < 1_000
 
 
 def test_a_fit_that_was_stopped_goes_on_from_its_checkpoint(X, path, monkeypatch):
