@@ -41,6 +41,7 @@ LINEAR = DenseNetwork(hidden_units=())
 
 @pytest.fixture(autouse=True)
 def _no_figure_is_left():
+    plt.close("all")  # of tests of other files
     yield
     plt.close("all")
 
