@@ -88,7 +88,7 @@ def recognize(values: pd.Series, name: Hashable, n_rows: int | None = None) -> R
     TypeError
         If it holds dates or times, or has a dtype that nothing is known of; the message says what to do.
     """
-    present = _without_gaps(values) if n_rows is None else values.dropna()
+    present = _without_gaps(values) if n_rows is None else values.dropna().infer_objects()
     # For how many values each of these stands.
     stands_for = 1.0 if n_rows is None or not len(values) else n_rows / len(values)
     if holds_times(values):
