@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from vae_anomaly.core.types import Constraints, DtypeOrNone, Floats, Matrix, Unchecked
 from vae_anomaly.likelihoods import Likelihood
 
-__all__ = ["PixelScaler", "as_numbers", "dtype_of", "no_pixels", "pixel_range", "pixels"]
+__all__ = ["PixelScaler", "as_numbers", "dtype_of", "pixel_range", "pixels", "widen_bytes"]
 
 # A scaler or a resize may leave [0, 1] by a rounding error.
 _ROUNDING = 1e-6
@@ -212,7 +212,7 @@ def as_numbers(X: Matrix) -> Matrix:
     return X / 255 if X.dtype == np.uint8 else X
 
 
-def no_pixels(X: Matrix) -> Matrix:
+def widen_bytes(X: Matrix) -> Matrix:
     """Rows of signals or of a table as numbers: their bytes are in units of their own, as all others are."""
     return X.astype(np.float64) if X.dtype == np.uint8 else X
 

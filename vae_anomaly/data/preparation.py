@@ -24,7 +24,7 @@ from vae_anomaly.core.types import (
 from vae_anomaly.data import frames, scaling
 from vae_anomaly.data.lazy import blocks, rows_of
 from vae_anomaly.data.patches import Patches
-from vae_anomaly.data.pixels import no_pixels, pixels
+from vae_anomaly.data.pixels import pixels, widen_bytes
 from vae_anomaly.data.ranges import ColumnRanges
 from vae_anomaly.data.streams import Stream, map_blocks
 from vae_anomaly.data.survey import survey
@@ -145,7 +145,7 @@ class Preparation:
     def in_units(self, X: Matrix, dtype: DtypeOrNone, likelihood: Likelihood) -> Matrix:
         """New rows in the units of the training rows: bytes become shares of 255 if they were such."""
         if self.pixel_range is None:
-            return no_pixels(X)
+            return widen_bytes(X)
         return pixels(X, dtype, likelihood, self.scaler is not None, self.pixel_range)
 
     def rows(self, X: Matrix) -> Rows:

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from vae_anomaly.core.types import (
 )
 from vae_anomaly.data.cache import CachedRows
 from vae_anomaly.data.lazy import concatenate, fingerprint, subset
-from vae_anomaly.data.pixels import no_pixels, pixel_range, pixels
+from vae_anomaly.data.pixels import pixel_range, pixels, widen_bytes
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.reading import TrainingRows
 from vae_anomaly.data.scaling import block_size
@@ -326,7 +325,7 @@ def _in_units(
     """The rows, and the stream that they were drawn from, with pixels in the units that the model sees."""
     X, stream, scaler = given.X, given.stream, decisions.parameters["scaler"]
     if decisions.of_images is None:
-        return no_pixels(X), None if stream is None else stream.followed_by(no_pixels)
+        return widen_bytes(X), None if stream is None else stream.followed_by(widen_bytes)
     scaled = scaler is not None and not isinstance(scaler, str)
     in_units = partial(pixels, dtype=given.dtype, likelihood=decisions.likelihood, scaled=scaled)
     fitted_range = None if earlier is None else earlier.fitted.preparation.pixel_range
@@ -347,10 +346,10 @@ def _cut(
         scores = unseen
     elif thresholds.takes_out_of_bag(rule) and as_new is not None:
         scores = as_new
-    cut = rule.cut(scores.copy())  # a rule of somebody's own may sort in place
-    if not isinstance(cut, Real) or np.isnan(cut):
-        raise ValueError(f"the cut of the threshold rule {rule!r} must be a number; received {cut!r}.")
-    cut = float(cut)
+    found = rule.cut(scores.copy())  # a rule of somebody's own may sort in place
+    if np.ndim(found) or np.asarray(found).dtype.kind not in "iuf" or np.isnan(found):
+        raise ValueError(f"the cut of the threshold rule {rule!r} must be a number; received {found!r}.")
+    cut = float(found)
     rate = thresholds.promised_rate(rule)
     if rate is None and as_new is not None:
         rate = float((as_new > cut).mean())
