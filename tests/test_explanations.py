@@ -9,6 +9,7 @@ from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.impute import SimpleImputer
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncoder, StandardScaler
 
@@ -16,6 +17,7 @@ from vae_anomaly import ConvNetwork, VAEDetector
 from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.explanations import explain, origins, spread_rest
 from vae_anomaly.posteriors.gaussian import kl_divergence
+from vae_anomaly.preprocessing import DatetimeFeatures
 from vae_anomaly.scoring import SCORES
 from vae_anomaly.scoring.score import Score
 
@@ -228,6 +230,41 @@ def test_a_pipeline_of_a_detector_alone_and_of_arrays(table):
     X, _ = table
     pipeline = make_pipeline(VAEDetector(epochs=1, random_state=0)).fit(X)
     np.testing.assert_allclose(explain(pipeline, X), pipeline[-1].explain(X))
+    np.testing.assert_array_equal(explain(pipeline[-1], X), explain(pipeline, X))
+
+
+def test_a_search_is_explained_by_its_best_estimator(table):
+    X, _ = table
+    pipeline = make_pipeline(StandardScaler(), VAEDetector(epochs=1, random_state=0))
+    search = GridSearchCV(pipeline, {"vaedetector__latent_dim": [2, 3]}, cv=2)
+    search.fit(X)
+    np.testing.assert_array_equal(explain(search, X), explain(search.best_estimator_, X))
+
+
+def test_a_pipeline_without_a_detector_is_refused(table):
+    with pytest.raises(TypeError, match="last step is a VAEDetector"):
+        explain(make_pipeline(StandardScaler()).fit(table[0]), table[0])
+
+
+def test_images_are_explained_by_a_pipeline_of_a_detector_alone():
+    images = np.random.RandomState(0).uniform(size=(30, 4, 4))
+    detector = VAEDetector(epochs=1, random_state=0)
+    pipeline = make_pipeline(detector).fit(images)
+    np.testing.assert_array_equal(explain(pipeline, images), pipeline[-1].explain(images))
+    pipeline = make_pipeline(FunctionTransformer(), detector).fit(images)
+    with pytest.raises(ValueError, match=r"images of shape \(4, 4\)"):
+        explain(pipeline, images)
+
+
+def test_columns_may_be_chosen_by_the_names_that_an_earlier_step_gives():
+    days = pd.date_range("2024-01-01", periods=60, freq="7h")
+    X = pd.DataFrame({"when": days, "size": np.random.RandomState(0).normal(size=60)})
+    columns = ColumnTransformer([("day", StandardScaler(), ["when_day_sin"])], remainder="passthrough")
+    pipeline = make_pipeline(DatetimeFeatures().set_output(transform="pandas"), columns).fit(X)
+    made = columns_of(pipeline, X)
+    names = [name.split("__")[1] for name in pipeline.get_feature_names_out()]
+    assert made == ["size" if name == "size" else "when" for name in names]
+    assert set(made) == {"when", "size"}
 
 
 def test_the_detectors_own_scaler_is_traced_too(table):

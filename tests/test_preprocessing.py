@@ -99,6 +99,56 @@ def test_every_form_of_a_date_gives_the_same_numbers(form):
     pd.testing.assert_frame_equal(features(form(WHEN)), features(WHEN))
 
 
+def test_texts_of_several_forms_are_what_the_clock_showed_at_each():
+    texts = [
+        "2024-03-30",
+        "2024-03-31T03:30+02:00",
+        " 2024-03-31 01:30:00.5+01:00",
+        "2024-04-01T12:00Z",
+        None,
+    ]
+    expected = ["2024-03-30", "2024-03-31T03:30", "2024-03-31T01:30:00.500", "2024-04-01T12:00", None]
+    index = [1, 1, 2, 3, 4]
+    fitted = DatetimeFeatures().fit(pd.DataFrame({"when": WHEN}))
+    found = fitted.transform(pd.DataFrame({"when": texts}, index=index))
+    times = pd.Series(np.array(expected, dtype="datetime64[ns]"), index)
+    pd.testing.assert_frame_equal(found, fitted.transform(pd.DataFrame({"when": times})))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda when: when.tz_localize("Asia/Tokyo").astype("timestamp[us, tz=Asia/Tokyo][pyarrow]"),
+        lambda when: when.astype("timestamp[us][pyarrow]"),
+        lambda when: pd.Series(list(when.to_numpy()), dtype=object),
+        lambda when: pd.Series([when[0].to_pydatetime(), *map(str, when[1:])], dtype=object),
+    ],
+    ids=["pyarrow, of a zone", "pyarrow", "numpy's", "objects and texts"],
+)
+def test_every_library_s_dates_give_the_same_numbers(form):
+    pytest.importorskip("pyarrow")
+    pd.testing.assert_frame_equal(features(form(WHEN)), features(WHEN))
+
+
+def test_days_durations_and_times_of_the_day_may_be_those_of_pyarrow_and_numpy():
+    pa = pytest.importorskip("pyarrow")
+    forms = {
+        "date32[pyarrow]": [datetime.date(2023, 1, 1 + i) for i in range(30)],
+        "time64[us][pyarrow]": [datetime.time(i % 24, 30, 15) for i in range(30)],
+        "duration[us][pyarrow]": [datetime.timedelta(hours=i) for i in range(30)],
+    }
+    for dtype, values in forms.items():
+        column = pd.Series(pa.array(values), dtype=dtype)
+        pd.testing.assert_frame_equal(features(column), features(values))
+    durations = pd.Series([np.timedelta64(36, "h"), np.timedelta64(12, "h")], dtype=object)
+    assert features(durations)["when_days"].tolist() == [1.5, 0.5]
+
+
+def test_a_text_that_is_written_like_a_date_and_is_none_is_refused():
+    with pytest.raises(ValueError, match="'when' holds '2023-02-31', which is not a date"):
+        features(["2023-02-01", "2023-02-31"])
+
+
 def test_a_missing_time_gives_missing_numbers_and_rows_keep_their_index():
     X = pd.DataFrame({"size": [1.0, 2.0], "when": [pd.NaT, WHEN[0]]}, index=["a", "b"])
     found = DatetimeFeatures().fit(pd.DataFrame({"size": np.zeros(N_ROWS), "when": WHEN})).transform(X)

@@ -64,8 +64,10 @@ def explain(pipeline: Pipeline, X: MatrixLike) -> Any:
     Parameters
     ----------
     pipeline : Pipeline
-        Transformers, then a `VAEDetector`. What several transformed columns of one column add is summed.
+        Transformers, then a `VAEDetector`. What several transformed columns of one column add is summed. A
+        search, such as `GridSearchCV`, stands for its best estimator, and a detector alone is taken, too.
     X : array or DataFrame of shape (n_rows, n_columns)
+        Images only if there are no transformers.
 
     Returns
     -------
@@ -74,8 +76,11 @@ def explain(pipeline: Pipeline, X: MatrixLike) -> Any:
 
     Raises
     ------
+    TypeError
+        If the last step is no detector.
     ValueError
-        If a transformer mixes columns, as PCA does, or does not say which it makes of which.
+        If a transformer mixes columns, as PCA does, or does not say which it makes of which, or if X holds
+        images and there are transformers.
 
     Examples
     --------
@@ -91,13 +96,27 @@ def explain(pipeline: Pipeline, X: MatrixLike) -> Any:
     >>> list(explain(pipeline, X).columns)
     ['size', 'color']
     """
-    *_, detector = (step for _, step in pipeline.steps)
-    transformers = pipeline[:-1] if len(pipeline.steps) > 1 else None
+    fitted = getattr(pipeline, "best_estimator_", pipeline)
+    detector, transformers = fitted, None
+    if isinstance(fitted, Pipeline):
+        detector, transformers = fitted[-1], fitted[:-1] if len(fitted) > 1 else None
+    if not hasattr(detector, "explain"):
+        raise TypeError(
+            "explain takes a fitted pipeline whose last step is a VAEDetector, a search for one, or a detector; "
+            f"received {pipeline!r}."
+        )
+    if transformers is None:
+        return detector.explain(X)
     table = to_pandas(X)
+    if np.ndim(table) > 2:
+        raise ValueError(
+            f"explain traces columns, and X holds images of shape {np.shape(table)[1:]}, of which transformers "
+            "may make anything: call the detector's explain with what they make of X."
+        )
     names = np.asarray(
         table.columns if hasattr(table, "columns") else [f"x{i}" for i in range(np.shape(table)[1])]
     )
-    shares = np.asarray(detector.explain(X if transformers is None else transformers.transform(X)))
+    shares = np.asarray(detector.explain(transformers.transform(X)))
     return in_form_of(X, by_column(shares, transformers, names))
 
 
@@ -176,6 +195,8 @@ def origins(transformer: Estimator, names: Array) -> list[int]:
 
 
 def _origins_of_parts(transformer: ColumnTransformer, names: Array) -> list[int]:
+    # What an earlier step calls its columns, if it made a DataFrame.
+    names = getattr(transformer, "feature_names_in_", names)
     positions = {name: position for position, name in enumerate(names)}
     slices = transformer.output_indices_
     origin: dict[int, int] = {}

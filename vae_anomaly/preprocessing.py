@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,6 +21,8 @@ __all__ = ["DatetimeFeatures", "PixelScaler"]
 
 _DAY = 86_400.0  # seconds
 _WEEK, _YEAR = 7 * _DAY, 365.2425 * _DAY
+# Of a text that tells a time of the day.
+_ZONE = re.compile(r"([T ]\d{2}:\d{2}[^Z+-]*?) ?(Z|[+-]\d{2}(:?\d{2})?)$")
 _MONDAY = pd.Timestamp("1970-01-05")
 
 
@@ -173,11 +176,13 @@ class DatetimeFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 def _times(values: pd.Series) -> tuple[str, pd.Series]:
     """What a column holds, dates, durations or times of the day, and it as datetimes or timedeltas."""
+    if isinstance(values.dtype, pd.ArrowDtype):
+        values = values.astype(object).infer_objects()
     present = values.dropna()
     first = present.iloc[0] if len(present) else None
     if isinstance(values.dtype, pd.PeriodDtype):
         return "date", values.dt.to_timestamp()
-    if isinstance(first, datetime.timedelta):
+    if isinstance(first, (datetime.timedelta, np.timedelta64)):
         return "duration", pd.to_timedelta(values)
     if isinstance(first, datetime.time):
         seconds = [
@@ -185,15 +190,29 @@ def _times(values: pd.Series) -> tuple[str, pd.Series]:
             for value in values
         ]
         return "time of day", pd.to_timedelta(pd.Series(seconds, values.index, dtype=np.float64), unit="s")
-    wrong = [value for value in present if isinstance(value, str) and not is_iso_date(value)]
-    if wrong:
+    if values.dtype.kind == "M":
+        # What the clock shows where the times were taken: the hour of the day is meant.
+        return "date", values if values.dt.tz is None else values.dt.tz_localize(None)
+    return "date", _dates_of_texts(values)
+
+
+def _dates_of_texts(values: pd.Series) -> pd.Series:
+    """Texts and objects as the dates that they tell, each by the clock of its own zone."""
+    clock = values.astype(object).map(_by_the_clock, na_action="ignore").astype("str")
+    found = pd.to_datetime(clock, format="ISO8601", errors="coerce")
+    wrong = values[found.isna() & values.notna()]
+    if len(wrong):
         raise ValueError(
-            f"column {values.name!r} holds {wrong[0]!r}, which is not a date as ISO 8601 writes it; convert "
-            "the column with pandas.to_datetime, which takes the format, and fit again."
+            f"column {values.name!r} holds {wrong.iloc[0]!r}, which is not a date as ISO 8601 writes it; "
+            "convert the column with pandas.to_datetime, which takes the format, and fit again."
         )
-    times = pd.to_datetime(values)
-    # What the clock shows where the times were taken: the hour of the day is meant.
-    return "date", times if times.dt.tz is None else times.dt.tz_localize(None)
+    return found
+
+
+def _by_the_clock(value: object) -> str:
+    """A date as ISO 8601 writes it, without its zone; any other text as it is."""
+    text = value.isoformat() if isinstance(value, datetime.date) else str(value).strip()
+    return _ZONE.sub(r"\1", text) if is_iso_date(text) else "no date"
 
 
 def _number(times: pd.Series, part: str, start: str | None) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Hashable
 from typing import Any, NamedTuple
@@ -46,7 +47,10 @@ _CODE = re.compile(r"\d{4,}")
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?")
 _DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([T ]\d{1,2}:\d{2}.*)?")
 _ID_NAME = re.compile(r"(?i:(^|[\W_])(id|uid|uuid|guid)$)|[a-z](Id|ID|Uuid|UUID)$")
-_TIME_KINDS = {"date", "datetime", "time", "timedelta", "Timestamp", "Timedelta", "Period"}
+_TIME_KINDS = {
+    *("date", "datetime", "time", "timedelta", "Timestamp", "Timedelta", "Period"),
+    *("datetime64", "timedelta64"),
+}
 
 # What pandas says of arrays whose values are all of a kind, without a look at each in Python.
 _KINDS_OF_ARRAYS = {"string": "str", "boolean": "bool", "integer": "number", "floating": "number"}
@@ -126,12 +130,18 @@ def holds_times(values: pd.Series) -> bool:
     """Whether a column holds dates, times, durations or periods, by its dtype, as objects or as texts."""
     if values.dtype.kind in "mM" or isinstance(values.dtype, pd.PeriodDtype):
         return True
+    if isinstance(values.dtype, pd.ArrowDtype) and values.dtype.type in (datetime.date, datetime.time):
+        return True
     if not (types.is_object_dtype(values.dtype) or types.is_string_dtype(values.dtype)):
         return False
     present = values.dropna()
-    if len(present) and isinstance(present.iloc[0], str):
-        return all(isinstance(text, str) and _DATE.fullmatch(text.strip()) for text in present)
-    return len(present) > 0 and kinds_of(present) <= _TIME_KINDS
+    return len(present) > 0 and all(map(_is_time, present))
+
+
+def _is_time(value: object) -> bool:
+    if isinstance(value, str):
+        return _DATE.fullmatch(value.strip()) is not None
+    return kind_of(value) in _TIME_KINDS
 
 
 def is_iso_date(text: str) -> bool:
@@ -174,7 +184,8 @@ def kind_of(value: object) -> str:
     """Which values a column may hold together."""
     if isinstance(value, (bool, np.bool_)):
         return "bool"
-    if isinstance(value, (int, float, np.integer, np.floating)):
+    # numpy's durations are whole numbers, by their class.
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, np.timedelta64):
         return "number"
     if isinstance(value, str):  # numpy's too
         return "str"
