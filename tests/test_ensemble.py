@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
 from vae_anomaly.core.rows import usual_range
 from vae_anomaly.datasets import make_anomalies
-from vae_anomaly.engine.programs import architecture_of, model_of
+from vae_anomaly.engine.programs import architecture_of, has_scale_per_row, model_of
 from vae_anomaly.ensemble.averaging import average, weights_by_row, weights_for
 from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.recipe import (
@@ -22,6 +22,7 @@ from vae_anomaly.ensemble.recipe import (
     Member,
     resolve_recipe,
 )
+from vae_anomaly.likelihoods import Gaussian
 from vae_anomaly.scoring import SCORES, passes
 from vae_anomaly.thresholds import OutOfBag
 
@@ -149,6 +150,65 @@ def test_the_default_finds_a_tight_cluster_of_up_to_a_fifth_of_the_rows(contamin
     )
     detector = VAEDetector(random_state=seed).fit(X)
     assert roc_auc_score(y, -detector.score_samples(X)) > 0.9
+
+
+def uneven(n_rows, seed):
+    """A column whose spread follows another one."""
+    rng = np.random.RandomState(seed)
+    size = rng.uniform(-1, 1, n_rows)
+    return np.c_[size, rng.normal(size=n_rows) * np.exp(2 * size)]
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", wide("student_t")])
+def test_a_member_with_a_scale_per_row_learns_noise_that_differs_from_row_to_row(likelihood):
+    settings = {"network": DenseNetwork((32,)), "epochs": 120, "likelihood": likelihood, "score": "elbo"}
+    members = [Member(), Member(scale="per_row")]
+    detector = fit(uneven(1500, 0), members=members, latent_dim=1, **settings)
+    of_feature, of_row = detector._fitted.member_scores(detector._fitted.rows(uneven(1500, 1)))
+    assert of_row.mean() < of_feature.mean() - 0.4
+    # The same deviation, where it is usual and where it is not.
+    usual, unusual = np.array([[0.9, 4.0]]), np.array([[-0.9, 4.0]])
+    of_both = detector._fitted.member_scores(detector._fitted.rows(np.r_[usual, unusual]))
+    feature_gap, row_gap = of_both[:, 1] - of_both[:, 0]
+    assert row_gap > 4 > feature_gap
+
+
+def test_each_member_keeps_the_scale_that_it_was_given(table):
+    X = table[0]
+    members = [Member(), Member(scale="per_row"), Member(scale="per_row", trimmed_fraction=0.2)]
+    detector = fit(X, members=members)
+    assert detector.members_[0].specification.likelihood.scale == "per_member"
+    again = clone(detector).set_params(warm_start=True).fit(X).fit(X)
+    for fitted in (detector, again):
+        assert [has_scale_per_row(state) for state in fitted.members_] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "n_per_row"),
+    [("auto", 4), ("laplace", 4), (Gaussian("per_row"), 4), (Gaussian(0.5), 0), ("bernoulli", 0)],
+    ids=str,
+)
+def test_one_half_of_the_default_members_have_a_scale_per_row_where_one_is_learned(likelihood, n_per_row):
+    parameters = VAEDetector(likelihood=likelihood).get_params(deep=False)
+    members = decide(parameters, None, None, n_rows=500).recipe.members
+    assert len(members) == len(DEFAULT_MEMBERS) == 8
+    assert sum(member.scale == "per_row" for member in members) == n_per_row
+
+
+def test_a_scale_per_row_without_a_scale_that_is_learned_is_refused(table):
+    with pytest.raises(
+        ValueError, match=r"scale='per_row' needs a likelihood.*received Gaussian\(scale=0.5\)"
+    ):
+        fit(table[0], members=[Member(scale="per_row")], likelihood=Gaussian(0.5))
+
+
+def test_columns_of_mixed_tables_may_have_a_scale_per_row():
+    X = pd.DataFrame(uneven(400, 0), columns=["size", "noise"]).assign(kind=list("xxxxy") * 80)
+    detector = fit(X, members=[Member(), Member(scale="per_row")])
+    is_per_row = [model_of(state).shared.numpy()[1] > 0 for state in detector.members_]
+    np.testing.assert_array_equal(is_per_row, [[0, 0, 0], [1, 1, 0]])
+    assert [has_scale_per_row(state) for state in detector.members_] == [False, True]
+    assert np.isfinite(detector.score_samples(X)).all()
 
 
 def test_trimming_nothing_of_a_small_batch_keeps_every_row(table):

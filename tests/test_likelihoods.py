@@ -30,6 +30,7 @@ from vae_anomaly.likelihoods import (
     Laplace,
     Likelihood,
     LocationScale,
+    Mixed,
     PixelGaussian,
     StudentT,
     UnitGaussian,
@@ -253,12 +254,53 @@ def test_location_scale_mean_is_the_location(name: str) -> None:
 
 # -- the scale -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("scale", "n_params", "n_shared"), [("per_feature", 1, 1), ("per_row", 2, 0), (1.0, 1, 0)]
+    ("scale", "n_params", "n_shared"),
+    [("per_feature", 1, 1), ("per_row", 2, 0), ("per_member", 2, 2), (1.0, 1, 0)],
 )
 @pytest.mark.parametrize("name", LOCATION_SCALE)
 def test_scale_decides_who_computes_it(name: str, scale: Any, n_params: int, n_shared: int) -> None:
     likelihood = LOCATION_SCALE[name](scale=scale)
     assert (likelihood.n_params, likelihood.n_shared) == (n_params, n_shared)
+
+
+@pytest.mark.parametrize("name", LOCATION_SCALE)
+def test_a_scale_per_member_is_that_of_the_row_or_of_the_feature(name: str) -> None:
+    rng = np.random.RandomState(0)
+    x, location, of_row = rng.normal(size=(3, 5, len(FIRST)))
+    of_feature = rng.normal(size=len(FIRST))
+    likelihood = LOCATION_SCALE[name](scale="per_member")
+    for scale, own, is_per_row in (("per_row", of_row, 1), ("per_feature", of_feature, 0)):
+        shared = [of_feature, np.full(len(FIRST), is_per_row)]
+        parameters = tuple(map(tensor, [location, of_row, *shared]))
+        expected = LOCATION_SCALE[name](scale=scale).log_prob(tensor(x), (tensor(location), tensor(own)))
+        np.testing.assert_array_equal(likelihood.log_prob(tensor(x), parameters), expected)
+
+
+@pytest.mark.parametrize("name", LOCATION_SCALE)
+def test_only_a_scale_that_is_learned_may_be_one_per_member(name: str) -> None:
+    make = LOCATION_SCALE[name]
+    assert make("per_feature", minimum_scale=0.3).per_member().get_params() == {
+        **make("per_feature", minimum_scale=0.3).get_params(),
+        "scale": "per_member",
+    }
+    for scale in ("per_row", "per_member"):
+        assert make(scale).per_member().scale == scale
+    assert make(0.5).per_member() is None
+    assert all(UNIT_INTERVAL[name]().per_member() is None for name in UNIT_INTERVAL)
+
+
+def test_a_member_s_scale_is_known_by_its_shared_parameters() -> None:
+    rows = np.random.RandomState(0).normal(size=(20, 3)).astype("f4")
+    rows[:, 1] = 5
+    likelihood = Gaussian("per_member")
+    shared = likelihood.initial_shared(rows)
+    np.testing.assert_array_equal(shared[0], Gaussian().initial_shared(rows)[0])
+    np.testing.assert_array_equal(shared[1], 0)
+    np.testing.assert_array_equal(likelihood.of_scale_per_row(shared), [shared[0], [1, 1, 1]])
+    mixed = Mixed([(Gaussian(), [2, 0]), (Laplace(0.5), [1])]).per_member()
+    expected = [[*shared[0, :1], 0, *shared[0, 2:]], [1, 0, 1]]
+    np.testing.assert_array_equal(mixed.of_scale_per_row(mixed.initial_shared(rows)), expected)
+    assert Mixed([(Laplace(0.5), [1])], ignored=[0, 2]).per_member() is None
 
 
 @pytest.mark.parametrize("name", UNIT_INTERVAL)

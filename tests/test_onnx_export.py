@@ -94,6 +94,11 @@ CASES = {
         for score in SCORES
     },
     "laplace, elbo": (small(likelihood=Laplace(scale="per_row"), score="elbo"), REAL, [1e3, 1e13]),
+    "a scale per row in one member": (
+        small(likelihood="gaussian", members=[Member(), Member(scale="per_row")], score="elbo"),
+        REAL,
+        [1e3, 1e13],
+    ),
     "student_t, iwae": (small(likelihood="student_t", score="iwae"), REAL, [1e3, 1e13]),
     "bernoulli, error": (small(likelihood="bernoulli", score="reconstruction_error"), BINARY, []),
     "unit_gaussian, elbo": (small(likelihood="unit_gaussian", score="elbo"), UNIT, []),

@@ -144,6 +144,7 @@ def test_a_loaded_detector_scores_to_the_same_bits(network, likelihood, X, path)
 SETTINGS = {
     "the defaults": {"epochs": "auto", "patience": 2},
     "members": {"members": [Member(), Member(0.2, 0.3, "yeo-johnson")]},
+    "scales": {"members": [Member(scale="per_row"), Member()], "likelihood": "laplace"},
     "a number of members": {"members": 3, "score": "iwae"},
     "per row": {"likelihood": Gaussian(scale="per_row", minimum_scale=0.2)},
     "one number": {"score": "reconstruction_error", "n_draws": 3, "contamination": 0.1},

@@ -102,16 +102,16 @@ def explain(pipeline: Pipeline, X: MatrixLike) -> Any:
         detector, transformers = fitted[-1], fitted[:-1] if len(fitted) > 1 else None
     if not hasattr(detector, "explain"):
         raise TypeError(
-            "explain takes a fitted pipeline whose last step is a VAEDetector, a search for one, or a detector; "
-            f"received {pipeline!r}."
+            "explain takes a fitted pipeline whose last step is a VAEDetector, a search for one, or a "
+            f"detector; received {pipeline!r}."
         )
     if transformers is None:
         return detector.explain(X)
     table = to_pandas(X)
     if np.ndim(table) > 2:
         raise ValueError(
-            f"explain traces columns, and X holds images of shape {np.shape(table)[1:]}, of which transformers "
-            "may make anything: call the detector's explain with what they make of X."
+            f"explain traces columns, and X holds images of shape {np.shape(table)[1:]}, of which "
+            "transformers may make anything: call the detector's explain with what they make of X."
         )
     names = np.asarray(
         table.columns if hasattr(table, "columns") else [f"x{i}" for i in range(np.shape(table)[1])]

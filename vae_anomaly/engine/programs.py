@@ -35,6 +35,7 @@ __all__ = [
     "Architecture",
     "architecture",
     "architecture_of",
+    "has_scale_per_row",
     "model_of",
     "on_device",
     "with_column_transform",
@@ -139,8 +140,12 @@ class Architecture:
                 models = network.build_apart(n_inputs, n_outputs, latent_dim, **others)
             return VAE(*models, **self.specification.of_model(), name="vae")
 
-    def initial_state(self, seed: int, rows: Rows) -> ModelState:
-        """New weights drawn from ``seed``, for a model that is to be trained on these rows."""
+    def initial_state(self, seed: int, rows: Rows, scale_per_row: bool = False) -> ModelState:
+        """New weights drawn from ``seed``, for a model that is to be trained on these rows.
+
+        Where members may have a scale for each row or not, see `Likelihood.per_member`, this one has it if
+        ``scale_per_row`` says so.
+        """
         values = dict(
             zip(
                 map(id, self.template.variables),
@@ -151,7 +156,7 @@ class Architecture:
         likelihood = self.specification.likelihood
         values[id(self.template.input_range)] = likelihood.input_range(rows)
         if likelihood.n_shared:
-            values[id(self.template.shared)] = self.template.initial_shared(rows)
+            values[id(self.template.shared)] = self.template.initial_shared(rows, scale_per_row)
         values |= self.template.initial_own_values(seed, rows)
         trainable = [values[id(v)].ravel() for v in self.template.trainable_variables]
         return ModelState(
@@ -264,6 +269,15 @@ def without_column_transform(state: ModelState) -> tuple[ModelState, Rows | None
     numbers = non_trainable.pop(its_architecture._position(its_architecture.template.column_transform))
     specification = state.specification.of_columns_as_they_are()
     return ModelState(specification, state.trainable, tuple(non_trainable)), numbers
+
+
+def has_scale_per_row(state: ModelState) -> bool:
+    """Whether the decoder of a trained model computes a scale for each row."""
+    its_architecture = architecture_of(state)
+    template = its_architecture.template
+    values = zip(template.trainable_variables, its_architecture.arrays(state), strict=False)
+    shared = next((value for variable, value in values if variable is template.shared), None)
+    return bool(template.has_scale_per_row(shared))
 
 
 def _check_eager() -> None:

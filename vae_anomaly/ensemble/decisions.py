@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sklearn.base import clone
+
 from vae_anomaly import likelihoods, networks, objectives, posteriors, priors, scoring, thresholds
 from vae_anomaly.core.types import Shape, ThresholdRule
 from vae_anomaly.data.patches import Patches
@@ -172,6 +174,7 @@ def decide(
         of_images=of_images is not None,
         n_rows=n_rows,
     )
+    likelihood = _with_scales_of(recipe.members, likelihood)
     if takes_new_rows:
         if decide:
             plan = replace(plan, epochs=_PASSES_OVER_NEW_ROWS)
@@ -343,7 +346,24 @@ def _default_members(
         return SIGNAL_MEMBERS
     if isinstance(likelihood, likelihoods.Mixed):
         return MIXED_MEMBERS
-    return WIDE_MEMBERS if whitens else DEFAULT_MEMBERS
+    if whitens:
+        return WIDE_MEMBERS
+    if likelihood.per_member() is None:
+        return [clone(member).set_params(scale=None) for member in DEFAULT_MEMBERS]
+    return DEFAULT_MEMBERS
+
+
+def _with_scales_of(members: Sequence[Member], likelihood: Likelihood) -> Likelihood:
+    """The likelihood that all members share, of which some may have a scale for each row."""
+    if all(member.scale is None for member in members):
+        return likelihood
+    found = likelihood.per_member()
+    if found is None:
+        raise ValueError(
+            "a member with scale='per_row' needs a likelihood whose scale is learned, such as 'gaussian'; "
+            f"received {likelihood!r}."
+        )
+    return found
 
 
 def _can_be_whitened(likelihood: Likelihood) -> bool:

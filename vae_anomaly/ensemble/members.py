@@ -194,7 +194,7 @@ def _train_member(
     with programs.on_device(device):
         if before is None:
             architecture = programs.architecture(job.specification)
-            start = architecture.initial_state(seed.initial, representative(kept))
+            start = architecture.initial_state(seed.initial, representative(kept), member.scale == "per_row")
         else:
             start = programs.architecture_of(before).on_new_rows(before, representative(kept))
     plan = replace(

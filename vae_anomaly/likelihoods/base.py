@@ -118,6 +118,21 @@ class Likelihood(Spec):
         """Where the parameters shared by all rows start, shape (n_shared, n_features)."""
         return np.zeros((self.n_shared, rows.shape[1]), dtype=np.float32)
 
+    def per_member(self) -> Likelihood | None:
+        """The same, with a scale for each row where a member of an ensemble asks for it.
+
+        None if no scale is learned.
+        """
+        return None
+
+    def of_scale_per_row(self, shared: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`initial_shared` of a member that has a scale for each row."""
+        return shared
+
+    def has_scale_per_row(self, shared: npt.NDArray[np.floating]) -> bool:
+        """Whether the decoder of a model with these shared parameters computes a scale for each row."""
+        return False
+
     # -- the distribution ---------------------------------------------------------------------------
     def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Log-density log p(x|z) of each feature, in nats.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from sklearn.base import clone
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
@@ -36,11 +37,12 @@ class LocationScale(Likelihood):
 
     Parameters
     ----------
-    scale : {"per_feature", "per_row"} or float, default="per_feature"
+    scale : {"per_feature", "per_row", "per_member"} or float, default="per_feature"
         "per_feature" learns one scale for each feature together with the model; "per_row" lets the
         decoder compute one for each row and feature (a heteroscedastic model: flexible, but it can
-        hide anomalies in rows whose scale it makes large); a float fixes it, in the units of the
-        scaled data.
+        hide anomalies in rows whose scale it makes large); "per_member" is one of these two in each
+        member of an ensemble, as its ``Member(scale=...)`` says, "per_feature" if that says nothing; a
+        float fixes it, in the units of the scaled data.
     minimum_scale : float, default=0.1
         The smallest scale s_min that can be learned, in the units of the scaled data. With a much
         smaller one, a feature that is constant in most training rows makes any other value drown all
@@ -49,7 +51,10 @@ class LocationScale(Likelihood):
     """
 
     _parameter_constraints: ClassVar[Constraints] = {
-        "scale": [StrOptions({"per_feature", "per_row"}), Interval(Real, 0, None, closed="neither")],
+        "scale": [
+            StrOptions({"per_feature", "per_row", "per_member"}),
+            Interval(Real, 0, None, closed="neither"),
+        ],
         "minimum_scale": [Interval(Real, 0, None, closed="neither")],
     }
 
@@ -61,11 +66,25 @@ class LocationScale(Likelihood):
 
     @property
     def n_params(self) -> int:
-        return 2 if self.scale == "per_row" else 1
+        return 2 if self.scale in ("per_row", "per_member") else 1
 
     @property
     def n_shared(self) -> int:
-        return 1 if self.scale == "per_feature" else 0
+        # Of "per_member" the second says which of both scales it is.
+        return {"per_feature": 1, "per_member": 2}.get(self.scale, 0) if isinstance(self.scale, str) else 0
+
+    def per_member(self) -> Self | None:
+        if self.scale in ("per_row", "per_member"):
+            return self
+        return clone(self).set_params(scale="per_member") if self.scale == "per_feature" else None
+
+    def of_scale_per_row(self, shared: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if self.scale != "per_member":
+            return shared
+        return np.stack([shared[0], np.ones_like(shared[1])])
+
+    def has_scale_per_row(self, shared: npt.NDArray[np.floating]) -> bool:
+        return self.scale == "per_row" or (self.scale == "per_member" and bool((shared[1] > 0.5).any()))
 
     def initial_shared(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Scales start at about 1, those of constant features near the smallest, which they end at."""
@@ -81,8 +100,11 @@ class LocationScale(Likelihood):
         """Log s, broadcastable to (n_rows, n_features)."""
         if not isinstance(self.scale, str):
             return keras.ops.convert_to_tensor(math.log(self.scale), dtype=parameters[0].dtype)
-        log_minimum = math.log(self.minimum_scale)
-        return log_minimum + keras.ops.softplus(parameters[1] - log_minimum)
+        raw, log_minimum = parameters[1], math.log(self.minimum_scale)
+        if self.scale == "per_member":
+            _, of_row, of_feature, is_per_row = parameters
+            raw = keras.ops.where(is_per_row > 0.5, of_row, of_feature)
+        return log_minimum + keras.ops.softplus(raw - log_minimum)
 
     def standard_log_prob(self, residual: Tensor) -> Tensor:
         """Log f(residual), the log-density at location 0 and scale 1."""
@@ -147,9 +169,9 @@ class Gaussian(LocationScale):
 
     Parameters
     ----------
-    scale : {"per_feature", "per_row"} or float, default="per_feature"
-        The standard deviation: learned for each feature, computed by the decoder for each row, or
-        fixed, in the units of the scaled data.
+    scale : {"per_feature", "per_row", "per_member"} or float, default="per_feature"
+        The standard deviation: learned for each feature, computed by the decoder for each row, one of
+        both in each member, or fixed, in the units of the scaled data; see `LocationScale`.
     minimum_scale : float, default=0.1
         The smallest standard deviation that can be learned, in the units of the scaled data.
 
@@ -187,8 +209,8 @@ class PixelGaussian(Gaussian):
 
     Parameters
     ----------
-    scale : {"auto", "per_feature", "per_row"} or float, default="auto"
-        The standard deviation; see `Gaussian`. A larger one lets the model keep less of an image.
+    scale : {"auto", "per_feature", "per_row", "per_member"} or float, default="auto"
+        The standard deviation; see `LocationScale`. A larger one lets the model keep less of an image.
     minimum_scale : float, default=0.1
         The smallest standard deviation that can be learned.
 
@@ -206,7 +228,7 @@ class PixelGaussian(Gaussian):
     _parameter_constraints: ClassVar[Constraints] = {
         **Gaussian._parameter_constraints,
         "scale": [
-            StrOptions({"auto", "per_feature", "per_row"}),
+            StrOptions({"auto", "per_feature", "per_row", "per_member"}),
             Interval(Real, 0, None, closed="neither"),
         ],
     }
@@ -228,9 +250,10 @@ class Laplace(LocationScale):
 
     Parameters
     ----------
-    scale : {"per_feature", "per_row"} or float, default="per_feature"
+    scale : {"per_feature", "per_row", "per_member"} or float, default="per_feature"
         The scale s (the mean absolute deviation): learned for each feature, computed by the decoder
-        for each row, or fixed, in the units of the scaled data.
+        for each row, one of both in each member, or fixed, in the units of the scaled data; see
+        `LocationScale`.
     minimum_scale : float, default=0.1
         The smallest scale that can be learned, in the units of the scaled data.
 
@@ -271,9 +294,9 @@ class StudentT(LocationScale):
 
     Parameters
     ----------
-    scale : {"per_feature", "per_row"} or float, default="per_feature"
-        The scale s: learned for each feature, computed by the decoder for each row, or fixed, in the
-        units of the scaled data.
+    scale : {"per_feature", "per_row", "per_member"} or float, default="per_feature"
+        The scale s: learned for each feature, computed by the decoder for each row, one of both in
+        each member, or fixed, in the units of the scaled data; see `LocationScale`.
     minimum_scale : float, default=0.1
         The smallest scale that can be learned, in the units of the scaled data.
     degrees_of_freedom : float, default=4.0

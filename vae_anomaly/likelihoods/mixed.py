@@ -138,6 +138,25 @@ class Mixed(Likelihood):
             shared[: likelihood.n_shared, list(columns)] = likelihood.initial_shared(rows[:, list(columns)])
         return shared
 
+    def per_member(self) -> Mixed | None:
+        parts = [(likelihood.per_member(), likelihood, columns) for likelihood, columns in self.parts]
+        if all(found is None for found, _, _ in parts):
+            return None
+        return Mixed([(found or likelihood, columns) for found, likelihood, columns in parts], self.ignored)
+
+    def of_scale_per_row(self, shared: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        shared = shared.copy()
+        for likelihood, columns in self.parts:
+            own = np.ix_(range(likelihood.n_shared), list(columns))
+            shared[own] = likelihood.of_scale_per_row(shared[own])
+        return shared
+
+    def has_scale_per_row(self, shared: npt.NDArray[np.floating]) -> bool:
+        return any(
+            likelihood.has_scale_per_row(shared[np.ix_(range(likelihood.n_shared), list(columns))])
+            for likelihood, columns in self.parts
+        )
+
     def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         return self._in_order(lambda likelihood, own, x: likelihood.log_prob(x, own), parameters, x)
 

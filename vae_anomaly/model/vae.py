@@ -252,10 +252,17 @@ class VAE(keras.Model):  # type: ignore[misc]
         parameters: Parameters = self.likelihood.parameters(outputs, self._shared())
         return parameters
 
-    def initial_shared(self, rows: Rows) -> Rows:
+    def initial_shared(self, rows: Rows, scale_per_row: bool = False) -> Rows:
         """Where the weights of the parameters that all rows share start, shape (n_shared, n_features)."""
-        shared: Rows = self.likelihood.initial_shared(rows) / np.float32(_SHARED_STRIDE)
-        return shared
+        shared: Rows = self.likelihood.initial_shared(rows)
+        if scale_per_row:
+            shared = self.likelihood.of_scale_per_row(shared)
+        return shared / np.float32(_SHARED_STRIDE)
+
+    def has_scale_per_row(self, shared: Rows | None) -> bool:
+        """Whether the decoder computes scales for each row, with these values of what all rows share."""
+        shared = np.zeros((0, self.n_features), np.float32) if shared is None else shared
+        return bool(self.likelihood.has_scale_per_row(_SHARED_STRIDE * shared))
 
     def reach(self) -> Reach | None:
         """What x the decoder's last activation lets it expect, or None if it sets no limits."""
