@@ -292,15 +292,26 @@ def test_only_a_scale_that_is_learned_may_be_one_per_member(name: str) -> None:
 def test_a_member_s_scale_is_known_by_its_shared_parameters() -> None:
     rows = np.random.RandomState(0).normal(size=(20, 3)).astype("f4")
     rows[:, 1] = 5
+    rows[3, 2] = np.nan
     likelihood = Gaussian("per_member")
     shared = likelihood.initial_shared(rows)
-    np.testing.assert_array_equal(shared[0], Gaussian().initial_shared(rows)[0])
-    np.testing.assert_array_equal(shared[1], 0)
-    np.testing.assert_array_equal(likelihood.of_scale_per_row(shared), [shared[0], [1, 1, 1]])
-    mixed = Mixed([(Gaussian(), [2, 0]), (Laplace(0.5), [1])]).per_member()
-    expected = [[*shared[0, :1], 0, *shared[0, 2:]], [1, 0, 1]]
-    np.testing.assert_array_equal(mixed.of_scale_per_row(mixed.initial_shared(rows)), expected)
+    np.testing.assert_array_equal(shared, [*Gaussian().initial_shared(rows), [0, 0, 0]])
+    of_row = likelihood.initial_shared_per_row(rows)
+    np.testing.assert_array_equal(of_row, [shared[0], [1, 0, 1]])
+    assert (likelihood.has_scale_per_row(shared), likelihood.has_scale_per_row(of_row)) == (False, True)
+    mixed = Mixed([(Gaussian(), [2, 1]), (Laplace(0.5), [0])]).per_member()
+    expected = [[0, *shared[0, 1:]], [0, 0, 1]]
+    np.testing.assert_array_equal(mixed.initial_shared_per_row(rows), expected)
+    assert mixed.has_scale_per_row(np.array(expected))
     assert Mixed([(Laplace(0.5), [1])], ignored=[0, 2]).per_member() is None
+
+
+@pytest.mark.parametrize(("n_values", "expected"), [(2, 0), (10, 0), (11, 1), (500, 1)])
+def test_columns_of_few_values_have_no_scale_per_row(n_values: int, expected: int) -> None:
+    levels = np.arange(500, dtype="f4") % n_values
+    rows = np.stack([levels, np.where(levels == 1, np.nan, levels)], axis=1)
+    found = Gaussian("per_member").initial_shared_per_row(rows)[1]
+    np.testing.assert_array_equal(found, [expected, expected and n_values > 11])
 
 
 @pytest.mark.parametrize("name", UNIT_INTERVAL)

@@ -125,9 +125,9 @@ class Likelihood(Spec):
         """
         return None
 
-    def of_scale_per_row(self, shared: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def initial_shared_per_row(self, rows: Rows) -> npt.NDArray[np.float32]:
         """`initial_shared` of a member that has a scale for each row."""
-        return shared
+        return self.initial_shared(rows)
 
     def has_scale_per_row(self, shared: npt.NDArray[np.floating]) -> bool:
         """Whether the decoder of a model with these shared parameters computes a scale for each row."""

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vae_anomaly.core.backend import keras
-from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.rows import Rows, evenly_spaced
 from vae_anomaly.core.types import Constraints, Tensor
 from vae_anomaly.likelihoods.base import Likelihood, Parameters
 
@@ -24,6 +24,9 @@ _PIXELS = 784
 
 # What softplus takes for no more than a hundredth.
 _BELOW_MINIMUM = 5.0
+# Such a column has levels and no noise: a scale of each row says how sure a model is of one, and what is
+# rare is probable where it is unsure.
+_FEW_VALUES, _ROWS_TO_COUNT_VALUES = 10, 2_000
 # Quadrature over a standard density: wide enough for its mass, fine enough for a kink.
 _FARTHEST_RESIDUAL, _N_GRID = 60.0, 12_001
 
@@ -41,8 +44,8 @@ class LocationScale(Likelihood):
         "per_feature" learns one scale for each feature together with the model; "per_row" lets the
         decoder compute one for each row and feature (a heteroscedastic model: flexible, but it can
         hide anomalies in rows whose scale it makes large); "per_member" is one of these two in each
-        member of an ensemble, as its ``Member(scale=...)`` says, "per_feature" if that says nothing; a
-        float fixes it, in the units of the scaled data.
+        member of an ensemble, as its ``Member(scale=...)`` says, "per_feature" if that says nothing and in
+        columns of at most ten values; a float fixes it, in the units of the scaled data.
     minimum_scale : float, default=0.1
         The smallest scale s_min that can be learned, in the units of the scaled data. With a much
         smaller one, a feature that is constant in most training rows makes any other value drown all
@@ -78,10 +81,14 @@ class LocationScale(Likelihood):
             return self
         return clone(self).set_params(scale="per_member") if self.scale == "per_feature" else None
 
-    def of_scale_per_row(self, shared: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        if self.scale != "per_member":
-            return shared
-        return np.stack([shared[0], np.ones_like(shared[1])])
+    def initial_shared_per_row(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """The same; of a member that has a scale for each row, in columns of more than ten values."""
+        shared = self.initial_shared(rows)
+        if self.scale == "per_member":
+            some = rows[evenly_spaced(len(rows), _ROWS_TO_COUNT_VALUES)]
+            n_values = [len(np.unique(column[~np.isnan(column)])) for column in some.T]
+            shared[1] = np.array(n_values) > _FEW_VALUES
+        return shared
 
     def has_scale_per_row(self, shared: npt.NDArray[np.floating]) -> bool:
         return self.scale == "per_row" or (self.scale == "per_member" and bool((shared[1] > 0.5).any()))

@@ -133,23 +133,16 @@ class Mixed(Likelihood):
         return np.concatenate(parts, axis=1)
 
     def initial_shared(self, rows: Rows) -> npt.NDArray[np.float32]:
-        shared = np.zeros((self.n_shared, rows.shape[1]), dtype=np.float32)
-        for likelihood, columns in self.parts:
-            shared[: likelihood.n_shared, list(columns)] = likelihood.initial_shared(rows[:, list(columns)])
-        return shared
+        return self._of_parts(rows, lambda likelihood, own: likelihood.initial_shared(own))
+
+    def initial_shared_per_row(self, rows: Rows) -> npt.NDArray[np.float32]:
+        return self._of_parts(rows, lambda likelihood, own: likelihood.initial_shared_per_row(own))
 
     def per_member(self) -> Mixed | None:
         parts = [(likelihood.per_member(), likelihood, columns) for likelihood, columns in self.parts]
         if all(found is None for found, _, _ in parts):
             return None
         return Mixed([(found or likelihood, columns) for found, likelihood, columns in parts], self.ignored)
-
-    def of_scale_per_row(self, shared: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        shared = shared.copy()
-        for likelihood, columns in self.parts:
-            own = np.ix_(range(likelihood.n_shared), list(columns))
-            shared[own] = likelihood.of_scale_per_row(shared[own])
-        return shared
 
     def has_scale_per_row(self, shared: npt.NDArray[np.floating]) -> bool:
         return any(
@@ -214,6 +207,15 @@ class Mixed(Likelihood):
         return sorted(
             int(column) for likelihood, columns in self.parts if likelihood.standardized for column in columns
         )
+
+    def _of_parts(
+        self, rows: Rows, function: Callable[[Likelihood, Rows], npt.NDArray[np.float32]]
+    ) -> npt.NDArray[np.float32]:
+        """What is shared by all rows, from each part's own: shape (n_shared, n_features)."""
+        shared = np.zeros((self.n_shared, rows.shape[1]), dtype=np.float32)
+        for likelihood, columns in self.parts:
+            shared[: likelihood.n_shared, list(columns)] = function(likelihood, rows[:, list(columns)])
+        return shared
 
     def _joined(self, function: Callable[..., Tensor], parameters: Parameters) -> Tensor:
         parts = [

@@ -254,10 +254,9 @@ class VAE(keras.Model):  # type: ignore[misc]
 
     def initial_shared(self, rows: Rows, scale_per_row: bool = False) -> Rows:
         """Where the weights of the parameters that all rows share start, shape (n_shared, n_features)."""
-        shared: Rows = self.likelihood.initial_shared(rows)
-        if scale_per_row:
-            shared = self.likelihood.of_scale_per_row(shared)
-        return shared / np.float32(_SHARED_STRIDE)
+        likelihood = self.likelihood
+        shared = likelihood.initial_shared_per_row(rows) if scale_per_row else likelihood.initial_shared(rows)
+        return np.asarray(shared / np.float32(_SHARED_STRIDE))
 
     def has_scale_per_row(self, shared: Rows | None) -> bool:
         """Whether the decoder computes scales for each row, with these values of what all rows share."""
