@@ -1,8 +1,11 @@
 """Encodings and vocabulary: every value comes back exactly, and a file names nothing but what is listed."""
 
+import datetime
+import decimal
 import importlib
 import json
 import math
+import sys
 import tracemalloc
 from collections import OrderedDict
 
@@ -149,7 +152,27 @@ VALUES = [
     ),
     np.str_("text"),
     *(np.log1p, np.sqrt),
+    *(pd.Timestamp("2024-02-29 12:30:00.123456789"), pd.Timestamp("2024-07-01", tz="Europe/Berlin")),
+    *(pd.Timestamp("2024-07-01T12:00+05:30").as_unit("s"), pd.Timedelta(-1, "ns"), pd.Timedelta(days=3)),
+    *(pd.Interval(0.5, 2, "left"), pd.Interval(pd.Timestamp("2024"), pd.Timestamp("2025"))),
+    *(pd.Period("2024-03", "M"), datetime.date(2024, 2, 29), decimal.Decimal("1.10")),
+    *(pd.SparseDtype(float), pd.SparseDtype("int64", 7), pd.SparseDtype(bool, False)),
 ]
+
+
+@pytest.mark.parametrize("name", sorted(vocabulary.ARROW_DTYPES))
+def test_the_dtypes_of_pyarrow_s_columns_come_back(name, path):
+    pa = pytest.importorskip("pyarrow")
+    dtype = pd.ArrowDtype(pa.type_for_alias(name))
+    assert through_a_file(dtype, path) == dtype
+
+
+def test_a_column_of_pyarrow_that_cannot_be_read_says_what_to_install(path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    write(path, *encode_estimator(Holder(pd.ArrowDtype(pa.float64()))))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ModelFileError, match="pip install pyarrow"):
+        read(path)
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:30])
@@ -533,6 +556,10 @@ FORGERIES = {
         lambda node: {"floats": node},
         "a list that is not an array of float64",
     ),
+    "a plain value of another class": (1, lambda _: {"plain": ["Popen", ["true"]]}, "holds a 'Popen'"),
+    "a date that is none": (1, lambda _: {"plain": ["date", ["2024-02-31"]]}, "not what it says"),
+    "a type of pyarrow": (1, lambda _: {"arrow_dtype": "extension"}, "not a type of a column of pyarrow"),
+    "a sparse type": (1, lambda _: {"sparse_dtype": ["object", 0]}, "not a type of numbers"),
     "a shared object to come": (1, lambda _: {"shared": 0}, "refers to object 0 before"),
     "another float": (1, lambda _: {"float": "1e999999"}, "not what it says"),
     "a random position": (

@@ -314,6 +314,12 @@ def test_columns_of_few_values_have_no_scale_per_row(n_values: int, expected: in
     np.testing.assert_array_equal(found, [expected, expected and n_values > 11])
 
 
+def test_columns_with_gross_errors_have_no_scale_per_row() -> None:
+    rows = np.random.RandomState(0).normal(size=(5_000, 3)).astype("f4")
+    rows[[3, 4], [1, 2]] = np.nan, -1e6
+    np.testing.assert_array_equal(Gaussian("per_member").initial_shared_per_row(rows)[1], [1, 1, 0])
+
+
 @pytest.mark.parametrize("name", UNIT_INTERVAL)
 def test_unit_interval_likelihoods_have_one_parameter(name: str) -> None:
     assert (UNIT_INTERVAL[name]().n_params, UNIT_INTERVAL[name]().n_shared) == (1, 0)

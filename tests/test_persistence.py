@@ -141,6 +141,37 @@ def test_a_loaded_detector_scores_to_the_same_bits(network, likelihood, X, path)
         np.testing.assert_array_equal(getattr(found, method)(X), getattr(detector, method)(X))
 
 
+def _table(**columns):
+    rng = np.random.RandomState(0)
+    X = pd.DataFrame(
+        {"size": rng.normal(size=90), "kind": rng.choice(list("xyz"), 90), "is_new": rng.rand(90) < 0.3}
+    )
+    return X.assign(count=rng.poisson(2, 90), **columns)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _table().convert_dtypes(dtype_backend="pyarrow"),
+        lambda: _table().convert_dtypes(),
+        lambda: _table(is_new=pd.arrays.SparseArray(np.arange(90) % 3 == 0)),
+        lambda: _table(kind=pd.Categorical(pd.to_datetime(["2024-01-01", "2024-02-01", None] * 30))),
+        lambda: _table(kind=pd.cut(np.arange(90), 3)),
+        lambda: _table(kind=pd.Categorical(pd.period_range("2024-01", periods=3, freq="M").repeat(30))),
+        lambda: _table(kind=pd.Categorical([("a", 1), ("b", 2), ("c", 3)] * 30)),
+    ],
+    ids=["pyarrow", "nullable", "sparse", "dates", "intervals", "months", "tuples"],
+)
+def test_tables_of_every_kind_of_columns_are_saved(make, tmp_path):
+    pytest.importorskip("pyarrow")
+    X = make()
+    detector = VAEDetector(DenseNetwork((4,)), epochs=2, random_state=0).fit(X)
+    detector.save(tmp_path / "table.vae")
+    loaded = load(tmp_path / "table.vae")
+    np.testing.assert_array_equal(loaded.score_samples(X), detector.score_samples(X))
+    pd.testing.assert_frame_equal(loaded.reconstruct(X), detector.reconstruct(X))
+
+
 SETTINGS = {
     "the defaults": {"epochs": "auto", "patience": 2},
     "members": {"members": [Member(), Member(0.2, 0.3, "yeo-johnson")]},

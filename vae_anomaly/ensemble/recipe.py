@@ -65,8 +65,9 @@ class Member(BaseEstimator):  # type: ignore[misc]
         likelihood learns one for all rows (``scale="per_feature"``, the default of "gaussian", "laplace" and
         "student_t"). To such a model, a deviation counts more in a row of a kind that hardly varies than in
         one that varies much (a heteroscedastic model); but it may make the scale large where it does not
-        know better. Columns of at most ten values, which have levels and no noise, keep one scale. One half
-        of the default members have it.
+        know better. Columns of at most ten values, which have levels and no noise, and those with gross
+        errors, beyond 100 in the units of the scaled data, keep one scale. One half of the default members
+        have it.
 
     Examples
     --------

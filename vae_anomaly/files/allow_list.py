@@ -1,19 +1,22 @@
 """The allow list: what a model file can hold, besides numbers, texts, lists, dictionaries and arrays.
 
-To let objects of a new class be stored, add it to `ESTIMATORS`, `REGISTRIES` or `RECORDS`. What an object
-holds must be storable in its turn, and making it must run nothing that a file could choose.
+To let objects of a new class be stored, add it to `ESTIMATORS`, `REGISTRIES`, `RECORDS` or `PLAIN_VALUES`.
+What an object holds must be storable in its turn, and making it must run nothing that a file could choose.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from vae_anomaly.core.spec import Spec
 from vae_anomaly.core.types import Values
@@ -28,11 +31,13 @@ from vae_anomaly.priors import PRIORS
 from vae_anomaly.thresholds import THRESHOLDS
 
 __all__ = [
+    "ARROW_DTYPES",
     "COLUMN_DTYPES",
     "DTYPES",
     "ESTIMATORS",
     "FUNCTIONS",
     "NUMBERS",
+    "PLAIN_VALUES",
     "RECORDS",
     "REGISTRIES",
     "SHARED",
@@ -105,6 +110,44 @@ DTYPES = {*NUMBERS, "object"}
 COLUMN_DTYPES = {
     *("boolean", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
     *("Float32", "Float64", "string", "str"),
+}
+#: Those of pyarrow, by the names that it gives them.
+ARROW_DTYPES = {
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("halffloat", "float", "double", "string", "large_string"),
+}
+
+
+class Plain(NamedTuple):
+    """How values of a class, such as the categories of a column, are stored: by their parts, and back."""
+
+    kind: type[Any]
+    parts: Callable[[Any], list[Any]]
+    make: Callable[..., Any]
+
+
+def _timestamp(text: str, unit: Any, zone: str | None) -> pd.Timestamp:
+    time = pd.Timestamp(text).as_unit(unit)
+    return time if zone is None else time.tz_convert(zone)
+
+
+PLAIN_VALUES = {
+    "Timestamp": Plain(
+        pd.Timestamp, lambda v: [v.isoformat(), v.unit, None if v.tz is None else str(v.tz)], _timestamp
+    ),
+    "Timedelta": Plain(
+        pd.Timedelta,
+        lambda v: [int(v.asm8.astype("int64")), v.unit],
+        lambda number, unit: pd.Timedelta(np.timedelta64(number, unit)),
+    ),
+    "Interval": Plain(pd.Interval, lambda v: [v.left, v.right, v.closed], pd.Interval),
+    "Period": Plain(
+        pd.Period,
+        lambda v: [v.ordinal, v.freqstr],
+        lambda ordinal, frequency: pd.Period(ordinal=ordinal, freq=frequency),
+    ),
+    "date": Plain(datetime.date, lambda v: [v.isoformat()], datetime.date.fromisoformat),
+    "Decimal": Plain(decimal.Decimal, lambda v: [str(v)], decimal.Decimal),
 }
 _FITTED = re.compile(r"_?[a-z][a-z0-9_]*")
 # What the detector can do without once it is fitted.

@@ -6,6 +6,7 @@ cannot name anything else.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,11 +18,13 @@ from pandas.api.extensions import ExtensionDtype
 
 from vae_anomaly.core.types import Array, Json, Values
 from vae_anomaly.files.allow_list import (
+    ARROW_DTYPES,
     COLUMN_DTYPES,
     DTYPES,
     ESTIMATORS,
     FUNCTIONS,
     NUMBERS,
+    PLAIN_VALUES,
     RECORDS,
     REGISTRIES,
     check_fields,
@@ -140,6 +143,27 @@ class _Decoder:
             raise ModelFileError(f"is refused: {name!r} is not a type of a column.")
         return pd.api.types.pandas_dtype(name)
 
+    def _arrow_dtype(self, name: str) -> ExtensionDtype:
+        if name not in ARROW_DTYPES:
+            raise ModelFileError(f"is refused: {name!r} is not a type of a column of pyarrow.")
+        try:
+            pa = importlib.import_module("pyarrow")
+        except ImportError:
+            raise ModelFileError(
+                "holds a table whose columns are pyarrow's: install it with pip install pyarrow."
+            ) from None
+        return pd.ArrowDtype(pa.type_for_alias(name))
+
+    def _sparse_dtype(self, content: list[Json]) -> ExtensionDtype:
+        name, fill_value = content
+        return pd.SparseDtype(np.dtype(self._number_type(name)), self.value(fill_value))
+
+    def _plain_value(self, content: list[Json]) -> Any:
+        name, parts = content
+        if name not in PLAIN_VALUES:
+            raise ModelFileError(f"holds a {name!r}, which this release does not know.")
+        return PLAIN_VALUES[name].make(*self.value(parts))
+
     def _array(self, content: list[Json]) -> Array:
         code, shape, order, position = content
         if not isinstance(code, str) or not ARRAY_DTYPE.fullmatch(code):
@@ -254,6 +278,9 @@ class _Decoder:
         "index": _index,
         "category": _category,
         "column_dtype": _column_dtype,
+        "arrow_dtype": _arrow_dtype,
+        "sparse_dtype": _sparse_dtype,
+        "plain": _plain_value,
         "array": _array,
         "start": _start,
         "objects": _objects,

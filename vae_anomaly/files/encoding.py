@@ -21,11 +21,13 @@ from pandas.api.extensions import ExtensionDtype
 from vae_anomaly.core.spec import Spec, state_of
 from vae_anomaly.core.types import Array, Estimator, Json, Values
 from vae_anomaly.files.allow_list import (
+    ARROW_DTYPES,
     COLUMN_DTYPES,
     DTYPES,
     ESTIMATORS,
     FUNCTIONS,
     NUMBERS,
+    PLAIN_VALUES,
     RECORDS,
     REGISTRIES,
     SHARED,
@@ -127,6 +129,10 @@ class _Encoder:
             return {"category": [self.node(value.categories, where), bool(value.ordered)]}
         if isinstance(value, ExtensionDtype) and str(value) in COLUMN_DTYPES:
             return {"column_dtype": str(value)}
+        if isinstance(value, pd.ArrowDtype) and str(value.pyarrow_dtype) in ARROW_DTYPES:
+            return {"arrow_dtype": str(value.pyarrow_dtype)}
+        if isinstance(value, pd.SparseDtype) and value.subtype.name in NUMBERS:
+            return {"sparse_dtype": [value.subtype.name, self.node(value.fill_value, where)]}
         if isinstance(value, np.dtype) and value.name in DTYPES:
             return {"dtype": value.name}
         if isinstance(value, type) and issubclass(value, np.generic) and np.dtype(value).name in NUMBERS:
@@ -135,6 +141,9 @@ class _Encoder:
             return self._random_state(value, where)
         if found := next((name for name, function in FUNCTIONS.items() if function is value), None):
             return {"function": found}
+        for name, plain in PLAIN_VALUES.items():
+            if plain.kind is kind:
+                return {"plain": [name, self._list(plain.parts(value), where)]}
         return self._object(value, where)
 
     def _list(self, values: list[Any], where: str) -> Json:

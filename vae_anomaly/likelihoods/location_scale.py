@@ -27,6 +27,9 @@ _BELOW_MINIMUM = 5.0
 # Such a column has levels and no noise: a scale of each row says how sure a model is of one, and what is
 # rare is probable where it is unsure.
 _FEW_VALUES, _ROWS_TO_COUNT_VALUES = 10, 2_000
+# In the units of the scaled data. The encoder sees it no farther out than usual values are, so the scale that
+# it needs is that of rows next to it, in which it is too large for all others: trainings diverge.
+_GROSS_ERROR = 100.0
 # Quadrature over a standard density: wide enough for its mass, fine enough for a kink.
 _FARTHEST_RESIDUAL, _N_GRID = 60.0, 12_001
 
@@ -44,8 +47,9 @@ class LocationScale(Likelihood):
         "per_feature" learns one scale for each feature together with the model; "per_row" lets the
         decoder compute one for each row and feature (a heteroscedastic model: flexible, but it can
         hide anomalies in rows whose scale it makes large); "per_member" is one of these two in each
-        member of an ensemble, as its ``Member(scale=...)`` says, "per_feature" if that says nothing and in
-        columns of at most ten values; a float fixes it, in the units of the scaled data.
+        member of an ensemble, as its ``Member(scale=...)`` says, and "per_feature" if that says nothing, in
+        columns of at most ten values and in those with values beyond 100; a float fixes it, in the units of
+        the scaled data.
     minimum_scale : float, default=0.1
         The smallest scale s_min that can be learned, in the units of the scaled data. With a much
         smaller one, a feature that is constant in most training rows makes any other value drown all
@@ -82,12 +86,13 @@ class LocationScale(Likelihood):
         return clone(self).set_params(scale="per_member") if self.scale == "per_feature" else None
 
     def initial_shared_per_row(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """The same; of a member that has a scale for each row, in columns of more than ten values."""
+        """The same of a member that has a scale for each row, but in columns of few values or gross errors."""
         shared = self.initial_shared(rows)
         if self.scale == "per_member":
             some = rows[evenly_spaced(len(rows), _ROWS_TO_COUNT_VALUES)]
             n_values = [len(np.unique(column[~np.isnan(column)])) for column in some.T]
-            shared[1] = np.array(n_values) > _FEW_VALUES
+            farthest = np.fmax.reduce(np.abs(rows), axis=0, initial=0)
+            shared[1] = (np.array(n_values) > _FEW_VALUES) & (farthest < _GROSS_ERROR)
         return shared
 
     def has_scale_per_row(self, shared: npt.NDArray[np.floating]) -> bool:
