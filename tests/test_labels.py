@@ -64,6 +64,17 @@ def test_the_true_probability_is_found(method, atol):
     np.testing.assert_allclose(found, true_probability(new), atol=atol)
 
 
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e13, 1e30, np.inf])
+def test_one_anomaly_that_is_far_out_hides_no_other(far):
+    scores, y = drawn(np.random.RandomState(0), 2_000)
+    new = np.linspace(-1, 3, 20)
+    expected = AnomalyProbability(DETECTOR).fit(scores, y).predict_proba(new)[:, 1]
+    scores[np.argmax(y)] = far
+    found = AnomalyProbability(DETECTOR).fit(scores, y)
+    np.testing.assert_allclose(found.predict_proba(new)[:, 1], expected, atol=0.05)
+    assert found.predict_proba(np.array([far]))[0, 1] > 0.99
+
+
 def test_a_prevalence_moves_the_odds_to_where_anomalies_are_rarer():
     rng = np.random.RandomState(0)
     scores, y = drawn(rng, 20_000, prevalence=0.5)

@@ -11,7 +11,7 @@ from conftest import stars
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import vae_anomaly
-from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, plotting
+from vae_anomaly import ConvNetwork, DenseNetwork, KerasNetwork, VAEDetector, likelihoods, plotting
 from vae_anomaly.checkpoints import Checkpoint, CheckpointFile
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.weights import PROGRESS
@@ -19,10 +19,10 @@ from vae_anomaly.engine.programs import architecture_of
 from vae_anomaly.flows import Autoregressive, Coupling, Planar, Spline
 from vae_anomaly.model.vae import VAE
 from vae_anomaly.networks import Network
-from vae_anomaly.objectives import Chi, Renyi
+from vae_anomaly.objectives import Chi, Objective, Renyi
 from vae_anomaly.posteriors import POSTERIORS, Categorical, Gaussian, Implicit
 from vae_anomaly.posteriors import Flow as FlowPosterior
-from vae_anomaly.priors import PRIORS, AggregatePosterior, Mixture, Standard, VampPrior
+from vae_anomaly.priors import PRIORS, AggregatePosterior, Mixture, Prior, Standard, VampPrior
 from vae_anomaly.priors import Flow as FlowPrior
 
 rng = np.random.RandomState(0)
@@ -50,6 +50,102 @@ PARTS = {
 def with_parts(*by_default):
     """Each of the detectors; those that are not named here are `wide`."""
     return pytest.mark.parametrize("name", stars({name: name for name in PARTS}, by_default))
+
+
+class OwnNetwork(Network):
+    """One dense layer each; ``width`` more numbers than are wanted come out of the decoder."""
+
+    def __init__(self, made=lambda encoder, decoder: (encoder, decoder), width=0):
+        self.made = made
+        self.width = width
+
+    def build(self, n_features, latent_dim, n_params):
+        x, z = keras.Input((n_features,)), keras.Input((latent_dim,))
+        heads = [keras.layers.Dense(latent_dim)(x) for _ in range(2)]
+        decoder = keras.Model(z, keras.layers.Dense(n_features * n_params + self.width)(z))
+        return self.made(keras.Model(x, heads), decoder)
+
+
+def one_output(encoder, decoder):
+    return keras.Model(encoder.inputs, encoder.outputs[0]), decoder
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "message"),
+    [
+        (OwnNetwork(lambda *models: None), TypeError, r"must return two Keras models.*received None"),
+        (
+            OwnNetwork(lambda encoder, decoder: (decoder, encoder)),
+            ValueError,
+            r"one input of width 3; .* \[2\]",
+        ),
+        (OwnNetwork(one_output), ValueError, r"z_mean of width 2, z_log_var of width 2.* widths \[2\]"),
+        (
+            OwnNetwork(width=1),
+            ValueError,
+            r"decoder that OwnNetwork.build .* one output of width 3; .* \[4\]",
+        ),
+    ],
+    ids=["nothing", "the wrong way round", "one head", "another width"],
+)
+def test_a_network_that_builds_other_models_is_refused_by_what_is_wrong(network, error, message):
+    with pytest.raises(error, match=message):
+        VAEDetector(network, latent_dim=2, epochs=1).fit(X)
+
+
+def test_a_network_of_ones_own_may_return_its_heads_side_by_side():
+    def side_by_side(encoder, decoder):
+        return keras.Model(encoder.inputs, keras.layers.Concatenate()(encoder.outputs)), decoder
+
+    scores = [
+        VAEDetector(OwnNetwork(*made), latent_dim=2, epochs=1, random_state=0).fit(X).score_samples(X)
+        for made in ([], [side_by_side])
+    ]
+    np.testing.assert_array_equal(*scores)
+
+
+class SummedGaussian(likelihoods.Gaussian):
+    def log_prob(self, x, parameters):
+        return keras.ops.sum(super().log_prob(x, parameters), axis=-1, keepdims=True)
+
+
+class UnsummedPrior(Prior):
+    def log_prob(self, z, weights, vae):
+        return -0.5 * z**2
+
+
+class MeanOfAll(Objective):
+    def bound(self, log_weights):
+        return keras.ops.mean(log_weights)
+
+
+class OneDraw(Gaussian):
+    def sample(self, context, noise, weights, training=False):
+        z, log_q = super().sample(context, noise, weights, training)
+        return z[0], log_q
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"likelihood": SummedGaussian()}, r"log_prob of the likelihood .*n_features.* shape \(1, 80, 1\)"),
+        ({"prior": UnsummedPrior()}, r"log_prob of the prior .* here \(1, 80\); .* shape \(1, 80, 2\)"),
+        ({"objective": MeanOfAll()}, r"bound of the objective .* here \(80,\); .* shape \(\)"),
+        ({"posterior": OneDraw()}, r"sample of the posterior .* for z, here \(1, None, 2\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_part_whose_numbers_have_another_shape_is_refused_by_name(part, message):
+    with pytest.raises(ValueError, match=message):
+        VAEDetector(DenseNetwork((4,)), latent_dim=2, epochs=1, batch_size=80, **part).fit(X)
+
+
+def test_a_part_without_a_method_that_is_needed_names_it():
+    class NoPrior(Prior):
+        pass
+
+    with pytest.raises(NotImplementedError, match="NoPrior has no method log_prob.* class Prior describes"):
+        VAEDetector(DenseNetwork((4,)), epochs=1, prior=NoPrior()).fit(X)
 
 
 each = with_parts("iaf, flow", "categorical", "implicit")

@@ -27,6 +27,8 @@ __all__ = ["AnomalyProbability", "precision_cut", "recall_cut"]
 
 # Each further cut that is tried flags so many times as many rows.
 _STEP = 1.2
+# Between the median of normal scores and their highest tenth.
+_FARTHEST = 20.0
 
 
 class AnomalyProbability(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -35,6 +37,8 @@ class AnomalyProbability(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     The detector is fitted without labels, and stays as it is. `fit` gives its scores and the labels of other
     rows to scikit-learn's `CalibratedClassifierCV`: "sigmoid" is Platt's (1999), a logistic function of the
     score, for few labels; "isotonic" any function that rises with the score, for a thousand labels or more.
+    To "sigmoid", scores that are farther than 20 times the distance from the median to the highest tenth of
+    the normal ones lie there: one anomaly of a thousand standard deviations would set the slope for all.
 
     The probability is one among rows like the labeled ones. If anomalies are more frequent among these than
     in use, say how frequent they are there: with ``prevalence`` :math:`\pi`, and :math:`\pi_0` among the
@@ -123,7 +127,8 @@ class AnomalyProbability(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from sklearn.calibration import CalibratedClassifierCV
 
         # The detector's scores are no different in folds: the fewest will do.
-        calibrated = CalibratedClassifierCV(FrozenEstimator(_Score()), method=self.method, cv=2)
+        score = _Score(*(_ends(scores[~truth]) if self.method == "sigmoid" else (-np.inf, np.inf)))
+        calibrated = CalibratedClassifierCV(FrozenEstimator(score), method=self.method, cv=2)
         calibrated.fit(scores[:, None], truth.astype(int))
         self.calibrated_, self.prevalence_ = calibrated, float(truth.mean())
         self.classes_ = np.array([0, 1])
@@ -162,10 +167,21 @@ class AnomalyProbability(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return (self.predict_proba(X)[:, 1] > 0.5).astype(int)
 
 
+def _ends(of_normal_rows: Floats) -> tuple[float, float]:
+    """Where scores are as far as any other."""
+    middle, high = np.quantile(of_normal_rows, [0.5, 0.9])
+    reach = _FARTHEST * (high - middle)
+    return (middle - reach, middle + reach) if 0 < reach < np.inf else (-np.inf, np.inf)
+
+
 class _Score(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A classifier whose decision function is its only column."""
+    """A classifier whose decision function is its only column, between two ends."""
 
     classes_ = np.array([0, 1])
+
+    def __init__(self, low: float = -np.inf, high: float = np.inf) -> None:
+        self.low = low
+        self.high = high
 
     def fit(self, X: Floats, y: object) -> Self:
         return self
@@ -174,7 +190,7 @@ class _Score(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return True
 
     def decision_function(self, X: Floats) -> Floats:
-        return np.asarray(X)[:, 0]
+        return np.clip(np.asarray(X)[:, 0], self.low, self.high)
 
     def predict(self, X: Floats) -> npt.NDArray[np.int64]:
         return (self.decision_function(X) > 0).astype(int)

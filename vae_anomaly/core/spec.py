@@ -40,6 +40,16 @@ class Spec(BaseEstimator):  # type: ignore[misc]
         parameters = self.get_params(deep=False)
         return type(self)(**{name: _copy_containers(value) for name, value in parameters.items()})
 
+    def _lacks(self, method: str) -> NotImplementedError:
+        """The error of a method that each class of its kind needs and this one does not have."""
+        return NotImplementedError(
+            f"{type(self).__name__} has no method {method}, which this needs: write it, as the base class "
+            f"{self._base_of(method).__qualname__} describes it."
+        )
+
+    def _base_of(self, method: str) -> type[Any]:
+        return next(cls for cls in type(self).__mro__ if method in vars(cls))
+
 
 def register(cls: Any, named: dict[str, Any]) -> None:
     """Add a class to those of its kind by its ``name``; one's own may be defined anew.

@@ -29,7 +29,7 @@ from vae_anomaly.core.weights import PROGRESS
 from vae_anomaly.model.column_transform import N_NUMBERS
 from vae_anomaly.model.cost import multiply_adds
 from vae_anomaly.model.states import ModelState, Specification
-from vae_anomaly.networks.base import usual_heads
+from vae_anomaly.networks.base import check_models, usual_heads
 
 __all__ = [
     "Architecture",
@@ -138,6 +138,7 @@ class Architecture:
                 models = network.build(n_features, latent_dim, likelihood.n_params, **others)
             else:
                 models = network.build_apart(n_inputs, n_outputs, latent_dim, **others)
+            check_models(network, models, n_inputs, n_outputs, latent_dim, heads)
             return VAE(*models, **self.specification.of_model(), name="vae")
 
     def initial_state(self, seed: int, rows: Rows, scale_per_row: bool = False) -> ModelState:

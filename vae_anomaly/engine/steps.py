@@ -17,6 +17,7 @@ import numpy.typing as npt
 from vae_anomaly.core.adam import Adam
 from vae_anomaly.core.backend import tf
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.shapes import check_shape
 from vae_anomaly.core.types import Flags, Tensor
 from vae_anomaly.engine.held_out import HELD_OUT_ROWS, HELD_OUT_TILE, Best, HeldOut, measure
 from vae_anomaly.engine.programs import Architecture, Program, on_device
@@ -351,7 +352,12 @@ def _gradient(
         tape.watch(state.trainable)
         with architecture.holding(state.trainable, state.non_trainable) as scope:
             inferred = vae.infer(seen, noise, training=True)
-            log_prob = vae.likelihood.log_prob(x, inferred.parameters)
+            log_prob = check_shape(
+                vae.likelihood.log_prob(x, inferred.parameters),
+                "log_prob of the likelihood",
+                "(n_draws, n_rows, n_features)",
+                (noise.shape[0], *x.shape),
+            )
             terms = loss_terms(
                 tf.reduce_sum(log_prob, axis=-1),
                 inferred.log_ratio,

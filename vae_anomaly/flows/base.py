@@ -28,7 +28,7 @@ class Transform(Part, family="transform"):
 
     def weights(self, latent_dim: int, n_context: int) -> dict[str, Weight]:
         """What it learns; ``n_context`` is the width of the context, 0 if there is none."""
-        raise NotImplementedError
+        raise self._lacks("weights")
 
     def forward(self, z: Tensor, weights: Weights, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The image of z, and the log of the determinant there.
@@ -44,11 +44,11 @@ class Transform(Part, family="transform"):
         image : tensor of shape (..., latent_dim)
         log_det : tensor of shape (...), the log of the absolute value of the determinant, in nats
         """
-        raise NotImplementedError
+        raise self._lacks("forward")
 
     def inverse(self, image: Tensor, weights: Weights, context: Tensor | None) -> Tensor:
         """The z that has this image."""
-        raise NotImplementedError
+        raise self._lacks("inverse")
 
 
 #: Every transform that has a name: ``{"planar": Planar, ...}``.

@@ -146,15 +146,15 @@ class Likelihood(Spec):
         -------
         float tensor of shape (n_rows, n_features)
         """
-        raise NotImplementedError
+        raise self._lacks("log_prob")
 
     def mean(self, parameters: Parameters) -> Tensor:
         """Expected x given z, of shape (n_rows, n_features)."""
-        raise NotImplementedError
+        raise self._lacks("mean")
 
     def sample(self, parameters: Parameters, seed: int) -> Tensor:
         """One draw of x given z for each row, of shape (n_rows, n_features)."""
-        raise NotImplementedError
+        raise self._lacks("sample")
 
     def error(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Reconstruction error of each feature: the squared distance to the expected x."""

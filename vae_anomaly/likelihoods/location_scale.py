@@ -86,7 +86,7 @@ class LocationScale(Likelihood):
         return clone(self).set_params(scale="per_member") if self.scale == "per_feature" else None
 
     def initial_shared_per_row(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """The same of a member that has a scale for each row, but in columns of few values or gross errors."""
+        """The same of a member with a scale for each row, but in columns of few values or gross errors."""
         shared = self.initial_shared(rows)
         if self.scale == "per_member":
             some = rows[evenly_spaced(len(rows), _ROWS_TO_COUNT_VALUES)]
@@ -120,11 +120,11 @@ class LocationScale(Likelihood):
 
     def standard_log_prob(self, residual: Tensor) -> Tensor:
         """Log f(residual), the log-density at location 0 and scale 1."""
-        raise NotImplementedError
+        raise self._lacks("standard_log_prob")
 
     def standard_sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
         """Draws from f."""
-        raise NotImplementedError
+        raise self._lacks("standard_sample")
 
     def standard_quantile(self, probability: Tensor) -> Tensor:
         """The residual that lies above this share of f: of a number, or of each in a numpy array."""

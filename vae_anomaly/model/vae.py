@@ -12,6 +12,7 @@ import numpy.typing as npt
 from vae_anomaly import likelihoods
 from vae_anomaly.core.backend import keras
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.shapes import check_shape
 from vae_anomaly.core.spec import Part
 from vae_anomaly.core.types import Array, Initializer, KerasModel, LayerShape, Shape, Tensor, Values
 from vae_anomaly.core.weights import Weight, Weights
@@ -225,7 +226,8 @@ class VAE(keras.Model):  # type: ignore[misc]
     def log_prior(self, z: Tensor, training: bool = False) -> Tensor:
         """Log p(z), in nats: (..., latent_dim) -> (...)."""
         prior = self.prior.in_training() if training else self.prior
-        return prior.log_prob(z, self.weights_of("prior"), self)
+        log_prob = prior.log_prob(z, self.weights_of("prior"), self)
+        return check_shape(log_prob, "log_prob of the prior", "(n_draws, n_rows)", z.shape[:-1])
 
     def weights_of(self, part: str) -> Weights:
         """What the "posterior" or the "prior" has of its own, by name."""
@@ -317,6 +319,9 @@ class VAE(keras.Model):  # type: ignore[misc]
     def draw(self, context: Context, noise: Tensor, training: bool = False) -> Inference:
         """Draw z from the posteriors of rows with the given noise, as in `infer`, and decode."""
         z, log_q = self.posterior.sample(context, noise, self.weights_of("posterior"), training)
+        z_shape = (noise.shape[0], None, self.latent_dim)
+        check_shape(z, "sample of the posterior", "(n_draws, n_rows, latent_dim) for z", z_shape)
+        check_shape(log_q, "sample of the posterior", "(n_draws, n_rows) for log q", z.shape[:-1])
         return Inference(context, z, self.log_prior(z, training) - log_q, self.decode(z, training))
 
     def every_z(self) -> Rows | None:

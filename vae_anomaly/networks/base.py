@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -19,6 +20,7 @@ __all__ = [
     "LastActivation",
     "Network",
     "check_activation",
+    "check_models",
     "check_sizes",
     "check_unambiguous",
     "describe_heads",
@@ -115,7 +117,7 @@ class Network(Spec):
         encoder : keras.Model, (n_rows, n_features) -> [z_mean, z_log_var], or a list of the ``heads``
         decoder : keras.Model, (n_rows, latent_dim) -> (n_rows, n_features * n_params)
         """
-        raise NotImplementedError
+        raise self._lacks("build")
 
     def build_apart(
         self, n_inputs: int, n_outputs: int, latent_dim: int, heads: Heads | None = None
@@ -291,6 +293,54 @@ def with_heads(hidden: Tensor, latent_dim: int, heads: Heads | None) -> list[Ten
 def describe_heads(heads: Heads) -> str:
     """Heads in words."""
     return ", ".join(f"{name} of width {width}" for name, width in heads.items())
+
+
+def check_models(
+    network: Network, models: Any, n_inputs: int, n_outputs: int, latent_dim: int, heads: Heads
+) -> None:
+    """Refuse what a network's `build` has returned, if it is no encoder and decoder of these widths.
+
+    Of models that do not say which widths they have, subclasses of `keras.Model`, nothing is known.
+
+    Raises
+    ------
+    TypeError
+        If it is no pair of Keras models.
+    ValueError
+        If a width is another one.
+    """
+    name = f"{type(network).__name__}.build"
+    is_pair = isinstance(models, (tuple, list)) and len(models) == 2
+    if not is_pair or not all(isinstance(model, keras.Model) for model in models):
+        raise TypeError(f"{name} must return two Keras models, encoder and decoder; received {models!r}.")
+    encoder, decoder = models
+    for model, role, end, wanted in (
+        (encoder, "encoder", "input", n_inputs),
+        (decoder, "decoder", "input", latent_dim),
+        (decoder, "decoder", "output", n_outputs),
+    ):
+        widths = _widths(model, end)
+        if widths is not None and widths != [wanted]:
+            raise ValueError(
+                f"the {role} that {name} returns must have one {end} of width {wanted}; received {widths}."
+            )
+    widths, wanted_heads = _widths(encoder, "output"), [*heads.values()]
+    if widths is None or widths[: len(heads)] == wanted_heads or widths == [sum(wanted_heads)]:
+        return
+    raise ValueError(
+        f"the encoder that {name} returns must have the outputs {describe_heads(heads)}, or one output of "
+        f"all of them side by side; received outputs of the widths {widths}."
+    )
+
+
+def _widths(model: KerasModel, end: str) -> list[int] | None:
+    """How many numbers of a row each "input" or "output" holds; None if the model does not say it."""
+    shapes = getattr(model, f"{end}_shape", None)
+    if not isinstance(shapes, (tuple, list)) or not shapes:
+        return None
+    of_each = shapes if isinstance(shapes[0], (tuple, list)) else [shapes]
+    known = all(None not in shape[1:] for shape in of_each)
+    return [math.prod(shape[1:]) for shape in of_each] if known else None
 
 
 def finish_layer(spec: HiddenLayers, x: Tensor, name: str) -> Tensor:

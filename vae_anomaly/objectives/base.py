@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vae_anomaly.core.backend import keras
+from vae_anomaly.core.shapes import check_shape
 from vae_anomaly.core.spec import Part
 from vae_anomaly.core.types import Tensor
 
@@ -41,7 +42,7 @@ class Objective(Part, family="objective"):
 
     def bound(self, log_weights: Any) -> Any:
         """The bound by these draws, in nats: (n_draws, n_rows) -> (n_rows,)."""
-        raise NotImplementedError
+        raise self._lacks("bound")
 
 
 #: Every objective that has a name: ``{"renyi": Renyi, ...}``.
@@ -107,7 +108,9 @@ def loss_terms(
     kl = kl_of(kl_per_latent, log_ratio)
     reconstruction = -keras.ops.mean(log_prob, axis=0)
     if not objective.is_elbo:
-        return LossTerms(-objective.bound(log_prob + beta * log_ratio), reconstruction, kl)
+        bound = objective.bound(log_prob + beta * log_ratio)
+        check_shape(bound, "bound of the objective", "(n_rows,)", tuple(log_prob.shape[1:]))
+        return LossTerms(-bound, reconstruction, kl)
     penalty = kl
     if free_bits is not None:
         # A latent dimension below its allowance costs the allowance, whatever it does: no gradient.

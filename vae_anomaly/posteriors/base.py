@@ -110,7 +110,7 @@ class Posterior(Part, family="posterior"):
         z : tensor of shape (n_draws, n_rows, latent_dim)
         log_q : tensor of shape (n_draws, n_rows), log q(z|x) in nats
         """
-        raise NotImplementedError
+        raise self._lacks("sample")
 
     def center(self, context: Context, weights: Weights) -> Tensor:
         """The z that stands for each posterior, of shape (n_rows, latent_dim): by default the location."""
@@ -125,7 +125,7 @@ class Posterior(Part, family="posterior"):
 
         Priors that are mixtures of posteriors ask for it, and sums over all z.
         """
-        raise NotImplementedError
+        raise self._lacks("log_prob")
 
     def kl(self, context: Context) -> Tensor:
         """The closed form of KL(q(z|x) || p(z)) for ``prior="standard"``, of posteriors that have one.
@@ -133,7 +133,7 @@ class Posterior(Part, family="posterior"):
         Of each latent dimension or category, shape (n_rows, n_latents), in nats. Without a closed form, the
         KL is the mean of log q(z|x) - log p(z) over the draws.
         """
-        raise NotImplementedError
+        raise self._lacks("kl")
 
     def auxiliary_loss(self, z: Tensor, context: Context, noise: Tensor, weights: Weights) -> Tensor | None:
         """What training minimizes besides the objective, for each row, shape (n_rows,); None for nothing.

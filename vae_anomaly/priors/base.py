@@ -48,11 +48,11 @@ class Prior(Part, family="prior"):
 
         ``vae`` is the model that the prior is part of, whose encoder some priors ask.
         """
-        raise NotImplementedError
+        raise self._lacks("log_prob")
 
     def sample(self, n_samples: int, seed: int, weights: Weights, vae: KerasModel) -> Tensor:
         """Draws of z, of shape (n_samples, latent_dim)."""
-        raise NotImplementedError
+        raise self._lacks("sample")
 
 
 #: Every prior that has a name: ``{"standard": Standard, ...}``.

@@ -15,6 +15,7 @@ import numpy as np
 
 from vae_anomaly.core.backend import keras, tf
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.shapes import check_shape
 from vae_anomaly.core.types import Floats, KerasModel, Tensor
 from vae_anomaly.engine.programs import architecture_of
 from vae_anomaly.engine.tiles import map_rows
@@ -58,21 +59,11 @@ def score_tile(score: Score, vae: KerasModel, x: Tensor, draws: Tensor) -> Tenso
 
     def per_draw(vae: KerasModel, x: Tensor, inferred: Any) -> Tensor:
         values = score.per_draw(vae, x, inferred)
-        return _checked(values, "per_draw", "(n_draws, n_rows)", (inferred.z.shape[0], x.shape[0]))
+        shape = (inferred.z.shape[0], x.shape[0])
+        return check_shape(values, "per_draw of the score", "(n_draws, n_rows)", shape)
 
     combined = score.combine(*_of_all(_in_float64(_over_draws(vae, x, draws, per_draw, is_average))))
-    return _checked(combined, "combine", "(n_rows,)", (x.shape[0],))
-
-
-def _checked(values: Tensor, function: str, meaning: str, shape: tuple[int | None, ...]) -> Tensor:
-    """What a function of a `Score` returns, if its shape is as far as it is known the one it must have."""
-    found = tuple(values.shape)
-    if len(found) != len(shape) or any(a != b for a, b in zip(found, shape, strict=True) if a and b):
-        raise ValueError(
-            f"{function} of the score must return values of shape {meaning}, here {shape}; received values "
-            f"of shape {found}."
-        )
-    return values
+    return check_shape(combined, "combine of the score", "(n_rows,)", (x.shape[0],))
 
 
 def draw_errors(
