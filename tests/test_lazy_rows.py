@@ -33,7 +33,7 @@ def test_an_index_of_any_shape_gives_rows_as_an_array(X, rows):
 
 def test_blocks_subsets_and_joined_rows_are_those_of_the_dense_table(X, rows, monkeypatch):
     dense = X.toarray().astype("f4")
-    monkeypatch.setattr("vae_anomaly.data.lazy._NUMBERS_AT_ONCE", 12 * 150)
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 12 * 150)
     assert [len(block) for block in blocks(rows)] == [150, 150, 100]
     np.testing.assert_array_equal(np.concatenate(list(blocks(rows))), dense)
     some = np.array([5, 3, 399])

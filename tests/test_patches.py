@@ -66,7 +66,7 @@ def test_squares_come_in_blocks_whatever_their_number(monkeypatch):
     patches, images = Patches.of((13, 11, 2), 4), numbered((13, 11, 2))
     whole = squares_of(images, patches)
     for numbers in (1, 200, 32 * patches.n_patches):
-        monkeypatch.setattr("vae_anomaly.data.patches._NUMBERS_AT_ONCE", numbers)
+        monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", numbers)
         blocks = list(patches.blocks(images))
         assert max(map(len, blocks)) <= max(1, numbers // patches.n_features)
         np.testing.assert_array_equal(np.concatenate(blocks), whole)
@@ -87,7 +87,7 @@ def test_training_squares_lie_anywhere_in_any_image(monkeypatch):
         np.testing.assert_array_equal(square, images.reshape(3, 6, 5)[image, top : top + 4, left : left + 4])
         found.add((image, top, left))
     assert found == corners
-    monkeypatch.setattr("vae_anomaly.data.patches._NUMBERS_AT_ONCE", 1)  # image by image
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 1)  # image by image
     np.testing.assert_array_equal(patches.draw(images, 500, seed=0), drawn)
 
 
@@ -221,8 +221,7 @@ def test_too_probable_a_square_is_as_unusual_as_one_as_far_out_on_the_other_side
 def test_images_score_the_same_bits_alone_and_together_and_in_blocks(detector, grain, monkeypatch):
     together = detector.score_samples(grain)
     np.testing.assert_array_equal(detector.score_samples(grain[7:8]), together[7:8])
-    monkeypatch.setattr("vae_anomaly.data.patches._NUMBERS_AT_ONCE", 64 * 100)
-    monkeypatch.setattr("vae_anomaly.ensemble.fitted._NUMBERS_AT_ONCE", 3 * 40 * 36)
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 12 * 40 * 36)  # three images
     np.testing.assert_array_equal(detector.score_samples(grain[::-1]), together[::-1])
 
 

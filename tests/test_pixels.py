@@ -44,7 +44,7 @@ def test_images_learned_in_parts_are_those_learned_at_once(images, monkeypatch):
     whole, parts = PixelScaler(n_channels=3).fit(images), PixelScaler(n_channels=3)
     for start in range(0, 30, 7):
         parts.partial_fit(images[start : start + 7])
-    monkeypatch.setattr("vae_anomaly.data.pixels._NUMBERS_AT_ONCE", 72 * 4)
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 72 * 4)
     for other in (parts, PixelScaler(n_channels=3).fit(images)):
         np.testing.assert_allclose(other.mean_, whole.mean_, rtol=1e-12)
         np.testing.assert_allclose(other.scale_, whole.scale_, rtol=1e-12)

@@ -38,7 +38,7 @@ def test_fitting_a_scaler_changes_neither_it_nor_the_rows(scaler):
 
 def test_a_standard_scaler_is_fitted_and_applied_in_blocks(monkeypatch):
     X = np.random.RandomState(0).normal(1e6, 2, size=(100, 3))
-    monkeypatch.setattr("vae_anomaly.data.scaling._NUMBERS_AT_ONCE", 3 * 7)
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 3 * 7)
     scaler, whole = fit_scaler(StandardScaler(), X), StandardScaler().fit(X)
     np.testing.assert_allclose(scaler.mean_, whole.mean_, rtol=1e-14)
     np.testing.assert_allclose(scaler.scale_, whole.scale_, rtol=1e-9)
@@ -114,7 +114,7 @@ def test_blocks_of_rows_are_scaled_as_the_whole(monkeypatch):
     X = np.random.RandomState(0).normal(size=(50, 3)) * 100
     scaler = StandardScaler().fit(X)
     whole = scale(X, scaler)
-    monkeypatch.setattr("vae_anomaly.data.scaling._NUMBERS_AT_ONCE", 3 * 7)
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 3 * 7)
     np.testing.assert_array_equal(scale(X, scaler), whole)
     X[40, 1] = 1e308
     with pytest.raises(ValueError, match=r"column 1 \(row 40 holds 1e\+308\)"):

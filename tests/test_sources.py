@@ -228,7 +228,7 @@ def test_scores_do_not_depend_on_how_many_rows_are_read_at_once(numbers_at_once,
     X = pd.DataFrame(make_numbers(), columns=list("abcd"))
     detector = quick().fit(X)
     expected = detector.score_samples(X)
-    monkeypatch.setattr("vae_anomaly.ensemble.fitted._NUMBERS_AT_ONCE", numbers_at_once)
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", numbers_at_once)
     np.testing.assert_array_equal(detector.score_samples(write_files(X, tmp_path)), expected)
 
 
@@ -287,7 +287,7 @@ def test_of_a_scaler_that_learns_in_parts_all_rows_count_and_of_another_one_thos
 
 def test_a_scaler_that_wants_many_rows_at_a_time_gets_blocks_of_equal_size(monkeypatch):
     X = np.random.RandomState(0).normal(size=(N_ROWS + 1, 4))
-    monkeypatch.setattr("vae_anomaly.data.scaling._NUMBERS_AT_ONCE", 4 * 100)  # and a rest of one row
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 4 * 100)  # and a rest of one row
     assert quick(scaler=IncrementalPCA(3)).fit(X).scaler_.n_samples_seen_ == N_ROWS + 1
 
 
@@ -356,7 +356,7 @@ def test_a_resumed_fit_goes_on_with_the_rows_that_were_drawn(tmp_path):
 
 def test_a_line_says_how_many_rows_have_been_read(capsys, tmp_path, monkeypatch):
     folder = write_files(pd.DataFrame(make_numbers(), columns=list("abcd")), tmp_path)
-    monkeypatch.setattr("vae_anomaly.data.scaling._NUMBERS_AT_ONCE", 4 * 300)
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 4 * 300)
     quick(verbose=1, members=1).fit(folder)
     lines = capsys.readouterr().err.split("\r")
     assert [line.split(" (")[0] for line in lines[1:]] == [f"{n} of 600 rows read" for n in (0, 300, 600)]

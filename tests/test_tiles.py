@@ -53,7 +53,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(monkeypatch, table):
     X, _ = table
     detector = VAEDetector(epochs=1, random_state=0).fit(X)
     expected = detector.score_samples(X)
-    monkeypatch.setattr("vae_anomaly.ensemble.fitted._NUMBERS_AT_ONCE", 6 * 150)
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 6 * 150)
     monkeypatch.setattr("vae_anomaly.engine.tiles._BLOCK_OF_TILES_NUMBERS", 6 * 70)
     np.testing.assert_array_equal(detector.score_samples(X), expected)
 

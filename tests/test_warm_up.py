@@ -10,7 +10,6 @@ from sklearn.exceptions import NotFittedError
 import vae_anomaly
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
 from vae_anomaly.engine import tiles
-from vae_anomaly.ensemble import fitted
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ def test_after_a_warm_up_hundreds_of_single_rows_compile_nothing_that_they_would
 def test_what_remains_of_a_table_that_is_scored_in_blocks_is_warm_too(
     compiled, soon, monkeypatch, forget_programs
 ):
-    monkeypatch.setattr(fitted, "_NUMBERS_AT_ONCE", 4 * 150)
+    monkeypatch.setattr("vae_anomaly.core.rows._NUMBERS_AT_ONCE", 4 * 150)
     detector = fit(TABLE)
     forget_programs()
     detector.warm_up(155)

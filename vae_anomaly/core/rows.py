@@ -16,6 +16,7 @@ __all__ = [
     "Rows",
     "any_missing",
     "array_of",
+    "block_size",
     "column_label",
     "counting_from",
     "dense",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 Rows = npt.NDArray[np.float32]
+
+_NUMBERS_AT_ONCE = 2**21
 
 
 class RowError(ValueError):
@@ -94,6 +97,14 @@ def dense(X: Unchecked) -> Array:
 def evenly_spaced(n_rows: int, at_most: int) -> Array:
     """Positions of at most so many of the rows, evenly spaced from the first to the last."""
     return np.linspace(0, n_rows - 1, min(n_rows, at_most)).astype(int)
+
+
+def block_size(numbers_of_row: int) -> int:
+    """How many rows to work on at once: those of two million numbers, 16 MB in float64, or one.
+
+    ``numbers_of_row`` are all that a row becomes.
+    """
+    return max(1, _NUMBERS_AT_ONCE // int(numbers_of_row))
 
 
 def any_missing(rows: Array) -> bool:

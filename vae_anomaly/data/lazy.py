@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from vae_anomaly.core.rows import Rows, any_missing, dense, evenly_spaced
+from vae_anomaly.core.rows import Rows, any_missing, block_size, dense, evenly_spaced
 from vae_anomaly.core.types import Array, Estimator, Matrix
 from vae_anomaly.data import scaling
 from vae_anomaly.data.cache import CachedRows
@@ -26,7 +26,6 @@ __all__ = [
     "subset",
 ]
 
-_NUMBERS_AT_ONCE = 2**22
 _ROWS_TO_KNOW = 1_000
 
 
@@ -89,7 +88,7 @@ def blocks(rows: Rows | LazyRows | CachedRows) -> Iterator[Rows]:
     if isinstance(rows, np.ndarray):
         yield rows
         return
-    size = max(1, _NUMBERS_AT_ONCE // rows.shape[1])
+    size = block_size(rows.shape[1])
     for start in range(0, rows.shape[0], size):
         yield rows[start : start + size] if isinstance(rows, LazyRows) else rows.read(start, start + size)
 
@@ -104,7 +103,7 @@ def has_gaps(rows: Rows | LazyRows | CachedRows) -> bool:
 def fingerprint(X: Matrix) -> str:
     """What rows are known by again: a checksum of how many there are, and of a thousand of them at most."""
     some = evenly_spaced(X.shape[0], _ROWS_TO_KNOW)
-    digest, size = hashlib.sha256(repr(X.shape).encode()), max(1, _NUMBERS_AT_ONCE // X.shape[1])
+    digest, size = hashlib.sha256(repr(X.shape).encode()), block_size(X.shape[1])
     for start in range(0, len(some), size):
         numbers = as_numbers(X[some[start : start + size]])
         digest.update(np.ascontiguousarray(dense(numbers), dtype=np.float64).data)
@@ -117,4 +116,4 @@ def representative(rows: Rows | LazyRows | CachedRows) -> Rows:
         rows = rows.some
     if not isinstance(rows, LazyRows):
         return rows
-    return rows[evenly_spaced(len(rows), max(1, _NUMBERS_AT_ONCE // rows.shape[1]))]
+    return rows[evenly_spaced(len(rows), block_size(rows.shape[1]))]

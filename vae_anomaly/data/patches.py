@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, zoom
 
-from vae_anomaly.core.rows import Rows, any_missing, with_channels
+from vae_anomaly.core.rows import Rows, any_missing, block_size, with_channels
 from vae_anomaly.core.types import Array, Floats, Matrix, Shape
 
 __all__ = ["Patches"]
 
 # Squares that overlap by a half see every small defect whole, or nearly.
 _STRIDES_PER_SIDE = 2
-_NUMBERS_AT_ONCE = 2**22
 
 
 class Patches(NamedTuple):
@@ -98,8 +97,8 @@ class Patches(NamedTuple):
 
     def blocks(self, images: Matrix) -> Iterator[Rows]:
         """All squares of flat images, image by image, as rows in blocks: (n_squares, n_features)."""
-        size = max(1, _NUMBERS_AT_ONCE // self.n_features)
-        n_images = max(1, min(size // self.n_patches, _NUMBERS_AT_ONCE // int(np.prod(self.image_shape))))
+        size, of_images = block_size(self.n_features), block_size(int(np.prod(self.image_shape)))
+        n_images = max(1, min(size // self.n_patches, of_images))
         for start in range(0, len(images), n_images):
             windows = self._windows(self.pool(images[start : start + n_images]))
             places = self._places(len(windows))
@@ -114,7 +113,7 @@ class Patches(NamedTuple):
         upper = rng.randint(height - self.side + 1, size=n_patches)
         left = rng.randint(width - self.side + 1, size=n_patches)
         rows = np.empty((n_patches, self.n_features), dtype=np.float32)
-        n_images = max(1, _NUMBERS_AT_ONCE // int(np.prod(self.image_shape)))
+        n_images = block_size(int(np.prod(self.image_shape)))
         for start in range(0, len(images), n_images):
             mine = slice(*np.searchsorted(chosen, [start, start + n_images]))
             if mine.start < mine.stop:

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from vae_anomaly.core.rows import block_size
 from vae_anomaly.core.types import Constraints, DtypeOrNone, Floats, Matrix, Unchecked
 from vae_anomaly.likelihoods import Likelihood
 
@@ -27,7 +28,6 @@ __all__ = ["PixelScaler", "as_numbers", "dtype_of", "pixel_range", "pixels", "wi
 _ROUNDING = 1e-6
 # Of images in [0, 1]: what filters and resizes overshoot by.
 _OVERSHOOT = 1.0
-_NUMBERS_AT_ONCE = 2**21
 # What a StandardScaler goes on from.
 _LEARNED = ("mean_", "var_", "scale_", "n_samples_seen_")
 
@@ -104,7 +104,7 @@ class PixelScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # typ
                 f"PixelScaler(n_channels={self.n_channels}) needs rows of whole pixels; received rows of "
                 f"{X.shape[1]} numbers."
             )
-        n_images = max(1, _NUMBERS_AT_ONCE // X.shape[1])
+        n_images = block_size(X.shape[1])
         for start in range(0, len(X), n_images):  # a variance makes copies of what it gets at once
             scaler.partial_fit(X[start : start + n_images].reshape(-1, self.n_channels))
         for name in _LEARNED:

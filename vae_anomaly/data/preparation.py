@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vae_anomaly.core.rows import Rows, counting_from, dense
+from vae_anomaly.core.rows import Rows, block_size, counting_from, dense
 from vae_anomaly.core.types import (
     Array,
     DtypeOrNone,
@@ -127,7 +127,7 @@ class Preparation:
         def visit(block: Matrix) -> tuple[Array, ColumnRanges]:
             return scaling.count_missing(block), ColumnRanges.of(block, self.n_channels)
 
-        counts, of_columns = zip(*map_blocks(X, visit, scaling.block_size(X.shape[1])), strict=True)
+        counts, of_columns = zip(*map_blocks(X, visit, block_size(X.shape[1])), strict=True)
         n_missing, ranges = np.sum(counts, axis=0), reduce(ColumnRanges.merge, of_columns)
         if self.ranges is not None and self.missing_fractions is not None:
             n_missing = n_missing + self.missing_fractions * self.ranges.n_rows

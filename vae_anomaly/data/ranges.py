@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 from scipy.special import gammaln
 
-from vae_anomaly.core.rows import dense
+from vae_anomaly.core.rows import block_size, dense
 from vae_anomaly.core.types import Array, Flags, Floats, Matrix
 from vae_anomaly.data.pixels import as_numbers
 from vae_anomaly.data.scaling import ROUNDING
@@ -27,7 +27,6 @@ __all__ = ["FALSE_ALARM_RATE", "ColumnRanges", "Outside"]
 
 #: With this probability at most, rows of the earlier ones' kind are said to lie outside, over all columns.
 FALSE_ALARM_RATE = 1e-3
-_NUMBERS_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +138,7 @@ class ColumnRanges:
 
 def _by_row(X: Matrix, n_channels: int | None) -> Iterator[tuple[Floats, Floats, Flags]]:
     """Of blocks of rows, each column's least and greatest value, NaN if there is none, and its gaps."""
-    size = max(1, _NUMBERS_AT_ONCE // int(X.shape[1]))
+    size = block_size(X.shape[1])
     for start in range(0, X.shape[0], size):
         values = dense(as_numbers(X[start : start + size]))
         if n_channels is None:

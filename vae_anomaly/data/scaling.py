@@ -13,7 +13,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 
-from vae_anomaly.core.rows import RowError, Rows, column_label, dense, evenly_spaced
+from vae_anomaly.core.rows import RowError, Rows, block_size, column_label, dense, evenly_spaced
 from vae_anomaly.core.types import Array, Estimator, Flags, Floats, Matrix, Shape, Transformer
 from vae_anomaly.data.pixels import PixelScaler, as_numbers
 from vae_anomaly.data.wide import LEAST_WEIGHT, is_wide, weigh_columns
@@ -25,7 +25,6 @@ __all__ = [
     "FitInBlocks",
     "ScalerOfColumns",
     "any_infinite",
-    "block_size",
     "check_finite",
     "check_magnitude",
     "clip_gross_errors",
@@ -57,8 +56,6 @@ _ROWS_FOR_QUANTILES = 10_000
 _CENTRAL_DEVIATIONS = 3.92
 # A third of a smaller one may be no normal number any more.
 _SMALLEST_CONSTANT = 1e-300
-
-_NUMBERS_AT_ONCE = 2**21
 
 
 class ScalerOfColumns(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -411,8 +408,3 @@ def unscale(rows: Floats, scaler: Estimator) -> Floats:
             f"rows in the units of X need a scaler with inverse_transform; {type(own).__name__} has none."
         )
     return np.asarray(scaler.inverse_transform(rows))
-
-
-def block_size(n_columns: int) -> int:
-    """How many rows of so many columns to work on at once."""
-    return max(1, _NUMBERS_AT_ONCE // int(n_columns))

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from vae_anomaly.core.rows import dense
+from vae_anomaly.core.rows import block_size, dense
 from vae_anomaly.core.types import Array, Estimator, Floats, Matrix
 from vae_anomaly.data import scaling
 from vae_anomaly.data.pixels import as_numbers, pixel_range
@@ -91,7 +91,7 @@ def survey(
 
     everything = X if stream is None else stream
     n_rows = everything.shape[0]
-    n_blocks = math.ceil(n_rows / scaling.block_size(X.shape[1]))
+    n_blocks = math.ceil(n_rows / block_size(X.shape[1]))
     # Of equal size: some transformers want more rows at a time than a rest would have.
     size = math.ceil(n_rows / n_blocks)
     counts, of_pixels, of_columns = zip(*map_blocks(everything, visit, size), strict=True)

@@ -17,7 +17,7 @@ from vae_anomaly.calibration.intervals import (
     scores_as_new,
 )
 from vae_anomaly.core.conventions import warn_user
-from vae_anomaly.core.rows import Rows, dense
+from vae_anomaly.core.rows import Rows, block_size, dense
 from vae_anomaly.core.types import Array, Flags, Floats, Matrix
 from vae_anomaly.data.pixels import as_numbers
 from vae_anomaly.ensemble.fitted import Fitted
@@ -25,7 +25,6 @@ from vae_anomaly.scoring import passes
 
 __all__ = ["calibrate_intervals", "expect_cells"]
 
-_NUMBERS_AT_ONCE = 2**22
 # Equally probable values of each cell, over all members and draws, that an interval is read off.
 _VALUES_OF_CELL = 200
 
@@ -105,7 +104,7 @@ def _warn_of_unknown_columns(fitted: Fitted, intervals: CellIntervals, coverage:
 
 def _map_blocks(X: Matrix, n_values: int, function: Callable[[Array], list[Floats]]) -> list[Floats]:
     """What a function makes of rows of which every cell is masked in turn, a block at a time."""
-    block = max(1, _NUMBERS_AT_ONCE // (X.shape[1] ** 2 * n_values))
+    block = block_size(X.shape[1] ** 2 * n_values)
     starts = range(0, X.shape[0], block)
     parts = [function(dense(as_numbers(X[s : s + block]))) for s in starts]
     return [np.concatenate(results) for results in zip(*parts, strict=True)]

@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 
 from vae_anomaly import explanations
 from vae_anomaly.calibration.intervals import CellIntervals
-from vae_anomaly.core.rows import Rows, any_missing, evenly_spaced
+from vae_anomaly.core.rows import Rows, any_missing, block_size, evenly_spaced
 from vae_anomaly.core.types import Array, Flags, Floats, KerasModel, Matrix, RandomStateLike, Shape
 from vae_anomaly.data.lazy import LazyRows, blocks, has_gaps
 from vae_anomaly.data.preparation import Preparation
@@ -28,8 +28,6 @@ from vae_anomaly.scoring.patches import ScalePasses
 from vae_anomaly.scoring.score import IMPOSSIBLE, Score
 
 __all__ = ["Fitted"]
-
-_NUMBERS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,8 +354,7 @@ class Fitted:
 
     def _rows_at_once(self, n_features: int) -> int:
         # Squares that overlap hold each pixel four times.
-        numbers = _NUMBERS_AT_ONCE if self.preparation.patches is None else _NUMBERS_AT_ONCE // 4
-        return max(1, numbers // n_features)
+        return block_size(n_features if self.preparation.patches is None else 4 * n_features)
 
     def _map_blocks(self, X: Matrix | Stream, function: Callable[[Rows, Flags], Floats]) -> Floats:
         """Scale and process X in blocks."""

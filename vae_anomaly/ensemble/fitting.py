@@ -16,7 +16,7 @@ import numpy as np
 
 from vae_anomaly import masks, scoring, thresholds
 from vae_anomaly.calibration.intervals import floors_of
-from vae_anomaly.core.rows import evenly_spaced, locating
+from vae_anomaly.core.rows import block_size, evenly_spaced, locating
 from vae_anomaly.core.types import (
     Array,
     Floats,
@@ -28,7 +28,6 @@ from vae_anomaly.data.lazy import concatenate, fingerprint, subset
 from vae_anomaly.data.pixels import pixel_range, pixels, widen_bytes
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.reading import TrainingRows
-from vae_anomaly.data.scaling import block_size
 from vae_anomaly.data.streams import Stream
 from vae_anomaly.data.tables import Table
 from vae_anomaly.ensemble import averaging, calibration_rows, cells, fit_warnings
