@@ -1,5 +1,7 @@
 """Ensembles: how members differ, how they are trained, and how their scores become one."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -193,6 +195,22 @@ def test_one_half_of_the_default_members_have_a_scale_per_row_where_one_is_learn
     members = decide(parameters, None, None, n_rows=500).recipe.members
     assert len(members) == len(DEFAULT_MEMBERS) == 8
     assert sum(member.scale == "per_row" for member in members) == n_per_row
+
+
+def test_a_table_of_levels_has_models_of_one_scale():
+    X = np.random.RandomState(0).randint(0, 4, size=(120, 5)).astype(float)
+    found = fit(X, members=[Member(scale="per_row"), Member()])
+    assert found.members_[0].specification.likelihood.scale == "per_feature"
+    expected = fit(X, members=2).score_samples(X)
+    np.testing.assert_array_equal(found.score_samples(X), expected)
+    rows = np.random.RandomState(1).normal(size=(40, 5))
+    for first, later in ((X, rows), (rows, X)):
+        detector = fit(first, members=[Member(scale="per_row"), Member()])
+        before = detector.members_[0].specification.likelihood
+        with warnings.catch_warnings():  # of columns that leave what they have held
+            warnings.simplefilter("ignore")
+            detector.partial_fit(later)
+        assert detector.members_[0].specification.likelihood.scale == before.scale
 
 
 def test_a_scale_per_row_without_a_scale_that_is_learned_is_refused(table):

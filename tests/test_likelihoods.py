@@ -309,7 +309,7 @@ def test_a_member_s_scale_is_known_by_its_shared_parameters() -> None:
 @pytest.mark.parametrize(("n_values", "expected"), [(2, 0), (10, 0), (11, 1), (500, 1)])
 def test_columns_of_few_values_have_no_scale_per_row(n_values: int, expected: int) -> None:
     levels = np.arange(500, dtype="f4") % n_values
-    rows = np.stack([levels, np.where(levels == 1, np.nan, levels)], axis=1)
+    rows = np.stack([levels, np.where(levels == 1, np.nan, levels)], axis=1) / 100
     found = Gaussian("per_member").initial_shared_per_row(rows)[1]
     np.testing.assert_array_equal(found, [expected, expected and n_values > 11])
 

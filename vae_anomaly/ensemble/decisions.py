@@ -174,7 +174,7 @@ def decide(
         of_images=of_images is not None,
         n_rows=n_rows,
     )
-    likelihood = _with_scales_of(recipe.members, likelihood)
+    _check_scales(recipe.members, likelihood)
     if takes_new_rows:
         if decide:
             plan = replace(plan, epochs=_PASSES_OVER_NEW_ROWS)
@@ -353,17 +353,12 @@ def _default_members(
     return DEFAULT_MEMBERS
 
 
-def _with_scales_of(members: Sequence[Member], likelihood: Likelihood) -> Likelihood:
-    """The likelihood that all members share, of which some may have a scale for each row."""
-    if all(member.scale is None for member in members):
-        return likelihood
-    found = likelihood.per_member()
-    if found is None:
+def _check_scales(members: Sequence[Member], likelihood: Likelihood) -> None:
+    if any(member.scale for member in members) and likelihood.per_member() is None:
         raise ValueError(
             "a member with scale='per_row' needs a likelihood whose scale is learned, such as 'gaussian'; "
             f"received {likelihood!r}."
         )
-    return found
 
 
 def _can_be_whitened(likelihood: Likelihood) -> bool:

@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Array, Flags, Matrix, RandomStateLike
 from vae_anomaly.data.cache import CachedRows
-from vae_anomaly.data.lazy import LazyRows, has_gaps
+from vae_anomaly.data.lazy import LazyRows, has_gaps, representative
 from vae_anomaly.data.patches import Patches
 from vae_anomaly.data.preparation import Preparation
 from vae_anomaly.data.scaling import scaled_zero
@@ -24,6 +24,7 @@ from vae_anomaly.engine.programs import architecture
 from vae_anomaly.ensemble.decisions import Decisions
 from vae_anomaly.ensemble.earlier import Earlier, check_continues
 from vae_anomaly.ensemble.recipe import Recipe
+from vae_anomaly.likelihoods import Likelihood
 from vae_anomaly.model.column_transform import fit_column_transform
 from vae_anomaly.model.cost import rows_at_once
 from vae_anomaly.model.states import ModelState, Specification
@@ -203,7 +204,7 @@ def make_job(
         )
     specification = Specification(
         network,
-        decisions.likelihood,
+        _likelihood_of_members(decisions, rows, earlier),
         n_features,
         decisions.latent_dim(n_features),
         marks_missing,
@@ -244,6 +245,19 @@ def make_job(
         # A table's columns may well have nothing in common.
         avoids_collapse=earlier is None and _is_of_pixels(decisions),
     )
+
+
+def _likelihood_of_members(decisions: Decisions, rows: Matrix, earlier: Earlier | None) -> Likelihood:
+    """The likelihood that the members share, in which some have a scale for each row, if a column can."""
+    likelihood = decisions.likelihood
+    found = likelihood.per_member() if any(m.scale for m in decisions.recipe.members) else None
+    if found is None:
+        return likelihood
+    if earlier is None:
+        shared = found.initial_shared_per_row(representative(rows))
+        return found if found.has_scale_per_row(shared) else likelihood
+    before = earlier.fitted.members[0].specification.likelihood
+    return found if before.architecture_key() == found.architecture_key() else likelihood
 
 
 def _is_of_pixels(decisions: Decisions) -> bool:
