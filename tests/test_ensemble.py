@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from vae_anomaly import ConvNetwork, DenseNetwork, VAEDetector
 from vae_anomaly.core.rows import usual_range
 from vae_anomaly.datasets import make_anomalies
-from vae_anomaly.engine.programs import architecture_of, has_scale_per_row, model_of
+from vae_anomaly.engine.programs import architecture_of, model_of
 from vae_anomaly.ensemble.averaging import average, weights_by_row, weights_for
 from vae_anomaly.ensemble.decisions import decide
 from vae_anomaly.ensemble.recipe import (
@@ -182,7 +182,10 @@ def test_each_member_keeps_the_scale_that_it_was_given(table):
     assert detector.members_[0].specification.likelihood.scale == "per_member"
     again = clone(detector).set_params(warm_start=True).fit(X).fit(X)
     for fitted in (detector, again):
-        assert [has_scale_per_row(state) for state in fitted.members_] == [False, True, True]
+        assert [state.has_scale_per_row for state in fitted.members_] == [False, True, True]
+        for state in fitted.members_:
+            is_per_row = model_of(state).shared.numpy()[1] > 0
+            np.testing.assert_array_equal(is_per_row, [state.has_scale_per_row] * X.shape[1])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,7 @@ def test_columns_of_mixed_tables_may_have_a_scale_per_row():
     detector = fit(X, members=[Member(), Member(scale="per_row")])
     is_per_row = [model_of(state).shared.numpy()[1] > 0 for state in detector.members_]
     np.testing.assert_array_equal(is_per_row, [[0, 0, 0], [1, 1, 0]])
-    assert [has_scale_per_row(state) for state in detector.members_] == [False, True]
+    assert [state.has_scale_per_row for state in detector.members_] == [False, True]
     assert np.isfinite(detector.score_samples(X)).all()
 
 

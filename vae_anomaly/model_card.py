@@ -23,7 +23,6 @@ from vae_anomaly.core.types import Detector, Json, Values
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.scaling import units_of_columns
 from vae_anomaly.data.tables import Table
-from vae_anomaly.engine.programs import has_scale_per_row
 from vae_anomaly.model.states import ModelState
 from vae_anomaly.objectives import Objective
 from vae_anomaly.posteriors import Gaussian
@@ -138,7 +137,8 @@ def summary(detector: Detector) -> dict[str, Values]:
             "members_that_pool_pixels": int(detector._fitted.is_pooled.sum()) or None,
             "members_that_transform_columns": sum(map(_transforms, detector.members_)),
             "members_that_whiten_columns": sum(state.is_whitened for state in detector.members_) or None,
-            "members_with_a_scale_per_row": sum(map(has_scale_per_row, detector.members_)) or None,
+            "members_with_a_scale_per_row": sum(state.has_scale_per_row for state in detector.members_)
+            or None,
             "weights_of_a_member": int(state.trainable.size),
             "latent_dim": int(detector.latent_dim_),
             "likelihood": _shorten(likelihood) if detector.table_ is None else likelihood.name,

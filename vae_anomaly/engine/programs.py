@@ -35,7 +35,6 @@ __all__ = [
     "Architecture",
     "architecture",
     "architecture_of",
-    "has_scale_per_row",
     "model_of",
     "on_device",
     "with_column_transform",
@@ -270,15 +269,6 @@ def without_column_transform(state: ModelState) -> tuple[ModelState, Rows | None
     numbers = non_trainable.pop(its_architecture._position(its_architecture.template.column_transform))
     specification = state.specification.of_columns_as_they_are()
     return ModelState(specification, state.trainable, tuple(non_trainable)), numbers
-
-
-def has_scale_per_row(state: ModelState) -> bool:
-    """Whether the decoder of a trained model computes a scale for each row."""
-    its_architecture = architecture_of(state)
-    template = its_architecture.template
-    values = zip(template.trainable_variables, its_architecture.arrays(state), strict=False)
-    shared = next((value for variable, value in values if variable is template.shared), None)
-    return bool(template.has_scale_per_row(shared))
 
 
 def _check_eager() -> None:

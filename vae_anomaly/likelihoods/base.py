@@ -130,7 +130,10 @@ class Likelihood(Spec):
         return self.initial_shared(rows)
 
     def has_scale_per_row(self, shared: npt.NDArray[np.floating]) -> bool:
-        """Whether the decoder of a model with these shared parameters computes a scale for each row."""
+        """Whether the decoder of a model with these shared parameters computes a scale for each row.
+
+        They may be multiples of what they are in the model.
+        """
         return False
 
     # -- the distribution ---------------------------------------------------------------------------

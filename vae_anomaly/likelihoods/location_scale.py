@@ -96,7 +96,7 @@ class LocationScale(Likelihood):
         return shared
 
     def has_scale_per_row(self, shared: npt.NDArray[np.floating]) -> bool:
-        return self.scale == "per_row" or (self.scale == "per_member" and bool((shared[1] > 0.5).any()))
+        return self.scale == "per_row" or (self.scale == "per_member" and bool((shared[1] > 0).any()))
 
     def initial_shared(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Scales start at about 1, those of constant features near the smallest, which they end at."""

@@ -88,5 +88,13 @@ class ModelState:
         numbers = self.column_transform
         return numbers is not None and is_whitening(numbers)
 
+    @property
+    def has_scale_per_row(self) -> bool:
+        """Whether the decoder computes a scale for each row."""
+        likelihood, n_features = self.specification.likelihood, self.specification.n_features
+        # The weights that belong to no layer come first.
+        shared = self.trainable[: likelihood.n_shared * n_features].reshape(likelihood.n_shared, n_features)
+        return likelihood.has_scale_per_row(shared)
+
     def __repr__(self) -> str:
         return f"ModelState({self.specification}, {self.trainable.size} weights)"

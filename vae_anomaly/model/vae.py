@@ -260,11 +260,6 @@ class VAE(keras.Model):  # type: ignore[misc]
         shared = likelihood.initial_shared_per_row(rows) if scale_per_row else likelihood.initial_shared(rows)
         return np.asarray(shared / np.float32(_SHARED_STRIDE))
 
-    def has_scale_per_row(self, shared: Rows | None) -> bool:
-        """Whether the decoder computes scales for each row, with these values of what all rows share."""
-        shared = np.zeros((0, self.n_features), np.float32) if shared is None else shared
-        return bool(self.likelihood.has_scale_per_row(_SHARED_STRIDE * shared))
-
     def reach(self) -> Reach | None:
         """What x the decoder's last activation lets it expect, or None if it sets no limits."""
         last = last_activation(self.decoder)
