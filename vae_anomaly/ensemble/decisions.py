@@ -42,6 +42,8 @@ _ROWS_IN_MEMORY = 500_000
 
 # Pixels of the shorter side of images that are seen whole, and of patches of larger ones.
 _LARGEST_WHOLE, _SIDE_OF_PATCHES = 32, 8
+# Of fewer rows, scales for each are too large where there are few like it (`benchmarks/synthetic.py`).
+_FEWEST_ROWS_FOR_SCALES = 400
 # More passes forget more of earlier rows, fewer learn less of new ones (`benchmarks/streams.py`).
 _PASSES_OVER_NEW_ROWS = 5
 # On one class of MNIST digits found better than 256-64 and convolutions, in a sixth of the latter's time.
@@ -168,7 +170,13 @@ def decide(
         parameters["validation_fraction"],
         parameters["early_stopping"],
         default_members=_default_members(
-            network, likelihood, of_whole_images, patches, decide, is_wide and _can_be_whitened(likelihood)
+            network,
+            likelihood,
+            of_whole_images,
+            patches,
+            decide,
+            is_wide and _can_be_whitened(likelihood),
+            n_rows,
         ),
         decide=decide,
         of_images=of_images is not None,
@@ -334,6 +342,7 @@ def _default_members(
     patches: Patches | None,
     decide: bool,
     whitens: bool,
+    n_rows: int,
 ) -> Sequence[Member]:
     """What ``members="auto"`` means."""
     if patches is not None:
@@ -348,7 +357,7 @@ def _default_members(
         return MIXED_MEMBERS
     if whitens:
         return WIDE_MEMBERS
-    if likelihood.per_member() is None:
+    if likelihood.per_member() is None or n_rows < _FEWEST_ROWS_FOR_SCALES:
         return [clone(member).set_params(scale=None) for member in DEFAULT_MEMBERS]
     return DEFAULT_MEMBERS
 

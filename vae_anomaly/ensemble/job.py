@@ -249,15 +249,16 @@ def make_job(
 
 def _likelihood_of_members(decisions: Decisions, rows: Matrix, earlier: Earlier | None) -> Likelihood:
     """The likelihood that the members share, in which some have a scale for each row, if a column can."""
-    likelihood = decisions.likelihood
-    found = likelihood.per_member() if any(m.scale for m in decisions.recipe.members) else None
+    likelihood, found = decisions.likelihood, decisions.likelihood.per_member()
     if found is None:
         return likelihood
-    if earlier is None:
-        shared = found.initial_shared_per_row(representative(rows))
-        return found if found.has_scale_per_row(shared) else likelihood
-    before = earlier.fitted.members[0].specification.likelihood
-    return found if before.architecture_key() == found.architecture_key() else likelihood
+    if earlier is not None:
+        before = earlier.fitted.members[0].specification.likelihood
+        return found if before.architecture_key() == found.architecture_key() else likelihood
+    if all(member.scale is None for member in decisions.recipe.members):
+        return likelihood
+    shared = found.initial_shared_per_row(representative(rows))
+    return found if found.has_scale_per_row(shared) else likelihood
 
 
 def _is_of_pixels(decisions: Decisions) -> bool:

@@ -67,7 +67,7 @@ class Member(BaseEstimator):  # type: ignore[misc]
         one that varies much (a heteroscedastic model); but it may make the scale large where it does not
         know better. Columns of at most ten values, which have levels and no noise, and those with gross
         errors, beyond 100 in the units of the scaled data, keep one scale. One half of the default members
-        have it.
+        have it, on 400 rows or more.
 
     Examples
     --------
