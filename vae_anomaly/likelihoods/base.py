@@ -81,10 +81,13 @@ class Likelihood(Spec):
         outputs : tensor of shape (..., n_outputs), the parameters of a feature next to each other
         shared : ``n_shared`` tensors of shape (n_features,)
         """
+        if self.n_params == 1:
+            return (outputs, *shared)
         leading = keras.ops.shape(outputs)[:-1]
         n_features = outputs.shape[-1] // self.n_params
         outputs = keras.ops.reshape(outputs, (*leading, n_features, self.n_params))
-        return (*(outputs[..., position] for position in range(self.n_params)), *shared)
+        # Several slices have several gradients, each of the size of the outputs.
+        return (*keras.ops.unstack(outputs, axis=-1), *shared)
 
     def n_inputs(self, n_features: int) -> int:
         """How many numbers the encoder sees of a row."""

@@ -296,7 +296,10 @@ class VAE(keras.Model):  # type: ignore[misc]
         return keras.ops.convert_to_tensor(self.column_transform)
 
     def _shared(self) -> list[Tensor]:
-        return [_SHARED_STRIDE * self.shared[position] for position in range(self.likelihood.n_shared)]
+        if not self.likelihood.n_shared:
+            return []
+        shared: list[Tensor] = keras.ops.unstack(_SHARED_STRIDE * self.shared, axis=0)
+        return shared
 
     def infer(self, x: Tensor, noise: Tensor, training: bool = False) -> Inference:
         """Encode rows, draw z with the given noise, decode.
