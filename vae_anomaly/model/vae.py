@@ -298,7 +298,8 @@ class VAE(keras.Model):  # type: ignore[misc]
     def _shared(self) -> list[Tensor]:
         if not self.likelihood.n_shared:
             return []
-        shared: list[Tensor] = keras.ops.unstack(_SHARED_STRIDE * self.shared, axis=0)
+        together = _SHARED_STRIDE * keras.ops.convert_to_tensor(self.shared)
+        shared: list[Tensor] = keras.ops.unstack(together, axis=0)
         return shared
 
     def infer(self, x: Tensor, noise: Tensor, training: bool = False) -> Inference:
