@@ -286,6 +286,13 @@ def test_only_a_scale_that_is_learned_may_be_one_per_member(name: str) -> None:
     for scale in ("per_row", "per_member"):
         assert make(scale).per_member().scale == scale
     assert make(0.5).per_member() is None
+
+    class OwnDensity(make):
+        def log_prob(self, x, parameters):
+            location, raw_scale = parameters
+            return super().log_prob(x, (location, raw_scale))
+
+    assert OwnDensity().per_member() is None
     assert all(UNIT_INTERVAL[name]().per_member() is None for name in UNIT_INTERVAL)
 
 

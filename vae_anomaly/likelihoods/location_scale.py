@@ -83,7 +83,11 @@ class LocationScale(Likelihood):
     def per_member(self) -> Self | None:
         if self.scale in ("per_row", "per_member"):
             return self
-        return clone(self).set_params(scale="per_member") if self.scale == "per_feature" else None
+        # A density of one's own takes the parameters apart, and knows the others alone.
+        takes_apart = type(self).log_prob is not LocationScale.log_prob
+        if self.scale != "per_feature" or takes_apart:
+            return None
+        return clone(self).set_params(scale="per_member")
 
     def initial_shared_per_row(self, rows: Rows) -> npt.NDArray[np.float32]:
         """The same of a member with a scale for each row, but in columns of few values or gross errors."""
