@@ -87,7 +87,8 @@ class LocationScale(Likelihood):
         takes_apart = type(self).log_prob is not LocationScale.log_prob
         if self.scale != "per_feature" or takes_apart:
             return None
-        return clone(self).set_params(scale="per_member")
+        found: Self = clone(self).set_params(scale="per_member")
+        return found
 
     def initial_shared_per_row(self, rows: Rows) -> npt.NDArray[np.float32]:
         """The same of a member with a scale for each row, but in columns of few values or gross errors."""
@@ -95,7 +96,7 @@ class LocationScale(Likelihood):
         if self.scale == "per_member":
             in_order = np.sort(rows[evenly_spaced(len(rows), _ROWS_TO_COUNT_VALUES)], axis=0)
             n_values = 1 + np.count_nonzero(in_order[1:] > in_order[:-1], axis=0)
-            farthest = np.fmax.reduce(np.abs(rows), axis=0, initial=0)
+            farthest = np.fmax(np.fmax.reduce(rows, axis=0), -np.fmin.reduce(rows, axis=0))
             shared[1] = (n_values > _FEW_VALUES) & (farthest < _GROSS_ERROR)
         return shared
 
