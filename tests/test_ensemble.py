@@ -188,28 +188,6 @@ def test_each_member_keeps_the_scale_that_it_was_given(table):
             np.testing.assert_array_equal(is_per_row, [state.has_scale_per_row] * X.shape[1])
 
 
-@pytest.mark.parametrize(
-    ("likelihood", "n_per_row"),
-    [("auto", 4), ("laplace", 4), (Gaussian("per_row"), 4), (Gaussian(0.5), 0), ("bernoulli", 0)],
-    ids=str,
-)
-def test_one_half_of_the_default_members_have_a_scale_per_row_where_one_is_learned(likelihood, n_per_row):
-    parameters = VAEDetector(likelihood=likelihood).get_params(deep=False)
-    for n_rows, expected in ((400, n_per_row), (399, 0)):
-        members = decide(parameters, None, None, n_rows=n_rows).recipe.members
-        assert len(members) == len(DEFAULT_MEMBERS) == 8
-        assert sum(member.scale == "per_row" for member in members) == expected
-
-
-def test_a_few_new_rows_go_on_with_the_scales_of_many(table):
-    X = np.concatenate([table[0]] * 2)[:450]
-    detector = VAEDetector(DenseNetwork((8,)), latent_dim=2, patience=1, random_state=0).fit(X)
-    before = [state.has_scale_per_row for state in detector.members_]
-    assert sum(before) == 4
-    detector.partial_fit(X[:40])
-    assert [state.has_scale_per_row for state in detector.members_] == before
-
-
 def test_a_table_of_levels_has_models_of_one_scale():
     X = np.random.RandomState(0).randint(0, 4, size=(120, 5)).astype(float)
     found = fit(X, members=[Member(scale="per_row"), Member()])

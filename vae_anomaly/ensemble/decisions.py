@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sklearn.base import clone
-
 from vae_anomaly import likelihoods, networks, objectives, posteriors, priors, scoring, thresholds
 from vae_anomaly.core.types import Shape, ThresholdRule
 from vae_anomaly.data.patches import Patches
@@ -42,8 +40,6 @@ _ROWS_IN_MEMORY = 500_000
 
 # Pixels of the shorter side of images that are seen whole, and of patches of larger ones.
 _LARGEST_WHOLE, _SIDE_OF_PATCHES = 32, 8
-# Of fewer rows, scales for each are too large where there are few like it (`benchmarks/synthetic.py`).
-_FEWEST_ROWS_FOR_SCALES = 400
 # More passes forget more of earlier rows, fewer learn less of new ones (`benchmarks/streams.py`).
 _PASSES_OVER_NEW_ROWS = 5
 # On one class of MNIST digits found better than 256-64 and convolutions, in a sixth of the latter's time.
@@ -170,13 +166,7 @@ def decide(
         parameters["validation_fraction"],
         parameters["early_stopping"],
         default_members=_default_members(
-            network,
-            likelihood,
-            of_whole_images,
-            patches,
-            decide,
-            is_wide and _can_be_whitened(likelihood),
-            n_rows,
+            network, likelihood, of_whole_images, patches, decide, is_wide and _can_be_whitened(likelihood)
         ),
         decide=decide,
         of_images=of_images is not None,
@@ -342,7 +332,6 @@ def _default_members(
     patches: Patches | None,
     decide: bool,
     whitens: bool,
-    n_rows: int,
 ) -> Sequence[Member]:
     """What ``members="auto"`` means."""
     if patches is not None:
@@ -355,11 +344,7 @@ def _default_members(
         return SIGNAL_MEMBERS
     if isinstance(likelihood, likelihoods.Mixed):
         return MIXED_MEMBERS
-    if whitens:
-        return WIDE_MEMBERS
-    if likelihood.per_member() is None or n_rows < _FEWEST_ROWS_FOR_SCALES:
-        return [clone(member).set_params(scale=None) for member in DEFAULT_MEMBERS]
-    return DEFAULT_MEMBERS
+    return WIDE_MEMBERS if whitens else DEFAULT_MEMBERS
 
 
 def _check_scales(members: Sequence[Member], likelihood: Likelihood) -> None:

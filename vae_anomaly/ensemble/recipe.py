@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import ClassVar, NamedTuple
@@ -65,9 +64,8 @@ class Member(BaseEstimator):  # type: ignore[misc]
         likelihood learns one for all rows (``scale="per_feature"``, the default of "gaussian", "laplace" and
         "student_t"). To such a model, a deviation counts more in a row of a kind that hardly varies than in
         one that varies much (a heteroscedastic model); but it may make the scale large where it does not
-        know better. Columns of at most ten values, which have levels and no noise, and those with gross
-        errors, beyond 100 in the units of the scaled data, keep one scale. One half of the default members
-        have it, on 400 rows or more.
+        know better, above all with few rows. Columns of at most ten values, which have levels and no noise,
+        and those with gross errors, beyond 100 in the units of the scaled data, keep one scale.
 
     Examples
     --------
@@ -98,29 +96,20 @@ class Member(BaseEstimator):  # type: ignore[misc]
         self.scale = scale
 
 
-def _as_they_are_and_transformed(
-    *kinds: tuple[float, float], with_scale_per_row: Sequence[int] = ()
-) -> tuple[Member, ...]:
-    """Members of these trimmed fractions and beta factors: with the columns as they are, then transformed.
-
-    Those at the positions ``with_scale_per_row`` have a scale for each row.
-    """
-    transformed = itertools.product((None, "yeo-johnson"), kinds)
+def _as_they_are_and_transformed(*kinds: tuple[float, float]) -> tuple[Member, ...]:
+    """Members of these trimmed fractions and beta factors: with the columns as they are, then transformed."""
     return tuple(
-        Member(*kind, column_transform, scale="per_row" if position in with_scale_per_row else None)
-        for position, (column_transform, kind) in enumerate(transformed)
+        Member(trimmed_fraction, beta_factor, column_transform)
+        for column_transform in (None, "yeo-johnson")
+        for trimmed_fraction, beta_factor in kinds
     )
 
 
 #: What ``members="auto"`` means for tables of numbers. On clean training rows the members with a small beta
-#: are better, on contaminated ones the trimmed; skewed columns want a transform, others none. Where noise
-#: differs from row to row, those with a scale for each row are better; the others are not misled by scales
-#: that are large for lack of rows. Their mean is good on all (`benchmarks/results/trials.md`). The trimmed
-#: leave out more rows than are likely to be anomalies: a tight cluster of those, which is easily learned,
-#: must not be among what is kept.
-DEFAULT_MEMBERS = _as_they_are_and_transformed(
-    (0.0, 0.3), (0.3, 1.0), (0.0, 0.1), (0.4, 1.0), with_scale_per_row=(0, 2, 4, 5)
-)
+#: are better, on contaminated ones the trimmed; skewed columns want a transform, others none. Their mean is
+#: good on all (`benchmarks/results/trials.md`). The trimmed leave out more rows than are likely to be
+#: anomalies: a tight cluster of those, which is easily learned, must not be among what is kept.
+DEFAULT_MEMBERS = _as_they_are_and_transformed((0.0, 0.3), (0.3, 1.0), (0.0, 0.1), (0.4, 1.0))
 
 #: The same for mixed tables, on which members that trim more found less (`benchmarks/results/trials.md`).
 MIXED_MEMBERS = _as_they_are_and_transformed((0.0, 0.3), (0.1, 1.0), (0.0, 0.1), (0.2, 1.0))
