@@ -993,7 +993,7 @@ while outcomes["killed"] < int(sys.argv[2]):
     child.kill()  # nothing, if it has ended by itself
     child.join()
     if child.exitcode != -signal.SIGKILL:
-        assert child.exitcode == 0  # it was faster
+        assert child.exitcode == 0, (child.exitcode, outcomes)  # it was faster
         continue
     outcomes["killed"] += 1
     outcomes["killed again"] += again
