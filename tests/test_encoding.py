@@ -162,13 +162,13 @@ VALUES = [
 
 @pytest.mark.parametrize("name", sorted(vocabulary.ARROW_DTYPES))
 def test_the_dtypes_of_pyarrow_s_columns_come_back(name, path):
-    pa = pytest.importorskip("pyarrow")
+    pa = pytest.importorskip("pyarrow", exc_type=ImportError)
     dtype = pd.ArrowDtype(pa.type_for_alias(name))
     assert through_a_file(dtype, path) == dtype
 
 
 def test_a_column_of_pyarrow_that_cannot_be_read_says_what_to_install(path, monkeypatch):
-    pa = pytest.importorskip("pyarrow")
+    pa = pytest.importorskip("pyarrow", exc_type=ImportError)
     write(path, *encode_estimator(Holder(pd.ArrowDtype(pa.float64()))))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ModelFileError, match="pip install pyarrow"):

@@ -115,23 +115,27 @@ def test_texts_of_several_forms_are_what_the_clock_showed_at_each():
     pd.testing.assert_frame_equal(found, fitted.transform(pd.DataFrame({"when": times})))
 
 
+def of_pyarrow(when, dtype):
+    pytest.importorskip("pyarrow", exc_type=ImportError)
+    return when.astype(f"{dtype}[pyarrow]")
+
+
 @pytest.mark.parametrize(
     "form",
     [
-        lambda when: when.tz_localize("Asia/Tokyo").astype("timestamp[us, tz=Asia/Tokyo][pyarrow]"),
-        lambda when: when.astype("timestamp[us][pyarrow]"),
+        lambda when: of_pyarrow(when.tz_localize("Asia/Tokyo"), "timestamp[us, tz=Asia/Tokyo]"),
+        lambda when: of_pyarrow(when, "timestamp[us]"),
         lambda when: pd.Series(list(when.to_numpy()), dtype=object),
         lambda when: pd.Series([when[0].to_pydatetime(), *map(str, when[1:])], dtype=object),
     ],
     ids=["pyarrow, of a zone", "pyarrow", "numpy's", "objects and texts"],
 )
 def test_every_library_s_dates_give_the_same_numbers(form):
-    pytest.importorskip("pyarrow")
     pd.testing.assert_frame_equal(features(form(WHEN)), features(WHEN))
 
 
-def test_days_durations_and_times_of_the_day_may_be_those_of_pyarrow_and_numpy():
-    pa = pytest.importorskip("pyarrow")
+def test_days_durations_and_times_of_the_day_may_be_those_of_pyarrow():
+    pa = pytest.importorskip("pyarrow", exc_type=ImportError)
     forms = {
         "date32[pyarrow]": [datetime.date(2023, 1, 1 + i) for i in range(30)],
         "time64[us][pyarrow]": [datetime.time(i % 24, 30, 15) for i in range(30)],
@@ -140,6 +144,9 @@ def test_days_durations_and_times_of_the_day_may_be_those_of_pyarrow_and_numpy()
     for dtype, values in forms.items():
         column = pd.Series(pa.array(values), dtype=dtype)
         pd.testing.assert_frame_equal(features(column), features(values))
+
+
+def test_durations_may_be_numpy_s_objects():
     durations = pd.Series([np.timedelta64(36, "h"), np.timedelta64(12, "h")], dtype=object)
     assert features(durations)["when_days"].tolist() == [1.5, 0.5]
 
