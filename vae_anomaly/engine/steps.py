@@ -7,6 +7,7 @@ block holds.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ _ADAM = Adam()
 _PHILOX, _PHILOX_NUMBERS = 1, 4
 # Where the second stream of random numbers begins, for the same seed.
 _SECOND_STREAM = 2**63
+# After eight calls, Python 3.11 replaces a function's instructions by ones for what it has met.
+_CALLS_UNTIL_SPECIALIZED = 16
 # Large enough to hide the call, small enough for the cache.
 _BLOCK_NUMBERS = 2**20
 _BLOCK_STEPS = 64
@@ -212,6 +215,23 @@ def train_block(
     )
     figures = BlockFigures(*(values.numpy()[:n_steps].astype(float) for values in (terms, held_out_terms)))
     return state, figures, best
+
+
+@functools.cache
+def call_once() -> None:
+    """Call the operations that `train_block` prepares a block by, before several threads do so at once.
+
+    Once in a process. On Python 3.11 and a busy machine, the first calls of these operations have ended the
+    process while another thread traced a program (SIGSEGV in `typing`'s instance checks, which TensorFlow's
+    dispatch asks): 6 of 62 first fits, and none of the 46 that began so.
+    """
+    for _ in range(_CALLS_UNTIL_SPECIALIZED):
+        noise = _numbers_of_steps(tf.raw_ops.StatelessRandomNormalV2, 0, 0, 0, 1, (1, 3))
+        uniform = _numbers_of_steps(tf.raw_ops.StatelessRandomUniformV2, 0, _SECOND_STREAM, 0, 1, (1, 3))
+        tf.convert_to_tensor(np.zeros((1, 3), dtype=np.float32))
+        tf.constant(1)
+        for numbers in (noise, uniform):
+            tf.pad(numbers, [[0, 1], [0, 0], [0, 0]])
 
 
 def _numbers_of_steps(

@@ -16,7 +16,7 @@ from vae_anomaly.core.rows import Rows
 from vae_anomaly.core.types import Callback, Floats, Matrix
 from vae_anomaly.data.lazy import representative, subset
 from vae_anomaly.data.patches import Patches
-from vae_anomaly.engine import programs
+from vae_anomaly.engine import programs, steps
 from vae_anomaly.engine.devices import device_of
 from vae_anomaly.ensemble.job import Job, ProgressStore, split_positions
 from vae_anomaly.model.column_transform import (
@@ -155,6 +155,7 @@ def _train_here(
             return _one_by_one(train_one, n_members, interruption)
         # Built before the threads start: Keras' settings and custom objects are the calling thread's.
         programs.architecture(job.specification)
+        steps.call_once()
         return _in_threads(train_one, n_members, n_threads, interruption)
     finally:
         if store is not None:
