@@ -15,19 +15,19 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from vae_anomaly.core.rows import Rows
+from vae_anomaly.core.spec import state_of
 from vae_anomaly.core.types import Array, Callback, Constraints, Matrix, RandomStateLike, Values
 from vae_anomaly.core.versions import versions
 from vae_anomaly.data.lazy import blocks
 from vae_anomaly.engine.steps import TrainingState
 from vae_anomaly.ensemble.job import Job
-from vae_anomaly.ensemble.recipe import Member
 from vae_anomaly.files import state_file
 from vae_anomaly.files.archive import ModelFileError, path_of
 from vae_anomaly.files.kinds import CHECKPOINT
@@ -155,7 +155,7 @@ class CheckpointFile:
             for name, value in {
                 **{name: getattr(job.plan, name) for name in PARAMETERS},
                 "learning_rate_schedule": replace(job.plan, learning_rate=1.0).rates(_PROGRESS).tolist(),
-                "members": tuple(map(_differences, job.recipe.members)),
+                "members": tuple(tuple(state_of(member)[0].items()) for member in job.recipe.members),
                 "validation_fraction": job.recipe.validation_fraction,
                 "early_stopping": job.recipe.early_stopping,
                 "network": job.specification.network.architecture_key(),
@@ -284,12 +284,6 @@ def _to_progress(stored: Values, specification: Specification) -> Progress:
     state = TrainingState(weights, first_moment, second_moment, stored["non_trainable"])
     others = {name: stored[name] for name in ("n_epochs", "history", "largest", "rate_factor")}
     return Progress(training=state, best=best, **others)
-
-
-def _differences(member: Member) -> tuple[tuple[str, Any], ...]:
-    """Which parameters of a member are not the default, and what they are."""
-    usual = Member().get_params()
-    return tuple((name, value) for name, value in member.get_params().items() if value != usual[name])
 
 
 def _describe(value: object) -> str:

@@ -42,13 +42,11 @@ class Spec(BaseEstimator):  # type: ignore[misc]
 
     def _lacks(self, method: str) -> NotImplementedError:
         """The error of a method that each class of its kind needs and this one does not have."""
+        base = next(cls for cls in type(self).__mro__ if method in vars(cls))
         return NotImplementedError(
             f"{type(self).__name__} has no method {method}, which this needs: write it, as the base class "
-            f"{self._base_of(method).__qualname__} describes it."
+            f"{base.__qualname__} describes it."
         )
-
-    def _base_of(self, method: str) -> type[Any]:
-        return next(cls for cls in type(self).__mro__ if method in vars(cls))
 
 
 def register(cls: Any, named: dict[str, Any]) -> None:

@@ -47,9 +47,9 @@ class LocationScale(Likelihood):
         "per_feature" learns one scale for each feature together with the model; "per_row" lets the
         decoder compute one for each row and feature (a heteroscedastic model: flexible, but it can
         hide anomalies in rows whose scale it makes large); "per_member" is one of these two in each
-        member of an ensemble, as its ``Member(scale=...)`` says, and "per_feature" if that says nothing, in
-        columns of at most ten values and in those with values beyond 100; a float fixes it, in the units of
-        the scaled data.
+        member of an ensemble, as its ``Member(scale=...)`` says: "per_feature" if that says nothing, and in
+        columns of at most ten values or with values beyond 100; a float fixes it, in the units of the
+        scaled data.
     minimum_scale : float, default=0.1
         The smallest scale s_min that can be learned, in the units of the scaled data. With a much
         smaller one, a feature that is constant in most training rows makes any other value drown all
